@@ -1,0 +1,172 @@
+"""lightning-peft: parameter-efficient fine-tuning for PyTorch Lightning.
+
+Everything public is reachable from here, and nothing is imported before it is asked for: the name
+of this package costs neither torch nor lightning nor timm.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from lightning_peft.backbones._register import register_when_timm_is_imported
+
+if TYPE_CHECKING:
+    from lightning_peft.adaptation import Adaptation, adapt, find_adaptation
+    from lightning_peft.adapter_file import load_adapter
+    from lightning_peft.callbacks.efficiency import EfficiencyMonitor
+    from lightning_peft.callbacks.finite import FiniteLoss
+    from lightning_peft.callbacks.freeze import BackboneFreeze, Stage
+    from lightning_peft.callbacks.peft import PEFT
+    from lightning_peft.callbacks.schedule import (
+        WarmupConstant,
+        WarmupCosine,
+        WarmupLinear,
+        WarmupStableDecay,
+    )
+    from lightning_peft.data.augment import Augment
+    from lightning_peft.data.digits import DigitsDataModule
+    from lightning_peft.data.folder import ImageFolderDataModule
+    from lightning_peft.errors import (
+        AdapterFileError,
+        BackboneMismatchError,
+        CheckpointError,
+        DataError,
+        MethodError,
+        MissingExtraError,
+        PEFTError,
+        ScheduleError,
+        TargetError,
+    )
+    from lightning_peft.methods import (
+        HF,
+        IA3,
+        BitFit,
+        DoRA,
+        Full,
+        LastBlocks,
+        LinearProbe,
+        LoRA,
+        Method,
+        Norm,
+        Union,
+        create_method,
+        list_methods,
+        register_method,
+    )
+    from lightning_peft.mixin import PEFTMixin, load_from_checkpoint
+    from lightning_peft.modules.image import ImageClassifier
+    from lightning_peft.param_groups import parameter_groups
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "lightning_peft.adaptation": ("Adaptation", "adapt", "find_adaptation"),
+    "lightning_peft.adapter_file": ("load_adapter",),
+    "lightning_peft.callbacks.efficiency": ("EfficiencyMonitor",),
+    "lightning_peft.callbacks.finite": ("FiniteLoss",),
+    "lightning_peft.callbacks.freeze": ("BackboneFreeze", "Stage"),
+    "lightning_peft.callbacks.peft": ("PEFT",),
+    "lightning_peft.callbacks.schedule": (
+        "WarmupConstant",
+        "WarmupCosine",
+        "WarmupLinear",
+        "WarmupStableDecay",
+    ),
+    "lightning_peft.data.augment": ("Augment",),
+    "lightning_peft.data.digits": ("DigitsDataModule",),
+    "lightning_peft.data.folder": ("ImageFolderDataModule",),
+    "lightning_peft.errors": (
+        "AdapterFileError",
+        "BackboneMismatchError",
+        "CheckpointError",
+        "DataError",
+        "MethodError",
+        "MissingExtraError",
+        "PEFTError",
+        "ScheduleError",
+        "TargetError",
+    ),
+    "lightning_peft.methods": (
+        "HF",
+        "IA3",
+        "BitFit",
+        "DoRA",
+        "Full",
+        "LastBlocks",
+        "LinearProbe",
+        "LoRA",
+        "Method",
+        "Norm",
+        "Union",
+        "create_method",
+        "list_methods",
+        "register_method",
+    ),
+    "lightning_peft.mixin": ("PEFTMixin", "load_from_checkpoint"),
+    "lightning_peft.modules.image": ("ImageClassifier",),
+    "lightning_peft.param_groups": ("parameter_groups",),
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "HF",
+    "IA3",
+    "PEFT",
+    "Adaptation",
+    "AdapterFileError",
+    "Augment",
+    "BackboneFreeze",
+    "BackboneMismatchError",
+    "BitFit",
+    "CheckpointError",
+    "DataError",
+    "DigitsDataModule",
+    "DoRA",
+    "EfficiencyMonitor",
+    "FiniteLoss",
+    "Full",
+    "ImageClassifier",
+    "ImageFolderDataModule",
+    "LastBlocks",
+    "LinearProbe",
+    "LoRA",
+    "Method",
+    "MethodError",
+    "MissingExtraError",
+    "Norm",
+    "PEFTError",
+    "PEFTMixin",
+    "ScheduleError",
+    "Stage",
+    "TargetError",
+    "Union",
+    "WarmupConstant",
+    "WarmupCosine",
+    "WarmupLinear",
+    "WarmupStableDecay",
+    "adapt",
+    "create_method",
+    "find_adaptation",
+    "list_methods",
+    "load_adapter",
+    "load_from_checkpoint",
+    "parameter_groups",
+    "register_method",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module 'lightning_peft' has no attribute {name!r}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value  # the next access does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register_when_timm_is_imported()

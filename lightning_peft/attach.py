@@ -1,0 +1,160 @@
+"""Adaptation as a part of a LightningModule's life: injected, saved slim, loaded back.
+
+The callback and the mixin both do this and nothing else; they differ in who carries the settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from lightning_peft.adaptation import Adaptation, adapt, find_adaptation
+from lightning_peft.adapter_file import adapt_from_description
+from lightning_peft.checkpoint import CHECKPOINT_KEY, complete_checkpoint, slim_checkpoint
+from lightning_peft.errors import CheckpointError, MethodError
+from lightning_peft.lifecycle import after_configure_model, after_hook, backbone_of
+from lightning_peft.methods.base import Method
+from lightning_peft.rng import random_state, restore_random_state
+
+__all__ = ["Attachment", "attach", "attachment_of", "restore_adaptations"]
+
+_KEY = "lightning_peft"
+_ATTRIBUTE = "_lightning_peft_attachment"
+_RANDOM_STATE = "_lightning_peft_random_state"
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """How the backbone of a LightningModule is adapted; calling it on the module does it, once.
+
+    Attributes:
+        method: The method.
+        backbone: Attribute path of the backbone; ``None`` finds it.
+        head: As for :func:`adapt`.
+        also_train: As for :func:`adapt`.
+        batchnorm: As for :func:`adapt`.
+        dropout: As for :func:`adapt`.
+        strict_backbone: Whether a checkpoint of another backbone is an error.
+    """
+
+    method: Method
+    backbone: str | None = None
+    head: str | tuple[str, ...] | Literal[False] | None = None
+    also_train: tuple[str, ...] = ()
+    batchnorm: Literal["frozen", "train"] = "frozen"
+    dropout: Literal["train", "eval"] = "train"
+    strict_backbone: bool = True
+
+    def __call__(self, pl_module: nn.Module) -> None:
+        """Adapt the module's backbone, unless it is adapted so already.
+
+        Raises:
+            MethodError: If the backbone is adapted in another way, or as :func:`adapt` raises.
+            TargetError: If there is no backbone, or more than one and no word which.
+        """
+        path, backbone = backbone_of(pl_module, self.backbone)
+        standing = find_adaptation(backbone)
+        if standing is None:
+            adapt(
+                backbone,
+                self.method,
+                head=self.head,
+                also_train=self.also_train,
+                batchnorm=self.batchnorm,
+                dropout=self.dropout,
+            )
+        elif standing.method.to_config() != self.method.to_config():
+            raise MethodError(
+                f"the backbone '{path or type(pl_module).__name__}' is adapted with "
+                f"{standing.method} already: expected the same method again, got {self.method}. "
+                "Build the module anew, or give both methods as one list."
+            )
+
+
+def attach(pl_module: nn.Module, attachment: Attachment) -> None:
+    """Make the adaptation a part of this module's hooks.
+
+    Args:
+        pl_module: The LightningModule.
+        attachment: How its backbone is adapted; it replaces what was attached before.
+    """
+    pl_module.__dict__[_ATTRIBUTE] = attachment
+    after_configure_model(pl_module, _KEY, attachment)
+    after_hook(pl_module, "on_save_checkpoint", _KEY, _save)
+    after_hook(pl_module, "on_load_checkpoint", _KEY, _load)
+    after_hook(pl_module, "on_train_start", _KEY, _go_on)
+
+
+def attachment_of(pl_module: nn.Module) -> Attachment | None:
+    """Give what is attached to a module, if anything is."""
+    found = pl_module.__dict__.get(_ATTRIBUTE)
+    return found if isinstance(found, Attachment) else None
+
+
+def restore_adaptations(pl_module: nn.Module, checkpoint: dict[str, Any]) -> list[Adaptation]:
+    """Adapt a fresh module as a checkpoint says, so that its keys can be loaded.
+
+    Args:
+        pl_module: A LightningModule whose network is built and not adapted.
+        checkpoint: A checkpoint that lightning-peft made.
+
+    Returns:
+        The adaptations; the checkpoint's values are not loaded yet.
+
+    Raises:
+        CheckpointError: If the checkpoint does not say how it was adapted.
+    """
+    recorded = checkpoint.get(CHECKPOINT_KEY)
+    if recorded is None:
+        raise CheckpointError(
+            "expected a checkpoint that lightning-peft made, got one without the key "
+            f"'{CHECKPOINT_KEY}'. Load it with the module's own load_from_checkpoint."
+        )
+    made = []
+    for path, description in recorded["adaptations"].items():
+        _, backbone = backbone_of(pl_module, path) if path else ("", pl_module)
+        made.append(adapt_from_description(backbone, description, where="the checkpoint"))
+        method = made[-1].method
+        attach(
+            pl_module,
+            Attachment(
+                method,
+                backbone=path or None,
+                head=tuple(description["head"]) or False,
+                also_train=tuple(description["also_train"]),
+                batchnorm=description["batchnorm"],
+                dropout=description["dropout"],
+            ),
+        )
+    return made
+
+
+def names(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Give one name or several as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _save(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
+    slim_checkpoint(pl_module, checkpoint)
+    if "optimizer_states" in checkpoint and CHECKPOINT_KEY in checkpoint:  # a run can go on from it
+        checkpoint[CHECKPOINT_KEY]["random_state"] = random_state()
+
+
+def _load(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
+    attachment = attachment_of(pl_module)
+    strict = attachment is None or attachment.strict_backbone
+    complete_checkpoint(pl_module, checkpoint, strict_backbone=strict)
+    recorded = checkpoint.get(CHECKPOINT_KEY) or {}
+    pl_module.__dict__[_RANDOM_STATE] = recorded.get("random_state")
+
+
+def _go_on(pl_module: nn.Module) -> None:
+    """Put the random state back as late as can be: nothing may draw from it before the data."""
+    state = pl_module.__dict__.pop(_RANDOM_STATE, None)
+    trainer: Any = pl_module.trainer
+    # one state was written, by the first process: it must not become that of every process
+    if state is not None and trainer.ckpt_path is not None and trainer.world_size == 1:
+        restore_random_state(state)

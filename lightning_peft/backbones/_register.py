@@ -1,0 +1,71 @@
+"""Make ``glyph_vit`` known to timm without importing timm.
+
+timm takes seconds to import and many programs that use this package never need it, so
+``import lightning_peft`` must not pull it in. Yet ``timm.create_model("glyph_vit")`` has to work
+whichever of the two is imported first. Hence: register now if timm is there, else right after it
+has been imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+__all__ = ["register", "register_when_timm_is_imported"]
+
+
+def register() -> None:
+    """Register the shipped backbones in timm's model registry; imports timm."""
+    importlib.import_module("lightning_peft.backbones.glyph_vit")
+
+
+class _AfterTimm:
+    """An import hook that finds ``timm`` once, as the other finders would, and then steps aside."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != "timm":
+            return None
+        _remove_hook()  # first, so that the real search below does not come back here
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:  # not installed: the import statement reports it
+            _install_hook()
+            return None
+        # The loader belongs to this one spec. Its method is shadowed rather than the loader
+        # replaced, so that whatever looks at timm.__loader__ later sees an ordinary one.
+        loader = spec.loader
+        execute = loader.exec_module
+
+        def execute_then_register(module: ModuleType) -> None:
+            del loader.exec_module
+            try:
+                execute(module)
+            except BaseException:
+                _install_hook()  # the import failed: a later attempt must register all the same
+                raise
+            register()
+
+        loader.exec_module = execute_then_register  # type: ignore[method-assign]
+        return spec
+
+
+def _install_hook() -> None:
+    if not any(isinstance(finder, _AfterTimm) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterTimm())
+
+
+def _remove_hook() -> None:
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _AfterTimm)]
+
+
+def register_when_timm_is_imported() -> None:
+    """Register now if timm is imported already, else as soon as it is. Safe to call again."""
+    if "timm" in sys.modules:
+        register()
+    else:
+        _install_hook()

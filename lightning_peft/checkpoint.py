@@ -1,0 +1,172 @@
+"""Lightning checkpoints that hold what is trained, verified both ways when they are loaded."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_peft.adaptation import Adaptation
+from lightning_peft.adapter_file import FORMAT_VERSION, versions
+from lightning_peft.checks import key_problems
+from lightning_peft.errors import BackboneMismatchError, CheckpointError
+from lightning_peft.fingerprint import differences
+from lightning_peft.lifecycle import find_adaptations
+
+__all__ = ["CHECKPOINT_KEY", "complete_checkpoint", "slim_checkpoint"]
+
+CHECKPOINT_KEY = "lightning_peft"
+# weight averaging keeps the weights that are being trained beside the averaged ones
+_SECTIONS = ("state_dict", "current_model_state")
+_COMPILED = "_orig_mod."
+
+
+def slim_checkpoint(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
+    """Take the frozen part of every adapted backbone out of a checkpoint.
+
+    What stays is what each adaptation says is its state, and everything outside of the backbones.
+
+    Args:
+        pl_module: The LightningModule that is being saved.
+        checkpoint: Lightning's checkpoint; changed in place. The key ``lightning_peft`` is added:
+            the format's version, how each backbone was adapted, its fingerprint, and package
+            versions.
+    """
+    adaptations = find_adaptations(pl_module)
+    if not adaptations:
+        return
+    drop: set[str] = set()
+    for path, adaptation in adaptations.items():
+        keep = adaptation.state_names()
+        drop |= {_join(path, name) for name in adaptation.model.state_dict() if name not in keep}
+    for section in _SECTIONS:
+        if section in checkpoint:
+            state = checkpoint[section]
+            checkpoint[section] = {name: t for name, t in state.items() if name not in drop}
+    checkpoint[CHECKPOINT_KEY] = {
+        "format_version": FORMAT_VERSION,
+        "versions": versions(),
+        "adaptations": {_plain(path): a.describe() for path, a in adaptations.items()},
+    }
+
+
+def complete_checkpoint(
+    pl_module: nn.Module, checkpoint: dict[str, Any], *, strict_backbone: bool = True
+) -> None:
+    """Check a checkpoint against an adapted module, and put the frozen part back into it.
+
+    Frozen entries come from the module itself, so that Lightning's own strict loading finds every
+    key. A checkpoint from before lightning-peft was added has no adapter; it is taken as the
+    backbone's weights, and the adapter keeps its initial values.
+
+    Args:
+        pl_module: The adapted LightningModule.
+        checkpoint: A checkpoint that was just read; changed in place.
+        strict_backbone: Whether another backbone is an error (``True``) or a warning.
+
+    Raises:
+        CheckpointError: If it was made with another method, or keys are missing or unknown; all of
+            them are listed.
+        BackboneMismatchError: If the adapter was trained on another backbone.
+    """
+    adaptations = find_adaptations(pl_module)
+    recorded = checkpoint.get(CHECKPOINT_KEY)
+    if not adaptations or "state_dict" not in checkpoint:
+        return
+    if recorded is not None:
+        _check_recorded(adaptations, recorded, strict_backbone)
+    own = pl_module.state_dict()
+    by_plain = {_plain(name): name for name in own}
+    for section in _SECTIONS:
+        if section not in checkpoint:
+            continue
+        state = {
+            by_plain.get(_plain(name), name): tensor for name, tensor in checkpoint[section].items()
+        }
+        if recorded is None:
+            state = _renamed(state, adaptations)
+        checkpoint[section] = _filled(state, own, adaptations, fresh=recorded is None)
+
+
+def _check_recorded(
+    adaptations: Mapping[str, Adaptation], recorded: Mapping[str, Any], strict_backbone: bool
+) -> None:
+    number = recorded.get("format_version")
+    if not isinstance(number, int) or number > FORMAT_VERSION:
+        raise CheckpointError(
+            f"expected a checkpoint of format version {FORMAT_VERSION} or older, got {number!r}. "
+            "Update lightning-peft to read it."
+        )
+    now = {_plain(path): adaptation for path, adaptation in adaptations.items()}
+    problems, other = [], []
+    for path, description in recorded["adaptations"].items():
+        if path not in now:
+            problems.append(f"it adapts '{path}', the module adapts {sorted(now)}")
+            continue
+        method = now[path].method.to_config()
+        if method != description["method"]:
+            problems.append(f"'{path}' was adapted with {description['method']}, now with {method}")
+        found = differences(description["fingerprint"], now[path].fingerprint)
+        other += [f"'{path}': {phrase}" for phrase in found]
+    if problems:
+        raise CheckpointError(
+            "the checkpoint was made with another adaptation: "
+            + "; ".join(problems)
+            + ". Use the method that it was trained with."
+        )
+    if other:
+        message = (
+            "the checkpoint was trained on another backbone: " + "; ".join(other) + ". Build the "
+            "module with the same pretrained weights, or pass strict_backbone=False."
+        )
+        if strict_backbone:
+            raise BackboneMismatchError(message)
+        warnings.warn(message, stacklevel=2)
+
+
+def _renamed(
+    state: Mapping[str, Tensor], adaptations: Mapping[str, Adaptation]
+) -> dict[str, Tensor]:
+    """Give the entries of a checkpoint from before the adaptation the names that they have now."""
+    names = {
+        _join(path, before): _join(path, now)
+        for path, adaptation in adaptations.items()
+        for before, now in adaptation.base_names.items()
+    }
+    return {names.get(name, name): tensor for name, tensor in state.items()}
+
+
+def _filled(
+    state: dict[str, Tensor],
+    own: Mapping[str, Tensor],
+    adaptations: Mapping[str, Adaptation],
+    fresh: bool,
+) -> dict[str, Tensor]:
+    """Check the keys and add what may be absent: frozen entries, or a fresh adapter's."""
+    optional: set[str] = set()
+    for path, adaptation in adaptations.items():
+        trained = set(adaptation.trained_names())
+        adapter = set(adaptation.adapter_names())
+        for name in adaptation.model.state_dict():
+            new = name in adapter or name not in adaptation.base_names.values()
+            if new if fresh else not (name in trained or name in adapter):
+                optional.add(_join(path, name))
+    problems = key_problems(state, own, set(own) - optional)
+    if problems:
+        raise CheckpointError(
+            "the checkpoint does not fit the adapted module: "
+            + "; ".join(problems)
+            + ". Was it made with another method, rank, target or head?"
+        )
+    return {name: state.get(name, tensor) for name, tensor in own.items()}
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _plain(name: str) -> str:
+    """Take out what ``torch.compile`` adds to a name: a module may be compiled only here."""
+    return name.replace(_COMPILED, "").removesuffix("._orig_mod")

@@ -1,0 +1,72 @@
+"""The ``lightning-peft`` command.
+
+A first word that is no override names a command; without one, the command trains. Nothing heavy is
+imported here: ``--help`` needs neither Hydra nor torch, and a mistyped word needs Hydra alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lightning_peft.errors import near
+
+__all__ = ["COMMANDS", "Command", "main"]
+
+USAGE_ERROR = 2
+"""Exit status of a mistyped command line, as argparse has it."""
+
+
+class Command(NamedTuple):
+    """One word of the command line: the module whose ``main(args)`` serves it, and what it does."""
+
+    module: str
+    summary: str
+
+
+COMMANDS: dict[str, Command] = {
+    "train": Command("lightning_peft.cli.app", "adapt a backbone; what no command does"),
+    "methods": Command("lightning_peft.cli.methods", "list the methods, and where they come from"),
+    "compare": Command("lightning_peft.cli.compare", "compare the runs below a directory"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``lightning-peft``.
+
+    Args:
+        argv: The words after the command's own name; those that were typed by default.
+
+    Returns:
+        The exit status: 0 for success, 1 for a job that failed, 2 for a mistyped command line.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    name, rest = "train", words
+    if words and _is_word(words[0]):
+        name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        print(
+            f"lightning-peft: unknown command '{name}', and an override is written key=value. "
+            f"{near(name, COMMANDS)} See: lightning-peft --help",
+            file=sys.stderr,
+        )
+        return USAGE_ERROR
+    if name == "train" and {"-h", "--help"} & set(rest):
+        from lightning_peft.cli.help import help_text
+
+        print(help_text(rest), end="")
+        return 0
+    if name == "train" and "--version" in rest:
+        from lightning_peft import __version__
+
+        print(f"lightning-peft {__version__}")
+        return 0
+    status: int = importlib.import_module(COMMANDS[name].module).main(rest)
+    return status
+
+
+def _is_word(text: str) -> bool:
+    """Whether this is neither a flag nor a Hydra override (``a=1``, ``+a=1``, ``~a``)."""
+    return "=" not in text and not text.startswith(("-", "~", "+"))

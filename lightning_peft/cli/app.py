@@ -1,0 +1,163 @@
+"""``lightning-peft`` without a command: compose the config and train, once or as a sweep."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lightning_peft.cli.errors import explain
+from lightning_peft.cli.paths import conf_dir
+from lightning_peft.errors import near
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+__all__ = ["main"]
+
+JOB_FAILED = 1
+USAGE_ERROR = 2
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+FLAGS = (
+    "--help",
+    "--hydra-help",
+    "--version",
+    "--cfg",
+    "--resolve",
+    "--package",
+    "--run",
+    "--multirun",
+    "--shell-completion",
+    "--config-path",
+    "--config-name",
+    "--config-dir",
+    "--experimental-rerun",
+    "--info",
+)
+"""Hydra's flags."""
+
+log = logging.getLogger(__name__)
+
+
+def main(args: Sequence[str]) -> int:
+    """Compose and train.
+
+    Args:
+        args: Hydra's flags and overrides.
+
+    Returns:
+        The exit status.
+    """
+    wrong = _unknown_flag(args)
+    if wrong is not None:
+        print(f"lightning-peft: {wrong}", file=sys.stderr)
+        return USAGE_ERROR
+    import hydra
+
+    typed = list(sys.argv)
+    wants_all = os.environ.get(FULL_ERROR) == "1"
+    failures: list[BaseException] = []
+
+    @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+    def app(cfg: DictConfig) -> float | None:
+        with _as_typed(typed, wants_all):
+            return _job(cfg, args, failures)
+
+    try:
+        with _for_hydra(args):
+            app()
+    except SystemExit as stop:  # argparse refuses a flag, or --hydra-help is done
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception as error:
+        return _report([error], wants_all)
+    return _report(failures, wants_all) if failures else 0
+
+
+def _job(cfg: DictConfig, args: Sequence[str], failures: list[BaseException]) -> float | None:
+    """Run one job; what goes wrong is kept, so that the jobs after it still run."""
+    from lightning_peft.cli.summary import record_failure
+    from lightning_peft.cli.sweep import isolated_job
+
+    with isolated_job(args):
+        try:
+            from lightning_peft.cli.train import train
+
+            return train(cfg)
+        except Exception as error:
+            log.debug("the job failed", exc_info=error)
+            record_failure(cfg, error)
+            failures.append(error)
+            return float("nan")
+
+
+def _unknown_flag(args: Sequence[str]) -> str | None:
+    """Say that a flag does not exist; argparse would print all of Hydra's in answer."""
+    for word in args:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and not any(known.startswith(flag) for known in FLAGS):
+            return f"unknown flag '{flag}'. {near(flag, FLAGS)} See: lightning-peft --help"
+    return None
+
+
+def _report(errors: Sequence[BaseException], wants_all: bool) -> int:
+    """Print what went wrong, each thing once, and choose the exit status."""
+    status = USAGE_ERROR
+    seen: set[str] = set()
+    for error in errors:
+        text = explain(error)
+        if text is None:
+            status = JOB_FAILED
+        told = text or "".join(traceback.format_exception(error))
+        if told in seen:
+            continue
+        seen.add(told)
+        if text is None or wants_all:
+            traceback.print_exception(error)
+        for line in (text or f"the job failed with {type(error).__name__}: {error}").splitlines():
+            print(f"lightning-peft: {line}", file=sys.stderr)
+    return status
+
+
+@contextmanager
+def _for_hydra(args: Sequence[str]) -> Iterator[None]:
+    """Let Hydra read the arguments, and raise instead of printing and exiting."""
+    before, full = sys.argv, os.environ.get(FULL_ERROR)
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    sys.argv = [before[0], *args]
+    os.environ[FULL_ERROR] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        _set(FULL_ERROR, full)
+        for handler in root.handlers:
+            if handler not in handlers:
+                handler.close()  # the log file of the last job
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+@contextmanager
+def _as_typed(typed: list[str], wants_all: bool) -> Iterator[None]:
+    """Give a job the command line as it was typed: DDP replays it for the other ranks."""
+    before, full = sys.argv, os.environ.get(FULL_ERROR)
+    sys.argv = typed
+    _set(FULL_ERROR, "1" if wants_all else None)
+    try:
+        yield
+    finally:
+        sys.argv = before
+        _set(FULL_ERROR, full)
+
+
+def _set(name: str, value: Any) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value

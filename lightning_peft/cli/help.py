@@ -1,0 +1,160 @@
+"""``lightning-peft --help``: every command, group and choice, with a line each.
+
+The text is read off the config files themselves (the first comment line of each), as text:
+importing Hydra or a YAML parser would cost more than everything that is done here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lightning_peft.cli.paths import conf_dir
+
+__all__ = ["choices", "default_choices", "groups", "help_text", "settings"]
+
+NAME_WIDTH = 22
+
+INTRODUCTION = """\
+Adapt a pretrained backbone to a task by training a small part of it.
+
+usage: lightning-peft [GROUP=CHOICE | KEY=VALUE ...]     train once
+       lightning-peft -m GROUP=A,B KEY=1,2 [...]         train every combination, and compare
+       lightning-peft COMMAND [--help | ...]
+"""
+
+FLAGS = {
+    "-m": "sweep over comma-separated choices and values",
+    "--cfg job": "show the composed config and stop (--resolve, --package KEY)",
+    "--info defaults": "show where each part of the config comes from",
+    "--config-dir DIR": "add a directory of your own groups and choices",
+    "--version": "show the version",
+    "--hydra-help": "the flags of Hydra, which composes the config",
+}
+
+EXAMPLES = """\
+  lightning-peft method=lora data.labels_per_class=10
+  lightning-peft method=lora method.rank=4 lr=1e-3 trainer.max_steps=500
+  lightning-peft -m method=lora,bitfit,full seed=0,1,2
+"""
+
+
+class Setting(NamedTuple):
+    """A top-level key of the config, its default as written, and its comment."""
+
+    key: str
+    default: str
+    comment: str
+
+
+def groups(root: Path) -> list[str]:
+    """List the config groups in the order of the defaults list."""
+    return list(default_choices(root))
+
+
+def default_choices(root: Path) -> dict[str, str]:
+    """Read ``group -> choice`` off the defaults list of ``config.yaml``; no choice is ``""``."""
+    found: dict[str, str] = {}
+    lines = (root / "config.yaml").read_text(encoding="utf-8").splitlines()
+    start = lines.index("defaults:") + 1
+    for line in lines[start:]:
+        if line.strip() and not line.startswith((" ", "#")):
+            break
+        if match := re.match(r"\s+- (\w+): (\w+)", line):
+            group, choice = match.groups()
+            found[group] = "" if choice == "null" else choice
+    return found
+
+
+def choices(roots: Sequence[Path], group: str) -> dict[str, str]:
+    """Map each choice of a group to its first comment line."""
+    files = {path.stem: path for root in reversed(roots) for path in (root / group).glob("*.yaml")}
+    return {name: _first_comment(files[name]) for name in sorted(files)}
+
+
+def settings(root: Path) -> Iterator[Setting]:
+    """Yield the scalar top-level keys of ``config.yaml`` with the comment above each."""
+    comment = ""
+    for line in (root / "config.yaml").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            comment = f"{comment} {line.lstrip('# ')}".strip()
+        elif match := re.match(r"(\w+): (.+)$", line):
+            yield Setting(match[1], match[2], comment)
+            comment = ""
+        else:
+            comment = ""
+
+
+def help_text(args: Sequence[str] = (), root: Path | None = None) -> str:
+    """Compose the help.
+
+    Args:
+        args: The command line; a ``--config-dir`` in it adds its choices.
+        root: The directory of the configs; the installed ones by default.
+
+    Returns:
+        The text, ending in a newline.
+    """
+    from lightning_peft.cli import COMMANDS
+
+    root = conf_dir() if root is None else root
+    roots = [*_own_directories(args), root]
+    defaults = default_choices(root)
+    parts = [INTRODUCTION, "\nCommands\n"]
+    parts += [_entry(name, command.summary) for name, command in COMMANDS.items()]
+    parts.append("\nGroups (* is chosen unless you say otherwise)\n")
+    for group in _all_groups(roots, defaults):
+        parts.append(f"  {group}=\n")
+        for name, comment in choices(roots, group).items():
+            mark = "*" if defaults.get(group) == name else " "
+            parts.append(_entry(f"{mark} {name}", comment))
+    parts.append("\nSettings (each key of a group as well, such as method.rank=4)\n")
+    parts += [_entry(f"{key}={default}", comment) for key, default, comment in settings(root)]
+    parts.append("\nFlags\n")
+    parts += [_entry(flag, text) for flag, text in FLAGS.items()]
+    parts += ["\nExamples\n", EXAMPLES]
+    return "".join(parts)
+
+
+def _entry(name: str, text: str) -> str:
+    indent = " " * (NAME_WIDTH + 6)
+    label = f"    {name:<{NAME_WIDTH}}  "
+    if len(name) > NAME_WIDTH:
+        label = f"    {name}\n{indent}"
+    width = min(110, max(70, _columns()))
+    lines = textwrap.wrap(text, width - len(indent)) or [""]
+    return label + f"\n{indent}".join(lines) + "\n"
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size().columns
+    except OSError:
+        return 100
+
+
+def _first_comment(path: Path) -> str:
+    """Read the first comment that is no Hydra directive (``# @package ...``)."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("#") and not re.match(r"#\s*@", line):
+                return line.lstrip("# ").strip()
+    return ""
+
+
+def _all_groups(roots: Sequence[Path], defaults: dict[str, str]) -> list[str]:
+    named = {path.name for root in roots for path in root.iterdir() if any(path.glob("*.yaml"))}
+    return [*defaults, *sorted(named - set(defaults) - {"hydra"})]
+
+
+def _own_directories(args: Sequence[str]) -> Iterator[Path]:
+    for position, word in enumerate(args):
+        flag, _, value = word.partition("=")
+        if flag in ("--config-dir", "-cd"):
+            directory = Path(value or (args[position + 1] if position + 1 < len(args) else ""))
+            if directory.is_dir():
+                yield directory

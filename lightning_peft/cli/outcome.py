@@ -1,0 +1,179 @@
+"""What a finished job leaves: the adapter, what the test set says, and ``summary.json``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_peft.callbacks.efficiency import EfficiencyMonitor
+from lightning_peft.cli.pictures import predictions
+from lightning_peft.cli.summary import write_summary
+from lightning_peft.data import baselines
+from lightning_peft.errors import MissingExtraError
+from lightning_peft.lifecycle import find_adaptations
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from rich.table import Table
+
+    from lightning_peft.cli.train import Best, Parts
+
+__all__ = ["leave_files", "result_table"]
+
+log = logging.getLogger(__name__)
+
+
+def leave_files(
+    cfg: DictConfig,
+    parts: Parts,
+    best: Best,
+    metrics: Mapping[str, float],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """Write everything that a run leaves behind, and print its result.
+
+    Args:
+        cfg: The job's config.
+        parts: What was trained; the module holds the weights of the best checkpoint.
+        best: The best checkpoint.
+        metrics: What was measured.
+        seconds: How long it took.
+
+    Returns:
+        The summary.
+    """
+    directory = Path(cfg.output_dir)
+    found = find_adaptations(parts.module)
+    method: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
+    sizes = {"checkpoint": best.path.stat().st_size}
+    for adaptation in found.values():
+        adaptation.save(directory / "adapter")
+        report = adaptation.report()
+        parameters = {"trained": report.trained, "total": report.total, "share": report.share}
+        method = {"config": adaptation.method.to_config()}
+        sizes["adapter"] = sum(f.stat().st_size for f in (directory / "adapter").iterdir())
+    if cfg.test:
+        _write_test_set(parts, directory)
+    efficiency = _efficiency(parts)
+    summary = write_summary(
+        directory,
+        cfg,
+        status="completed",
+        method=method,
+        metrics=dict(metrics),
+        parameters=parameters,
+        bytes=sizes,
+        seconds={**seconds, "step": efficiency.get("step_seconds")},
+        steps=parts.trainer.global_step,
+        efficiency=efficiency,
+        images=_images(parts),
+        device=str(parts.trainer.strategy.root_device),
+        baselines={name: getattr(baselines, name)(parts.datamodule) for name in cfg.baselines},
+    )
+    if not _in_sweep():
+        from rich.console import Console
+
+        Console().print(result_table(summary, directory))
+    return summary
+
+
+def _in_sweep() -> bool:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def result_table(summary: Mapping[str, Any], directory: Path) -> Table:
+    """Lay out the result of one run for a console.
+
+    Args:
+        summary: As :func:`leave_files` gives it.
+        directory: The run's directory.
+    """
+    from rich import box
+    from rich.table import Table
+
+    from lightning_peft.cli.compare import duration, size
+
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in summary["metrics"].items():
+        share = "accuracy" in name or name.endswith("f1")
+        bold = name == "test/accuracy"
+        text = f"{100 * value:.1f} %" if share else f"{value:.4f}"
+        table.add_row(name.replace("/", " "), f"[bold]{text}[/bold]" if bold else text)
+    for name, value in summary["baselines"].items():
+        table.add_row(name.replace("_", " "), f"{100 * value:.1f} %")
+    parameters, seconds = summary["parameters"], summary["seconds"]
+    if parameters:
+        share = f"{100 * parameters['share']:.2f} %"
+        table.add_row(
+            "trained", f"{parameters['trained']:,} of {parameters['total']:,} parameters ({share})"
+        )
+    table.add_row("checkpoint", size(summary["bytes"]["checkpoint"]))
+    if seconds.get("step"):
+        table.add_row("step", duration(seconds["step"]))
+    table.add_row("total", duration(seconds["total"]))
+    table.add_row("files", str(directory))
+    return table
+
+
+def _write_test_set(parts: Parts, directory: Path) -> None:
+    """Write the tables of a classifier's test, and a picture of some of its predictions."""
+    results = getattr(parts.module, "test_results", None)
+    if results is None:  # a module of the user's own
+        return
+    evaluation = results()
+    evaluation.write_csv(directory)
+    images, labels, probabilities = some_predictions(parts)
+    names = [row.name for row in evaluation.classes]
+    try:
+        predictions(images, labels, probabilities, names, directory / "predictions.png")
+    except MissingExtraError as error:
+        log.info("no picture of predictions: %s", error)
+
+
+def some_predictions(parts: Parts, count: int = 32) -> tuple[Tensor, list[int], Tensor]:
+    """Predict a few images, spread evenly over the test set.
+
+    Args:
+        parts: The parts of a job; the module gives logits ``(B, classes)``.
+        count: How many images at most.
+
+    Returns:
+        Images ``(N, C, H, W)``, labels, and probabilities ``(N, classes)``, on the CPU.
+    """
+    dataset: Any = parts.datamodule.test_dataloader().dataset
+    number = min(count, len(dataset))
+    chosen = [round(i * (len(dataset) - 1) / max(number - 1, 1)) for i in range(number)]
+    found = [dataset[index] for index in chosen]
+    images = torch.stack([image for image, _ in found])
+    module = parts.module
+    was_training = module.training
+    module.eval()
+    with torch.inference_mode():
+        logits = module(images.to(next(module.parameters()).device))
+    module.train(was_training)
+    return images, [int(label) for _, label in found], logits.float().softmax(-1).cpu()
+
+
+def _images(parts: Parts) -> dict[str, int]:
+    """How many labelled images trained, chose the checkpoint, and tested."""
+    images = getattr(parts.datamodule, "images", None)
+    return {} if images is None else {s: len(images(s)) for s in ("train", "val", "test")}
+
+
+def _efficiency(parts: Parts) -> dict[str, Any]:
+    """What EfficiencyMonitor found; nothing where the config has none."""
+    for callback in parts.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EfficiencyMonitor):
+            return dict(callback.report)
+    return {}

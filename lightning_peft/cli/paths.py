@@ -1,0 +1,32 @@
+"""Where the configs lie: beside the code in a wheel, at the root of a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["conf_dir"]
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def conf_dir(package: Path = PACKAGE) -> Path:
+    """Find the directory of the Hydra configs.
+
+    Args:
+        package: The directory of the installed package.
+
+    Returns:
+        ``lightning_peft/conf`` of an installed wheel, or ``conf`` of the checkout.
+
+    Raises:
+        FileNotFoundError: If the installation lacks them.
+    """
+    candidates = (package / "conf", package.parent / "conf")
+    for candidate in candidates:
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise FileNotFoundError(
+        f"Expected config.yaml in {' or '.join(map(str, candidates))}, found none: the "
+        "installation is incomplete. Reinstall with: pip install --force-reinstall --no-deps "
+        "lightning-peft"
+    )

@@ -1,0 +1,119 @@
+"""The pictures that a run and a sweep leave (extra: viz)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_peft.errors import require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from lightning_peft.cli.comparison import Comparison
+
+__all__ = ["accuracy_against_parameters", "predictions"]
+
+RIGHT, WRONG = "#1a7f37", "#cf222e"
+
+
+def accuracy_against_parameters(comparison: Comparison, path: Path) -> Path | None:
+    """Draw each row's accuracy against how many parameters it trained.
+
+    Args:
+        comparison: What to draw.
+        path: The PNG to write.
+
+    Returns:
+        The path, or ``None`` where no row has both numbers.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    points = [row for row in comparison.rows if row.accuracy and row.trained]
+    if not points:
+        return None
+    figure, axes = _figure(7.0, 4.4)
+    for row in points:
+        assert row.accuracy is not None
+        assert row.trained is not None
+        x, y = max(row.trained.mean, 1.0), 100 * row.accuracy.mean
+        axes.errorbar(x, y, yerr=100 * row.accuracy.deviation or None, fmt="o", capsize=3)
+        axes.annotate(row.label, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9)
+    for row in comparison.rows:
+        if row.baseline and row.accuracy:
+            y = 100 * row.accuracy.mean
+            axes.axhline(y, color="0.6", linestyle=":", linewidth=1)
+            axes.annotate(
+                row.label, (0.995, y), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+                fontsize=8, color="0.4",
+            )  # fmt: skip
+    axes.set_xscale("log")
+    axes.margins(x=0.18, y=0.12)
+    axes.set_xlabel("trained parameters")
+    axes.set_ylabel(f"{comparison.metric.replace('/', ' ')} (%)")
+    axes.grid(visible=True, which="major", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def predictions(
+    images: Tensor,
+    labels: Sequence[int],
+    probabilities: Tensor,
+    class_names: Sequence[str],
+    path: Path,
+    *,
+    columns: int = 8,
+) -> Path:
+    """Draw images with what was predicted for each: green where it is right, red where it is not.
+
+    Args:
+        images: ``(N, C, H, W)``, in any range.
+        labels: The right class of each.
+        probabilities: ``(N, classes)``.
+        class_names: A name for each class.
+        path: The PNG to write.
+        columns: Images in a row.
+
+    Returns:
+        The path.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    rows = -(-len(images) // columns)
+    figure, _ = _figure(1.25 * columns, 1.6 * rows, axes=False)
+    for position, image in enumerate(images.detach().float().cpu()):
+        axes = figure.add_subplot(rows, columns, position + 1)
+        low, high = image.min(), image.max()
+        shown = ((image - low) / (high - low).clamp(min=1e-8)).permute(1, 2, 0).numpy()
+        axes.imshow(shown[..., 0] if shown.shape[-1] == 1 else shown[..., :3], cmap="gray")
+        axes.set_axis_off()
+        share, chosen = probabilities[position].max(dim=0)
+        right = int(chosen) == int(labels[position])
+        text = f"{class_names[int(chosen)]}  {100 * float(share):.0f} %"
+        if not right:
+            text += f"\nis {class_names[int(labels[position])]}"
+        axes.set_title(text, fontsize=8, color=RIGHT if right else WRONG)
+    return _save(figure, path)
+
+
+def _figure(width: float, height: float, *, axes: bool = True) -> tuple[Figure, Any]:
+    """Make a figure without pyplot: no global state, no display."""
+    figure: Figure = require("matplotlib.figure", "viz").Figure(
+        figsize=(width, height), dpi=130, layout="constrained"
+    )
+    made: Axes | None = figure.add_subplot() if axes else None
+    return figure, made
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial.png")
+    figure.savefig(partial)
+    partial.replace(path)
+    return path

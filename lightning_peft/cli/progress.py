@@ -1,0 +1,124 @@
+"""One progress bar for a whole run, however short its epochs are."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from lightning_peft._namespace import pl
+
+__all__ = ["StepProgress"]
+
+
+class StepProgress(pl.callbacks.ProgressBar):
+    """Show optimizer steps, the loss and the last validation accuracy.
+
+    Lightning's own bars start again with every epoch; with few labels an epoch is a second or less.
+    Where the output is no terminal, the last state alone is written.
+
+    Args:
+        label: What the bar is called.
+        monitor: The validation metric that is shown.
+        refresh: Steps between two updates; each reads the loss from the device.
+    """
+
+    def __init__(
+        self, label: str = "training", monitor: str = "val/accuracy", refresh: int = 5
+    ) -> None:
+        super().__init__()
+        self.label = label
+        self.monitor = monitor
+        self.refresh = refresh
+        self._enabled = True
+        self._progress: Progress | None = None
+        self._task = TaskID(0)
+
+    def enable(self) -> None:
+        """Show the bar."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Show nothing, as on every rank but the first."""
+        self._enabled = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Draw the bar."""
+        super().on_train_start(trainer, pl_module)
+        if not self._enabled:
+            return
+        steps = trainer.estimated_stepping_batches
+        self._progress = Progress(
+            TextColumn("{task.description:<22}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:>5.0f}/{task.total:.0f} steps"),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._progress.add_task(
+            self.label, total=steps if 0 < steps < math.inf else None, figures=""
+        )
+        self._progress.start()
+        self._update(trainer)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Move the bar."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._progress is None or trainer.global_step % self.refresh:
+            return
+        self._update(trainer, outputs)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show what was measured."""
+        super().on_validation_end(trainer, pl_module)
+        self._update(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the bar as it is."""
+        super().on_train_end(trainer, pl_module)
+        self._update(trainer)
+        self._stop()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Give the terminal back."""
+        super().on_exception(trainer, pl_module, exception)
+        self._stop()
+
+    def _update(self, trainer: pl.Trainer, outputs: Any = None) -> None:
+        if self._progress is None:
+            return
+        figures = []
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if loss is not None:
+            self._loss = f"loss {float(loss):.3f}"
+        if hasattr(self, "_loss"):
+            figures.append(self._loss)
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is not None:
+            figures.append(f"{self.monitor.replace('/', ' ')} {float(value):.3f}")
+        self._progress.update(self._task, completed=trainer.global_step, figures="  ".join(figures))
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

@@ -1,0 +1,128 @@
+"""``summary.json``: what one run was and how it ended, for people, tables and programs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_peft.cli.errors import explain
+
+__all__ = ["FILE", "describe_run", "record_failure", "write_json", "write_summary", "write_text"]
+
+FILE = "summary.json"
+FORMAT = 1
+PACKAGES = ("lightning-peft", "torch", "lightning", "peft", "timm", "torchmetrics", "hydra-core")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step: a crash leaves the old one or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
+    ) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o666 & ~_umask())  # a temporary file is its owner's alone
+            os.replace(file.name, path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON in one step; a number that JSON does not have (NaN, infinity) becomes ``null``."""
+    write_text(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def describe_run(cfg: Any) -> dict[str, Any]:
+    """Say what a job is, from its config and from Hydra's.
+
+    Args:
+        cfg: The job's config.
+
+    Returns:
+        The part of the summary that is known before anything runs.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    choices: dict[str, Any] = {}
+    overrides: list[str] = []
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        runtime: Any = OmegaConf.to_container(hydra.runtime.choices)
+        choices = {key: value for key, value in runtime.items() if not key.startswith("hydra/")}
+        overrides = list(hydra.overrides.task)
+    return {
+        "format": FORMAT,
+        "method": {"name": choices.get("method")},
+        "seed": cfg.get("seed"),
+        "choices": choices,
+        "overrides": overrides,
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def write_summary(directory: Path, cfg: Any, *, status: str, **parts: Any) -> dict[str, Any]:
+    """Write ``summary.json`` of a run.
+
+    Args:
+        directory: The run's directory.
+        cfg: The run's config.
+        status: ``"completed"`` or ``"failed"``.
+        **parts: What was measured; a mapping is merged into the part of that name.
+
+    Returns:
+        What was written.
+    """
+    summary = {"status": status, **describe_run(cfg)}
+    for key, part in parts.items():
+        before = summary.get(key)
+        summary[key] = {**before, **part} if isinstance(before, Mapping) else part
+    write_json(directory / FILE, summary)
+    return summary
+
+
+def record_failure(cfg: Any, error: BaseException) -> None:
+    """Write the summary of a job that failed; never raises, since another error is under way."""
+    if int(os.environ.get("LOCAL_RANK") or 0) > 0:
+        return
+    try:
+        told = explain(error) or f"{type(error).__name__}: {error}"
+        write_summary(Path(cfg.output_dir), cfg, status="failed", error=told)
+    except Exception:  # the config itself may be what is wrong
+        return
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and value - value != 0.0:  # infinity and NaN
+        return None
+    return value
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,127 @@
+"""A sweep: every job by itself, and a comparison of all of them at the end.
+
+Lightning's DDP starts the other ranks by running ``sys.argv`` again. In a sweep that is the whole
+sweep, and what the first job leaves in the environment makes the second believe that its ranks are
+running. So each job sees a command line of its own, and what it leaves behind is cleared away.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+
+__all__ = ["CompareJobs", "isolated_job", "single_job_arguments"]
+
+DDP_ENVIRONMENT = (
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "PL_GLOBAL_SEED",
+    "PL_SEED_WORKERS",
+)
+"""What Lightning sets for the ranks of one job."""
+
+OF_THE_SWEEP = (
+    "hydra.mode=",
+    "hydra.sweep.",
+    "hydra.sweeper",
+    "hydra/sweeper",
+    "hydra/launcher",
+    "hydra.launcher",
+    "hydra.run.dir=",
+    "hydra.job.name=",
+    "hydra.output_subdir=",
+)
+"""Overrides that make a sweep, and those that Lightning adds for a rank."""
+
+
+@contextmanager
+def isolated_job(args: Sequence[str]) -> Iterator[None]:
+    """Make one job of a sweep look like a run of its own; does nothing outside of a sweep.
+
+    Args:
+        args: The flags and overrides of the whole sweep.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import open_dict, read_write
+
+    config: Any = HydraConfig.get()
+    if config.mode != RunMode.MULTIRUN:
+        yield
+        return
+    argv = sys.argv
+    environment = {name: os.environ.get(name) for name in DDP_ENVIRONMENT}
+    sys.argv = [argv[0], *single_job_arguments(args, config)]
+    with read_write(config), open_dict(config):
+        config.run.dir = config.runtime.output_dir  # where Lightning sends the other ranks
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        _leave_process_group()
+        for name, value in environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        _reset_rank(int(environment["LOCAL_RANK"] or 0))
+
+
+def single_job_arguments(args: Sequence[str], config: Any) -> list[str]:
+    """Write the command line that runs one job of a sweep as a plain run.
+
+    Args:
+        args: The flags and overrides of the whole sweep.
+        config: The ``hydra`` part of the job's config.
+
+    Returns:
+        Flags and overrides, without the program's name.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag, short in (("config-path", "cp"), ("config-name", "cn"), ("config-dir", "cd")):
+        parser.add_argument(f"--{flag}", f"-{short}")
+    flags, _ = parser.parse_known_args(list(args))
+    words = []
+    for name, value in vars(flags).items():
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", value]
+    words += list(config.overrides.task)
+    words += ["hydra.mode=RUN", f"hydra.job.num={config.job.num}", f"hydra.job.id={config.job.id}"]
+    words += [o for o in config.overrides.hydra if not o.lstrip("+~").startswith(OF_THE_SWEEP)]
+    return words
+
+
+def _leave_process_group() -> None:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _reset_rank(rank: int) -> None:
+    for name in ("lightning.fabric.utilities.rank_zero", "lightning_utilities.core.rank_zero"):
+        module = sys.modules.get(name)
+        if module is not None:
+            module.rank_zero_only.rank = rank
+
+
+class CompareJobs(Callback):
+    """When a sweep is over, compare its runs: a table on the console, and files beside them."""
+
+    def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
+        """Write and print the comparison of the sweep's directory."""
+        from lightning_peft.cli.compare import compare
+
+        compare(Path(config.hydra.sweep.dir))

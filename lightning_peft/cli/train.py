@@ -1,0 +1,181 @@
+"""One job: build what the config describes, train, measure the best checkpoint, leave the files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_peft.cli.check import check_targets, check_values
+from lightning_peft.cli.errors import ConfigError, explain
+from lightning_peft.cli.help import default_choices, settings
+from lightning_peft.cli.paths import conf_dir
+from lightning_peft.cli.summary import write_text
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+__all__ = ["train"]
+
+
+@dataclass
+class Parts:
+    """What a job is made of."""
+
+    datamodule: pl.LightningDataModule
+    module: pl.LightningModule
+    trainer: pl.Trainer
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Run a job.
+
+    Args:
+        cfg: The composed config.
+
+    Returns:
+        The validation accuracy of the best checkpoint, for a sweeper to maximise; ``None`` where
+        there is no validation.
+
+    Raises:
+        ConfigError: If the config cannot be run.
+    """
+    started = time.perf_counter()
+    root = conf_dir()
+    known = {*default_choices(root), *(setting.key for setting in settings(root))}
+    plain = check_values(cfg, frozenset(known))
+
+    # what is heavy is imported from here on
+    from lightning_peft._namespace import pl
+    from lightning_peft.cli.quiet import quiet
+
+    quiet()
+    check_targets(plain)
+    directory = Path(cfg.output_dir)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    parts = build(cfg)
+    if parts.trainer.is_global_zero:
+        write_text(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    parts.trainer.fit(parts.module, parts.datamodule, ckpt_path=cfg.resume)
+    fitted = time.perf_counter()
+    best = best_checkpoint(parts, directory)
+    metrics = dict(best.metrics)
+    if cfg.test:
+        metrics |= _floats(
+            parts.trainer.test(
+                parts.module, parts.datamodule, ckpt_path=str(best.path), verbose=False
+            )
+        )
+    if parts.trainer.is_global_zero:
+        from lightning_peft.cli.outcome import leave_files
+
+        seconds = {"fit": fitted - started, "total": time.perf_counter() - started}
+        leave_files(cfg, parts, best, metrics, seconds)
+    score = [value for name, value in best.metrics.items() if name.startswith("val/")]
+    return score[0] if score else None
+
+
+def build(cfg: DictConfig) -> Parts:
+    """Build the data module, the module with the classes of the data, and the trainer.
+
+    Args:
+        cfg: The composed config.
+
+    Returns:
+        The parts.
+
+    Raises:
+        ConfigError: If one of them cannot be made as it is described.
+    """
+    from hydra.utils import instantiate
+
+    with _building("data"):
+        datamodule = instantiate(cfg.data, _convert_="all")
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        has_validation = datamodule.val_dataloader() not in (None, [])
+        if cfg.test:  # better now than after the training
+            datamodule.setup("test")
+            datamodule.test_dataloader()
+    with _building("model"):
+        module = instantiate(cfg.model, num_classes=datamodule.num_classes, _convert_="all")
+    callbacks: list[Any] = []
+    loggers: list[Any] = []
+    for group, found in (("callbacks", callbacks), ("logger", loggers)):
+        for name, node in (cfg[group] or {}).items():
+            if node is not None:
+                with _building(f"{group}.{name}"):
+                    found.append(instantiate(node, _convert_="all"))
+    for callback in callbacks:
+        monitor = str(getattr(callback, "monitor", None))
+        if monitor.startswith("val/") and not has_validation:
+            name = type(callback).__name__
+            raise ConfigError(
+                [
+                    f"callbacks: {name} watches {monitor}, and this data has no validation split. "
+                    "Choose callbacks=no_validation, or keep images for validation."
+                ]
+            )
+    with _building("trainer"):
+        trainer = instantiate(
+            cfg.trainer, callbacks=callbacks, logger=loggers or False, _convert_="all"
+        )
+    return Parts(datamodule, module, trainer)
+
+
+@contextmanager
+def _building(key: str) -> Iterator[None]:
+    """Turn whatever is raised while building into a line that names the part of the config."""
+    try:
+        yield
+    except Exception as error:
+        cause = error
+        while cause.__cause__ is not None and type(cause).__module__.startswith("hydra."):
+            cause = cause.__cause__  # type: ignore[assignment]
+        told = explain(cause) or f"{type(cause).__name__}: {cause}"
+        raise ConfigError([f"{key}: {' '.join(told.split())}"]) from error
+
+
+@dataclass(frozen=True)
+class Best:
+    """The checkpoint that the run is judged by."""
+
+    path: Path
+    metrics: dict[str, float]
+
+
+def best_checkpoint(parts: Parts, directory: Path) -> Best:
+    """Find the best checkpoint; where validation never ran, write one of the last weights.
+
+    Args:
+        parts: The parts of a job that is trained.
+        directory: The run's directory.
+
+    Returns:
+        The checkpoint, and its validation metric.
+    """
+    trainer = parts.trainer
+    callbacks: list[Any] = trainer.checkpoint_callbacks
+    written = [c for c in callbacks if getattr(c, "best_model_path", "")]
+    for callback in written:
+        if callback.monitor is not None and callback.best_model_score is not None:
+            score = float(callback.best_model_score)
+            return Best(Path(callback.best_model_path), {callback.monitor: score})
+    for callback in written:
+        if callback.save_weights_only:
+            return Best(Path(callback.best_model_path), {})
+    metrics: dict[str, float] = {}
+    if parts.datamodule.val_dataloader() not in (None, []):
+        metrics = _floats(trainer.validate(parts.module, parts.datamodule, verbose=False))
+    path = directory / "checkpoints" / "best.ckpt"
+    trainer.save_checkpoint(path, weights_only=True)
+    return Best(path, metrics)
+
+
+def _floats(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    return {str(key): float(value) for result in results for key, value in result.items()}

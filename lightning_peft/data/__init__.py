@@ -1,0 +1,1 @@
+"""Ready LightningDataModules, and the augmentation, sampling and splitting that they share."""

@@ -1,0 +1,168 @@
+"""Augmentation: how far a training image may differ from itself and keep its class."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from lightning_peft.errors import DataError, near
+
+__all__ = ["PRESETS", "Augment", "augmentation"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+    """How strongly images are changed; the default changes nothing.
+
+    All of it is for images in [0, 1], before normalisation.
+
+    Attributes:
+        rotation: Largest rotation either way, in degrees.
+        translate: Largest shift along each axis, as a fraction of the image's side.
+        scale: Smallest and largest zoom factor.
+        crop: Smallest area of the random crop, as a fraction of the image; 1 does not crop. The
+            crop's sides are in a ratio between 3:4 and 4:3 and it is resized to the full size.
+        flip: Mirror half of the images left to right. None leaves it to the data module, which has
+            it off where a mirrored image is of another class or of none (digits).
+        brightness: Largest relative change of brightness: factors in ``[1 - b, 1 + b]``.
+        contrast: The same for contrast.
+        saturation: The same for saturation; nothing on images of one channel.
+        noise: Standard deviation of Gaussian noise, in units of images in [0, 1].
+        erase: Probability that a random rectangle (2 to 20 % of the area) is set to 0.
+
+    Raises:
+        DataError: If a value is out of its range; all such values are named.
+    """
+
+    rotation: float = 0.0
+    translate: float = 0.0
+    scale: tuple[float, float] = (1.0, 1.0)
+    crop: float = 1.0
+    flip: bool | None = None
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    noise: float = 0.0
+    erase: float = 0.0
+
+    def __post_init__(self) -> None:
+        # a list is what YAML has; the dataclass is hashable with a tuple
+        object.__setattr__(self, "scale", tuple(self.scale))
+        ranges = {"rotation": 180.0, "translate": 1.0, "brightness": 1.0, "contrast": 1.0}
+        ranges |= {"saturation": 1.0, "noise": 1.0, "erase": 1.0}
+        wrong = [
+            f"{name} in [0, {high:g}], got {getattr(self, name)!r}"
+            for name, high in ranges.items()
+            if not 0 <= getattr(self, name) <= high
+        ]
+        if not 0 < self.crop <= 1:
+            wrong.append(f"crop in (0, 1], the area that stays, got {self.crop!r}")
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
+            wrong.append(f"scale as two growing positive factors, got {self.scale!r}")
+        if wrong:
+            raise DataError("Expected " + "; ".join(wrong) + ".")
+
+    def transform(self, image_size: int | tuple[int, int]) -> Callable[[Any], Tensor]:
+        """Build the transform of one image from the parts of ``torchvision.transforms.v2``.
+
+        Args:
+            image_size: Side, or height and width, to which a random crop is resized.
+
+        Returns:
+            A transform of a float tensor ``(C, H, W)`` in [0, 1] to one of ``(C, *image_size)``.
+            It draws from torch's global generator.
+        """
+        import torch
+        from torchvision.transforms import v2
+
+        bilinear = v2.InterpolationMode.BILINEAR
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        steps: list[Any] = [v2.ToDtype(torch.float32, scale=True)]
+        if self.crop < 1:
+            steps.append(v2.RandomResizedCrop(size, scale=(self.crop, 1.0), antialias=True))
+        else:
+            steps.append(v2.Resize(size, antialias=True))
+        if self.flip:
+            steps.append(v2.RandomHorizontalFlip())
+        if self.rotation or self.translate or self.scale != (1.0, 1.0):
+            shift = (self.translate, self.translate)
+            steps.append(v2.RandomAffine(self.rotation, shift, self.scale, interpolation=bilinear))
+        if self.brightness or self.contrast or self.saturation:
+            steps.append(v2.ColorJitter(self.brightness, self.contrast, self.saturation))
+        if self.noise:
+            steps.append(v2.GaussianNoise(sigma=self.noise))
+        if self.erase:
+            steps.append(v2.RandomErasing(self.erase, scale=(0.02, 0.2)))
+        composed: Callable[[Any], Tensor] = v2.Compose(steps)
+        return composed
+
+
+PRESETS: dict[str, Augment] = {
+    "none": Augment(flip=False),
+    "light": Augment(
+        rotation=10.0,
+        translate=0.05,
+        scale=(0.9, 1.1),
+        crop=0.8,
+        brightness=0.1,
+        contrast=0.1,
+        saturation=0.1,
+        noise=0.02,
+    ),
+    "strong": Augment(
+        rotation=20.0,
+        translate=0.1,
+        scale=(0.8, 1.2),
+        crop=0.6,
+        brightness=0.3,
+        contrast=0.3,
+        saturation=0.3,
+        noise=0.05,
+        erase=0.25,
+    ),
+}
+"""Augmentation by name."""
+
+
+def augmentation(
+    augment: str | Augment | None, *, flip: bool | None = None, **changes: Any
+) -> Augment:
+    """Look up a preset and change parts of it.
+
+    Args:
+        augment: ``"none"``, ``"light"``, ``"strong"``, an :class:`Augment`, or None for none.
+        flip: What ``flip`` is where the augmentation leaves it open.
+        **changes: Fields of :class:`Augment` to replace.
+
+    Returns:
+        The augmentation.
+
+    Raises:
+        DataError: If there is no such preset or no such field.
+
+    >>> augmentation("light", rotation=5.0).rotation
+    5.0
+    >>> augmentation("light", flip=True).flip
+    True
+    """
+    if isinstance(augment, str):
+        if augment not in PRESETS:
+            raise DataError(f"There is no augmentation '{augment}'. {near(augment, PRESETS)}")
+        augment = PRESETS[augment]
+    elif augment is None:
+        augment = PRESETS["none"]
+    elif not isinstance(augment, Augment):
+        raise DataError(
+            "Expected an augmentation as a preset's name, an Augment or None, got "
+            f"{type(augment).__name__}. {near('', PRESETS)}"
+        )
+    fields = {field.name for field in dataclasses.fields(Augment)}
+    if unknown := sorted(set(changes) - fields):
+        hints = " ".join(f"'{name}': {near(name, fields)}" for name in unknown)
+        raise DataError(f"Augment has no such fields. {hints}")
+    if augment.flip is None:
+        changes.setdefault("flip", flip)
+    return dataclasses.replace(augment, **changes)

@@ -1,0 +1,114 @@
+"""What tells one pretrained backbone from another, in milliseconds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["backbone_fingerprint", "differences"]
+
+_SAMPLES = 16  # values read from each tensor
+
+
+def backbone_fingerprint(
+    model: nn.Module, frozen: Collection[str], architecture: str | None = None
+) -> dict[str, Any]:
+    """Take a fingerprint over the frozen parameters of a backbone.
+
+    Names, shapes and dtypes go in whole; of each tensor's values, evenly spaced samples. The values
+    are hashed by group (a block, an embedding, a final norm), so that a mismatch can be named.
+
+    Args:
+        model: The backbone, not yet adapted.
+        frozen: Names of the parameters that the method leaves as they are.
+        architecture: The model's name where it is known.
+
+    Returns:
+        Plain JSON types: ``architecture``, ``parameters`` (how many tensors), ``structure`` (a hash
+        over names and shapes), ``dtypes`` (how many tensors of each) and ``values`` (a hash a
+        group; empty on the ``meta`` device, where there are none).
+    """
+    names = set(frozen)
+    parameters = [(n, p.detach()) for n, p in model.named_parameters() if n in names]
+    structure = _digest(f"{name} {tuple(p.shape)}" for name, p in parameters)
+    dtypes = Counter(str(p.dtype).removeprefix("torch.") for _, p in parameters)
+    return {
+        "architecture": architecture,
+        "parameters": len(parameters),
+        "structure": structure,
+        "dtypes": dict(sorted(dtypes.items())),
+        "values": _value_digests(parameters),
+    }
+
+
+def differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
+    """Name what differs between two fingerprints.
+
+    Args:
+        expected: The fingerprint of the backbone that an adapter was trained on.
+        got: The fingerprint of the backbone that it meets.
+
+    Returns:
+        A phrase for each difference; empty if the two are the same backbone. The architecture's
+        name alone is no difference: one backbone can be built under two names.
+    """
+    found = []
+    if expected.get("structure") != got.get("structure"):
+        found.append(
+            f"names or shapes of the frozen parameters ({expected.get('architecture')} with "
+            f"{expected.get('parameters')} tensors, got {got.get('architecture')} with "
+            f"{got.get('parameters')})"
+        )
+        return found
+    if expected.get("dtypes") != got.get("dtypes"):
+        found.append(f"dtypes ({expected.get('dtypes')}, got {got.get('dtypes')})")
+        return found
+    before, now = expected.get("values") or {}, got.get("values") or {}
+    if before and now:
+        changed = [key for key in now if before.get(key) != now[key]]
+        if changed:
+            which = "all of them" if len(changed) == len(now) else ", ".join(changed[:8])
+            more = " ..." if len(changed) > 8 and len(changed) < len(now) else ""
+            found.append(f"values of the frozen parameters ({which}{more})")
+    return found
+
+
+def _digest(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _value_digests(parameters: list[tuple[str, Tensor]]) -> dict[str, str]:
+    present = [(n, p) for n, p in parameters if p.numel() and not p.is_meta]
+    if not present:
+        return {}
+    samples = [_samples(p) for _, p in present]
+    # one transfer for all tensors: on a GPU one for each would cost a synchronisation each
+    values = torch.cat([s.to(samples[0].device, torch.float32) for s in samples]).cpu().numpy()
+    hashes: dict[str, Any] = {}
+    start = 0
+    for (name, _), sample in zip(present, samples, strict=True):
+        group = hashes.setdefault(_group(name), hashlib.sha256())
+        group.update(values[start : start + sample.numel()].tobytes())
+        start += sample.numel()
+    return {key: value.hexdigest()[:8] for key, value in hashes.items()}
+
+
+def _samples(parameter: Tensor) -> Tensor:
+    flat = parameter.reshape(-1)
+    count = min(_SAMPLES, flat.numel())
+    index = [i * (flat.numel() - 1) // max(count - 1, 1) for i in range(count)]
+    return flat[torch.tensor(index, device=flat.device)]
+
+
+def _group(name: str) -> str:
+    """Give a parameter's name up to its first number: a block, or a top-level module."""
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if part.isdigit():
+            return ".".join(parts[: i + 1])
+    return parts[0]

@@ -1,0 +1,151 @@
+"""Changing a model by a plan: all of it, or, after an error, none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_peft.anatomy import Anatomy
+from lightning_peft.errors import MethodError
+from lightning_peft.fingerprint import backbone_fingerprint
+from lightning_peft.methods.base import Adapter, Method, Plan, Site
+from lightning_peft.methods.selection import inside
+
+__all__ = ["Injection", "inject"]
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What an injection did, by the names that the model has now.
+
+    An adapter is what was not there before: that is decided here, once, by identity, and everything
+    else (freezing, checkpoints, counts, reports) asks for it.
+
+    Attributes:
+        sites: Where something was added or is trained in place.
+        head: Names of the head's modules.
+        fingerprint: What the frozen backbone is known by.
+        base_names: For each parameter and buffer of the backbone, its name before and now.
+        base_modules: The names now of the modules that the backbone had before.
+        adapter: Names of new parameters.
+        adapter_buffers: Names of new persistent buffers.
+        trained: Names of all trained parameters.
+        originals: Copies of backbone parameters that are trained in place, where they are kept.
+        adapters: Handles on what was added.
+    """
+
+    sites: tuple[Site, ...]
+    head: tuple[str, ...]
+    fingerprint: dict[str, Any]
+    base_names: dict[str, str]
+    base_modules: frozenset[str]
+    adapter: frozenset[str]
+    adapter_buffers: frozenset[str]
+    trained: frozenset[str]
+    originals: dict[str, Tensor]
+    adapters: list[Adapter]
+
+
+def inject(
+    model: nn.Module, method: Method, plan: Plan, found: Anatomy, also_train: tuple[str, ...]
+) -> Injection:
+    """Carry out a plan.
+
+    Args:
+        model: The backbone; changed in place.
+        method: The method that made the plan.
+        plan: What to do.
+        found: The backbone's anatomy.
+        also_train: Names of parameters to train beside the method's.
+
+    Returns:
+        What was done.
+
+    Raises:
+        MethodError: If a library refuses the injection or nothing would be trained; the model is as
+            it was before.
+    """
+    in_head = {name for name, _ in model.named_parameters() if inside(name, found.head)}
+    adapted = {site.module for site in plan.sites if inside(site.module, found.head)}
+    in_head -= {name for name in in_head if inside(name, tuple(adapted))}
+    chosen = {*plan.train, *in_head, *also_train}
+    before = dict(_tensors(model))
+    modules = {id(module) for module in model.modules()}
+    frozen = [n for n, _ in model.named_parameters() if n not in chosen]
+    fingerprint = backbone_fingerprint(model, frozen, found.architecture)
+
+    with _all_or_nothing(model):
+        wanted = {id(before[name]) for name in chosen if name in before}
+        asked = _inject_steps(model, plan)
+        now = dict(_tensors(model))
+        old = {id(tensor) for tensor in before.values()}
+        trained = {
+            name
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+            if id(parameter) in wanted or id(parameter) in asked
+        }
+        if not trained:
+            raise MethodError(
+                f"{method.name}: expected something to train, got nothing: no head was found in "
+                f"this {type(model).__name__} and the method adds none. Name the head "
+                "(head='...'), or choose a method that adapts the backbone, such as 'lora'."
+            )
+    by_identity = {id(tensor): name for name, tensor in now.items()}
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    new = {name for name, tensor in now.items() if id(tensor) not in old}
+    in_place = {
+        name
+        for name in trained - new
+        if not inside(name, found.head) and id(now[name]) not in {id(before[n]) for n in also_train}
+    }
+    return Injection(
+        sites=plan.sites,
+        head=found.head,
+        fingerprint=fingerprint,
+        base_names={n: by_identity[id(t)] for n, t in before.items() if id(t) in by_identity},
+        base_modules=frozenset(n for n, m in model.named_modules() if id(m) in modules),
+        adapter=frozenset(new & parameters),
+        adapter_buffers=frozenset((new - parameters) & set(model.state_dict())),
+        trained=frozenset(trained),
+        originals={n: now[n].detach().clone() for n in in_place} if method.keeps_original else {},
+        adapters=[a for part, sites in plan.steps for a in part.adapters(model, sites)],
+    )
+
+
+def _inject_steps(model: nn.Module, plan: Plan) -> set[int]:
+    """Inject, and give the identities of the parameters that the methods want to be trained."""
+    model.requires_grad_(False)
+    asked: set[int] = set()
+    for part, sites in plan.steps:
+        part.inject(model, sites)
+        asked |= {id(p) for p in model.parameters() if p.requires_grad}
+    return asked
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+@contextmanager
+def _all_or_nothing(model: nn.Module) -> Iterator[None]:
+    """Put every module and flag back as it was if an injection fails half-way."""
+    children = [(module, dict(module._modules)) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    attributes = dict(model.__dict__)
+    try:
+        yield
+    except BaseException:
+        for module, kept in children:
+            module._modules.clear()
+            module._modules.update(kept)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for key in set(model.__dict__) - set(attributes):
+            del model.__dict__[key]
+        model.__dict__.update(attributes)
+        raise

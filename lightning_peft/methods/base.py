@@ -1,0 +1,196 @@
+"""What a method is: a frozen description of how to adapt a backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from torch import nn
+
+from lightning_peft.errors import MethodError
+
+if TYPE_CHECKING:
+    from lightning_peft.anatomy import Anatomy
+    from lightning_peft.methods.union import Union
+
+__all__ = ["Adapter", "Layers", "Method", "Names", "Plan", "Site", "plain"]
+
+Names = str | tuple[str, ...] | None
+"""Which modules: a preset, a name, a glob, ``"re:<regex>"``, or several of them."""
+
+Layers = str | int | tuple[int, ...] | None
+"""Which blocks: an index, several, or a range such as ``"last:4"``."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place that is adapted: a module's name and what is done there."""
+
+    module: str
+    kind: str
+
+
+class Adapter(Protocol):
+    """What an adaptation asks of the adapter at one site."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the adapter takes part in the forward."""
+
+    def set_enabled(self, enabled: bool) -> None:
+        """Switch the adapter on or off; what is trained does not change."""
+
+    def merge(self) -> float:
+        """Fold the adapter into the backbone's weights, computed in float32.
+
+        Returns:
+            The largest difference that rounding to the weight's dtype made, relative to the largest
+            weight.
+
+        Raises:
+            NotImplementedError: If the adapter is no linear change of a weight.
+        """
+
+    def unmerge(self) -> None:
+        """Take the adapter out of the weights again."""
+
+    def unload(self) -> None:
+        """Put the backbone's own module back in its place."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method is about to do to one backbone; nothing is changed yet.
+
+    Attributes:
+        sites: The modules to adapt.
+        train: Names of the backbone's own parameters that the method trains in place.
+        steps: The methods that have something to inject, each with its own sites.
+    """
+
+    sites: tuple[Site, ...] = ()
+    train: tuple[str, ...] = ()
+    steps: tuple[tuple[Method, tuple[Site, ...]], ...] = ()
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """How to adapt a backbone. Subclasses are frozen dataclasses, one file each.
+
+    Attributes:
+        name: The name in the registry.
+        summary: One line for tables and ``--help``.
+        reference: Where the method comes from.
+        changes_backbone: Whether trained parameters are the backbone's own, so that the original
+            output can only be had back from a copy of them.
+        keeps_original: Whether that copy is kept (it is small), so that ``disabled()`` works.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    reference: ClassVar[str]
+    changes_backbone: ClassVar[bool] = False
+    keeps_original: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        # Hydra hands over its own list and mapping types; they are neither hashable nor JSON
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _frozen(getattr(self, field.name)))
+        problems = list(self.problems())
+        if problems:
+            raise MethodError(f"{type(self).__name__}: " + "; ".join(problems) + ".")
+
+    def problems(self) -> Iterable[str]:
+        """Yield what is wrong with the settings themselves, each as 'expected ..., got ...'."""
+        return ()
+
+    @abstractmethod
+    def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
+        """Say what would be done to a backbone, without changing it.
+
+        Args:
+            anatomy: What the backbone is made of.
+            model: The backbone, not yet adapted.
+
+        Returns:
+            The plan.
+
+        Raises:
+            TargetError: If the selection of modules does not fit the backbone.
+            MethodError: If the method cannot serve this backbone.
+        """
+
+    def inject(self, model: nn.Module, sites: tuple[Site, ...]) -> None:  # noqa: B027
+        """Add the adapter to the model at the sites of the plan.
+
+        What requires a gradient afterwards is what the method trains.
+
+        Args:
+            model: The backbone; changed in place.
+            sites: The sites that :meth:`plan` gave for this method.
+        """
+
+    def adapters(self, model: nn.Module, sites: tuple[Site, ...]) -> list[Adapter]:
+        """Give the handles on what :meth:`inject` added, in the order of the sites.
+
+        Args:
+            model: The adapted backbone.
+            sites: The sites that were injected into.
+        """
+        return []
+
+    def to_config(self) -> dict[str, Any]:
+        """Give the method as plain JSON types: its name and every setting."""
+        settings = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {"name": self.name, **settings}
+
+    @classmethod
+    def _from_settings(cls, settings: dict[str, Any]) -> Method:
+        """Rebuild the method from the settings that :meth:`to_config` wrote."""
+        from lightning_peft.methods.registry import create_method
+
+        return create_method(cls.name, **settings)
+
+    def __add__(self, other: Method) -> Union:
+        from lightning_peft.methods.union import Union
+
+        return Union((self, other))
+
+
+def plain(value: Any) -> Any:
+    """Turn a setting into plain JSON types (sets are sorted, tuples become lists)."""
+    if isinstance(value, Method):
+        return value.to_config()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(item) for item in value)
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    raise MethodError(
+        f"expected settings of plain types (numbers, strings, lists, mappings), "
+        f"got {type(value).__name__}: {value!r}"
+    )
+
+
+def _frozen(value: Any) -> Any:
+    """Turn any mapping into a dict and any sequence into a tuple, all the way down."""
+    if isinstance(value, str | bytes | Method) or dataclasses.is_dataclass(value):
+        return value
+    if isinstance(value, Mapping) or (hasattr(value, "keys") and hasattr(value, "__getitem__")):
+        return {key: _frozen(value[key]) for key in value.keys()}  # noqa: SIM118
+    if isinstance(value, set | frozenset):
+        return frozenset(value)
+    if hasattr(value, "__iter__") and hasattr(value, "__len__"):
+        return tuple(_frozen(item) for item in value)
+    return value

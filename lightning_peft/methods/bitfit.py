@@ -1,0 +1,64 @@
+"""BitFit: train the biases of the backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import nn
+
+from lightning_peft.errors import MethodError
+from lightning_peft.methods.base import Layers, Method, Names, Plan, Site
+from lightning_peft.methods.registry import register_method
+from lightning_peft.methods.selection import selected_modules
+
+if TYPE_CHECKING:
+    from lightning_peft.anatomy import Anatomy
+
+__all__ = ["BitFit"]
+
+
+@register_method
+@dataclass(frozen=True)
+class BitFit(Method):
+    """Train every bias of the backbone, and nothing else of it.
+
+    Ben Zaken et al., "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked
+    Language-models", 2022 (https://arxiv.org/abs/2106.10199). The identity at step 0; costs nothing
+    at inference, since the biases are trained in place.
+
+    Attributes:
+        targets: Where: modules below which biases are trained; ``None`` for the whole backbone.
+        layers: Which blocks, such as ``"last:4"``; ``None`` for everything.
+        exclude: Modules to leave out.
+    """
+
+    name: ClassVar[str] = "bitfit"
+    summary: ClassVar[str] = "train the backbone's biases"
+    reference: ClassVar[str] = "https://arxiv.org/abs/2106.10199"
+    changes_backbone: ClassVar[bool] = True
+
+    targets: Names = None
+    layers: Layers = None
+    exclude: Names = None
+
+    def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
+        """See :meth:`Method.plan`."""
+        found = [
+            (module_name, f"{module_name}.{key}" if module_name else key)
+            for module_name, module in selected_modules(self, anatomy, model)
+            for key, parameter in module._parameters.items()
+            if parameter is not None and is_bias(key, parameter)
+        ]
+        if not found:
+            raise MethodError(
+                "bitfit: expected biases to train, got a selection without any. Norm layers can be "
+                "trained with 'norm', and low-rank adapters do not need a bias ('lora')."
+            )
+        sites = tuple(dict.fromkeys(Site(module_name, "bias") for module_name, _ in found))
+        return Plan(sites=sites, train=tuple(name for _, name in found))
+
+
+def is_bias(key: str, parameter: nn.Parameter) -> bool:
+    """Say whether a module's own parameter is an additive bias (``bias``, ``q_bias``...)."""
+    return parameter.ndim == 1 and (key == "bias" or key.endswith("_bias"))

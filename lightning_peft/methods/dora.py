@@ -1,0 +1,30 @@
+"""DoRA: LoRA on the direction of a weight, with its magnitude trained apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from lightning_peft.methods.lora import LoRA
+from lightning_peft.methods.registry import register_method
+
+__all__ = ["DoRA"]
+
+
+@register_method
+@dataclass(frozen=True)
+class DoRA(LoRA):
+    """Train the direction of each targeted weight with LoRA and its magnitude as a vector.
+
+    Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024 (https://arxiv.org/abs/2402.09353).
+    The identity at step 0 up to rounding, since the magnitude is divided by the norm that it was
+    set to. Merges. Slower than LoRA: each step computes the norm of every adapted weight. The
+    settings are those of :class:`LoRA`.
+    """
+
+    name: ClassVar[str] = "dora"
+    summary: ClassVar[str] = "LoRA on the direction, a trained magnitude"
+    reference: ClassVar[str] = "https://arxiv.org/abs/2402.09353"
+
+    def _extra(self) -> dict[str, Any]:
+        return {"use_dora": True}

@@ -1,0 +1,36 @@
+"""Full fine-tuning, the baseline that every method is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import nn
+
+from lightning_peft.methods.base import Method, Plan, Site
+from lightning_peft.methods.registry import register_method
+
+if TYPE_CHECKING:
+    from lightning_peft.anatomy import Anatomy
+
+__all__ = ["Full"]
+
+
+@register_method
+@dataclass(frozen=True)
+class Full(Method):
+    """Train every parameter of the backbone.
+
+    Here it is asked for by name; no other method trains a backbone parameter that it did not say.
+    """
+
+    name: ClassVar[str] = "full"
+    summary: ClassVar[str] = "train everything (the baseline)"
+    reference: ClassVar[str] = "full fine-tuning"
+    changes_backbone: ClassVar[bool] = True
+    keeps_original: ClassVar[bool] = False
+
+    def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
+        """See :meth:`Method.plan`."""
+        names = tuple(name for name, _ in model.named_parameters())
+        return Plan(sites=(Site("", "everything"),), train=names)

@@ -1,0 +1,407 @@
+"""The engine for everything in Hugging Face ``peft``, through its integration API.
+
+``peft`` builds the layers, owns their forward, their state dict and their merge; this file says
+where they go, checks before anything is changed, and lets ``peft`` work. ``lp.LoRA`` and its like
+are typed fronts on it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from lightning_peft.errors import MethodError, TargetError, near
+from lightning_peft.methods.base import Adapter, Layers, Method, Names, Plan, Site, plain
+from lightning_peft.methods.registry import register_method
+from lightning_peft.methods.selection import inside
+from lightning_peft.targets import resolve
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+    from lightning_peft.anatomy import Anatomy
+
+__all__ = ["ADAPTER_NAME", "HF", "PeftMethod", "list_tuners", "refusal", "target_spec"]
+
+ADAPTER_NAME = "default"
+"""The name under which ``peft`` keeps an adapter; its own default, so that files travel."""
+
+
+class PeftMethod(Method):
+    """A method that ``peft`` implements: common to the typed fronts and to :class:`HF`."""
+
+    @abstractmethod
+    def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
+        """Say which modules are adapted."""
+
+    @abstractmethod
+    def peft_config(self, model: nn.Module, sites: tuple[Site, ...]) -> PeftConfig:
+        """Make the ``peft`` config that adapts exactly these sites."""
+
+    def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
+        """Yield what keeps the method from serving the selected modules."""
+        return ()
+
+    @property
+    def kind(self) -> str:
+        """What is done at a site, for reports."""
+        return self.name
+
+    def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
+        """See :meth:`Method.plan`."""
+        sites = self.select(anatomy, model)
+        problems = list(self.site_problems(model, names_of(sites)))
+        if problems:
+            raise MethodError(f"{self.kind}: " + "; ".join(problems) + ".")
+        return Plan(sites=sites, steps=((self, sites),))
+
+    def inject(self, model: nn.Module, sites: tuple[Site, ...]) -> None:
+        """See :meth:`Method.inject`."""
+        from peft.functional import cast_adapter_dtype, inject_adapter_in_model
+
+        config = self.peft_config(model, sites)
+        try:
+            inject_adapter_in_model(config, model, adapter_name=ADAPTER_NAME)
+        except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError) as error:
+            raise MethodError(
+                f"{self.kind}: peft refuses to adapt this {type(model).__name__}: {error}"
+            ) from error
+        missed = [n for n in names_of(sites) if not hasattr(model.get_submodule(n), "base_layer")]
+        if missed:
+            raise MethodError(
+                f"{self.kind}: expected peft to adapt every target, it left out "
+                f"{', '.join(missed[:8])}. Exclude these modules, or use another tuner for them."
+            )
+        # a float16 adapter cannot be trained with gradient scaling, a bfloat16 one loses its
+        # updates
+        cast_adapter_dtype(model, ADAPTER_NAME)
+
+    def adapters(self, model: nn.Module, sites: tuple[Site, ...]) -> list[Adapter]:
+        """See :meth:`Method.adapters`."""
+        from lightning_peft.methods.hf_layer import PeftLayer
+
+        return [PeftLayer(model, site.module) for site in sites]
+
+
+@register_method
+@dataclass(frozen=True, init=False)
+class HF(PeftMethod):
+    """Any tuner of ``peft`` by its own name, with its own settings.
+
+    ``lp.HF("loha", r=4)`` is ``peft.LoHaConfig(r=4)`` with targets resolved by lightning-peft.
+    :func:`list_tuners` names them. Initial output, mergeability and cost are the tuner's own.
+
+    Attributes:
+        tuner: A name of ``peft.PeftType``, in any case.
+        targets: Where; ``None`` leaves ``target_modules`` to the options, as ``peft`` reads it.
+        layers: Which blocks, such as ``"last:4"``.
+        exclude: Modules to leave out.
+        options: The settings of the tuner's config class.
+    """
+
+    name: ClassVar[str] = "hf"
+    summary: ClassVar[str] = "any tuner of Hugging Face peft, by its name"
+    reference: ClassVar[str] = "https://huggingface.co/docs/peft"
+
+    tuner: str
+    targets: Names
+    layers: Layers
+    exclude: Names
+    options: Mapping[str, Any]
+
+    def __init__(
+        self,
+        tuner: str,
+        *,
+        targets: Names = "auto",
+        layers: Layers = None,
+        exclude: Names = None,
+        **options: Any,
+    ) -> None:
+        for key, value in (
+            ("tuner", str(tuner).upper()),
+            ("targets", None if options.get("target_modules") is not None else targets),
+            ("layers", layers),
+            ("exclude", exclude),
+            ("options", options),
+        ):
+            object.__setattr__(self, key, value)
+        self.__post_init__()
+
+    @classmethod
+    def from_peft(cls, config: PeftConfig) -> HF:
+        """Take a ``peft`` config as it is: its targets are matched by ``peft``'s own rules.
+
+        Args:
+            config: Any ``peft.PeftConfig``; it is copied, not kept.
+
+        Returns:
+            The method.
+
+        Raises:
+            MethodError: If the tuner cannot be injected, or the config is not plain data.
+        """
+        defaults = {
+            field.name: field.default_factory()
+            if field.default_factory is not dataclasses.MISSING
+            else field.default
+            for field in dataclasses.fields(config)
+        }
+        options = {
+            key: plain(value)
+            for key, value in config.to_dict().items()
+            if key not in _MANAGED and plain_or_none(defaults.get(key)) != plain(value)
+        }
+        targets: Names = "auto" if getattr(config, "target_modules", None) is None else None
+        if options.get("target_modules") == "all-linear":
+            # peft's own reading of it adapts the new head of every model not from transformers
+            targets = "all-linear"
+            options.pop("target_modules")
+        tuner = config.peft_type
+        return cls(getattr(tuner, "value", tuner), targets=targets, **options)
+
+    def problems(self) -> Iterable[str]:
+        """See :meth:`Method.problems`."""
+        reason = refusal(self.tuner)
+        if reason is not None:
+            yield reason
+            return
+        known = {field.name for field in dataclasses.fields(_config_class(self.tuner))} - _MANAGED
+        for key, value in self.options.items():
+            if key not in known:
+                yield f"{self.tuner} has no setting '{key}'. {near(key, known)}"
+            elif key == "trainable_token_indices" and value:
+                yield "trainable_token_indices needs peft's own wrapper: use peft.get_peft_model"
+
+    @property
+    def kind(self) -> str:
+        """See :meth:`PeftMethod.kind`."""
+        return self.tuner.lower()
+
+    @classmethod
+    def _from_settings(cls, settings: dict[str, Any]) -> HF:
+        settings = dict(settings)
+        options = settings.pop("options", {})
+        if not isinstance(options, Mapping):
+            raise MethodError(f"hf: expected 'options' to be a mapping, got {options!r}.")
+        if "tuner" not in settings:
+            raise MethodError("hf needs tuner: expected the name of a peft tuner, got none.")
+        return cls(**{**settings, **{str(key): value for key, value in options.items()}})
+
+    def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
+        """See :meth:`PeftMethod.select`."""
+        if self.targets is None:
+            names = _matched_by_peft(self.peft_config(model, ()), model)
+        else:
+            targets = self.targets
+            if targets == "auto" and self.tuner == "LN_TUNING":
+                targets = "norms"
+            names = resolve(anatomy, model, targets, layers=self.layers, exclude=self.exclude)
+        return tuple(Site(name, self.kind) for name in names)
+
+    def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
+        """See :meth:`Method.plan`."""
+        plan = super().plan(anatomy, model)
+        saved = self.options.get("modules_to_save") or ()
+        roots = tuple(
+            name
+            for name, _ in model.named_modules()
+            if any(name == entry or name.endswith(f".{entry}") for entry in saved)
+        )
+        lost = [e for e in saved if not any(r == e or r.endswith(f".{e}") for r in roots)]
+        if lost:
+            names = [name for name, _ in model.named_modules() if name]
+            raise TargetError(
+                "; ".join(f"modules_to_save has no module '{e}'. {near(e, names)}" for e in lost)
+            )
+        # peft trains a copy beside the original; training in place is the same and half the memory
+        train = tuple(name for name, _ in model.named_parameters() if roots and inside(name, roots))
+        return dataclasses.replace(plan, train=train)
+
+    def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
+        """See :meth:`PeftMethod.site_problems`."""
+        rank = self.options.get("r")
+        if rank is not None and isinstance(rank, int):
+            yield from rank_problems(model, names, rank)
+
+    def peft_config(self, model: nn.Module, sites: tuple[Site, ...]) -> PeftConfig:
+        """See :meth:`PeftMethod.peft_config`."""
+        names = names_of(sites)
+        cls = _config_class(self.tuner)
+        options = {
+            key: _thawed(value) for key, value in self.options.items() if key != "modules_to_save"
+        }
+        if self.targets is not None:
+            options["target_modules"] = target_spec(model, names)
+            if self.tuner == "IA3" and "feedforward_modules" not in options:
+                options["feedforward_modules"] = []
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if "fan_in_fan_out" in fields and "fan_in_fan_out" not in options:
+            options.update(fan_in_fan_out(model, names))
+        try:
+            return cls(**options)
+        except (ValueError, TypeError) as error:
+            raise MethodError(f"{self.kind}: peft refuses these settings: {error}") from error
+
+
+# what peft writes into a config by itself, or what has no meaning for a backbone that is in memory
+_MANAGED = frozenset(
+    {
+        "peft_type",
+        "peft_version",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+    }
+)
+
+
+def list_tuners() -> dict[str, str | None]:
+    """List the tuners of the installed ``peft``, found from ``peft`` itself.
+
+    Returns:
+        Each tuner's name, and why :class:`HF` cannot inject it (``None`` where it can).
+    """
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    names = sorted(getattr(key, "value", str(key)) for key in PEFT_TYPE_TO_CONFIG_MAPPING)
+    return {name: refusal(name) for name in names}
+
+
+def refusal(tuner: str) -> str | None:
+    """Say why a tuner cannot be injected into a backbone, or ``None`` where it can."""
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+
+    by_name = {getattr(key, "value", str(key)): key for key in PEFT_TYPE_TO_CONFIG_MAPPING}
+    if tuner not in by_name:
+        return f"unknown peft tuner '{tuner.lower()}'. {near(tuner, by_name, most=60)}"
+    if tuner in _NEEDS:
+        return f"{tuner} {_NEEDS[tuner]}"
+    fields = {f.name for f in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[by_name[tuner]])}
+    if by_name[tuner] not in PEFT_TYPE_TO_TUNER_MAPPING or "target_modules" not in fields:
+        return (
+            f"{tuner} learns prompts for a language model through peft's own wrapper: "
+            "expected a tuner that adapts modules; use peft.get_peft_model for it"
+        )
+    if getattr(PEFT_TYPE_TO_TUNER_MAPPING[by_name[tuner]], "uses_shared_state", False):
+        return (
+            f"{tuner} keeps state that its layers share outside of the backbone: expected a tuner "
+            "whose layers hold their own; use peft.get_peft_model for it"
+        )
+    return None
+
+
+_NEEDS = {
+    "ADAPTION_PROMPT": "adapts the attention of Llama-like language models through peft's wrapper",
+    "POLY": "needs a task id with every sample, which a plain forward does not have",
+    "SHADOW": "adds a second network beside a language model through peft's wrapper",
+    "TRAINABLE_TOKENS": "trains single rows of a token embedding; pass also_train for an embedding",
+    "XLORA": "mixes LoRA adapters of a transformers language model through peft's wrapper",
+}
+
+
+def names_of(sites: tuple[Site, ...]) -> tuple[str, ...]:
+    """Give the module names of sites."""
+    return tuple(site.module for site in sites)
+
+
+def rank_problems(model: nn.Module, names: tuple[str, ...], rank: int) -> Iterable[str]:
+    """Yield the modules whose smaller side is below a rank.
+
+    Args:
+        model: The backbone.
+        names: The modules to adapt.
+        rank: The rank asked for.
+    """
+    small = []
+    for name in names:
+        weight = getattr(model.get_submodule(name), "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim >= 2:
+            most = min(weight.shape[0], weight[0].numel())
+            if rank > most:
+                small.append(f"{name} (at most {most})")
+    if small:
+        more = f" and {len(small) - 8} more" if len(small) > 8 else ""
+        yield (
+            f"expected a rank no larger than the layer, got {rank} for "
+            f"{', '.join(small[:8])}{more}. Lower the rank or exclude these modules"
+        )
+
+
+def target_spec(model: nn.Module, names: tuple[str, ...]) -> list[str] | str:
+    """Write a selection of modules in ``peft``'s language, as short as it can be said exactly.
+
+    ``peft`` matches an entry of a list against the end of a module's name. Where the last parts of
+    the names (``["proj", "qkv"]``) match just the selection, they are the most readable config;
+    otherwise     it is the full names, and where even these would match more, a regular expression.
+    """
+    every = [name for name, _ in model.named_modules() if name]
+    wanted = set(names)
+
+    def matched(entries: Iterable[str]) -> set[str]:
+        ends = tuple(f".{entry}" for entry in entries)
+        return {name for name in every if name in entries or name.endswith(ends)}
+
+    short = {name.rpartition(".")[2] for name in names}
+    if matched(short) == wanted:
+        return sorted(short)
+    if matched(wanted) == wanted:
+        return list(names)
+    return "|".join(re.escape(name) for name in names)
+
+
+def fan_in_fan_out(model: nn.Module, names: tuple[str, ...]) -> dict[str, bool]:
+    """Give ``peft``'s setting for GPT-2's ``Conv1D``, a linear with a transposed weight."""
+    kinds = {type(model.get_submodule(name)).__name__ for name in names}
+    return {"fan_in_fan_out": True} if kinds == {"Conv1D"} else {}
+
+
+def _config_class(tuner: str) -> type[PeftConfig]:
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    by_name = {getattr(k, "value", str(k)): v for k, v in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
+    return by_name[tuner]
+
+
+def _matched_by_peft(config: PeftConfig, model: nn.Module) -> tuple[str, ...]:
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = copy.deepcopy(config)
+    names = [name for name, _ in model.named_modules() if name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft repeats them when it injects
+        found = tuple(name for name in names if check_target_module_exists(config, name))
+    if not found and not getattr(config, "target_parameters", None):
+        wanted = getattr(config, "target_modules", None)
+        words = [wanted] if isinstance(wanted, str) else sorted(wanted or ())
+        hints = "; ".join(f"'{word}': {near(word, _ends(names))}" for word in words)
+        raise TargetError(f"expected target_modules to match modules, matched none. {hints}")
+    return found
+
+
+def _ends(names: list[str]) -> set[str]:
+    return {name.rpartition(".")[2] for name in names}
+
+
+def _thawed(value: Any) -> Any:
+    """Give ``peft`` the lists and dicts that its configs expect."""
+    if isinstance(value, Mapping):
+        return {key: _thawed(item) for key, item in value.items()}
+    return [_thawed(item) for item in value] if isinstance(value, tuple) else value
+
+
+def plain_or_none(value: Any) -> Any:
+    """Give a default as plain JSON types, or ``None`` where it has none."""
+    try:
+        return plain(value)
+    except MethodError:
+        return None

@@ -1,0 +1,80 @@
+"""The handle on one layer that ``peft`` put into a backbone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["PeftLayer"]
+
+
+class PeftLayer:
+    """One ``peft`` layer by its place in the model, so that a deep copy of the model has its own.
+
+    Args:
+        model: The adapted backbone.
+        name: The name of the adapted module.
+    """
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.model = model
+        self.name = name
+
+    @property
+    def layer(self) -> Any:
+        """The ``peft`` layer (a ``BaseTunerLayer``)."""
+        return self.model.get_submodule(self.name)
+
+    @property
+    def enabled(self) -> bool:
+        """See :class:`Adapter`."""
+        return not self.layer.disable_adapters
+
+    def set_enabled(self, enabled: bool) -> None:
+        """See :class:`Adapter`."""
+        layer = self.layer
+        flags = [(p, p.requires_grad) for p in layer.parameters()]
+        layer.enable_adapters(enabled)  # peft ties requires_grad to it
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+    def merge(self) -> float:
+        """See :class:`Adapter`."""
+        layer = self.layer
+        half = {
+            key: parameter.dtype
+            for key, parameter in layer.get_base_layer().named_parameters(recurse=False)
+            if parameter.dtype in (torch.float16, torch.bfloat16)
+        }
+        _cast(layer.get_base_layer(), dict.fromkeys(half, torch.float32))
+        try:
+            # peft's own check for NaN runs on a copy, before the weight is touched
+            layer.merge(safe_merge=True)
+        finally:
+            difference = _cast(layer.get_base_layer(), half)
+        return difference
+
+    def unmerge(self) -> None:
+        """See :class:`Adapter`."""
+        self.layer.unmerge()
+
+    def unload(self) -> None:
+        """See :class:`Adapter`."""
+        parent, _, key = self.name.rpartition(".")
+        self.model.get_submodule(parent)._modules[key] = self.layer.get_base_layer()
+
+
+def _cast(module: nn.Module, dtypes: dict[str, torch.dtype]) -> float:
+    """Cast a module's own parameters and say what was lost, relative to the largest value."""
+    worst = 0.0
+    for key, dtype in dtypes.items():
+        parameter = module._parameters[key]
+        assert parameter is not None
+        before = parameter.data
+        parameter.data = before.to(dtype)
+        if before.numel():
+            lost = (parameter.data.to(before.dtype) - before).abs().max()
+            worst = max(worst, float(lost / before.abs().max().clamp_min(1e-30)))
+    return worst

@@ -1,0 +1,35 @@
+"""Linear probe: train the head on a frozen backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import nn
+
+from lightning_peft.methods.base import Method, Plan
+from lightning_peft.methods.registry import register_method
+
+if TYPE_CHECKING:
+    from lightning_peft.anatomy import Anatomy
+
+__all__ = ["LinearProbe"]
+
+
+@register_method
+@dataclass(frozen=True)
+class LinearProbe(Method):
+    """Train the head only; the backbone stays as it is.
+
+    Alain and Bengio, "Understanding intermediate layers using linear classifier probes", 2017
+    (https://arxiv.org/abs/1610.01644). The head is trained by every method; here it is all there
+    is, so a backbone in which no head is found is refused.
+    """
+
+    name: ClassVar[str] = "linear_probe"
+    summary: ClassVar[str] = "train the head on a frozen backbone"
+    reference: ClassVar[str] = "https://arxiv.org/abs/1610.01644"
+
+    def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
+        """See :meth:`Method.plan`."""
+        return Plan()

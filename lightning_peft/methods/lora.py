@@ -1,0 +1,105 @@
+"""LoRA: low-rank updates beside frozen weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from lightning_peft.methods.base import Layers, Names, Site
+from lightning_peft.methods.hf import (
+    PeftMethod,
+    fan_in_fan_out,
+    names_of,
+    rank_problems,
+    target_spec,
+)
+from lightning_peft.methods.registry import register_method
+from lightning_peft.targets import resolve
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+    from lightning_peft.anatomy import Anatomy
+
+__all__ = ["LoRA"]
+
+
+@register_method
+@dataclass(frozen=True)
+class LoRA(PeftMethod):
+    """Add a low-rank update to each targeted weight: ``W x + (alpha / rank) B A x``.
+
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022
+    (https://arxiv.org/abs/2106.09685). ``A`` is drawn at random and ``B`` is zero, so step 0 is the
+    identity. Merges into the weight; then it costs nothing at inference. A thin front on
+    ``peft.LoraConfig``: what is not here is to be had with ``lp.HF("lora", ...)``.
+
+    Attributes:
+        rank: The rank of the update, at most the smaller side of the weight.
+        alpha: The update is scaled by ``alpha / rank``; ``None`` means ``alpha = rank``, a scale of
+            1.
+        dropout: Probability with which the input of the update is dropped, in [0, 1).
+        targets: Where. ``"auto"`` is every linear layer of the blocks, or the convolutions of a
+            backbone without linear layers.
+        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        exclude: Modules to leave out.
+        rslora: Scale by ``alpha / sqrt(rank)`` instead (https://arxiv.org/abs/2312.03732); with
+            ``alpha=None`` the scale is 1 either way.
+    """
+
+    name: ClassVar[str] = "lora"
+    summary: ClassVar[str] = "low-rank updates beside frozen weights"
+    reference: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
+
+    rank: int = 8
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: Names = "auto"
+    layers: Layers = None
+    exclude: Names = None
+    rslora: bool = False
+
+    def problems(self) -> Iterable[str]:
+        """See :meth:`Method.problems`."""
+        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
+            yield f"expected rank to be a whole number from 1, got {self.rank!r}"
+        if self.alpha is not None and not self.alpha > 0:
+            yield f"expected alpha to be positive, or None for alpha = rank, got {self.alpha!r}"
+        if not 0 <= self.dropout < 1:
+            yield f"expected dropout to be a probability in [0, 1), got {self.dropout!r}"
+
+    def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
+        """See :meth:`PeftMethod.select`."""
+        names = resolve(
+            anatomy, model, self.targets or "auto", layers=self.layers, exclude=self.exclude
+        )
+        return tuple(Site(name, self.kind) for name in names)
+
+    def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
+        """See :meth:`PeftMethod.site_problems`."""
+        yield from rank_problems(model, names, self.rank)
+
+    def peft_config(self, model: nn.Module, sites: tuple[Site, ...]) -> LoraConfig:
+        """See :meth:`PeftMethod.peft_config`."""
+        from peft import LoraConfig
+
+        names = names_of(sites)
+        alpha = self.alpha
+        if alpha is None:
+            alpha = math.sqrt(self.rank) if self.rslora else self.rank
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            use_rslora=self.rslora,
+            target_modules=target_spec(model, names),
+            **fan_in_fan_out(model, names),
+            **self._extra(),
+        )
+
+    def _extra(self) -> dict[str, Any]:
+        return {}

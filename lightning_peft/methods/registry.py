@@ -1,0 +1,150 @@
+"""Every method under one name, as timm does it for models."""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from lightning_peft.errors import MethodError, near
+from lightning_peft.methods.base import Method
+
+__all__ = ["as_method", "create_method", "list_methods", "method_from_config", "register_method"]
+
+_METHODS: dict[str, type[Method]] = {}
+T = TypeVar("T", bound=type[Method])
+
+
+def register_method(cls: T) -> T:
+    """Make a method known by its ``name``; use as a class decorator.
+
+    Args:
+        cls: A frozen dataclass derived from :class:`Method`.
+
+    Returns:
+        The class, unchanged.
+
+    Raises:
+        MethodError: If another class has that name already.
+    """
+    standing = _METHODS.get(cls.name)
+    if standing is not None and standing is not cls:
+        raise MethodError(
+            f"the method name '{cls.name}' is taken by {standing.__module__}.{standing.__name__}: "
+            f"give {cls.__module__}.{cls.__name__} another name."
+        )
+    _METHODS[cls.name] = cls
+    return cls
+
+
+def list_methods(pattern: str = "*") -> list[str]:
+    """List the registered methods.
+
+    Args:
+        pattern: A glob on the name, such as ``"l*"``.
+
+    Returns:
+        The names, sorted.
+
+    >>> list_methods("*lora")
+    ['lora']
+    """
+    return sorted(fnmatch.filter(_METHODS, pattern))
+
+
+def method_class(name: str) -> type[Method]:
+    """Give the class that is registered under a name.
+
+    Raises:
+        MethodError: If there is none; near names are listed.
+    """
+    if name not in _METHODS:
+        raise MethodError(f"unknown method '{name}'. {near(name, _METHODS, most=20)}")
+    return _METHODS[name]
+
+
+def create_method(name: str, **settings: Any) -> Method:
+    """Make a method by its name.
+
+    Args:
+        name: A name from :func:`list_methods`.
+        **settings: The method's own settings, such as ``rank=8``.
+
+    Returns:
+        The method.
+
+    Raises:
+        MethodError: If the name or a setting is unknown, or a setting is out of range.
+
+    >>> create_method("lora", rank=4).rank
+    4
+    """
+    cls = method_class(name)
+    parameters = inspect.signature(cls).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    unknown = [] if takes_any else [key for key in settings if key not in parameters]
+    if unknown:
+        raise MethodError(
+            "; ".join(f"{name} has no setting '{key}'. {near(key, parameters)}" for key in unknown)
+        )
+    missing = [
+        key
+        for key, p in parameters.items()
+        if p.default is p.empty and p.kind is not p.VAR_KEYWORD and key not in settings
+    ]
+    if missing:
+        raise MethodError(f"{name} needs {', '.join(missing)}: expected a value, got none.")
+    return cls(**settings)
+
+
+def method_from_config(config: Mapping[str, Any]) -> Method:
+    """Rebuild a method from :meth:`Method.to_config`.
+
+    The config is data: a name that is looked up in the registry, and settings of plain types.
+    Nothing in it is imported or executed.
+
+    Raises:
+        MethodError: If the name or a setting is unknown.
+    """
+    name = config.get("name")
+    if not isinstance(name, str):
+        raise MethodError(f"expected a method config with a 'name', got {dict(config)!r}.")
+    settings = {str(key): value for key, value in config.items() if key != "name"}
+    return method_class(name)._from_settings(settings)
+
+
+def as_method(method: Any, **settings: Any) -> Method:
+    """Turn whatever a user may pass for a method into one.
+
+    Args:
+        method: A name, a :class:`Method`, a ``peft.PeftConfig``, or a sequence of these.
+        **settings: Settings, allowed only with a name.
+
+    Returns:
+        The method.
+
+    Raises:
+        MethodError: If it is none of these, or settings come with something that has its own.
+    """
+    if isinstance(method, str):
+        return create_method(method, **settings)
+    if settings:
+        raise MethodError(
+            f"{', '.join(settings)}: settings go with a method's name, got "
+            f"{type(method).__name__}. Put them into the {type(method).__name__} itself."
+        )
+    if isinstance(method, Method):
+        return method
+    if isinstance(method, Mapping):
+        return method_from_config(method)
+    if hasattr(method, "peft_type"):
+        return method_class("hf").from_peft(method)  # type: ignore[attr-defined,no-any-return]
+    if hasattr(method, "__iter__") and hasattr(method, "__len__"):
+        from lightning_peft.methods.union import Union
+
+        return Union(tuple(as_method(part) for part in method))
+    raise MethodError(
+        "expected a method's name, a Method, a peft.PeftConfig or a list of these, got "
+        f"{type(method).__name__}: {method!r}. Names: {', '.join(list_methods())}."
+    )

@@ -1,0 +1,60 @@
+"""Which parts of a backbone an in-place method looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from torch import nn
+
+from lightning_peft.targets import resolve
+
+if TYPE_CHECKING:
+    from lightning_peft.anatomy import Anatomy
+    from lightning_peft.methods.base import Layers, Names
+
+__all__ = ["inside", "selected_modules"]
+
+
+class _Selection(Protocol):
+    @property
+    def targets(self) -> Names: ...
+    @property
+    def layers(self) -> Layers: ...
+    @property
+    def exclude(self) -> Names: ...
+
+
+def inside(name: str, roots: tuple[str, ...]) -> bool:
+    """Say whether a dotted name is one of the roots or lies below one (``""`` holds everything)."""
+    return any(root in ("", name) or name.startswith(f"{root}.") for root in roots)
+
+
+def selected_modules(
+    method: _Selection, anatomy: Anatomy, model: nn.Module
+) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the backbone's modules, without the head, that a method's selection holds.
+
+    Args:
+        method: Anything with ``targets``, ``layers`` and ``exclude``. Without targets and layers
+            the whole backbone is selected.
+        anatomy: What the backbone is made of.
+        model: The backbone.
+
+    Yields:
+        The name and the module, in model order; modules inside a selected one included.
+    """
+    roots: tuple[str, ...] = ("",)
+    if method.targets is not None or method.layers is not None:
+        roots = resolve(
+            anatomy,
+            model,
+            method.targets if method.targets is not None else "blocks",
+            layers=method.layers,
+        )
+    left_out = anatomy.head
+    if method.exclude is not None:
+        left_out = (*left_out, *resolve(anatomy, model, method.exclude))
+    for name, module in model.named_modules():
+        if inside(name, roots) and not inside(name, left_out):
+            yield name, module

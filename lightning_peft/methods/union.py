@@ -1,0 +1,89 @@
+"""Several methods on one backbone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+from lightning_peft.errors import MethodError
+from lightning_peft.methods.base import Method, Plan
+from lightning_peft.methods.registry import as_method, method_from_config, register_method
+
+if TYPE_CHECKING:
+    from lightning_peft.anatomy import Anatomy
+
+__all__ = ["Union"]
+
+
+@register_method
+@dataclass(frozen=True)
+class Union(Method):
+    """Apply several methods to one backbone, such as LoRA on the linears and BitFit on the biases.
+
+    ``LoRA() + BitFit()`` makes one, and so does ``["lora", "bitfit"]`` wherever a method is
+    expected. Each part keeps its own targets. Two parts that would inject into the same module are
+    refused.
+
+    Attributes:
+        methods: The parts, by name or as methods; unions among them are flattened.
+    """
+
+    name: ClassVar[str] = "union"
+    summary: ClassVar[str] = "several methods on one backbone"
+    reference: ClassVar[str] = "https://arxiv.org/abs/2110.04366"
+
+    methods: tuple[Method, ...]
+
+    def __post_init__(self) -> None:
+        parts: list[Method] = []
+        for part in map(as_method, self.methods):
+            parts.extend(part.methods if isinstance(part, Union) else (part,))
+        object.__setattr__(self, "methods", tuple(parts))
+        super().__post_init__()
+
+    def problems(self) -> Iterable[str]:
+        """See :meth:`Method.problems`."""
+        if not self.methods:
+            yield "expected at least one method, got none"
+        twice = [name for name, n in Counter(part.name for part in self.methods).items() if n > 1]
+        in_place = [part.name for part in self.methods if part.changes_backbone]
+        for name in twice:
+            if name in in_place:
+                yield f"expected each in-place method once, got '{name}' more than once"
+
+    @property
+    def keeps_original(self) -> bool:  # type: ignore[override]
+        """Whether every part keeps what it changes in place."""
+        return all(part.keeps_original for part in self.methods if part.changes_backbone)
+
+    @property
+    def changes_backbone(self) -> bool:  # type: ignore[override]
+        """Whether any part trains the backbone's own parameters."""
+        return any(part.changes_backbone for part in self.methods)
+
+    def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
+        """See :meth:`Method.plan`."""
+        plans = [part.plan(anatomy, model) for part in self.methods]
+        steps = tuple(step for plan in plans for step in plan.steps)
+        by_module = Counter(site.module for _, sites in steps for site in sites)
+        twice = [module for module, n in by_module.items() if n > 1]
+        if twice:
+            raise MethodError(
+                f"union: expected each module to be injected into once, got "
+                f"{', '.join(twice[:8])}{' ...' if len(twice) > 8 else ''} in more than one of "
+                f"{', '.join(part.name for part in self.methods)}. Give them different targets."
+            )
+        return Plan(
+            sites=tuple(dict.fromkeys(site for plan in plans for site in plan.sites)),
+            train=tuple(dict.fromkeys(name for plan in plans for name in plan.train)),
+            steps=steps,
+        )
+
+    @classmethod
+    def _from_settings(cls, settings: dict[str, Any]) -> Union:
+        parts = settings.get("methods", ())
+        return cls(tuple(method_from_config(part) for part in parts))

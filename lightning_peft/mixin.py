@@ -1,0 +1,105 @@
+"""For those who own the LightningModule: the adaptation as a part of the class."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import Any, TypeVar
+
+from torch import nn
+
+from lightning_peft.attach import Attachment, attach, names, restore_adaptations
+from lightning_peft.checkpoint import complete_checkpoint
+from lightning_peft.lifecycle import find_adaptations
+from lightning_peft.methods.registry import as_method
+
+__all__ = ["PEFTMixin", "load_from_checkpoint"]
+
+T = TypeVar("T", bound=nn.Module)
+
+
+class PEFTMixin:
+    """Adapt the backbone of a LightningModule; checkpoints hold what is trained.
+
+    Put it before ``LightningModule`` among the bases and say the method as a class attribute, or
+    return it from :meth:`configure_peft`::
+
+        class Mine(lp.PEFTMixin, L.LightningModule):
+            peft = lp.LoRA(rank=8)
+
+    The network may be built in ``__init__``, ``setup`` or ``configure_model``. With the mixin,
+    ``Mine.load_from_checkpoint(path)`` needs nothing more: the module knows how it is adapted.
+
+    Attributes:
+        peft: A method's name, a :class:`Method`, a ``peft.PeftConfig``, a list of these, or a
+            mapping with ``method`` and any of the settings of :class:`lightning_peft.PEFT`.
+    """
+
+    peft: Any = "lora"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        attach(self, _Deferred())  # type: ignore[arg-type]
+
+    def configure_peft(self) -> Any:
+        """Say how to adapt; override it where the method depends on hyperparameters.
+
+        Returns:
+            Whatever ``peft`` may be.
+        """
+        return self.peft
+
+
+class _Deferred:
+    """The attachment of a mixin: asks the module for its settings when they are needed first."""
+
+    def __call__(self, pl_module: nn.Module) -> None:
+        attachment = _attachment(pl_module.configure_peft())  # type: ignore[operator]
+        attach(pl_module, attachment)
+        attachment(pl_module)
+
+
+def _attachment(value: Any) -> Attachment:
+    if not isinstance(value, dict) or "name" in value:
+        return Attachment(as_method(value))
+    settings = dict(value)
+    method = as_method(settings.pop("method", "lora"))
+    for key in ("also_train",):
+        if key in settings:
+            settings[key] = names(settings[key])
+    return Attachment(method, **settings)
+
+
+def load_from_checkpoint(
+    module_class: type[T], checkpoint_path: str | PathLike[str], **kwargs: Any
+) -> T:
+    """Load a checkpoint that the ``PEFT`` callback made, into a class that knows nothing of it.
+
+    ``LightningModule.load_from_checkpoint`` runs no callbacks, so the class alone cannot know that
+    its backbone is to be adapted. The checkpoint does.
+
+    Args:
+        module_class: The LightningModule class.
+        checkpoint_path: The checkpoint.
+        **kwargs: As for ``LightningModule.load_from_checkpoint``.
+
+    Returns:
+        The module, adapted, in the state of the checkpoint.
+
+    Raises:
+        CheckpointError: If lightning-peft did not make the checkpoint, or its keys do not fit.
+        BackboneMismatchError: If the class builds another backbone.
+    """
+
+    def on_load_checkpoint(self: nn.Module, checkpoint: dict[str, Any]) -> None:
+        module_class.on_load_checkpoint(self, checkpoint)  # type: ignore[attr-defined]
+        if not find_adaptations(self):
+            restore_adaptations(self, checkpoint)
+            complete_checkpoint(self, checkpoint)
+
+    adapted = type(
+        module_class.__name__, (module_class,), {"on_load_checkpoint": on_load_checkpoint}
+    )
+    load = adapted.load_from_checkpoint  # type: ignore[attr-defined]
+    module: T = load(checkpoint_path, **kwargs)
+    module.__class__ = module_class
+    return module

@@ -1,0 +1,58 @@
+"""Modules that stay in evaluation mode, whatever their parent's ``train()`` says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+__all__ = ["hold_in_eval", "is_held", "release"]
+
+
+class _StaysInEval:
+    """Stands in for the ``train`` method of one module.
+
+    ``Module.train`` walks down by calling ``child.train(mode)``, so an attribute on the instance is
+    honoured by every parent. It is an object, not a closure, so that the module can still be
+    pickled and a deep copy carries its own.
+    """
+
+    def __init__(self, module: nn.Module, recurse: bool) -> None:
+        self.module = module
+        self.recurse = recurse
+
+    def __call__(self, mode: bool = True) -> nn.Module:
+        self.module.training = False
+        for child in self.module.children():
+            child.train(mode and not self.recurse)
+        return self.module
+
+
+def hold_in_eval(modules: Iterable[nn.Module], *, recurse: bool = True) -> None:
+    """Put modules into evaluation mode and keep them there.
+
+    A frozen BatchNorm whose mode is set once goes on changing its statistics, since the next
+    ``train()`` of a parent undoes it. Held modules stay as they are until :func:`release`.
+
+    Args:
+        modules: The modules.
+        recurse: Whether everything below them is held too. Without it their children go on
+            following the mode of their parents, which is what an adapter inside of a frozen layer
+            needs.
+    """
+    for module in modules:
+        mode = module.training
+        module.__dict__["train"] = _StaysInEval(module, recurse)
+        module.train(mode)
+
+
+def release(modules: Iterable[nn.Module]) -> None:
+    """Let modules follow their parent's mode again; their mode now is left as it is."""
+    for module in modules:
+        if is_held(module):
+            del module.__dict__["train"]
+
+
+def is_held(module: nn.Module) -> bool:
+    """Say whether :func:`hold_in_eval` keeps this module in evaluation mode."""
+    return isinstance(module.__dict__.get("train"), _StaysInEval)

@@ -1,0 +1,122 @@
+"""What was adapted, as numbers and as a table."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_peft.adaptation import Adaptation
+
+__all__ = ["Report", "human_bytes", "make_report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The figures of one adaptation; ``str(report)`` is a table.
+
+    Attributes:
+        method: The method's name.
+        sites: Adapted modules, counted by kind and by the last part of their name.
+        trained: Trained parameters (scalars): adapter, head and the backbone's own.
+        adapter: Of these, new parameters that the adapter brought.
+        head: Of these, the head's.
+        backbone: Of these, the backbone's own, trained in place.
+        total: All parameters of the adapted model.
+        trained_bytes: Bytes of the trained parameters: the size of an adapter file without its
+            header.
+    """
+
+    method: str
+    sites: dict[str, int]
+    trained: int
+    adapter: int
+    head: int
+    backbone: int
+    total: int
+    trained_bytes: int
+
+    @property
+    def share(self) -> float:
+        """Trained parameters over all parameters, in [0, 1]."""
+        return self.trained / self.total if self.total else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the report as plain JSON types."""
+        return {**asdict(self), "share": self.share}
+
+    def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=f"Adaptation: {self.method}", title_justify="left")
+        table.add_column("")
+        table.add_column("parameters", justify="right")
+        table.add_column("share", justify="right")
+        for label, count in (
+            ("adapter", self.adapter),
+            ("head", self.head),
+            ("backbone, in place", self.backbone),
+            ("trained", self.trained),
+            ("frozen", self.total - self.trained),
+            ("total", self.total),
+        ):
+            share = count / self.total if self.total else 0.0
+            table.add_row(label, f"{count:,}", f"{share:.2%}")
+        sites = ", ".join(f"{n} x {what}" for what, n in self.sites.items()) or "none"
+        out = io.StringIO()
+        console = Console(file=out, width=100)
+        console.print(table)
+        console.print(f"sites: {sites}", highlight=False)
+        console.print(f"trained bytes: {human_bytes(self.trained_bytes)}", highlight=False)
+        return out.getvalue().rstrip()
+
+
+def make_report(adaptation: Adaptation) -> Report:
+    """Count what an adaptation trains.
+
+    Args:
+        adaptation: The adaptation; on the ``meta`` device as well.
+
+    Returns:
+        The report.
+    """
+    model = adaptation.model
+    adapter, head = set(adaptation.adapter_names()), adaptation.head_names()
+    trained = set(adaptation.trained_names())
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+
+    def count(names: set[str]) -> int:
+        return sum(size for name, size in sizes.items() if name in names)
+
+    sites = Counter(
+        f"{site.module.rpartition('.')[2]} ({site.kind})" if site.module else site.kind
+        for site in adaptation.sites
+    )
+    return Report(
+        method=adaptation.method.name,
+        sites=dict(sites),
+        trained=count(trained),
+        adapter=count(trained & adapter),
+        head=count(trained & head),
+        backbone=count(trained - adapter - head),
+        total=sum(sizes.values()),
+        trained_bytes=sum(
+            p.numel() * p.element_size() for name, p in model.named_parameters() if name in trained
+        ),
+    )
+
+
+def human_bytes(count: float) -> str:
+    """Write a number of bytes for people, in units of 1000.
+
+    >>> human_bytes(1_234_567)
+    '1.23 MB'
+    """
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(count) < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"

@@ -1,0 +1,153 @@
+"""Tiny jobs from the command line to the last file."""
+
+import csv
+import json
+import os
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+RUN = ("experiment=smoke", "hydra.run.dir=run")
+FILES = (
+    "config.yaml",
+    "run.log",
+    "summary.json",
+    "per_class.csv",
+    "confusion.csv",
+    "predictions.png",
+    "csv/metrics.csv",
+    "checkpoints/best.ckpt",
+    "checkpoints/last.ckpt",
+    "adapter/adapter_model.safetensors",
+    "adapter/adapter_config.json",
+    ".hydra/overrides.yaml",
+)
+
+
+def test_a_run_leaves_its_files_and_its_numbers(command, tmp_path):
+    status, out, err = command("method=lora", "method.rank=4", "seed=3", *RUN)
+    assert status == 0, err
+    run = tmp_path / "run"
+    for name in FILES:
+        assert (run / name).stat().st_size > 0, name
+
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    assert summary["method"]["name"] == "lora"
+    assert summary["method"]["config"]["rank"] == 4
+    assert summary["seed"] == 3
+    assert summary["steps"] == 4
+    assert "method.rank=4" in summary["overrides"]
+    assert {"test/accuracy", "test/f1", "test/ece", "val/accuracy"} <= set(summary["metrics"])
+    assert 0 < summary["parameters"]["trained"] < summary["parameters"]["total"]
+    assert summary["bytes"]["checkpoint"] == (run / "checkpoints" / "best.ckpt").stat().st_size
+    assert summary["seconds"]["step"] > 0
+    assert summary["images"] == {"train": 20, "val": 100, "test": 797}
+    assert "torch" in summary["versions"]
+
+    # the numbers are those of the files: an accuracy is the diagonal of the confusion matrix
+    with (run / "confusion.csv").open() as file:
+        counts = [list(map(int, row[1:])) for row in list(csv.reader(file))[1:]]
+    right, total = sum(counts[i][i] for i in range(10)), sum(map(sum, counts))
+    assert total == 797 or total == 512, "two batches of the test set"
+    assert summary["metrics"]["test/accuracy"] == pytest.approx(right / total)
+    weights = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    trained = sum(t.numel() for t in weights.values() if t.is_floating_point())
+    assert trained == summary["parameters"]["trained"]
+
+    resolved = OmegaConf.load(run / "config.yaml")
+    assert resolved.data.seed == 3
+    assert "${" not in (run / "config.yaml").read_text()
+
+    assert "test accuracy" in out
+    assert f"{100 * summary['metrics']['test/accuracy']:.1f} %" in out
+    assert "4/4 steps" in err
+    assert "Warning" not in err
+    assert os.environ.get("HYDRA_FULL_ERROR") is None
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(command, tmp_path):
+    found = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        words = ("experiment=smoke", "callbacks=no_validation", "test=false", f"seed={seed}")
+        status, _, err = command(*words, f"hydra.run.dir={name}")
+        assert status == 0, err
+        path = tmp_path / name / "checkpoints" / "best.ckpt"
+        found[name] = torch.load(path, weights_only=True)["state_dict"]
+    assert found["a"].keys() == found["b"].keys()
+    assert all(torch.equal(found["a"][key], found["b"][key]) for key in found["a"])
+    assert any(not torch.equal(found["a"][key], found["c"][key]) for key in found["a"])
+
+
+def test_a_run_is_resumed_from_its_last_checkpoint(command, tmp_path):
+    words = ("experiment=smoke", "test=false", "schedule=constant")
+    assert command(*words, "trainer.max_steps=6", "hydra.run.dir=whole")[0] == 0
+    assert command(*words, "trainer.max_steps=4", "hydra.run.dir=part")[0] == 0
+    status, _, err = command(
+        *words, "trainer.max_steps=6", "resume=part/checkpoints/last.ckpt", "hydra.run.dir=rest"
+    )
+    assert status == 0, err
+    whole, rest = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=False)
+        for name in ("whole", "rest")
+    )
+    assert whole["global_step"] == rest["global_step"] == 6
+    for key, value in whole["state_dict"].items():
+        assert torch.equal(value, rest["state_dict"][key]), key
+
+
+def test_stopped_before_the_first_validation_there_is_a_checkpoint_all_the_same(command, tmp_path):
+    status, _, err = command(*RUN, "trainer.max_steps=1", "test=false")
+    assert status == 0, err
+    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
+    assert "val/accuracy" in json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["method.rank=0"],
+            "callbacks.peft: LoRA: expected rank to be a whole number from 1, got 0.",
+        ),
+        (["+method.rnk=4"], "method.rnk: lightning_peft.LoRA takes no 'rnk'. Did you mean 'rank'?"),
+        (["model.backbone=glyphvit"], "data: "),
+        (["data.labels_per_class=1000"], "data: "),
+        (
+            ["data.val_per_class=0"],
+            "callbacks: ModelCheckpoint watches val/accuracy, and this",
+        ),
+        (["trainer.accelerator=gpuu"], "trainer: "),
+        (["method.targets=[attentoin]"], "no module matches"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_built_is_told_in_a_line(command, tmp_path, words, message):
+    status, _, err = command(*RUN, *words)
+    assert status == 2
+    assert err.startswith(f"lightning-peft: {message}"), err
+    assert len(err.splitlines()) == 1
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert summary["error"] in err
+
+
+def test_a_job_that_fails_keeps_its_traceback_and_its_status_is_1(command, tmp_path):
+    (tmp_path / "broken.py").write_text(
+        "import lightning.pytorch as pl\n"
+        "class Broken(pl.Callback):\n"
+        "    def on_train_batch_end(self, *args):\n"
+        "        raise RuntimeError('of the user')\n"
+    )
+    import sys
+
+    sys.path.insert(0, str(tmp_path))
+    try:
+        status, _, err = command(*RUN, "+callbacks.broken._target_=broken.Broken")
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert status == 1
+    assert "raise RuntimeError('of the user')" in err
+    assert "RuntimeError: of the user" in err.splitlines()[-1]
+    assert "Error executing job" not in err

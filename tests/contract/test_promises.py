@@ -1,0 +1,234 @@
+"""The promises of the package, each over every method on every backbone."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import lightning_peft as lp
+from lightning_peft.adaptation import Adaptation
+from lightning_peft.modes import is_held
+from tests.contract.cases import CASES, REFUSED, Case
+from tests.zoo import build, example_input, output_of
+
+PASSING = [case for case in CASES if (case.label, case.backbone) not in REFUSED]
+REFUSING = [case for case in CASES if (case.label, case.backbone) in REFUSED]
+
+# methods whose initial output differs from the backbone's, as their own documentation says
+NOT_IDENTITY = {"hf:fourierft"}
+# up to rounding: what is added and taken away again, or a norm that is divided by itself
+NEARLY_IDENTITY = {"dora", "hf:delora", "hf:hra", "hf:oft", "hf:boft", "hf:psoft", "hf:osf"}
+NOT_MERGEABLE: dict[str, str] = {}
+
+
+def adapted(case: Case) -> tuple[nn.Module, Adaptation]:
+    model = build(case.backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return model, lp.adapt(model, case.method)
+
+
+def move(adaptation: Adaptation, scale: float = 0.1) -> None:
+    """Take everything trained away from its initial value."""
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in adaptation.trained_parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+
+
+def evaluated(model: nn.Module, case: Case) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        return output_of(model, case.backbone)
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-12))
+
+
+@pytest.mark.parametrize("case", REFUSING, ids=str)
+def test_refused_before_anything_is_changed(case: Case) -> None:
+    model = build(case.backbone)
+    before = {name: id(tensor) for name, tensor in model.named_parameters()}
+    with pytest.raises(lp.PEFTError, match=REFUSED[case.label, case.backbone]):
+        lp.adapt(model, case.method)
+    assert {name: id(tensor) for name, tensor in model.named_parameters()} == before
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert lp.find_adaptation(model) is None
+
+
+@pytest.mark.parametrize("case", PASSING, ids=str)
+def test_step_0_is_the_identity_and_every_parameter_is_accounted_for(case: Case) -> None:
+    pristine = build(case.backbone)
+    expected = evaluated(pristine, case)
+    model, adaptation = adapted(case)
+
+    got = evaluated(model, case)
+    if case.label in NEARLY_IDENTITY:
+        assert relative(got, expected) < 1e-4
+    elif case.label not in NOT_IDENTITY:
+        assert torch.equal(got, expected)
+
+    trained = set(adaptation.trained_names())
+    assert trained == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trained
+    backbone = {n for n, _ in pristine.named_parameters()}
+    renamed = {now: before for before, now in adaptation.base_names.items()}
+    for name, _ in model.named_parameters():  # new, or the backbone's own under a known name
+        assert (name in adaptation.adapter_names()) != (renamed.get(name) in backbone)
+    in_place = {renamed[name] for name in trained if name in renamed}
+    asked = set(case.method.plan(_anatomy(pristine), pristine).train)
+    head = {n for n, _ in pristine.named_parameters() if n.startswith(adaptation.head)}
+    assert in_place <= asked | (head if adaptation.head else set())
+
+
+def _anatomy(model: nn.Module):
+    from lightning_peft.anatomy import anatomy
+
+    return anatomy(model)
+
+
+@pytest.mark.parametrize("case", PASSING, ids=str)
+def test_gradients_reach_everything_trained_and_everything_trained_matters(case: Case) -> None:
+    model, adaptation = adapted(case)
+    model.eval()  # dropout of some models is on in training mode
+    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    silent = set(adaptation.trained_names())
+    for _ in range(2):
+        model.zero_grad()
+        output = output_of(model, case.backbone)
+        nn.functional.cross_entropy(
+            output.flatten(0, -2), torch.arange(output[..., 0].numel()) % output.shape[-1]
+        ).backward()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.grad is not None:
+                    assert parameter.requires_grad, name
+                    if parameter.grad.abs().sum() > 0:
+                        silent.discard(name)
+                    parameter.sub_(0.1 * parameter.grad.sign())
+    assert not {n for n in silent if not _without_effect(n)}
+    for name, before in frozen.items():
+        assert torch.equal(model.get_parameter(name), before), name
+
+    before = evaluated(model, case)
+    originals = {n: model.get_parameter(n).detach().clone() for n in adaptation.adapter_names()}
+    generator = torch.Generator().manual_seed(3)
+    for site in adaptation.sites:  # each adapted module on its own
+        own = [n for n in originals if n.startswith(f"{site.module}.")]
+        for name in own:
+            parameter = model.get_parameter(name)
+            if parameter.requires_grad:
+                parameter.data.add_(torch.randn(parameter.shape, generator=generator))
+        if own:
+            assert not torch.equal(evaluated(model, case), before), site
+        for name in own:
+            model.get_parameter(name).data.copy_(originals[name])
+
+
+def _without_effect(name: str) -> bool:
+    """Parameters whose gradient is zero by mathematics: a bias on the keys shifts every score."""
+    return name.endswith(("key.bias", "k_proj.bias", "key.base_layer.bias"))
+
+
+@pytest.mark.parametrize("case", PASSING, ids=str)
+def test_saved_and_loaded_into_a_fresh_backbone_it_is_bit_equal(case: Case, tmp_path) -> None:
+    model, adaptation = adapted(case)
+    move(adaptation)
+    expected = evaluated(model, case)
+    adaptation.save(tmp_path / "adapter")
+
+    fresh = build(case.backbone)
+    assert lp.load_adapter(fresh, tmp_path / "adapter") is fresh
+    assert torch.equal(evaluated(fresh, case), expected)
+
+    again, handle = adapted(case)
+    handle.load_state_dict(adaptation.state_dict())
+    assert torch.equal(evaluated(again, case), expected)
+
+    if any(
+        not p.requires_grad
+        for n, p in model.named_parameters()
+        if n not in adaptation.adapter_names()
+    ):
+        other = build(case.backbone, seed=5)
+        flags = [p.requires_grad for p in other.parameters()]
+        with pytest.raises(lp.BackboneMismatchError, match="trained on another backbone: values"):
+            lp.load_adapter(other, tmp_path / "adapter")
+        assert lp.find_adaptation(other) is None
+        assert [p.requires_grad for p in other.parameters()] == flags
+        assert set(other.state_dict()) == set(build(case.backbone).state_dict())
+
+
+@pytest.mark.parametrize("case", PASSING, ids=str)
+def test_merged_it_is_the_same_function_and_then_a_plain_model(case: Case) -> None:
+    model, adaptation = adapted(case)
+    move(adaptation)
+    expected = evaluated(model, case)
+    if case.label in NOT_MERGEABLE:
+        before = {n: p.clone() for n, p in model.named_parameters()}
+        with pytest.raises(lp.MethodError, match=NOT_MERGEABLE[case.label]):
+            adaptation.merge()
+        assert not adaptation.merged
+        assert all(torch.equal(model.get_parameter(n), p) for n, p in before.items())
+        return
+    report = adaptation.merge(example_input(case.backbone))
+    assert report.weight_difference == 0
+    assert report.output_difference is not None
+    assert report.output_difference < 1e-5
+    assert relative(evaluated(model, case), expected) < 1e-5
+    with pytest.raises(lp.MethodError, match="is merged"):
+        adaptation.merge()
+    adaptation.unmerge()
+    assert relative(evaluated(model, case), expected) < 1e-5
+
+    plain = adaptation.merge_and_unload()
+    assert relative(evaluated(plain, case), expected) < 1e-5
+    assert set(plain.state_dict()) == set(build(case.backbone).state_dict())
+    assert lp.find_adaptation(plain) is None
+    build(case.backbone).load_state_dict(plain.state_dict())
+
+
+@pytest.mark.parametrize("case", PASSING, ids=str)
+def test_disabled_it_is_the_backbone_and_afterwards_as_before(case: Case) -> None:
+    model, adaptation = adapted(case)
+    if case.method.changes_backbone and not case.method.keeps_original:
+        with (
+            pytest.raises(lp.MethodError, match="keeps no copy of the original"),
+            adaptation.disabled(),
+        ):
+            pass
+        return
+    head = {n: model.get_parameter(n).detach().clone() for n in adaptation.head_names()}
+    move(adaptation)
+    for name, value in head.items():
+        model.get_parameter(name).data.copy_(value)
+    expected, mine = evaluated(build(case.backbone), case), evaluated(model, case)
+    flags = [p.requires_grad for p in model.parameters()]
+    with adaptation.disabled():
+        assert torch.equal(evaluated(model, case), expected)
+        with adaptation.disabled():
+            assert torch.equal(evaluated(model, case), expected)
+        assert torch.equal(evaluated(model, case), expected)  # the inner one restored what it found
+    assert torch.equal(evaluated(model, case), mine)
+    assert [p.requires_grad for p in model.parameters()] == flags
+
+
+@pytest.mark.parametrize("case", PASSING, ids=str)
+def test_copied_and_pickled_it_lives_on_by_itself(case: Case) -> None:
+    model, adaptation = adapted(case)
+    move(adaptation)
+    expected = evaluated(model, case)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(evaluated(twin, case), expected)
+        own = lp.find_adaptation(twin)
+        assert own is not None
+        assert own.model is twin
+        assert own.trained_names() == adaptation.trained_names()
+        assert {is_held(m) for m in twin.modules()} == {is_held(m) for m in model.modules()}
+        move(own)
+        assert torch.equal(evaluated(model, case), expected)

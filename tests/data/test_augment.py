@@ -1,0 +1,167 @@
+import math
+
+import pytest
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as reference
+
+from lightning_peft._seeds import generator
+from lightning_peft.data.augment import PRESETS, Augment, augmentation
+from lightning_peft.data.batched import apply, augment_batch, draw
+from lightning_peft.errors import DataError
+
+BILINEAR = v2.InterpolationMode.BILINEAR
+
+
+def images(channels=3, height=16, width=16, n=6):
+    return torch.rand(n, channels, height, width, generator=generator("images"))
+
+
+def each(batch, change):
+    return torch.stack([change(image, i) for i, image in enumerate(batch)])
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (12, 20)], ids=["square", "wide"])
+def test_batched_affine_is_torchvisions(height, width):
+    batch = images(height=height, width=width)
+    augment = Augment(rotation=40, translate=0.25, scale=(0.7, 1.4))
+    values = draw(len(batch), augment, generator("values"))
+    # torchvision shifts by whole pixels
+    pixels = (values["shift"] * torch.tensor([width, height])).round()
+    values["shift"] = pixels / torch.tensor([width, height])
+    expected = each(
+        batch,
+        lambda image, i: reference.affine(
+            image,
+            angle=float(values["angle"][i]),
+            translate=pixels[i].int().tolist(),
+            scale=float(values["scale"][i]),
+            shear=[0.0],
+            interpolation=BILINEAR,
+        ),
+    )
+    torch.testing.assert_close(apply(batch, values), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_batched_crop_is_torchvisions():
+    batch = images()
+    boxes = torch.tensor([[0, 0, 8, 8], [4, 2, 8, 12], [1, 3, 15, 13]] * 2)  # in pixels
+    expected = each(
+        batch,
+        lambda image, i: reference.resized_crop(
+            image,
+            top=int(boxes[i, 1]),
+            left=int(boxes[i, 0]),
+            height=int(boxes[i, 3]),
+            width=int(boxes[i, 2]),
+            size=[16, 16],
+            antialias=False,
+        ),
+    )
+    got = apply(batch, {"crop": boxes / 16})
+    # at the crop's border torchvision repeats the crop's own pixels, where the image goes on here
+    torch.testing.assert_close(got[..., 2:-2, 2:-2], expected[..., 2:-2, 2:-2])
+
+
+def test_batched_flip_is_torchvisions():
+    batch = images()
+    flip = torch.tensor([True, False] * 3)
+    expected = each(batch, lambda x, i: reference.horizontal_flip(x) if flip[i] else x)
+    torch.testing.assert_close(apply(batch, {"flip": flip}), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
+def test_batched_colour_is_torchvisions(name, channels):
+    batch = images(channels)
+    factors = torch.tensor([0.3, 0.7, 0.95, 1.0, 1.2, 1.7])
+    change = getattr(reference, f"adjust_{name}")
+    expected = each(batch, lambda image, i: change(image, float(factors[i])))
+    torch.testing.assert_close(apply(batch, {name: factors}), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_values_stay_in_their_ranges_and_fill_them():
+    augment = Augment(rotation=15, translate=0.1, scale=(0.8, 1.2), crop=0.5, flip=True, erase=0.5)
+    values = draw(4000, augment, generator("ranges"))
+    assert 14 < values["angle"].abs().max() <= 15
+    assert 0.099 < values["shift"].abs().max() <= 0.1
+    assert 0.8 <= values["scale"].min() < values["scale"].max() <= 1.2
+    left, top, width, height = values["crop"].unbind(1)
+    assert 0.45 < (width * height).min() < (width * height).max() <= 1
+    for low, side in ((left, width), (top, height)):
+        assert low.min() >= 0
+        assert (low + side).max() <= 1 + 1e-6
+    assert 0.45 < values["flip"].float().mean() < 0.55
+    assert 0.45 < (values["erase"][:, 2] > 0).float().mean() < 0.55
+
+
+def test_noise_has_the_given_deviation():
+    gray = torch.full((64, 1, 24, 24), 0.5)
+    noisy = augment_batch(gray, Augment(noise=0.05), generator("noise"))
+    assert noisy.std().item() == pytest.approx(0.05, rel=0.02)
+    assert noisy.mean().item() == pytest.approx(0.5, abs=1e-3)
+
+
+def test_erasing_sets_a_rectangle_to_zero():
+    erased = augment_batch(torch.ones(200, 1, 20, 20), Augment(erase=1.0), generator("erase"))
+    share = (erased == 0).float().mean((1, 2, 3))
+    assert share.min() > 0
+    assert share.max() <= 0.25  # 20 % of the area, in whole pixels
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_presets_run_both_ways(name, channels):
+    batch = images(channels)
+    augment = augmentation(name, flip=True)
+    got = augment_batch(batch, augment, generator(name))
+    one = augment.transform(16)(batch[0])
+    assert got.shape == batch.shape
+    assert one.shape == batch[0].shape
+    if name == "none":
+        assert torch.equal(one, batch[0])
+        torch.testing.assert_close(got, batch)
+    else:
+        assert 0 <= got.min() <= got.max() <= 1
+        assert not torch.allclose(got, batch)
+
+
+def test_images_that_go_in_are_left_alone():
+    batch = images()
+    before = batch.clone()
+    augment_batch(batch, PRESETS["strong"], generator())
+    augment_batch(batch, Augment(noise=0.1, erase=1.0), generator())
+    assert torch.equal(batch, before)
+
+
+def test_uint8_images_are_scaled():
+    image = torch.full((3, 10, 10), 255, dtype=torch.uint8)
+    assert Augment().transform(5)(image).unique().tolist() == [1.0]
+
+
+def test_unknown_preset():
+    with pytest.raises(DataError, match=r"no augmentation 'lihgt'. Did you mean 'light'"):
+        augmentation("lihgt")
+
+
+def test_unknown_field():
+    with pytest.raises(DataError, match=r"'rotations': Did you mean 'rotation'"):
+        augmentation("light", rotations=3)
+
+
+def test_no_augmentation_at_all():
+    with pytest.raises(DataError, match=r"an Augment or None, got float"):
+        augmentation(0.5)
+
+
+def test_all_values_out_of_range_are_named():
+    with pytest.raises(
+        DataError, match=r"rotation in \[0, 180\].*noise.*crop in \(0, 1\].*scale as"
+    ):
+        Augment(rotation=-1, noise=math.nan, crop=0, scale=(2, 1))
+
+
+def test_what_the_user_says_of_flip_stands():
+    assert augmentation(Augment(flip=False), flip=True).flip is False
+    assert augmentation("strong", flip=True).flip is True
+    assert Augment(scale=[0.5, 1]).scale == (0.5, 1)  # as YAML has it
