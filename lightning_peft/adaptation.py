@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_peft.anatomy import anatomy
+from lightning_peft.anatomy.fast_path import fast_path_off, fast_path_on
 from lightning_peft.checks import Checks, key_problems, parameters_named
 from lightning_peft.errors import CheckpointError, MethodError, TargetError, near
-from lightning_peft.injection import Injection, inject
+from lightning_peft.injection import Injection, inject, refuse_bypassed
 from lightning_peft.merging import MergeReport, merge_adapters
 from lightning_peft.methods.base import Adapter, Method, Site
 from lightning_peft.methods.registry import as_method
@@ -85,6 +86,8 @@ def adapt(
         found = anatomy(model, head=head)
     with checks:
         plan = chosen.plan(found, model) if found is not None else None
+        if plan is not None:
+            refuse_bypassed(model, plan)
     checks.done()
     assert found is not None
     assert plan is not None
@@ -158,6 +161,7 @@ class Adaptation:
         self._trained = set(injection.trained)
         self._originals = injection.originals
         self._adapters: list[Adapter] = injection.adapters
+        self._fast_path = injection.fast_path
 
     # --- what is trained -------------------------------------------------------------------------
 
@@ -311,8 +315,10 @@ class Adaptation:
                 self._disabled = True
             for adapter, _ in before:
                 adapter.set_enabled(False)
+            fast_path_on(self._fast_path)
             yield
         finally:
+            fast_path_off(self._fast_path)
             for adapter, enabled in before:
                 adapter.set_enabled(enabled)
             if outermost:
@@ -379,6 +385,7 @@ class Adaptation:
             The same model object, without any trace of the adaptation; this handle is then spent.
             Parameters of the backbone that were trained in place keep their values.
         """
+        fast_path_on(self._fast_path)
         for adapter in self._adapters:
             adapter.unload()
         release(self.model.modules())

@@ -117,7 +117,7 @@ def check_timm_name(name: str) -> None:
     """Refuse a name that timm does not know; names of other sources are left to timm.
 
     Args:
-        name: As for ``timm.create_model``: ``"resnet18"``, ``"resnet18.a1_in1k"``, ``"hf-hub:..."``.
+        name: As for ``timm.create_model``, such as ``"resnet18"`` or ``"hf-hub:..."``.
 
     Raises:
         DataError: If there is no such architecture, or it has no such weights.

@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_peft.anatomy import Anatomy
+from lightning_peft.anatomy.bypass import bypassed
+from lightning_peft.anatomy.fast_path import fast_path_layers, fast_path_off
 from lightning_peft.errors import MethodError
 from lightning_peft.fingerprint import backbone_fingerprint
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
@@ -36,6 +38,7 @@ class Injection:
         trained: Names of all trained parameters.
         originals: Copies of backbone parameters that are trained in place, where they are kept.
         adapters: Handles on what was added.
+        fast_path: Layers whose inference fast path would run past an adapter; it is off.
     """
 
     sites: tuple[Site, ...]
@@ -48,6 +51,7 @@ class Injection:
     trained: frozenset[str]
     originals: dict[str, Tensor]
     adapters: list[Adapter]
+    fast_path: list[nn.Module]
 
 
 def inject(
@@ -94,6 +98,8 @@ def inject(
                 f"this {type(model).__name__} and the method adds none. Name the head "
                 "(head='...'), or choose a method that adapts the backbone, such as 'lora'."
             )
+    fast_path = fast_path_layers(model, _injected(plan))
+    fast_path_off(fast_path)
     by_identity = {id(tensor): name for name, tensor in now.items()}
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     new = {name for name, tensor in now.items() if id(tensor) not in old}
@@ -113,7 +119,34 @@ def inject(
         trained=frozenset(trained),
         originals={n: now[n].detach().clone() for n in in_place} if method.keeps_original else {},
         adapters=[a for part, sites in plan.steps for a in part.adapters(model, sites)],
+        fast_path=fast_path,
     )
+
+
+def refuse_bypassed(model: nn.Module, plan: Plan) -> None:
+    """Refuse a plan that puts an adapter where the forward never comes.
+
+    Args:
+        model: The backbone, not yet adapted.
+        plan: What a method is about to do.
+
+    Raises:
+        MethodError: If code around a module reads its weight instead of calling it.
+    """
+    found = bypassed(model, _injected(plan))
+    if found:
+        reasons = "; ".join(f"{name} ({reason})" for name, reason in list(found.items())[:4])
+        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+        ends = sorted({name.rpartition(".")[2] for name in found})
+        raise MethodError(
+            f"expected modules that the forward calls, got some that it never calls, so that an "
+            f"adapter there would do nothing: {reasons}{more}. Leave them out, for example with "
+            f"exclude={ends}."
+        )
+
+
+def _injected(plan: Plan) -> list[str]:
+    return [site.module for _, sites in plan.steps for site in sites]
 
 
 def _inject_steps(model: nn.Module, plan: Plan) -> set[int]:

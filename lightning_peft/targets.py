@@ -125,11 +125,11 @@ def layer_indices(layers: int | str | Sequence[int], count: int) -> tuple[int, .
     """
     if count == 0:
         raise TargetError(
-            f"Expected a model with repeated blocks for `layers={layers!r}`, found none in this one. "
+            f"Expected a model with repeated blocks for `layers={layers!r}`, found none here. "
             "Leave `layers` out, or choose by name with `targets` and `exclude`."
         )
     if isinstance(layers, (int, str)):
-        parts: list[object] = layers.split(",") if isinstance(layers, str) else [layers]
+        parts: list[object] = [*layers.split(",")] if isinstance(layers, str) else [layers]
     elif isinstance(layers, Iterable) and not isinstance(layers, (Mapping, bytes)):
         parts = list(layers)
     else:
@@ -277,7 +277,7 @@ class _Search:
         presets = [f"{r} ({len(self.anatomy.roles[r])})" for r in ROLES if self.anatomy.roles[r]]
         lines = "\n".join(f"  - {problem}" for problem in self.problems)
         raise TargetError(
-            f"Nothing to adapt in {type(self.model).__name__} for part of this selection:\n{lines}\n"
+            f"This selection does not fit {type(self.model).__name__}:\n{lines}\n"
             f"Presets that this model has: {', '.join(presets) or 'none'}. Otherwise give names, "
             "their last parts, globs ('blocks.*.attn.*') or 're:' and a regular expression."
         )

@@ -107,10 +107,7 @@ def anatomy(model: nn.Module, head: str | Sequence[str] | Literal[False] | None 
     (('head',), ('encoder.0', 'encoder.2'))
     """
     root = grow(model)
-    if head is None:
-        heads = find_head(root)
-    else:
-        heads = named_head(root, () if head is False else head)
+    heads = find_head(root) if head is None else named_head(root, () if head is False else head)
     blocks = find_blocks(root, heads)
     inside = backbones_in(root)
     named = inside[0].module if len(inside) == 1 else model

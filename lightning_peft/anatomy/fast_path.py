@@ -1,11 +1,11 @@
 """The inference fast path of `nn.TransformerEncoderLayer`, which runs past its submodules.
 
 In eval mode and without gradients such a layer hands `linear1.weight` and the others to one fused
-kernel and calls none of its submodules. An adapter in the place of a submodule (what `peft` injects)
-is then left out of the result, in silence; forward hooks do switch the layer's own fast path off,
-but not the nested tensors that `nn.TransformerEncoder` makes for it out of a padding mask, which
-the slow path cannot read. Both are switched off here by plain attributes of the modules, which are
-copied, pickled and moved with them.
+kernel and calls none of its submodules. An adapter in the place of a submodule (which is what
+`peft` injects) is then left out of the result, in silence. Forward hooks switch the layer's own
+fast path off, but `nn.TransformerEncoder` goes on making nested tensors for it out of a padding
+mask, which an adapter then has to compute with. Both are switched off here by plain attributes of
+the modules, which are copied, pickled and moved with them.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def named_head(root: Node, head: str | Iterable[str]) -> list[Node]:
         matched.update(id(node) for node in full)
     if problems:
         raise TargetError(
-            "`head` expects names (or globs) of modules that have parameters, or `()` for no head:\n"
+            "`head` expects names or globs of modules that have parameters, or `()` for no head:\n"
             + "\n".join(f"  - {problem}" for problem in problems)
         )
     return [

@@ -100,7 +100,7 @@ def is_conv(module: nn.Module, *, pointwise: bool = False) -> bool:
 def is_norm(module: nn.Module, name: str = "") -> bool:
     """Say whether a module is a normalisation layer with parameters of its own.
 
-    The libraries have many own classes (`LlamaRMSNorm`, `T5LayerNorm`, `GlobalResponseNorm`, ResMLP's
+    The libraries have many classes of their own (`LlamaRMSNorm`, `GlobalResponseNorm`, ResMLP's
     `Affine` under the name `norm1`): a leaf whose class or own name says norm is one.
 
     Args:

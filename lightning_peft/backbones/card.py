@@ -26,16 +26,16 @@ model = timm.create_model("glyph_vit", pretrained=True, num_classes=10)
 ```
 
 {parameters:,} parameters (with the {num_classes}-class head), {size:,} bytes in float16. A timm
-`VisionTransformer`: 24x24 grayscale images, bright ink on a dark ground, normalized with mean {mean}
-and standard deviation {std}; a stem of three convolutions with BatchNorm to 6x6 tokens, six blocks
-of width 128 with four heads, average pooling, no class token.
+`VisionTransformer`: 24x24 grayscale images, bright ink on a dark ground, normalized with mean
+{mean} and standard deviation {std}; a stem of three convolutions with BatchNorm to 6x6 tokens, six
+blocks of width 128 with four heads, average pooling, no class token.
 
 SHA-256, checked on loading: `{sha256}`
 
 ## Data
 
-Rendered while training; no image of any data set was seen, the handwritten digits that the
-examples adapt to included.
+Rendered while training. No image of any data set was seen, nor of the handwritten digits that the
+examples adapt to.
 
 - **Glyphs**: digits, Latin letters, and Greek, Cyrillic, Armenian, Hebrew and Georgian letters, in
   the fonts that matplotlib bundles, their styled Unicode forms (script, double-struck, fraktur ...)
@@ -44,10 +44,10 @@ examples adapt to included.
   are free share a class: {look_alikes}. Letters of other scripts that are drawn like one already
   there join its class. A digit is drawn {digit_weight:g} times and a Latin letter
   {latin_weight:g} times for every {other_weight:g} of another script's letter.
-- **Deformation**: affine, perspective and elastic; a pen of random width along the glyph's skeleton,
-  or the typeface with a random change of weight; pressure that varies along the stroke; resampling
-  through 7 to 14 pixels a side; blur, contrast, noise. It grows to its full strength over the first
-  {ramp:.0%} of the run.
+- **Deformation**: affine, perspective and elastic; a pen of random width along the glyph's
+  skeleton, or the typeface with a random change of weight; pressure that varies along the stroke;
+  resampling through 7 to 14 pixels a side; blur, contrast, noise. It grows to its full strength
+  over the first {ramp:.0%} of the run.
 
 ## Recipe
 

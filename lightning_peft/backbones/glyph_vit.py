@@ -18,14 +18,20 @@ from timm.models._builder import resolve_pretrained_cfg
 from timm.models.vision_transformer import PatchEmbed, VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
-__all__ = ["ConvStem", "glyph_vit", "verify_weights"]
+from lightning_peft.errors import PEFTError
+
+__all__ = ["ConvStem", "DamagedWeightsError", "glyph_vit", "verify_weights"]
 
 WEIGHTS = Path(__file__).with_name("glyph_vit.safetensors")
 # Read from the file that the pretraining script writes, so that they cannot drift apart.
 RECORD: dict[str, Any] = json.loads(
     Path(__file__).with_name("glyph_vit.json").read_text(encoding="utf-8")
 )
-"""What the pretraining wrote about the weights: ``sha256``, ``num_classes``, ``mean``, ``std`` ..."""
+"""What the pretraining wrote about the weights: ``sha256``, ``num_classes``, ``mean`` ..."""
+
+
+class DamagedWeightsError(PEFTError, ValueError):
+    """The shipped weights are missing or are not the ones that were released."""
 
 
 class ConvStem(PatchEmbed):
@@ -46,7 +52,7 @@ class ConvStem(PatchEmbed):
                 f"Expected patch_size=4, which two convolutions of stride 2 give, got "
                 f"{self.patch_size}: leave patch_size out."
             )
-        factory = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
+        factory: dict[str, Any] = {"device": kwargs.get("device"), "dtype": kwargs.get("dtype")}
         width = embed_dim // 2
         self.proj = nn.Sequential(
             nn.Conv2d(in_chans, width // 2, 3, stride=2, padding=1, bias=False, **factory),
@@ -68,19 +74,18 @@ def verify_weights(path: Path = WEIGHTS, sha256: str | None = None) -> None:
         sha256: Expected digest in hexadecimal; that of the shipped weights by default.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file's SHA-256 is another one: it was truncated or changed.
+        DamagedWeightsError: There is no such file, or its SHA-256 is another one.
     """
     expected = RECORD["sha256"] if sha256 is None else sha256
     repair = "reinstall with 'pip install --force-reinstall --no-deps lightning-peft'"
     if not path.is_file():
-        raise FileNotFoundError(
+        raise DamagedWeightsError(
             f"Expected the weights of glyph_vit at {path}, got no such file: {repair}."
         )
     content = path.read_bytes()
     got = hashlib.sha256(content).hexdigest()
     if got != expected:
-        raise ValueError(
+        raise DamagedWeightsError(
             f"Expected {path} to have the SHA-256 {expected}, got {got} ({len(content)} bytes): "
             f"the file is damaged or was replaced; {repair}, or pass your own weights as "
             "pretrained_cfg_overlay={'file': ...}."
@@ -120,7 +125,7 @@ def glyph_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
         The model; it takes images of shape ``(B, in_chans, 24, 24)``.
 
     Raises:
-        ValueError: The shipped weights do not have the expected SHA-256.
+        DamagedWeightsError: The shipped weights do not have the expected SHA-256.
     """
     if pretrained:
         cfg = resolve_pretrained_cfg(

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_peft.errors import DataError, require
+
 __all__ = ["GlyphBank", "character_classes", "render_bank", "synthesize"]
 
 IMAGE_SIZE = 24  # pixels a side of a synthesized image
@@ -39,7 +41,14 @@ HELD_OUT_FONTS = ("DejaVuSerif-BoldItalic", "STIXGeneralItalic", "cmr10")
 
 ALPHANUMERIC = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 # Other scripts of the same fonts: more shapes to tell apart make better features.
-_OTHER_SCRIPTS = ((0x391, 0x3A9), (0x3B1, 0x3C9), (0x410, 0x42F), (0x531, 0x587), (0x5D0, 0x5EA), (0x10D0, 0x10F6))
+_OTHER_SCRIPTS = (
+    (0x391, 0x3A9),
+    (0x3B1, 0x3C9),
+    (0x410, 0x42F),
+    (0x531, 0x587),
+    (0x5D0, 0x5EA),
+    (0x10D0, 0x10F6),
+)
 # How often a class is drawn. Latin letters and digits are what the backbone is mostly used for.
 DIGIT_WEIGHT, LATIN_WEIGHT, OTHER_WEIGHT = 4.0, 1.5, 0.2
 # Classes that cannot be told apart once size, slant and stroke width are free share one label.
@@ -98,7 +107,7 @@ class GlyphBank:
         wanted = set(fonts)
         rows = [i for i, font in enumerate(self.fonts) if font in wanted]
         if not rows:
-            raise ValueError(
+            raise DataError(
                 f"Expected fonts of this bank, {sorted(set(self.fonts))}, got {sorted(wanted)}: "
                 "name fonts that were rendered."
             )
@@ -107,15 +116,10 @@ class GlyphBank:
 
 
 def _matplotlib() -> tuple[Any, Path]:
-    matplotlib = require("matplotlib", "viz", "rendering glyphs")
+    matplotlib = require("matplotlib", "viz")
     from matplotlib import ft2font
 
     return ft2font, Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-
-
-def _variants(character: str, codes: Iterable[int]) -> list[int]:
-    """Codes of a font that draw a character: itself and its styled forms (script, double-struck)."""
-    return [code for code in codes if unicodedata.normalize("NFKC", chr(code)) == character]
 
 
 def _rasterize(font: Any, code: int) -> Tensor | None:
@@ -125,7 +129,10 @@ def _rasterize(font: Any, code: int) -> Tensor | None:
     image = torch.tensor(font.get_image().__array__(), dtype=torch.float32) / 255
     if not bool((image > 0.5).any()):
         return None
-    rows, columns = (image > 0.5).any(1).nonzero().flatten(), (image > 0.5).any(0).nonzero().flatten()
+    rows, columns = (
+        (image > 0.5).any(1).nonzero().flatten(),
+        (image > 0.5).any(0).nonzero().flatten(),
+    )
     image = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     factor = BOX / max(image.shape)
     size = [max(1, round(side * factor)) for side in image.shape]
@@ -187,15 +194,14 @@ def render_bank(
 
     Args:
         fonts: Font file stems.
-        characters: Characters of [character_classes()][lightning_peft.backbones.glyphs], all by
-            default.
+        characters: Keys of ``character_classes()``, all by default.
 
     Returns:
         The bank; its order depends only on the arguments.
 
     Raises:
-        ImportError: matplotlib is not installed.
-        ValueError: A font is not among matplotlib's, or a character not among the classes.
+        MissingExtraError: matplotlib is not installed.
+        DataError: A font is not among matplotlib's, or a character not among the classes.
     """
     ft2font, folder = _matplotlib()
     label_of = character_classes()
@@ -204,7 +210,7 @@ def render_bank(
     missing = [font for font in fonts if not (folder / f"{font}.ttf").is_file()]
     unknown = [c for c in wanted if c not in label_of]
     if missing or unknown:
-        raise ValueError(
+        raise DataError(
             f"Expected fonts bundled with matplotlib and characters of character_classes(), got "
             f"unknown fonts {missing} and unknown characters {unknown}: remove them."
         )
@@ -218,7 +224,7 @@ def render_bank(
         styled: dict[str, list[int]] = {}
         for code in codes:
             # Circled and squared characters normalize to the bare one but are another shape.
-            if code < 0x10000 and 0x2460 <= code <= 0x24FF:
+            if 0x2460 <= code <= 0x24FF:
                 continue
             styled.setdefault(unicodedata.normalize("NFKC", chr(code)), []).append(code)
         for character in wanted:
@@ -298,7 +304,7 @@ def _warp(n: int, strength: float, generator: torch.Generator | None) -> Tensor:
 def _degrade(images: Tensor, strength: float, generator: torch.Generator | None) -> Tensor:
     """Low resolution, blur, contrast and noise; ``images`` is ``(n, 1, 24, 24)`` in [0, 1]."""
     g, n = generator, len(images)
-    parts = []
+    parts: list[Tensor] = []
     # Resolution and blur differ from part to part of the batch: one size a tensor operation.
     for part in images.chunk(8):
         if float(_uniform(0, 1, 1, generator=g)) < 0.65 * strength:
@@ -330,8 +336,7 @@ def synthesize(
     varies between and within glyphs, low resolution, blur, contrast and noise.
 
     Args:
-        fields: Rows of [GlyphBank.fields][lightning_peft.backbones.glyphs.GlyphBank],
-            shape ``(n, 2, 56, 56)``.
+        fields: Rows of ``GlyphBank.fields``, shape ``(n, 2, 56, 56)``.
         strength: 0 draws the bare glyph in its own weight, 1 deforms in full.
         generator: Source of all randomness.
 

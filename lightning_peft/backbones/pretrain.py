@@ -22,7 +22,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_peft.backbones import glyphs
 from lightning_peft.backbones.card import model_card
@@ -53,22 +53,24 @@ class Recipe:
         seed: Of the initial weights and of every image.
     """
 
-    steps: int = 1500
+    steps: int = 2400
     batch_size: int = 128
     lr: float = 2e-3
     matrix_lr: float = 0.02
     weight_decay: float = 0.05
     patch_drop: float = 0.5
-    full_tokens_from: float = 0.75
+    full_tokens_from: float = 0.8
     decay_from: float = 0.5
-    ramp: float = 0.4
+    ramp: float = 0.3
     label_smoothing: float = 0.1
-    ema: float = 0.99
+    ema: float = 0.995
     seed: int = 0
 
 
 def _optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    matrices, decayed, plain = [], [], []
+    matrices: list[nn.Parameter] = []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if name.startswith("blocks.") and parameter.ndim == 2:
             matrices.append(parameter)
@@ -212,7 +214,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m lightning_peft.backbones.pretrain", description=__doc__
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the files to")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path(__file__).parent,
+        help="folder to write the files to (default: the package, replacing what it ships)",
+    )
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="optimizer steps")
     parser.add_argument("--batch-size", type=int, default=Recipe.batch_size)
     parser.add_argument("--seed", type=int, default=Recipe.seed)

@@ -45,7 +45,7 @@ def _methods(pattern: str) -> int:
     names = list_methods(pattern)
     if not names:
         print(
-            f"lightning-peft: no method '{pattern}'. {near(pattern, list_methods())}",
+            f"lightning-peft: there is no method '{pattern}'. {near(pattern, list_methods())}",
             file=sys.stderr,
         )
         return 2

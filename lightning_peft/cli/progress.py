@@ -57,14 +57,17 @@ class StepProgress(pl.callbacks.ProgressBar):
         if not self._enabled:
             return
         steps = trainer.estimated_stepping_batches
+        console = Console(stderr=True)
+        console.width = min(console.width, 110)
         self._progress = Progress(
-            TextColumn("{task.description:<22}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.completed:>5.0f}/{task.total:.0f} steps"),
+            TextColumn("{task.description:<20}"),
+            BarColumn(bar_width=None),  # what the others leave
+            TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
             TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            expand=True,
         )
         self._task = self._progress.add_task(
             self.label, total=steps if 0 < steps < math.inf else None, figures=""
@@ -115,7 +118,7 @@ class StepProgress(pl.callbacks.ProgressBar):
             figures.append(self._loss)
         value = trainer.callback_metrics.get(self.monitor)
         if value is not None:
-            figures.append(f"{self.monitor.replace('/', ' ')} {float(value):.3f}")
+            figures.append(f"{self.monitor.replace('/', ' ')} {float(value):.2f}")
         self._progress.update(self._task, completed=trainer.global_step, figures="  ".join(figures))
 
     def _stop(self) -> None:

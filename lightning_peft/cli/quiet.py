@@ -7,7 +7,10 @@ read).
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 __all__ = ["NOISE", "quiet"]
 
@@ -16,17 +19,36 @@ NOISE = (
     r".*does not have many workers.*",
     # steps are counted over epochs, so a short epoch does not keep anything from being logged
     r"The number of training batches \(\d+\) is smaller than the logging interval.*",
-    # the default of a run on a shared machine: one device; more are asked for with trainer.devices
+    # trainer=cpu asks for just that
     r"GPU available but not used.*",
     # the directory holds the config of this very run, written before training
     r"Checkpoint directory .* exists and is not empty.*",
     r"Experiment logs directory .* exists and is not empty.*",
-    # a run is measured in steps
-    r"`max_epochs` was not set.*",
+    # the BatchNorm layers of a frozen backbone are kept in evaluation mode on purpose
+    r"Found \d+ module\(s\) in eval mode at the start of training.*",
+    # the module checks labels before they go to the device; the data module has no hook of its own
+    r"You have overridden `on_before_batch_transfer` in `LightningModule`.*",
+    # Lightning uses what torch has renamed
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated.*",
 )
 
+LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
 
-def quiet() -> None:
-    """Leave out the known noise from here on."""
-    for pattern in NOISE:
-        warnings.filterwarnings("ignore", message=pattern)
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out the known noise, and send Lightning's messages where the run's log goes."""
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(logger, list(logger.handlers), logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.handlers[:] = []  # they write everything to the console
+        logger.propagate = True
+    try:
+        with warnings.catch_warnings():
+            for pattern in NOISE:
+                warnings.filterwarnings("ignore", message=pattern)
+            yield
+    finally:
+        for logger, handlers, propagate in before:
+            logger.handlers[:] = handlers
+            logger.propagate = propagate

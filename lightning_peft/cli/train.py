@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from lightning_peft.cli.check import check_targets, check_values
 from lightning_peft.cli.errors import ConfigError, explain
 from lightning_peft.cli.help import default_choices, settings
 from lightning_peft.cli.paths import conf_dir
+from lightning_peft.cli.quiet import quiet
 from lightning_peft.cli.summary import write_text
 
 if TYPE_CHECKING:
@@ -45,19 +46,23 @@ def train(cfg: DictConfig) -> float | None:
     Raises:
         ConfigError: If the config cannot be run.
     """
-    started = time.perf_counter()
     root = conf_dir()
     known = {*default_choices(root), *(setting.key for setting in settings(root))}
     plain = check_values(cfg, frozenset(known))
 
-    # what is heavy is imported from here on
+    # what is heavy is imported from here on, and is no part of the time that is measured
     from lightning_peft._namespace import pl
-    from lightning_peft.cli.quiet import quiet
+    from lightning_peft.cli.outcome import leave_files
 
-    quiet()
-    check_targets(plain)
-    directory = Path(cfg.output_dir)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    with quiet():
+        check_targets(plain)
+        return _run(cfg, leave_files)
+
+
+def _run(cfg: DictConfig, leave_files: Callable[..., Any]) -> float | None:
+    started = time.perf_counter()
+    directory = Path(cfg.output_dir)
     parts = build(cfg)
     if parts.trainer.is_global_zero:
         write_text(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
@@ -72,8 +77,6 @@ def train(cfg: DictConfig) -> float | None:
             )
         )
     if parts.trainer.is_global_zero:
-        from lightning_peft.cli.outcome import leave_files
-
         seconds = {"fit": fitted - started, "total": time.perf_counter() - started}
         leave_files(cfg, parts, best, metrics, seconds)
     score = [value for name, value in best.metrics.items() if name.startswith("val/")]

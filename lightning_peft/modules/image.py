@@ -153,23 +153,10 @@ class ImageClassifier(pl.LightningModule):
         if self.class_names is None and names is not None:
             self.class_names = [str(name) for name in names]
 
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Check the labels while they are on the CPU, where that costs no synchronisation."""
-        if isinstance(batch, list | tuple) and len(batch) == 2:
-            labels = batch[1]
-            if isinstance(labels, Tensor) and labels.device.type == "cpu" and labels.numel():
-                low, high = int(labels.min()), int(labels.max())
-                if low < 0 or high >= self.num_classes:
-                    raise DataError(
-                        f"Expected labels from 0 to {self.num_classes - 1}, as the head has "
-                        f"{self.num_classes} classes, got labels from {low} to {high}. Build the "
-                        f"module with num_classes={high + 1}, or correct the labels."
-                    )
-        return batch
-
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Cross entropy of a batch, mixed and smoothed as asked."""
         images, labels = batch
+        self._check_labels(labels, batch_idx)
         if self._mix is not None:
             # by the place in the run, so that a resumed run mixes as the one that never stopped
             with seeded("mix", self.current_epoch, batch_idx, self.global_rank):
@@ -185,7 +172,7 @@ class ImageClassifier(pl.LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the validation metrics."""
-        self._evaluate(batch, "val", self.val_metrics)
+        self._evaluate(batch, batch_idx, "val", self.val_metrics)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation metrics over all batches and ranks."""
@@ -200,7 +187,7 @@ class ImageClassifier(pl.LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Add a batch to the test metrics."""
-        self.test_confusion.update(*self._evaluate(batch, "test", self.test_metrics))
+        self.test_confusion.update(*self._evaluate(batch, batch_idx, "test", self.test_metrics))
 
     def on_test_epoch_end(self) -> None:
         """Log the test metrics over all batches and ranks, and keep the tables."""
@@ -232,12 +219,25 @@ class ImageClassifier(pl.LightningModule):
         return torch.optim.AdamW(groups) if self.optimizer is None else self.optimizer(groups)
 
     def _evaluate(
-        self, batch: tuple[Tensor, Tensor], stage: str, metrics: MetricCollection
+        self, batch: tuple[Tensor, Tensor], batch_idx: int, stage: str, metrics: MetricCollection
     ) -> tuple[Tensor, Tensor]:
         images, labels = batch
+        self._check_labels(labels, batch_idx)
         logits = self(images).float()
         loss = F.cross_entropy(logits, labels)
         self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=len(images), sync_dist=True)
         probabilities = logits.softmax(-1)
         metrics.update(probabilities, labels)
         return probabilities, labels
+
+    def _check_labels(self, labels: Tensor, batch_idx: int) -> None:
+        # looking at labels on a GPU waits for it: once a pass is enough to find a wrong head
+        if labels.device.type != "cpu" and batch_idx > 0:
+            return
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= self.num_classes:
+            raise DataError(
+                f"Expected labels from 0 to {self.num_classes - 1}, as the head has "
+                f"{self.num_classes} classes, got labels from {low} to {high}. Build the module "
+                f"with num_classes={high + 1}, or correct the labels."
+            )

@@ -41,8 +41,8 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD([self.weight], lr=0.1)
 
 
-def fit(make, folder, ckpt_path=None, callbacks=(), **options):
-    module, data = Recorder(), make()
+def fit(make, folder, ckpt_path=None, callbacks=(), module=None, **options):
+    module, data = module or Recorder(), make()
     trainer = pl.Trainer(
         accelerator="cpu",
         logger=False,
@@ -194,3 +194,31 @@ def test_an_image_asked_for_by_index_is_not_augmented():
 def test_sizes_are_positive(name):
     with pytest.raises(DataError, match=f"{name} of 1 or more, got 0"):
         digits(**{name: 0})().train_dataloader()
+
+
+class Labels(Recorder):
+    """Each rank writes down what it was given."""
+
+    def on_train_end(self):
+        assert isinstance(self.trainer.train_dataloader.sampler, EpochSampler)
+        seen = [(place, labels.tolist()) for place, (_, labels) in self.seen.items()]
+        torch.save(seen, f"{self.trainer.default_root_dir}/{self.global_rank}.pt")
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork")
+def test_two_ranks_share_the_batches(tmp_path):
+    fit(
+        digits(batch_size=5, val_per_class=2, augment=None),
+        tmp_path,
+        module=Labels(),
+        strategy="ddp_fork",
+        devices=2,
+        max_epochs=2,
+    )
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    assert [len(seen) for seen in ranks] == [4, 4]  # 20 images, 2 ranks, batches of 5, 2 epochs
+    for epoch in range(2):
+        labels = [
+            label for seen in ranks for place, found in seen if place[0] == epoch for label in found
+        ]
+        assert sorted(labels) == sorted([*range(10)] * 2)
