@@ -1,7 +1,7 @@
 """A Lightning script that was there before, with one line added.
 
-The line is marked. Without it, the script fine-tunes the whole network; with it, low-rank adapters and
-the head, and its checkpoints hold nothing else. ``git diff`` of the change::
+The line is marked. Without it, the script fine-tunes the whole network; with it, low-rank adapters
+and the head, and its checkpoints hold nothing else. ``git diff`` of the change::
 
      trainer = L.Trainer(
          max_epochs=40,

@@ -1,7 +1,7 @@
 """The same for those who own the module: the adaptation as a part of the class.
 
-With the mixin the module adapts itself under any trainer, and its own ``load_from_checkpoint`` reads a
-checkpoint that holds the adapter and the head only.
+With the mixin the module adapts itself under any trainer, and its own ``load_from_checkpoint``
+reads a checkpoint that holds the adapter and the head only.
 
 Run it with ``python examples/with_the_mixin.py``.
 """

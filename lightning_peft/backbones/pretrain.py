@@ -53,17 +53,17 @@ class Recipe:
         seed: Of the initial weights and of every image.
     """
 
-    steps: int = 2400
+    steps: int = 1500
     batch_size: int = 128
     lr: float = 2e-3
     matrix_lr: float = 0.02
     weight_decay: float = 0.05
     patch_drop: float = 0.5
-    full_tokens_from: float = 0.8
+    full_tokens_from: float = 0.75
     decay_from: float = 0.5
-    ramp: float = 0.3
+    ramp: float = 0.4
     label_smoothing: float = 0.1
-    ema: float = 0.995
+    ema: float = 0.99
     seed: int = 0
 
 

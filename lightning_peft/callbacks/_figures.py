@@ -54,6 +54,7 @@ def static_figures(trainer: pl.Trainer, pl_module: pl.LightningModule, at_start:
     saved, full_saved = _checkpoint_bytes(trainer, pl_module, everything, state, full_state)
     return {
         "trainable_parameters": counts.trainable,
+        "full_trainable_parameters": sum(map(numel, everything)),
         "frozen_parameters": counts.frozen,
         "total_parameters": counts.total,
         "trainable_share": counts.share,
@@ -140,8 +141,6 @@ def print_table(report: Figures, when: str) -> None:
         if key.startswith("full_") or key == "frozen_parameters":
             continue
         full = report.get(f"full_{key}")
-        if key == "trainable_parameters":
-            full = report["total_parameters"]
         shown = "" if full is None else _show(key, full)
         table.add_row(key.replace("_", " "), _show(key, value), shown)
     Console().print(table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -120,7 +120,7 @@ class Freezing:
     """
 
     backbone: str | None = None
-    head: str | tuple[str, ...] | bool | None = None
+    head: str | tuple[str, ...] | Literal[False] | None = None
     batchnorm: str = "frozen"
     dropout: str = "train"
     stages: tuple[Stage, ...] = ()

@@ -34,6 +34,7 @@ class EfficiencyMonitor(pl.Callback):
     key                                      unit    meaning
     ======================================== ======= ==============================================
     efficiency/trainable_parameters          1       scalars that require a gradient
+    efficiency/full_trainable_parameters     1       the same, fine-tuning everything
     efficiency/frozen_parameters             1       all others
     efficiency/total_parameters              1       both
     efficiency/trainable_share               [0, 1]  trainable over total

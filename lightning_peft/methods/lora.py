@@ -93,7 +93,7 @@ class LoRA(PeftMethod):
             alpha = math.sqrt(self.rank) if self.rslora else self.rank
         return LoraConfig(
             r=self.rank,
-            lora_alpha=alpha,  # type: ignore[arg-type]
+            lora_alpha=alpha,
             lora_dropout=self.dropout,
             use_rslora=self.rslora,
             target_modules=target_spec(model, names),

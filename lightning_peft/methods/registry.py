@@ -139,7 +139,7 @@ def as_method(method: Any, **settings: Any) -> Method:
     if isinstance(method, Mapping):
         return method_from_config(method)
     if hasattr(method, "peft_type"):
-        return method_class("hf").from_peft(method)  # type: ignore[attr-defined,no-any-return]
+        return method_class("hf").from_peft(method)  # type: ignore[attr-defined]
     if hasattr(method, "__iter__") and hasattr(method, "__len__"):
         from lightning_peft.methods.union import Union
 

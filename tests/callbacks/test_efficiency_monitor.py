@@ -17,7 +17,8 @@ from lightning_peft.callbacks.freeze import BackboneFreeze
 from lightning_peft.callbacks.peft import PEFT
 
 START = {
-    "trainable_parameters", "frozen_parameters", "total_parameters", "trainable_share",
+    "trainable_parameters", "full_trainable_parameters", "frozen_parameters", "total_parameters",
+    "trainable_share",
     "gradient_bytes", "full_gradient_bytes", "optimizer_state_bytes", "full_optimizer_state_bytes",
     "checkpoint_bytes", "full_checkpoint_bytes",
 }  # fmt: skip
@@ -77,8 +78,9 @@ def test_the_figures_of_a_run_with_an_adapter(tmp_path, capsys):
     assert report["trainable_parameters"] == sum(p.numel() for p in trained)
     assert report["total_parameters"] == sum(p.numel() for p in net.parameters()) > base
     assert report["trainable_share"] == report["trainable_parameters"] / report["total_parameters"]
-    assert report["gradient_bytes"] == sum(p.grad.nbytes for p in trained)
-    assert report["full_gradient_bytes"] == 4 * base  # the adapter is no part of it
+    assert report["gradient_bytes"] == sum(p.nbytes for p in trained)
+    assert report["full_trainable_parameters"] == base  # the adapter is no part of it
+    assert report["full_gradient_bytes"] == 4 * base
     state = runner.optimizers[0].state
     held = sum(t.nbytes for entry in state.values() for t in entry.values())
     assert report["optimizer_state_bytes"] == held
@@ -98,7 +100,8 @@ def test_the_figures_of_a_run_with_an_adapter(tmp_path, capsys):
 def test_full_fine_tuning_is_its_own_comparison(tmp_path):
     monitor = EfficiencyMonitor(verbose=False)
     trainer(monitor, default_root_dir=tmp_path, max_epochs=1).fit(Net())
-    for key in ("gradient_bytes", "optimizer_state_bytes", "checkpoint_bytes"):
+    names = "trainable_parameters", "gradient_bytes", "optimizer_state_bytes", "checkpoint_bytes"
+    for key in names:
         assert monitor.report[key] == monitor.report[f"full_{key}"] > 0
 
 
