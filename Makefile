@@ -37,7 +37,7 @@ format: setup ## Format the code
 	$(BIN)/ruff format .
 
 backbone: setup ## Pretrain the shipped backbone again
-	$(BIN)/python -m lightning_peft.backbones.pretrain
+	$(BIN)/python -m lightning_peft.backbones.pretrain --out lightning_peft/backbones
 
 clean: ## Remove what was made, the environment included
 	rm -rf $(VENV) build dist outputs multirun .pytest_cache .mypy_cache .ruff_cache

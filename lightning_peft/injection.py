@@ -100,7 +100,9 @@ def inject(
             )
     fast_path = fast_path_layers(model, _injected(plan))
     fast_path_off(fast_path)
-    by_identity = {id(tensor): name for name, tensor in now.items()}
+    names: dict[int, list[str]] = {}
+    for name, tensor in now.items():
+        names.setdefault(id(tensor), []).append(name)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     new = {name for name, tensor in now.items() if id(tensor) not in old}
     in_place = {
@@ -112,7 +114,7 @@ def inject(
         sites=plan.sites,
         head=found.head,
         fingerprint=fingerprint,
-        base_names={n: by_identity[id(t)] for n, t in before.items() if id(t) in by_identity},
+        base_names={n: _now(n, names[id(t)]) for n, t in before.items() if id(t) in names},
         base_modules=frozenset(n for n, m in model.named_modules() if id(m) in modules),
         adapter=frozenset(new & parameters),
         adapter_buffers=frozenset((new - parameters) & set(model.state_dict())),
@@ -143,6 +145,11 @@ def refuse_bypassed(model: nn.Module, plan: Plan) -> None:
             f"adapter there would do nothing: {reasons}{more}. Leave them out, for example with "
             f"exclude={ends}."
         )
+
+
+def _now(name: str, names: list[str]) -> str:
+    """Choose among the names that a tensor has now (a shared one has several)."""
+    return next((n for n in names if n.replace(".base_layer.", ".") == name), names[0])
 
 
 def _injected(plan: Plan) -> list[str]:

@@ -282,6 +282,10 @@ def build(name: str, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ZOO[name]().eval()
+        for module in model.modules():  # residual branches that start at zero pass no gradient
+            scale = getattr(module, "weight", None)
+            if isinstance(scale, Tensor) and scale.ndim == 1 and not scale.any():
+                nn.init.ones_(scale)
         for head in HEADS[name]:
             weight = model.get_submodule(head).weight
             assert isinstance(weight, Tensor)

@@ -120,8 +120,10 @@ class _Search:
             listed = _LIST_NAME.fullmatch(node.key) and not isinstance(node.module, nn.ModuleDict)
             return composite if listed and composite[0].numel > _STAGE_SHARE * node.numel else []
         counts = Counter(child.kind for child in composite)
-        # Hybrids mix classes of blocks; the parts of one block (attention, MLP) do not repeat.
-        hybrid = max(counts.values()) > 1 and len(composite) > 2
+        # Hybrids mix classes of blocks, and number them; the parts of one block (attention, MLP) do
+        # not repeat, or have names (torchvision's MaxViT).
+        numbered = all(child.key[-1:].isdigit() for child in composite)
+        hybrid = max(counts.values()) > 1 and len(composite) > 2 and numbered
         return composite if in_stage or len(counts) == 1 or hybrid else []
 
     def numbered(self, node: Node, in_stage: bool) -> dict[int, list[Node]]:

@@ -87,8 +87,8 @@ def find_roles(
     found: dict[str, set[int]] = {role: set() for role in ROLES}
     for scope in blocks or (root,):
         inside = [node for node in scope.walk() if outside_head(node)]
-        _attention(scope, inside, found)
-        _mlp(scope, inside, found)
+        within = _attention(scope, inside, found)
+        _mlp(scope, [node for node in inside if id(node) not in within], found)
         found["all-linear"].update(id(node) for node in inside if is_linear(node.module))
     for role in ("attention", "mlp"):  # with their 1x1 convolutions
         found["all-linear"].update(
@@ -111,7 +111,9 @@ def _path(node: Node, scope: Node) -> list[str]:
     return node.plain.removeprefix(scope.plain).strip(".").split(".")
 
 
-def _attention(scope: Node, inside: Iterable[Node], found: dict[str, set[int]]) -> None:
+def _attention(scope: Node, inside: Iterable[Node], found: dict[str, set[int]]) -> set[int]:
+    """Find the attention in a block; gives all nodes inside of it, which are no MLP's."""
+    within: set[int] = set()
     units: dict[int, list[tuple[Node, str]]] = defaultdict(list)
     owners: dict[int, Node] = {}
     dense = []
@@ -126,10 +128,12 @@ def _attention(scope: Node, inside: Iterable[Node], found: dict[str, set[int]]) 
                 units[id(unit.parent)].append((node, unit.key))
                 owners[id(unit.parent)] = unit.parent
     for key, members in units.items():
+        core = owners[key]
         qkv = _projections(members)
+        if not qkv and _ATTENTION.search(core.kind.__name__):
+            qkv = [node for node, name in members if name == "in_proj"]  # DeBERTa
         if not qkv:
             continue
-        core = owners[key]
         around = _attention_around(core, scope)
         ids = {id(node) for node in qkv}
         rest = [n for n in dense if id(n) not in ids and any(a is around for a in n.ancestors())]
@@ -140,6 +144,9 @@ def _attention(scope: Node, inside: Iterable[Node], found: dict[str, set[int]]) 
         found["qkv"] |= ids
         found["attention-out"].update(id(node) for node in out)
         found["attention"] |= ids | {id(node) for node in out}
+        if around is not scope:
+            within.update(id(node) for node in around.walk())
+    return within
 
 
 def _unit(node: Node) -> Node:

@@ -3,7 +3,7 @@
 It is an ordinary timm ``VisionTransformer`` (24x24 grayscale, six blocks of width 128) whose patch
 embedding is a few convolutions, because a plain patch embedding hardly learns from images
 this small. ``import lightning_peft`` makes it known to timm; its weights lie beside this file, so
-nothing is downloaded. [pretrain][lightning_peft.backbones.pretrain] made them.
+nothing is downloaded. ``pretrain`` made them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._builder import resolve_pretrained_cfg
 from timm.models.vision_transformer import PatchEmbed, VisionTransformer, checkpoint_filter_fn
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_peft.errors import PEFTError
 
@@ -39,7 +39,7 @@ class ConvStem(PatchEmbed):
 
     One token stands for 4x4 pixels and has seen a few more on every side.
 
-    Takes the arguments of timm's ``PatchEmbed``, of which ``patch_size`` must be 4.
+    Takes the arguments of timm's ``PatchEmbed``, except that ``patch_size`` must be 4.
 
     Shape:
         ``(B, in_chans, H, W)`` to ``(B, H // 4 * W // 4, embed_dim)``.
@@ -90,6 +90,13 @@ def verify_weights(path: Path = WEIGHTS, sha256: str | None = None) -> None:
             f"the file is damaged or was replaced; {repair}, or pass your own weights as "
             "pretrained_cfg_overlay={'file': ...}."
         )
+
+
+def _to_float32(state_dict: dict[str, Tensor], model: VisionTransformer) -> dict[str, Tensor]:
+    """Widen the float16 of the file first: timm rescales the stem for other channel counts."""
+    wide = {k: v.float() if v.is_floating_point() else v for k, v in state_dict.items()}
+    filtered: dict[str, Tensor] = checkpoint_filter_fn(wide, model)
+    return filtered
 
 
 default_cfgs = generate_default_cfgs(
@@ -149,7 +156,7 @@ def glyph_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
         VisionTransformer,
         "glyph_vit",
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_filter_fn=_to_float32,
         feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
         **(defaults | kwargs),
     )

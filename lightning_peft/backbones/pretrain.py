@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from lightning_peft.backbones import glyphs
+from lightning_peft.backbones import deform, glyphs
 from lightning_peft.backbones.card import model_card
 from lightning_peft.backbones.glyph_vit import glyph_vit
 from lightning_peft.backbones.muon import Muon
@@ -123,7 +123,7 @@ def train(bank: glyphs.GlyphBank, recipe: Recipe, *, progress: bool = True) -> n
             model.patch_drop = nn.Identity()
         rows = torch.multinomial(chances, recipe.batch_size, replacement=True, generator=generator)
         strength = min(1.0, 0.1 + 0.9 * done / recipe.ramp)
-        images = glyphs.synthesize(bank.fields[rows], strength, generator)
+        images = deform.synthesize(bank.fields[rows], strength, generator)
         loss = F.cross_entropy(
             model((images - MEAN) / STD),
             bank.labels[rows],
@@ -154,7 +154,7 @@ def evaluate(model: nn.Module, bank: glyphs.GlyphBank, strength: float, seed: in
     Args:
         model: The model, in evaluation mode.
         bank: Glyphs, of fonts that training did not see.
-        strength: Of the deformation, as in ``glyphs.synthesize``.
+        strength: Of the deformation, as in ``deform.synthesize``.
         seed: Of the deformation.
 
     Returns:
@@ -163,7 +163,7 @@ def evaluate(model: nn.Module, bank: glyphs.GlyphBank, strength: float, seed: in
     generator = torch.Generator().manual_seed(seed)
     right = 0
     for fields, labels in zip(bank.fields.split(256), bank.labels.split(256), strict=True):
-        images = glyphs.synthesize(fields, strength, generator)
+        images = deform.synthesize(fields, strength, generator)
         right += int((model((images - MEAN) / STD).argmax(1) == labels).sum())
     return right / len(bank.labels)
 

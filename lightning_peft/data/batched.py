@@ -1,8 +1,8 @@
 """Augmentation of a whole batch at once, with other values for each image.
 
 torchvision's transforms change either one image at a time or a batch with the same values for all.
-On images as small as digits the calls cost far more than the arithmetic: 22 ms for a batch of 32 at
-24x24 pixels through :meth:`Augment.transform` on one core, against under 1 ms here. What each step
+On images as small as digits the calls cost far more than the arithmetic: about 30 ms for a batch of
+32 at 24x24 pixels through :meth:`Augment.transform` on one core, against 2 ms here. What each step
 does to an image is what torchvision's function of that name does.
 """
 

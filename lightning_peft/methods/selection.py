@@ -51,10 +51,11 @@ def selected_modules(
             model,
             method.targets if method.targets is not None else "blocks",
             layers=method.layers,
+            containers=True,
         )
     left_out = anatomy.head
     if method.exclude is not None:
-        left_out = (*left_out, *resolve(anatomy, model, method.exclude))
+        left_out = (*left_out, *resolve(anatomy, model, method.exclude, containers=True))
     for name, module in model.named_modules():
         if inside(name, roots) and not inside(name, left_out):
             yield name, module

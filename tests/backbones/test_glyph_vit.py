@@ -165,8 +165,8 @@ def test_the_script_writes_a_release_that_loads(tmp_path: Path, images: torch.Te
     pytest.importorskip("matplotlib")
     for name in ("one", "two"):
         pretrain.main(
-            ["--out", str(tmp_path / name), "--steps", "2", "--batch-size", "8"]
-            + ["--fonts", "cmr10", "--threads", str(torch.get_num_threads())]
+            f"--out {tmp_path / name} --steps 2 --batch-size 8 --fonts cmr10 "
+            f"--threads {torch.get_num_threads()}".split()
         )
     weights = tmp_path / "one" / "glyph_vit.safetensors"
     record = json.loads((tmp_path / "one" / "glyph_vit.json").read_text(encoding="utf-8"))

@@ -141,7 +141,7 @@ def test_monitoring_changes_nothing(tmp_path, flops):
     assert all(map(torch.equal, plain.parameters(), watched.parameters()))
 
 
-def test_a_compiled_backbone_is_counted_too(tmp_path):
+def test_a_compiled_layer_is_counted_too(tmp_path):
     net = Net()
     graphs = []
 
@@ -151,7 +151,7 @@ def test_a_compiled_backbone_is_counted_too(tmp_path):
 
     plain = EfficiencyMonitor(verbose=False)
     trainer(plain, default_root_dir=tmp_path, max_steps=3).fit(Net())
-    net.net.compile(backend=backend)
+    net.net.blocks[0].mlp.compile(backend=backend)
     monitor = EfficiencyMonitor(verbose=False)
     trainer(monitor, default_root_dir=tmp_path, max_steps=3, limit_val_batches=0).fit(net)
     assert monitor.report["step_flops"] == plain.report["step_flops"]

@@ -10,11 +10,6 @@ from torch.utils.data import DataLoader
 from lightning_peft.callbacks.finite import FiniteLoss, NonFiniteLossError, _Reading
 from lightning_peft.errors import CheckpointError
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The '.*_dataloader' does not have many workers",
-    "ignore:The number of training batches",
-)
-
 
 class Toy(pl.LightningModule):
     """Its loss takes the given value at one step, and its gradient at another."""

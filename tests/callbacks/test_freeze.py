@@ -1,3 +1,4 @@
+import json
 import math
 import pickle
 
@@ -5,12 +6,13 @@ import lightning.pytorch as L
 import pytest
 import timm
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateFinder, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_peft.callbacks.efficiency import EfficiencyMonitor
 from lightning_peft.callbacks.freeze import BackboneFreeze, Stage
 from lightning_peft.callbacks.peft import PEFT
 from lightning_peft.callbacks.schedule import WarmupCosine
@@ -287,6 +289,26 @@ def test_an_optimizer_without_the_frozen_parameters_is_given_them():
     }  # fmt: skip
 
 
+def test_an_optimizer_that_knows_the_names():
+    net = seeded(optimizer=lambda m: torch.optim.AdamW(list(m.named_parameters()), lr=0.1))
+    runner = trainer(BackboneFreeze(unfreeze=STAGES), max_epochs=3)
+    runner.fit(net)
+    for group in runner.optimizers[0].param_groups:
+        named = [net.net.get_parameter(name.removeprefix("net.")) for name in group["param_names"]]
+        assert all(a is b for a, b in zip(named, group["params"], strict=True))
+
+
+def test_a_learning_rate_finder_finds_the_rate_of_the_head(tmp_path):
+    net = seeded(optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=m.lr))
+    net.lr = 0.1
+    finder = LearningRateFinder(num_training_steps=15, early_stop_threshold=None)
+    runner = trainer(BackboneFreeze(unfreeze=STAGES), finder, default_root_dir=tmp_path)
+    runner.fit(net)
+    rates = [group["lr"] for group in runner.optimizers[0].param_groups]
+    assert rates == [net.lr, 0.03, 0.02]
+    assert net.lr != 0.1
+
+
 def test_equal_to_unfreezing_by_hand():
     """A plain loop that adds the groups when they are due gives the same weights."""
     net = seeded(optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.1, momentum=0.9))
@@ -314,8 +336,9 @@ def test_equal_to_unfreezing_by_hand():
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7, msg=name)
 
 
-@pytest.mark.parametrize("optimizer", [None, filtered], ids=["all", "filtered"])
-@pytest.mark.parametrize("scheduled", [False, True], ids=["plain", "scheduled"])
+@pytest.mark.parametrize(
+    ("optimizer", "scheduled"), [(None, True), (filtered, False)], ids=["scheduled", "filtered"]
+)
 def test_a_resumed_run_is_bit_equal_in_any_epoch(tmp_path, optimizer, scheduled):
     def callbacks(*more):
         schedule = [WarmupCosine(0.2)] if scheduled else []
@@ -733,9 +756,18 @@ def test_ddp_trains_a_stage_alike_on_every_process(tmp_path, monkeypatch):
     stages = [Stage(1, "last:1"), Stage(2)]
     net = Vectors()
     start = nn.utils.parameters_to_vector(net.parameters()).detach().clone()
-    options = {"devices": 2, "strategy": "ddp_fork", "max_epochs": 3}
-    trainer(BackboneFreeze(unfreeze=stages), Keep(tmp_path), **options).fit(net)
+    callbacks = [
+        BackboneFreeze(unfreeze=stages),
+        WarmupCosine(0.1),
+        EfficiencyMonitor(verbose=False),
+        Keep(tmp_path),
+    ]
+    options = {"devices": 2, "strategy": "ddp_fork", "default_root_dir": tmp_path}
+    trainer(*callbacks, max_epochs=3, **options).fit(net)
     (first, batches), (second, _) = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert torch.equal(first, second)
     assert (first == start).sum() <= 8  # a bias before a BatchNorm has next to no gradient
     assert batches == [4, 8]  # a frozen BatchNorm counts none before its stage
+    report = json.loads((tmp_path / "efficiency.json").read_text())
+    assert report["trainable_parameters"] == report["total_parameters"] == len(start)
+    assert report["step_flops"] > 0

@@ -45,14 +45,14 @@ def test_problems(node, message):
 def test_all_problems_come_at_once_and_each_once():
     method = {"_target_": "lightning_peft.LoRA", "rnk": 8}
     config = {
-        "callbacks": {"peft": {"_target_": "lightning_peft.PEFT", "method": method, "hed": "fc"}},
+        "callbacks": {"peft": {"_target_": "lightning_peft.PEFT", "method": method, "head": 3}},
         "method": method,
         "list": [{"_target_": PARSER, "prgo": "x"}],
     }
     with pytest.raises(ConfigError) as caught:
         check_targets(config)
     keys = [problem.partition(":")[0] for problem in caught.value.problems]
-    assert sorted(keys) == ["callbacks.peft.hed", "list[0].prgo", "method.rnk"]
+    assert sorted(keys) == ["callbacks.peft.head", "list[0].prgo", "method.rnk"]
 
 
 def test_what_takes_anything_is_left_alone():

@@ -30,9 +30,9 @@ OPTIONAL = ("wandb", "mlflow")
 @pytest.fixture
 def composed(tmp_path):
     def compose_job(*overrides):
-        given = [*overrides, *(word for name in overrides for word in NEEDED.get(name, []))]
+        needed = [word for name in overrides for word in NEEDED.get(name, [])]
         with initialize_config_dir(str(ROOT), version_base="1.3"):
-            return compose("config", [*given, "name=test", f"output_dir={tmp_path}"])
+            return compose("config", [*needed, *overrides, "name=test", f"output_dir={tmp_path}"])
 
     return compose_job
 

@@ -61,6 +61,25 @@ def _tuners() -> list[Case]:
 
 CASES = _own() + _tuners()
 
-BYPASS = "never calls"
+BYPASSED = ("beit", "eva", "swinv2", "tv_swin")
+WITHOUT_ATTENTION = ("convnext", "efficientnet", "mixer", "resnet", "tv_resnet", "mlp")
+
 # (method, backbone) -> what the refusal says
-REFUSED: dict[tuple[str, str], str] = {}
+REFUSED: dict[tuple[str, str], str] = {
+    **{
+        (method, backbone): "expected modules that the forward calls"
+        for method in ("lora", "dora", "ia3", "union")
+        for backbone in BYPASSED
+    },
+    **{("ia3", backbone): "this model has no such layers" for backbone in WITHOUT_ATTENTION},
+    # peft has IA3 for linear layers and convolutions, not for nn.MultiheadAttention
+    ("ia3", "tv_vit"): "peft refuses to adapt",
+    **{
+        (method, backbone): "expected biases to train"
+        for method in ("bitfit", "union")
+        for backbone in ("llama", "t5")
+    },
+    **{("linear_probe", backbone): "expected something to train" for backbone in ("t5", "mlp")},
+    ("last_blocks", "mlp"): "expected a backbone with repeated blocks",
+    ("norm", "mlp"): "this model has no such layers",
+}

@@ -19,10 +19,21 @@ PASSING = [case for case in CASES if (case.label, case.backbone) not in REFUSED]
 REFUSING = [case for case in CASES if (case.label, case.backbone) in REFUSED]
 
 # methods whose initial output differs from the backbone's, as their own documentation says
-NOT_IDENTITY = {"hf:fourierft"}
+NOT_IDENTITY = {"hf:fourierft", "hf:c3a"}
 # up to rounding: what is added and taken away again, or a norm that is divided by itself
-NEARLY_IDENTITY = {"dora", "hf:delora", "hf:hra", "hf:oft", "hf:boft", "hf:psoft", "hf:osf"}
-NOT_MERGEABLE: dict[str, str] = {}
+NEARLY_IDENTITY = {
+    "dora",
+    "hf:delora",
+    "hf:hra",
+    "hf:oft",
+    "hf:boft",
+    "hf:psoft",
+    "hf:osf",
+    "hf:deft",
+}
+NOT_MERGEABLE: dict[str, str] = {"hf:lily": "not supported for Lily"}
+# peft's OSF writes into the weights for good and hooks closures into its layers
+NO_WAY_BACK = {"hf:osf"}
 
 
 def adapted(case: Case) -> tuple[nn.Module, Adaptation]:
@@ -183,8 +194,9 @@ def test_merged_it_is_the_same_function_and_then_a_plain_model(case: Case) -> No
     assert relative(evaluated(model, case), expected) < 1e-5
     with pytest.raises(lp.MethodError, match="is merged"):
         adaptation.merge()
-    adaptation.unmerge()
-    assert relative(evaluated(model, case), expected) < 1e-5
+    if case.label not in NO_WAY_BACK:
+        adaptation.unmerge()
+        assert relative(evaluated(model, case), expected) < 1e-5
 
     plain = adaptation.merge_and_unload()
     assert relative(evaluated(plain, case), expected) < 1e-5
@@ -223,6 +235,10 @@ def test_copied_and_pickled_it_lives_on_by_itself(case: Case) -> None:
     model, adaptation = adapted(case)
     move(adaptation)
     expected = evaluated(model, case)
+    if case.label in NO_WAY_BACK:
+        with pytest.raises(AttributeError, match="Can't pickle local object"):
+            pickle.dumps(model)
+        return
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(evaluated(twin, case), expected)
         own = lp.find_adaptation(twin)

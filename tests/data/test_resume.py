@@ -13,10 +13,6 @@ from lightning_peft.data.sampling import Draw, EpochSampler
 from lightning_peft.errors import DataError
 
 EPOCHS = 3
-pytestmark = pytest.mark.filterwarnings(
-    # digits lie in memory, and a worker would only cost
-    "ignore:The '.*_dataloader' does not have many workers",
-)
 
 
 class Recorder(pl.LightningModule):

@@ -12,15 +12,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_peft._seeds import generator
+from lightning_peft.callbacks.peft import PEFT
+from lightning_peft.data.digits import DigitsDataModule
 from lightning_peft.errors import DataError
+from lightning_peft.methods import LoRA
 from lightning_peft.modules.image import ImageClassifier
 
 SIZES = MappingProxyType(
     {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
-)
-pytestmark = pytest.mark.filterwarnings(
-    # tensors lie in memory, and a worker would only cost
-    "ignore:The '.*_dataloader' does not have many workers",
 )
 
 
@@ -314,3 +313,30 @@ def test_two_ranks_find_the_metrics_of_one(tmp_path):
     two.validate(module, data, verbose=False)
     for rank in (0, 1):
         assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(one, rel=1e-5)
+
+
+class Saver(pl.Callback):
+    def on_train_batch_end(self, run, *args):
+        run.save_checkpoint(f"{run.default_root_dir}/{run.global_step}.ckpt")
+
+
+@pytest.mark.parametrize("step", [3, 5], ids=["epoch", "mid-epoch"])
+def test_a_resumed_run_is_the_run_that_never_stopped(tmp_path, step):
+    def make():
+        module = classifier(
+            10, head_dropout=0.2, drop_path=0.2, mixup=0.3, cutmix=0.3, label_smoothing=0.1
+        )
+        data = DigitsDataModule(2, 2, backbone=module.data_config, batch_size=8, augment="strong")
+        return module, data, PEFT(LoRA(rank=2, dropout=0.3))
+
+    ends = []
+    for callbacks, start in (([Saver()], None), ([], tmp_path / f"{step}.ckpt")):
+        module, data, adapters = make()
+        run = trainer(tmp_path, max_epochs=3, callbacks=[adapters, *callbacks])
+        torch.manual_seed(17 if start is None else 99)
+        run.fit(module, data, ckpt_path=start)
+        ends.append((run.global_step, module.state_dict()))
+    (steps, whole), (other_steps, resumed) = ends
+    assert steps == other_steps == 9
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
