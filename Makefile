@@ -20,11 +20,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## Adapt the shipped backbone to handwritten digits, ten labels a class
 	$(BIN)/lightning-peft -m experiment=demo
 
+# one thread a process: torch's threads of two processes would only wait for each other
+TEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile
+
 test: lint ## Run every check
-	$(BIN)/pytest -m "not slow"
+	$(TEST) -m "not slow"
 
 test-all: lint ## Run every check, the slow tests included
-	$(BIN)/pytest
+	$(TEST)
 
 lint: setup ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

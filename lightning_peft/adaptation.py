@@ -37,7 +37,7 @@ def adapt(
     head: str | Sequence[str] | Literal[False] | None = None,
     also_train: str | Sequence[str] = (),
     batchnorm: Literal["frozen", "train"] = "frozen",
-    dropout: Literal["train", "eval"] = "train",
+    backbone_dropout: Literal["train", "eval"] = "train",
     **settings: Any,
 ) -> Adaptation:
     """Adapt a backbone in place.
@@ -52,7 +52,7 @@ def adapt(
         also_train: Names or globs of more modules or parameters of the backbone to train in full.
         batchnorm: ``"frozen"`` keeps a BatchNorm whose own parameters are not all trained in
             evaluation mode, so that its statistics stay; ``"train"`` lets them go on changing.
-        dropout: ``"eval"`` keeps the backbone's own dropout and drop-path off while training;
+        backbone_dropout: ``"eval"`` keeps the backbone's own dropout and drop-path off while training;
             the adapter's and the head's dropout are not touched.
         **settings: Settings of the method, if it is given by name.
 
@@ -77,7 +77,7 @@ def adapt(
     chosen = as_method(method, **settings)
     checks = Checks()
     checks.one_of("batchnorm", batchnorm, ("frozen", "train"))
-    checks.one_of("dropout", dropout, ("train", "eval"))
+    checks.one_of("backbone_dropout", backbone_dropout, ("train", "eval"))
     more: tuple[str, ...] = ()
     with checks:
         more = parameters_named(model, also_train)
@@ -99,7 +99,7 @@ def adapt(
         injection=injection,
         also_train=(also_train,) if isinstance(also_train, str) else tuple(also_train),
         batchnorm=batchnorm,
-        dropout=dropout,
+        backbone_dropout=backbone_dropout,
     )
     model.__dict__[_ATTRIBUTE] = adaptation
     adaptation.freeze()
@@ -142,7 +142,7 @@ class Adaptation:
         injection: Injection,
         also_train: tuple[str, ...],
         batchnorm: str,
-        dropout: str,
+        backbone_dropout: str,
     ) -> None:
         self.model = model
         self.method = method
@@ -150,7 +150,7 @@ class Adaptation:
         self.head: tuple[str, ...] = injection.head
         self.also_train = also_train
         self.batchnorm = batchnorm
-        self.dropout = dropout
+        self.backbone_dropout = backbone_dropout
         self.fingerprint: dict[str, Any] = injection.fingerprint
         self.base_names: dict[str, str] = injection.base_names
         self.merged = False
@@ -213,7 +213,7 @@ class Adaptation:
                 continue
             if self.batchnorm == "frozen" and self._is_frozen_batchnorm(name, module):
                 hold_in_eval([module])
-            elif self.dropout == "eval" and not isinstance(module, _NormBase):
+            elif self.backbone_dropout == "eval" and not isinstance(module, _NormBase):
                 hold_in_eval([module], recurse=False)
 
     def _is_frozen_batchnorm(self, name: str, module: nn.Module) -> bool:
@@ -274,7 +274,7 @@ class Adaptation:
             "head": list(self.head),
             "also_train": list(self.also_train),
             "batchnorm": self.batchnorm,
-            "dropout": self.dropout,
+            "backbone_dropout": self.backbone_dropout,
             "fingerprint": self.fingerprint,
         }
 

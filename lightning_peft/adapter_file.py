@@ -168,7 +168,7 @@ def adapt_from_description(model: nn.Module, about: Mapping[str, Any], where: st
         head=None if head is None else (tuple(map(str, head)) or False),
         also_train=tuple(map(str, about.get("also_train", ()))),
         batchnorm=about.get("batchnorm", "frozen"),
-        dropout=about.get("dropout", "train"),
+        backbone_dropout=about.get("backbone_dropout", "train"),
     )
 
 

@@ -36,7 +36,7 @@ class Attachment:
         head: As for :func:`adapt`.
         also_train: As for :func:`adapt`.
         batchnorm: As for :func:`adapt`.
-        dropout: As for :func:`adapt`.
+        backbone_dropout: As for :func:`adapt`.
         strict_backbone: Whether a checkpoint of another backbone is an error.
     """
 
@@ -45,7 +45,7 @@ class Attachment:
     head: str | tuple[str, ...] | Literal[False] | None = None
     also_train: tuple[str, ...] = ()
     batchnorm: Literal["frozen", "train"] = "frozen"
-    dropout: Literal["train", "eval"] = "train"
+    backbone_dropout: Literal["train", "eval"] = "train"
     strict_backbone: bool = True
 
     def __call__(self, pl_module: nn.Module) -> None:
@@ -64,7 +64,7 @@ class Attachment:
                 head=self.head,
                 also_train=self.also_train,
                 batchnorm=self.batchnorm,
-                dropout=self.dropout,
+                backbone_dropout=self.backbone_dropout,
             )
         elif standing.method.to_config() != self.method.to_config():
             raise MethodError(
@@ -126,7 +126,7 @@ def restore_adaptations(pl_module: nn.Module, checkpoint: dict[str, Any]) -> lis
                 head=tuple(description["head"]) or False,
                 also_train=tuple(description["also_train"]),
                 batchnorm=description["batchnorm"],
-                dropout=description["dropout"],
+                backbone_dropout=description["backbone_dropout"],
             ),
         )
     return made

@@ -286,6 +286,9 @@ def build(name: str, seed: int = 0) -> nn.Module:
             scale = getattr(module, "weight", None)
             if isinstance(scale, Tensor) and scale.ndim == 1 and not scale.any():
                 nn.init.ones_(scale)
+            bias = getattr(module, "bias", None)  # some tuners scale it: a zero hides what they do
+            if isinstance(bias, nn.Parameter) and not bias.any():
+                nn.init.normal_(bias, std=0.1)
         for head in HEADS[name]:
             weight = model.get_submodule(head).weight
             assert isinstance(weight, Tensor)

@@ -24,17 +24,26 @@ def register() -> None:
 
 
 class _AfterTimm:
-    """An import hook that finds ``timm`` once, as the other finders would, and then steps aside."""
+    """An import hook that registers when timm has run, and stays in place until then.
+
+    Asking whether timm exists (``importlib.util.find_spec("timm")``, as availability checks do)
+    comes here as well and must not use the hook up.
+    """
+
+    def __init__(self) -> None:
+        self._searching = False
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != "timm":
+        if name != "timm" or self._searching:
             return None
-        _remove_hook()  # first, so that the real search below does not come back here
-        spec = importlib.util.find_spec(name)
+        self._searching = True  # the real search comes back to this hook
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._searching = False
         if spec is None or spec.loader is None:  # not installed: the import statement reports it
-            _install_hook()
             return None
         # The loader belongs to this one spec. Its method is shadowed rather than the loader
         # replaced, so that whatever looks at timm.__loader__ later sees an ordinary one.
@@ -43,11 +52,8 @@ class _AfterTimm:
 
         def execute_then_register(module: ModuleType) -> None:
             del loader.exec_module
-            try:
-                execute(module)
-            except BaseException:
-                _install_hook()  # the import failed: a later attempt must register all the same
-                raise
+            execute(module)
+            _remove_hook()
             register()
 
         loader.exec_module = execute_then_register  # type: ignore[method-assign]

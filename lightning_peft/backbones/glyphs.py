@@ -101,14 +101,19 @@ class GlyphBank:
         count = torch.bincount(self.labels, minlength=len(self.classes)).clamp_min(1)
         return (weights / count)[self.labels]
 
-    def select(self, fonts: Iterable[str]) -> GlyphBank:
-        """The glyphs of some fonts; the classes keep their numbers."""
+    def select(self, fonts: Iterable[str], classes: Iterable[str] | None = None) -> GlyphBank:
+        """The glyphs of some fonts, and of some classes; the classes keep their numbers."""
         wanted = set(fonts)
-        rows = [i for i, font in enumerate(self.fonts) if font in wanted]
+        labels = set(self.classes if classes is None else classes)
+        rows = [
+            i
+            for i, (font, label) in enumerate(zip(self.fonts, self.labels.tolist(), strict=True))
+            if font in wanted and self.classes[label] in labels
+        ]
         if not rows:
             raise DataError(
-                f"Expected fonts of this bank, {sorted(set(self.fonts))}, got {sorted(wanted)}: "
-                "name fonts that were rendered."
+                f"Expected fonts of this bank, {sorted(set(self.fonts))}, and classes that they "
+                f"draw, got {sorted(wanted)} and {sorted(labels)}: name what was rendered."
             )
         kept = tuple(self.fonts[i] for i in rows)
         return GlyphBank(self.fields[rows], self.labels[rows], kept, self.classes)

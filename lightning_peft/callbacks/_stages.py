@@ -241,8 +241,10 @@ class Freezing:
         problems = []
         if not self.stages:
             problems.append("it freezes that backbone already: remove BackboneFreeze")
-        for name in ("batchnorm", "dropout"):
-            mine, theirs = getattr(self, name), getattr(adaptation, name)
+        for name, mine, theirs in (
+            ("batchnorm", self.batchnorm, adaptation.batchnorm),
+            ("dropout", self.dropout, adaptation.backbone_dropout),
+        ):
             if mine != theirs:
                 problems.append(f"{name} is {theirs!r} there and {mine!r} here: say it there only")
         if self.head is not None and self.head != adaptation.head:

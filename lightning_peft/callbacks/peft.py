@@ -41,7 +41,7 @@ class PEFT(pl.Callback):
         also_train: Names or globs of more modules or parameters of the backbone to train in full.
         batchnorm: ``"frozen"`` keeps the statistics of frozen BatchNorm layers; ``"train"`` lets
             them change.
-        dropout: ``"train"`` puts the backbone into training mode for ``fit``, so that its dropout
+        backbone_dropout: ``"train"`` puts the backbone into training mode for ``fit``, so that its dropout
             acts (models from ``from_pretrained`` come in evaluation mode and Lightning leaves them
             there); ``"eval"`` keeps the backbone's own dropout off.
         strict_backbone: Whether a checkpoint of another backbone is an error (``True``) or a
@@ -62,7 +62,7 @@ class PEFT(pl.Callback):
         head: str | Sequence[str] | Literal[False] | None = None,
         also_train: str | Sequence[str] = (),
         batchnorm: Literal["frozen", "train"] = "frozen",
-        dropout: Literal["train", "eval"] = "train",
+        backbone_dropout: Literal["train", "eval"] = "train",
         strict_backbone: bool = True,
         check_gradients: bool = True,
         **settings: Any,
@@ -73,7 +73,7 @@ class PEFT(pl.Callback):
             head=head if head is None or head is False else names(head),
             also_train=names(also_train),
             batchnorm=batchnorm,
-            dropout=dropout,
+            backbone_dropout=backbone_dropout,
             strict_backbone=strict_backbone,
         )
         self.check_gradients = check_gradients

@@ -167,7 +167,11 @@ def test_efficientnet_blocks_and_convolutions_of_one_group(anatomy_of, model_of)
         (
             "llama",
             [
-                *(f"model.layers.{i}.{which}_layernorm" for i in (0, 1) for which in ("input", "post_attention")),
+                *(
+                    f"model.layers.{i}.{which}_layernorm"
+                    for i in (0, 1)
+                    for which in ("input", "post_attention")
+                ),
                 "model.norm",
             ],
         ),

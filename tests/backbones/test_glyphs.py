@@ -46,6 +46,7 @@ def test_selecting_fonts_keeps_the_class_numbers(bank: glyphs.GlyphBank) -> None
     assert part.classes == bank.classes
     assert set(part.fonts) == {"cmr10"}
     assert torch.equal(part.labels, bank.labels[torch.tensor([f == "cmr10" for f in bank.fonts])])
+    assert set(bank.select(FONTS, ["7"]).labels.tolist()) == {1}
     with pytest.raises(DataError, match=r"Expected fonts of this bank.*got \['Arial'\]"):
         bank.select(["Arial"])
 

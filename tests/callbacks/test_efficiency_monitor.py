@@ -1,5 +1,6 @@
 import json
 import time
+from types import SimpleNamespace
 
 import lightning.pytorch as L
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_peft.callbacks._steps import StepTimer
-from lightning_peft.callbacks.efficiency import EfficiencyMonitor
+from lightning_peft.callbacks.efficiency import EfficiencyMonitor, _peak, _reset_peak
 from lightning_peft.callbacks.freeze import BackboneFreeze
 from lightning_peft.callbacks.peft import PEFT
 
@@ -141,21 +142,35 @@ def test_monitoring_changes_nothing(tmp_path, flops):
     assert all(map(torch.equal, plain.parameters(), watched.parameters()))
 
 
-def test_a_compiled_layer_is_counted_too(tmp_path):
-    net = Net()
+def test_a_compiled_module_is_counted_too(tmp_path):
     graphs = []
 
     def backend(graph, example_inputs):
         graphs.append(graph)
         return graph.forward
 
-    plain = EfficiencyMonitor(verbose=False)
-    trainer(plain, default_root_dir=tmp_path, max_steps=3).fit(Net())
-    net.net.blocks[0].mlp.compile(backend=backend)
-    monitor = EfficiencyMonitor(verbose=False)
-    trainer(monitor, default_root_dir=tmp_path, max_steps=3, limit_val_batches=0).fit(net)
-    assert monitor.report["step_flops"] == plain.report["step_flops"]
-    assert graphs
+    def run(compiled):
+        net = Net()
+        net.net = nn.Sequential(nn.Flatten(), nn.Linear(768, 2))
+        if compiled:
+            net.net.compile(backend=backend)
+        monitor = EfficiencyMonitor(verbose=False)
+        options = {"max_steps": 3, "limit_val_batches": 0, "default_root_dir": tmp_path}
+        trainer(monitor, **options).fit(net)
+        return monitor.report["step_flops"]
+
+    assert run(True) == run(False) > 0
+    assert graphs  # the batches after the counted one ran compiled
+
+
+def test_on_a_gpu_the_peak_is_of_allocated_memory_since_training_began(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", calls.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1234)
+    gpu = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 1)))
+    _reset_peak(gpu)
+    assert calls == [torch.device("cuda", 1)]
+    assert _peak(gpu) == {"peak_cuda_bytes": 1234}
 
 
 def test_figures_are_logged_under_their_keys(tmp_path):

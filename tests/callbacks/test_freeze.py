@@ -302,7 +302,8 @@ def test_a_learning_rate_finder_finds_the_rate_of_the_head(tmp_path):
     net = seeded(optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=m.lr))
     net.lr = 0.1
     finder = LearningRateFinder(num_training_steps=15, early_stop_threshold=None)
-    runner = trainer(BackboneFreeze(unfreeze=STAGES), finder, default_root_dir=tmp_path)
+    options = {"default_root_dir": tmp_path, "max_epochs": 8}
+    runner = trainer(BackboneFreeze(unfreeze=STAGES), finder, **options)
     runner.fit(net)
     rates = [group["lr"] for group in runner.optimizers[0].param_groups]
     assert rates == [net.lr, 0.03, 0.02]

@@ -154,7 +154,7 @@ def test_resumed_it_ends_bit_equal_to_the_run_that_was_never_stopped(tmp_path: P
             L.seed_everything(2, verbose=False)
         loader = DataLoader(Words(), batch_size=4, shuffle=True)
         keep = ModelCheckpoint(directory, filename="{epoch}", save_top_k=-1)
-        trainer(tmp_path, lp.PEFT("lora", rank=4, dropout="train"), keep, max_epochs=epochs).fit(
+        trainer(tmp_path, lp.PEFT("lora", rank=4, dropout=0.1), keep, max_epochs=epochs).fit(
             module, loader, ckpt_path=ckpt_path, weights_only=True
         )
         return module
@@ -412,7 +412,7 @@ def test_a_backbone_in_eval_mode_is_put_into_training_mode_and_dropout_can_be_ke
         module.configure_gradient_clipping = lambda *args, **kwargs: seen.update(
             {name: part.training for name, part in module.net.named_modules()}
         )
-        trainer(tmp_path, lp.PEFT("lora", rank=2, dropout=dropout)).fit(module, images())
+        trainer(tmp_path, lp.PEFT("lora", rank=2, backbone_dropout=dropout)).fit(module, images())
         return module
 
     seen: dict[str, bool] = {}

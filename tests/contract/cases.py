@@ -24,6 +24,9 @@ TUNER_SETTINGS: dict[str, dict] = {
     "C3A": {"block_size": 16},
     "MISS": {"r": 4},
     "OFT": {"oft_block_size": 4, "r": 0},
+    "ROAD": {"group_size": 16},
+    "SHIRA": {"r": 4},
+    "WAVEFT": {"n_frequency": 100},
 }
 
 BACKBONES = tuple(ZOO)
