@@ -52,8 +52,8 @@ def adapt(
         also_train: Names or globs of more modules or parameters of the backbone to train in full.
         batchnorm: ``"frozen"`` keeps a BatchNorm whose own parameters are not all trained in
             evaluation mode, so that its statistics stay; ``"train"`` lets them go on changing.
-        backbone_dropout: ``"eval"`` keeps the backbone's own dropout and drop-path off while training;
-            the adapter's and the head's dropout are not touched.
+        backbone_dropout: ``"eval"`` keeps the backbone's own dropout and drop-path off while
+            training; the adapter's and the head's dropout are not touched.
         **settings: Settings of the method, if it is given by name.
 
     Returns:

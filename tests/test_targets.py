@@ -1,161 +1,290 @@
-"""What a selection means on backbones whose structure is written down here by hand."""
-
 from __future__ import annotations
 
+import re
+import time
+from collections.abc import Sequence
+
 import pytest
+import timm
+import torch
 from torch import nn
 
-import lightning_peft as lp
 from lightning_peft.anatomy import anatomy
-from lightning_peft.anatomy.bypass import bypassed
-from lightning_peft.targets import layer_indices, resolve
-from tests.zoo import HEADS, LIBRARY, ZOO, build
+from lightning_peft.errors import TargetError
+from lightning_peft.targets import PRESETS, layer_indices, resolve
+from tests.zoo import build
 
-BLOCKS = {
-    "vit": ("blocks.0", "blocks.1"),
-    "deit_distilled": ("blocks.0", "blocks.1"),
-    "swin": tuple(f"layers.{stage}.blocks.{block}" for stage in (0, 1) for block in (0, 1)),
-    "convnext": ("stages.0.blocks.0", "stages.1.blocks.0", "stages.1.blocks.1")
-    + ("stages.2.blocks.0", "stages.3.blocks.0"),
-    "resnet": ("layer1.0", "layer1.1", "layer2.0", "layer3.0", "layer4.0"),
-    "mixer": ("blocks.0", "blocks.1"),
-    "bert": ("bert.encoder.layer.0", "bert.encoder.layer.1"),
-    "gpt2": ("transformer.h.0", "transformer.h.1"),
-    "llama": ("model.layers.0", "model.layers.1"),
-    "t5": ("encoder.block.0", "encoder.block.1", "decoder.block.0", "decoder.block.1"),
-    "tv_vit": ("encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_1"),
-    "mlp": (),
-}
-QKV = {
-    "vit": ["attn.qkv"],
-    "swin": ["attn.qkv"],
-    "bert": ["attention.self.query", "attention.self.key", "attention.self.value"],
-    "gpt2": ["attn.c_attn"],
-    "llama": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-}
-MLP = {
-    "vit": ["mlp.fc1", "mlp.fc2"],
-    "convnext": ["mlp.fc1", "mlp.fc2"],
-    "bert": ["intermediate.dense", "output.dense"],
-    "gpt2": ["mlp.c_fc", "mlp.c_proj"],
-    "llama": ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
-    "mixer": ["mlp_tokens.fc1", "mlp_tokens.fc2", "mlp_channels.fc1", "mlp_channels.fc2"],
-}
+FIRST = ("blocks.0.attn.qkv", "blocks.0.attn.proj", "blocks.0.mlp.fc1", "blocks.0.mlp.fc2")
+LAST = tuple(name.replace("0", "1", 1) for name in FIRST)
 
 
-def names(backbone: str, targets, **options) -> tuple[str, ...]:
-    model = build(backbone)
-    return resolve(anatomy(model), model, targets, **options)
+@pytest.fixture(scope="module")
+def vit():
+    model = build("vit")
+    return anatomy(model), model
 
 
-@pytest.mark.parametrize("backbone", ZOO)
-def test_the_head_and_the_family_of_every_backbone(backbone: str) -> None:
-    found = anatomy(build(backbone))
-    expected = () if backbone == "mlp" else HEADS[backbone]
-    assert found.head == expected
-    assert found.family == LIBRARY[backbone]
-    for role, modules in found.roles.items():
-        assert not set(modules) & set(expected), role
+@pytest.fixture(scope="module")
+def resnet():
+    model = build("resnet")
+    return anatomy(model), model
 
 
-@pytest.mark.parametrize("backbone", BLOCKS)
-def test_the_blocks_in_order_with_stages_flattened(backbone: str) -> None:
-    assert anatomy(build(backbone)).blocks == BLOCKS[backbone]
+class Config(Sequence):
+    """A sequence that is no list, as Hydra's ListConfig."""
+
+    def __init__(self, *items):
+        self.items = items
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+    def __len__(self):
+        return len(self.items)
 
 
 @pytest.mark.parametrize(
-    ("preset", "backbone", "ends"),
+    ("targets", "expected"),
     [
-        pytest.param(preset, backbone, ends, id=f"{preset}-{backbone}")
-        for preset, table in (("qkv", QKV), ("mlp", MLP))
-        for backbone, ends in table.items()
+        ("auto", FIRST + LAST),
+        ("all-linear", FIRST + LAST),
+        ("qkv", (FIRST[0], LAST[0])),
+        ("attention", (*FIRST[:2], *LAST[:2])),
+        ("mlp-out", (FIRST[3], LAST[3])),
+        ("blocks", ("blocks.0", "blocks.1")),
+        ("blocks.1.mlp.fc1", (LAST[2],)),
+        ("attn.qkv", (FIRST[0], LAST[0])),
+        ("fc1", (FIRST[2], LAST[2])),
+        ("*.fc?", (*FIRST[2:], *LAST[2:])),
+        ("blocks.[0].attn.*", FIRST[:2]),
+        (r"re:blocks\.\d\.attn\.(qkv|proj)", (*FIRST[:2], *LAST[:2])),
+        (["fc1", "qkv"], (FIRST[0], FIRST[2], LAST[0], LAST[2])),
+        (("fc1", "mlp"), (*FIRST[2:], *LAST[2:])),
+        (Config("fc1", "fc2"), (*FIRST[2:], *LAST[2:])),
+        ("head", ("head",)),
+        (["head", "qkv"], (FIRST[0], LAST[0], "head")),
+        ("patch_embed.proj", ("patch_embed.proj",)),
     ],
+    ids=str,
 )
-def test_presets_look_at_the_model(preset: str, backbone: str, ends: list[str]) -> None:
-    expected = {f"{block}.{end}" for block in BLOCKS[backbone] for end in ends}
-    assert set(names(backbone, preset)) == expected
+def test_entries(vit, targets, expected):
+    assert resolve(*vit, targets) == expected
 
 
-def test_auto_is_all_linear_or_the_convolutions() -> None:
-    assert names("vit", "auto") == names("vit", "all-linear")
-    assert names("resnet", "auto") == names("resnet", "convs")
-    grouped = {n for n, m in build("efficientnet").named_modules() if getattr(m, "groups", 1) > 1}
-    assert grouped
-    assert not grouped & set(names("efficientnet", "convs"))
+def test_a_glob_passes_over_containers_and_the_head(vit):
+    matched = resolve(*vit, "*")
+    assert "blocks.0" not in matched
+    assert "head" not in matched
+    assert {*FIRST, *LAST, "patch_embed.proj", "norm", "blocks.0.norm1"} == {*matched} - {
+        "blocks.0.norm2",
+        "blocks.1.norm1",
+        "blocks.1.norm2",
+    }
+
+
+def test_containers_where_a_method_looks_inside(vit):
+    assert resolve(*vit, "blocks.1", containers=True) == ("blocks.1",)
+
+
+def test_a_regular_expression_matches_the_whole_name(vit):
+    with pytest.raises(TargetError, match="'re:qkv' matches no module"):
+        resolve(*vit, "re:qkv")
+
+
+def test_a_trailing_part_ends_at_a_dot(vit):
+    with pytest.raises(TargetError, match="'c1' matches no module"):
+        resolve(*vit, "c1")
 
 
 @pytest.mark.parametrize(
-    ("targets", "options", "expected"),
+    ("exclude", "expected"),
     [
-        ("blocks.1.mlp.fc1", {}, ("blocks.1.mlp.fc1",)),
-        ("attn.proj", {}, ("blocks.0.attn.proj", "blocks.1.attn.proj")),
-        ("blocks.0.mlp.*", {}, ("blocks.0.mlp.fc1", "blocks.0.mlp.fc2")),
-        (r"re:blocks\.\d\.mlp\.fc2", {}, ("blocks.0.mlp.fc2", "blocks.1.mlp.fc2")),
-        (["fc1", "fc2"], {"layers": "last:1"}, ("blocks.1.mlp.fc1", "blocks.1.mlp.fc2")),
-        ("mlp", {"exclude": "fc1", "layers": 0}, ("blocks.0.mlp.fc2",)),
-        ("mlp", {"exclude": ["blocks.0", "fc2"]}, ("blocks.1.mlp.fc1",)),
-        ("head", {}, ("head",)),
+        ("mlp", (*FIRST[:2], *LAST[:2])),
+        ("blocks.0", LAST),
+        (["attn", "fc2"], (FIRST[2], LAST[2])),
+        ("*.1.*", FIRST),
+        ("re:.*qkv", (*FIRST[1:], *LAST[1:])),
+        ("convs", FIRST + LAST),
+        ((), FIRST + LAST),
     ],
+    ids=str,
 )
-def test_the_language_of_targets(targets, options, expected) -> None:
-    assert names("vit", targets, **options) == expected
+def test_exclude(vit, exclude, expected):
+    assert resolve(*vit, "all-linear", exclude=exclude) == expected
+
+
+def test_a_preset_to_exclude_may_be_empty(resnet):
+    assert resolve(*resnet, "convs", exclude="qkv") == resnet[0].roles["convs"]
+
+
+def test_a_misspelt_exclusion_is_an_error(vit):
+    with pytest.raises(TargetError, match=r"'mlpp' matches no module"):
+        resolve(*vit, "all-linear", exclude="mlpp")
+
+
+def test_nothing_left(vit):
+    with pytest.raises(TargetError, match="Nothing is left of .*qkv.* after `exclude='attn'`"):
+        resolve(*vit, "qkv", exclude="attn")
+
+
+def test_auto_takes_convolutions_where_nothing_is_linear(resnet):
+    assert resolve(*resnet, "auto") == resnet[0].roles["convs"]
+    assert "fc" not in resolve(*resnet, "auto")
 
 
 @pytest.mark.parametrize(
     ("layers", "expected"),
     [
-        ("last:2", (2, 3)),
-        ("first:1", (0,)),
-        ("1-2", (1, 2)),
-        ("0,2-3", (0, 2, 3)),
-        (-1, (3,)),
-        ([0, -1], (0, 3)),
+        (1, (1,)),
+        (-1, (11,)),
+        (-12, (0,)),
+        ([0, -1, 0], (0, 11)),
+        (Config(3, 1), (1, 3)),
+        (range(2), (0, 1)),
+        ("last:4", (8, 9, 10, 11)),
+        ("first:2", (0, 1)),
+        ("2-5", (2, 3, 4, 5)),
+        ("5-5", (5,)),
+        ("0,3, 5", (0, 3, 5)),
+        ("0,3-4,-1", (0, 3, 4, 11)),
+        ("7", (7,)),
     ],
+    ids=str,
 )
-def test_layer_ranges(layers, expected) -> None:
-    assert layer_indices(layers, 4) == expected
+def test_layer_indices(layers, expected):
+    assert layer_indices(layers, 12) == expected
 
 
 @pytest.mark.parametrize(
-    ("targets", "options", "message"),
+    ("layers", "message"),
     [
-        ("atn", {}, r"atn.*Did you mean|atn[\s\S]*attn"),
-        ("qkvv", {}, r"qkv"),
-        ("re:(", {}, r"re:\("),
-        ("convs", {"layers": "last:1"}, r"Nothing of .* is in the layers \[1\]"),
-        ("mlp", {"layers": "last:9"}, "9"),
-        ("mlp", {"layers": "late"}, "late"),
-        ("mlp", {"exclude": "mlp"}, "Nothing is left"),
-        (["nope", "nada"], {}, r"nope[\s\S]*nada"),
-        ([], {}, "is empty"),
+        (12, "layer 12 is out of range.*12 blocks \\(0 to 11\\)"),
+        (-13, "layer -13 is out of range"),
+        ("last:13", "'last:13' is out of range"),
+        ("first:0", "'first:0' is out of range"),
+        ("5-12", "'5-12' is out of range"),
+        ("5-2", "'5-2' runs backwards"),
+        ("middle:3", "'middle:3' is no choice of layers"),
+        ("", "'' is no choice of layers"),
+        ([], "no layer is chosen"),
+        (True, "True is no index of a layer"),
+        (1.5, "1.5 is no index of a layer"),
+        ([0, 99, "x"], "layer 99 is out of range; 'x' is no choice"),
+        ({"a": 1}, "is no index of a layer"),
     ],
+    ids=str,
 )
-def test_a_selection_that_does_not_fit_says_what_is_there(targets, options, message) -> None:
-    with pytest.raises(lp.TargetError, match=message):
-        names("vit", targets, **options)
+def test_layers_that_do_not_exist(layers, message):
+    with pytest.raises(TargetError, match=message):
+        layer_indices(layers, 12)
 
 
-def test_a_head_that_is_not_there() -> None:
-    with pytest.raises(lp.TargetError, match="hed"):
-        anatomy(build("vit"), head="hed")
-    assert anatomy(build("vit"), head=False).head == ()
+def test_layers_keep_what_is_in_their_blocks(vit):
+    assert resolve(*vit, "all-linear", layers="last:1") == LAST
+    assert resolve(*vit, "blocks", layers=0) == ("blocks.0",)
+    assert resolve(*vit, ["norms"], layers=[1]) == ("blocks.1.norm1", "blocks.1.norm2")
 
 
-BYPASSED = {
-    **dict.fromkeys(("beit", "eva", "swinv2"), {"qkv"}),
-    "tv_swin": {"qkv", "proj"},  # its attention is one function that is given both weights
-}
+def test_layers_and_targets_that_do_not_meet(vit):
+    with pytest.raises(
+        TargetError, match=r"Nothing of patch_embed.proj is in the layers \[0\] \(of 2"
+    ):
+        resolve(*vit, "patch_embed.proj", layers=0)
 
 
-@pytest.mark.parametrize("backbone", ZOO)
-def test_bypassed_modules_are_found_and_no_others(backbone: str) -> None:
-    model = build(backbone)
-    found = bypassed(model, anatomy(model).roles["all-linear"])
-    assert {name.rpartition(".")[2] for name in found} == BYPASSED.get(backbone, set())
+def test_layers_of_a_model_without_blocks():
+    model = build("mlp")
+    with pytest.raises(TargetError, match="Expected a model with repeated blocks for `layers=0`"):
+        resolve(anatomy(model), model, "auto", layers=0)
 
 
-def test_an_out_projection_of_multihead_attention_is_bypassed() -> None:
-    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    assert set(bypassed(layer, ["self_attn.out_proj", "linear1"])) == {"self_attn.out_proj"}
-    with pytest.raises(lp.TargetError, match="no weight of its own to adapt"):
-        lp.adapt(layer, lp.LoRA(rank=2, targets="self_attn.out_proj"))
+def test_near_names_and_the_presets_of_this_model(vit, resnet):
+    with pytest.raises(
+        TargetError, match="(?s)'attn.qvk' .*'attn.qkv'.*qkv \\(2\\), attention \\(4\\)"
+    ):
+        resolve(*vit, "attn.qvk")
+    with pytest.raises(
+        TargetError, match="(?s)'qkv': this model has no such.*convs \\(15\\), norms"
+    ):
+        resolve(*resnet, "qkv")
+
+
+def test_a_container_says_what_is_in_it(vit):
+    with pytest.raises(
+        TargetError,
+        match=r"'attn' is Attention, which has no weight.*blocks.0.attn.qkv, .*\.attn\.\*'",
+    ):
+        resolve(*vit, "attn")
+    with pytest.raises(TargetError, match="Nothing in it has either"):
+        resolve(*vit, "blocks.0.mlp.act")
+
+
+def test_what_is_only_in_the_head(resnet):
+    model = build("convnext")
+    with pytest.raises(TargetError, match=r"The head \(head.fc\) is trained in full"):
+        resolve(anatomy(model), model, "fc")
+    assert resolve(anatomy(model), model, "head.fc") == ("head.fc",)
+
+
+def test_all_problems_at_once(vit):
+    with pytest.raises(TargetError) as caught:
+        resolve(*vit, ["nope", "re:(", "attn", "fc1"], exclude=["never"], layers=9)
+    lines = str(caught.value)
+    for problem in (
+        "'nope'",
+        "'re:(' is no regular",
+        "'attn' is Attention",
+        "'never'",
+        "layer 9 is",
+    ):
+        assert problem in lines
+    assert "'fc1'" not in lines
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([], "`targets` is empty"),
+        (["fc1", 3], "non-empty strings, got 3"),
+        ("", "non-empty strings, got ''"),
+        (None, "a string or a sequence of strings, got None"),
+        ({"fc1": 1}, "a string or a sequence of strings"),
+        (b"fc1", "a string or a sequence of strings"),
+    ],
+    ids=str,
+)
+def test_what_is_no_selection(vit, targets, message):
+    with pytest.raises(TargetError, match=re.escape(message)):
+        resolve(*vit, targets)
+
+
+def test_the_caller_keeps_its_lists(vit):
+    targets, layers, exclude = ["fc1"], [0], ["fc2"]
+    resolve(*vit, targets, layers=layers, exclude=exclude)
+    assert (targets, layers, exclude) == (["fc1"], [0], ["fc2"])
+
+
+def test_compiled_models_take_the_names_of_the_model_inside():
+    model = torch.compile(build("vit"))
+    expected = ("_orig_mod.blocks.0.attn.qkv",)
+    assert resolve(anatomy(model), model, "blocks.0.attn.qkv") == expected
+    assert resolve(anatomy(model), model, "_orig_mod.blocks.0.attn.qkv") == expected
+    assert resolve(anatomy(model), model, "attn.qkv", layers=0) == expected
+
+
+def test_a_module_named_like_a_preset_that_the_model_lacks():
+    model = nn.ModuleDict({"attention": nn.Linear(2, 2), "other": nn.Linear(2, 2)})
+    assert resolve(anatomy(model), model, "attention") == ("attention",)
+
+
+def test_presets_are_the_roles_and_auto(vit):
+    assert set(PRESETS) == {"auto", *vit[0].roles}
+
+
+def test_a_large_model_takes_milliseconds():
+    with torch.device("meta"):
+        model = timm.create_model("vit_large_patch16_224")
+    found = anatomy(model)
+    start = time.perf_counter()
+    assert len(resolve(found, model, ["auto", "*.norm?"], layers="last:12")) == 12 * 6
+    assert time.perf_counter() - start < 1.0  # about 30 ms on a quiet machine

@@ -41,9 +41,9 @@ class PEFT(pl.Callback):
         also_train: Names or globs of more modules or parameters of the backbone to train in full.
         batchnorm: ``"frozen"`` keeps the statistics of frozen BatchNorm layers; ``"train"`` lets
             them change.
-        backbone_dropout: ``"train"`` puts the backbone into training mode for ``fit``, so that its dropout
-            acts (models from ``from_pretrained`` come in evaluation mode and Lightning leaves them
-            there); ``"eval"`` keeps the backbone's own dropout off.
+        backbone_dropout: ``"train"`` puts the backbone into training mode for ``fit``, so that its
+            dropout acts (models from ``from_pretrained`` come in evaluation mode and Lightning
+            leaves them there); ``"eval"`` keeps the backbone's own dropout off.
         strict_backbone: Whether a checkpoint of another backbone is an error (``True``) or a
             warning.
         check_gradients: Whether to stop after two steps if an adapter gets no gradient, which means
@@ -119,6 +119,7 @@ class PEFT(pl.Callback):
             _refuse_untrained(path, adaptation, in_optimizers)
             if not adaptation.model.training:
                 adaptation.model.train()
+            adaptation.hold_modes()  # sync_batchnorm puts other modules in place of the held ones
             report = adaptation.report()
             _say(
                 f"PEFT: {adaptation.method.name} on '{path or type(pl_module).__name__}' "
@@ -154,7 +155,8 @@ def _refuse_untrained(path: str, adaptation: Adaptation, in_optimizers: set[int]
     lost = [
         name
         for name in adaptation.trained_names()
-        if id(adaptation.model.get_parameter(name)) not in in_optimizers
+        # what BackboneFreeze will thaw later is part of the trained names already
+        if (p := adaptation.model.get_parameter(name)).requires_grad and id(p) not in in_optimizers
     ]
     if lost and in_optimizers:
         more = f" and {len(lost) - 6} more" if len(lost) > 6 else ""

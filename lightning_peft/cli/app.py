@@ -41,6 +41,12 @@ FLAGS = (
 )
 """Hydra's flags."""
 
+TAKES_A_VALUE = (
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn"),
+    *("--config-dir", "-cd", "--experimental-rerun", "--info", "-i"),
+)
+"""Flags whose value may be the next word; that of ``--info`` may be left out."""
+
 log = logging.getLogger(__name__)
 
 
@@ -95,6 +101,24 @@ def _job(cfg: DictConfig, args: Sequence[str], failures: list[BaseException]) ->
             return float("nan")
 
 
+def _flags_first(args: Sequence[str]) -> list[str]:
+    """Put flags before overrides: Hydra's parser wants the overrides in one piece."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    value_of = ""
+    for word in args:
+        if word.startswith("-"):
+            flags.append(word)
+            value_of = word if word in TAKES_A_VALUE else ""
+        elif value_of and not (value_of in ("--info", "-i") and "=" in word):
+            flags.append(word)
+            value_of = ""
+        else:
+            overrides.append(word)
+            value_of = ""
+    return [*flags, *overrides]
+
+
 def _unknown_flag(args: Sequence[str]) -> str | None:
     """Say that a flag does not exist; argparse would print all of Hydra's in answer."""
     for word in args:
@@ -129,7 +153,7 @@ def _for_hydra(args: Sequence[str]) -> Iterator[None]:
     before, full = sys.argv, os.environ.get(FULL_ERROR)
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    sys.argv = [before[0], *args]
+    sys.argv = [before[0], *_flags_first(args)]
     os.environ[FULL_ERROR] = "1"
     try:
         yield

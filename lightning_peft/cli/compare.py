@@ -108,11 +108,11 @@ def comparison_table(comparison: Comparison) -> Table:
     seeds = max((len(row.seeds) for row in comparison.rows), default=0)
     spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else None
     table = Table(box=box.SIMPLE_HEAD, caption=spread, caption_justify="left", pad_edge=False)
-    table.add_column("method")
+    table.add_column("method", overflow="fold")
     for name in (comparison.metric.replace("/", " "), "trained", "checkpoint", "step", "total"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     if seeds > 1 or any(row.failed for row in comparison.rows):
-        table.add_column("runs", justify="right")
+        table.add_column("runs", justify="right", no_wrap=True)
     leader = next((row for row in comparison.rows if row.accuracy and not row.baseline), None)
     for row in comparison.rows:
         cells = [row.label, *_cells(row)]
@@ -136,7 +136,8 @@ def _cells(row: Row) -> list[str]:
 def _runs(row: Row) -> str:
     if row.baseline:
         return ""
-    return f"{len(row.seeds)}, {len(row.failed)} failed" if row.failed else str(len(row.seeds))
+    done = len(row.seeds)
+    return f"{done} of {done + len(row.failed)}" if row.failed else str(done)
 
 
 def percent(value: Spread | None) -> str:

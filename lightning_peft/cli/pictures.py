@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_peft.errors import require
 
@@ -86,29 +86,43 @@ def predictions(
         MissingExtraError: If matplotlib is not installed.
     """
     rows = -(-len(images) // columns)
-    figure, _ = _figure(1.25 * columns, 1.6 * rows, axes=False)
+    width, height = 1.12, 1.3  # of a cell, where an image is 1 x 1: what is left is for the words
+    figure, axes = _figure(1.15 * width * columns, 1.15 * height * rows, layout=None)
+    axes.set_position((0.01, 0.01, 0.98, 0.98))
+    axes.set_axis_off()
+    axes.set_xlim(0, width * columns)
+    axes.set_ylim(height * rows, 0)
+    # one axes for all of it: an axes for each image takes seconds to lay out
     for position, image in enumerate(images.detach().float().cpu()):
-        axes = figure.add_subplot(rows, columns, position + 1)
+        row, column = divmod(position, columns)
+        left, top = column * width + (width - 1) / 2, row * height + (height - 1)
         low, high = image.min(), image.max()
         shown = ((image - low) / (high - low).clamp(min=1e-8)).permute(1, 2, 0).numpy()
-        axes.imshow(shown[..., 0] if shown.shape[-1] == 1 else shown[..., :3], cmap="gray")
-        axes.set_axis_off()
+        axes.imshow(
+            shown[..., 0] if shown.shape[-1] == 1 else shown[..., :3],
+            cmap="gray",
+            extent=(left, left + 1, top + 1, top),
+            aspect="auto",
+        )
         share, chosen = probabilities[position].max(dim=0)
         right = int(chosen) == int(labels[position])
         text = f"{class_names[int(chosen)]}  {100 * float(share):.0f} %"
         if not right:
-            text += f"\nis {class_names[int(labels[position])]}"
-        axes.set_title(text, fontsize=8, color=RIGHT if right else WRONG)
+            text += f", is {class_names[int(labels[position])]}"
+        axes.text(
+            left + 0.5, top - 0.05, text, fontsize=8, ha="center", color=RIGHT if right else WRONG
+        )
+    axes.set_xlim(0, width * columns)  # imshow has moved them
+    axes.set_ylim(height * rows, 0)
     return _save(figure, path)
 
 
-def _figure(width: float, height: float, *, axes: bool = True) -> tuple[Figure, Any]:
+def _figure(width: float, height: float, layout: str | None = "constrained") -> tuple[Figure, Axes]:
     """Make a figure without pyplot: no global state, no display."""
     figure: Figure = require("matplotlib.figure", "viz").Figure(
-        figsize=(width, height), dpi=130, layout="constrained"
+        figsize=(width, height), dpi=130, layout=layout
     )
-    made: Axes | None = figure.add_subplot() if axes else None
-    return figure, made
+    return figure, figure.add_subplot()
 
 
 def _save(figure: Figure, path: Path) -> Path:

@@ -28,6 +28,8 @@ NOISE = (
     r"Found \d+ module\(s\) in eval mode at the start of training.*",
     # the module checks labels before they go to the device; the data module has no hook of its own
     r"You have overridden `on_before_batch_transfer` in `LightningModule`.*",
+    # a run may end before its first validation; after one, a wrong name is an error
+    r"`ModelCheckpoint\(monitor=.*\)` could not find the monitored key.*",
     # Lightning uses what torch has renamed
     r"`isinstance\(treespec, LeafSpec\)` is deprecated.*",
 )

@@ -50,7 +50,7 @@ def test_a_timm_model_without_classes_has_no_head():
     "name",
     [
         "vit_large_patch16_224",
-        "swin_base_patch4_window7_224",
+        "swin_tiny_patch4_window7_224",
         "convnext_tiny",
         "resnet50",
         "xcit_nano_12_p16_224",
@@ -229,10 +229,16 @@ def test_layers(anatomy_of):
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [("norm", ("norm",)), (("head", "norm"), ("norm", "head")), ("blocks.*.mlp", ("blocks.0.mlp", "blocks.1.mlp")),
-     ((), ()), (False, ()), ("blocks.1*", ("blocks.1",))],
+    [
+        ("norm", ("norm",)),
+        (("head", "norm"), ("norm", "head")),
+        ("blocks.*.mlp", ("blocks.0.mlp", "blocks.1.mlp")),
+        ((), ()),
+        (False, ()),
+        ("blocks.1*", ("blocks.1",)),
+    ],
     ids=["name", "names", "glob", "none", "false", "topmost"],
-)  # fmt: skip
+)
 def test_a_named_head(given, expected, model_of):
     model = model_of("vit")
     assert anatomy(model, head=given).head == expected

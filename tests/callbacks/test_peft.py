@@ -114,7 +114,7 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str
     return {name for name in a if not torch.equal(a[name], b[name])}
 
 
-# --- a module of Lightning's own, untouched ------------------------------------------------------
+# --- a module of Lightning's own, untouched --------------------------------------------
 
 
 def test_lightnings_own_demo_trains_and_its_checkpoint_is_small(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_resumed_it_ends_bit_equal_to_the_run_that_was_never_stopped(tmp_path: P
     assert differing(state_of(whole), state_of(resumed)) == set()
 
 
-# --- every call of a trainer ----------------------------------------------------------------
+# --- every call of a trainer -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("late", ["init", "setup", "configure_model"])
@@ -285,7 +285,7 @@ def test_a_checkpoint_without_our_key_cannot_be_loaded_by_us(tmp_path: Path) -> 
         lp.load_from_checkpoint(Classifier, tmp_path / "full.ckpt")
 
 
-# --- beside other callbacks and settings ------------------------------------------------------------
+# --- beside other callbacks and settings -----------------------------------------------
 
 
 def test_beside_checkpoint_early_stopping_schedule_monitor_accumulation_and_bf16(
@@ -434,7 +434,7 @@ def test_lr_find_runs_and_leaves_the_weights(tmp_path: Path) -> None:
     tr.fit(module, images())
 
 
-# --- what it refuses --------------------------------------------------------------------------------
+# --- what it refuses -------------------------------------------------------------------
 
 
 def test_two_callbacks_are_refused(tmp_path: Path) -> None:
@@ -485,7 +485,7 @@ def test_an_adapter_without_a_gradient_is_found_within_two_steps(tmp_path: Path)
     trainer(tmp_path, lp.PEFT("lora", rank=2, check_gradients=False)).fit(module, images())
 
 
-# --- equal to peft ------------------------------------------------------------------------------------
+# --- equal to peft ---------------------------------------------------------------------
 
 
 def test_lora_through_lp_equals_lora_through_peft(tmp_path: Path) -> None:

@@ -6,6 +6,16 @@ import pytest
 
 from lightning_peft.cli import main
 
+TINY = (
+    # a backbone that takes no time, on the images of the shipped one
+    "model=timm",
+    "model.backbone=vit_tiny_patch16_224",
+    "model.pretrained=false",
+    "model.backbone_kwargs={img_size: 24, patch_size: 8, in_chans: 1, embed_dim: 16, depth: 2,"
+    " num_heads: 2}",
+    "data.backbone=glyph_vit",
+)
+
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capfd):
@@ -22,3 +32,14 @@ def command(tmp_path, monkeypatch, capfd):
     yield run
     for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS"):  # a seed outlives its run
         os.environ.pop(name, None)
+
+
+@pytest.fixture
+def train(command):
+    """Run ``lightning-peft`` on a tiny backbone, on one thread."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield lambda *words: command(*TINY, *words)
+    torch.set_num_threads(threads)

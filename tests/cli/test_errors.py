@@ -58,6 +58,16 @@ def test_one_line_and_status_2(command, words, message):
     assert not out
 
 
+def test_flags_may_stand_anywhere(command):
+    for words in (
+        ["method=lora", "--cfg", "job", "method.rank=3", "--package", "method"],
+        ["--package=method", "method=lora", "method.rank=3", "-c", "job"],
+    ):
+        status, out, _ = command(*words)
+        assert status == 0
+        assert "rank: 3" in out
+
+
 def test_every_problem_is_told_at_once(command):
     status, _, err = command("seed=a", "trainer.max_steps=b", "optimizer.lr=c")
     assert status == 2

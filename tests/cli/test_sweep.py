@@ -11,11 +11,9 @@ from lightning_peft.cli.sweep import single_job_arguments
 SWEEP = ("-m", "experiment=smoke", "hydra.sweep.dir=sweep", "test=true")
 
 
-def test_a_sweep_runs_every_job_and_ends_in_a_table(command, tmp_path):
+def test_a_sweep_runs_every_job_and_ends_in_a_table(train, tmp_path):
     argv = list(sys.argv)
-    status, out, err = command(
-        *SWEEP, "method=linear_probe,scratch", "baselines=[nearest_neighbour]"
-    )
+    status, out, err = train(*SWEEP, "method=linear_probe,scratch", "baselines=[nearest_neighbour]")
     assert status == 0, err
     runs = sorted(path.parent.name for path in (tmp_path / "sweep").glob("*/summary.json"))
     assert runs == ["0_linear_probe_seed0", "1_scratch_seed0"]
@@ -33,8 +31,8 @@ def test_a_sweep_runs_every_job_and_ends_in_a_table(command, tmp_path):
     assert "LOCAL_RANK" not in os.environ
 
 
-def test_a_failed_job_is_told_and_the_others_run(command, tmp_path):
-    status, out, err = command(*SWEEP, "method=lora", "method.rank=4000,2", "test=false")
+def test_a_failed_job_is_told_and_the_others_run(train, tmp_path):
+    status, out, err = train(*SWEEP, "method=lora", "method.rank=4000,2", "test=false")
     assert status == 2
     assert "failed: lora method.rank=4000, seed 0:" in " ".join(out.split())
     assert "lora method.rank=2" in out

@@ -25,8 +25,8 @@ FILES = (
 )
 
 
-def test_a_run_leaves_its_files_and_its_numbers(command, tmp_path):
-    status, out, err = command("method=lora", "method.rank=4", "seed=3", *RUN)
+def test_a_run_leaves_its_files_and_its_numbers(train, tmp_path):
+    status, out, err = train("method=lora", "method.rank=4", "seed=3", *RUN)
     assert status == 0, err
     run = tmp_path / "run"
     for name in FILES:
@@ -67,11 +67,11 @@ def test_a_run_leaves_its_files_and_its_numbers(command, tmp_path):
     assert os.environ.get("HYDRA_FULL_ERROR") is None
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(command, tmp_path):
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(train, tmp_path):
     found = {}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         words = ("experiment=smoke", "callbacks=no_validation", "test=false", f"seed={seed}")
-        status, _, err = command(*words, f"hydra.run.dir={name}")
+        status, _, err = train(*words, f"hydra.run.dir={name}")
         assert status == 0, err
         path = tmp_path / name / "checkpoints" / "best.ckpt"
         found[name] = torch.load(path, weights_only=True)["state_dict"]
@@ -80,11 +80,11 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(command, t
     assert any(not torch.equal(found["a"][key], found["c"][key]) for key in found["a"])
 
 
-def test_a_run_is_resumed_from_its_last_checkpoint(command, tmp_path):
-    words = ("experiment=smoke", "test=false", "schedule=constant")
-    assert command(*words, "trainer.max_steps=6", "hydra.run.dir=whole")[0] == 0
-    assert command(*words, "trainer.max_steps=4", "hydra.run.dir=part")[0] == 0
-    status, _, err = command(
+def test_a_run_is_resumed_from_its_last_checkpoint(train, tmp_path):
+    words = ("experiment=smoke", "test=false", "schedule=none")
+    assert train(*words, "trainer.max_steps=6", "hydra.run.dir=whole")[0] == 0
+    assert train(*words, "trainer.max_steps=4", "hydra.run.dir=part")[0] == 0
+    status, _, err = train(
         *words, "trainer.max_steps=6", "resume=part/checkpoints/last.ckpt", "hydra.run.dir=rest"
     )
     assert status == 0, err
@@ -97,8 +97,8 @@ def test_a_run_is_resumed_from_its_last_checkpoint(command, tmp_path):
         assert torch.equal(value, rest["state_dict"][key]), key
 
 
-def test_stopped_before_the_first_validation_there_is_a_checkpoint_all_the_same(command, tmp_path):
-    status, _, err = command(*RUN, "trainer.max_steps=1", "test=false")
+def test_stopped_before_the_first_validation_there_is_a_checkpoint_all_the_same(train, tmp_path):
+    status, _, err = train(*RUN, "trainer.max_steps=1", "test=false")
     assert status == 0, err
     assert (tmp_path / "run" / "checkpoints" / "best.ckpt").is_file()
     assert "val/accuracy" in json.loads((tmp_path / "run" / "summary.json").read_text())["metrics"]
@@ -119,12 +119,11 @@ def test_stopped_before_the_first_validation_there_is_a_checkpoint_all_the_same(
             "callbacks: ModelCheckpoint watches val/accuracy, and this",
         ),
         (["trainer.accelerator=gpuu"], "trainer: "),
-        (["method.targets=[attentoin]"], "no module matches"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_built_is_told_in_a_line(command, tmp_path, words, message):
-    status, _, err = command(*RUN, *words)
+def test_what_cannot_be_built_is_told_in_a_line(train, tmp_path, words, message):
+    status, _, err = train(*RUN, *words)
     assert status == 2
     assert err.startswith(f"lightning-peft: {message}"), err
     assert len(err.splitlines()) == 1
@@ -133,7 +132,14 @@ def test_what_cannot_be_built_is_told_in_a_line(command, tmp_path, words, messag
     assert summary["error"] in err
 
 
-def test_a_job_that_fails_keeps_its_traceback_and_its_status_is_1(command, tmp_path):
+def test_a_refusal_of_the_method_by_this_backbone_is_told_as_it_is(train):
+    status, _, err = train(*RUN, "method.targets=[attentoin]")
+    assert status == 2
+    assert "'attentoin' matches no module of this model" in err
+    assert all(line.startswith("lightning-peft: ") for line in err.splitlines())
+
+
+def test_a_job_that_fails_keeps_its_traceback_and_its_status_is_1(train, tmp_path):
     (tmp_path / "broken.py").write_text(
         "import lightning.pytorch as pl\n"
         "class Broken(pl.Callback):\n"
@@ -144,7 +150,7 @@ def test_a_job_that_fails_keeps_its_traceback_and_its_status_is_1(command, tmp_p
 
     sys.path.insert(0, str(tmp_path))
     try:
-        status, _, err = command(*RUN, "+callbacks.broken._target_=broken.Broken")
+        status, _, err = train(*RUN, "+callbacks.broken._target_=broken.Broken")
     finally:
         sys.path.remove(str(tmp_path))
     assert status == 1
