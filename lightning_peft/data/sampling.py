@@ -86,21 +86,30 @@ class ResumableLoader(DataLoader[Any]):
 
     Args:
         *args: As for ``DataLoader``.
-        done: Says how many batches of the running epoch are done.
+        place: Says which epoch is running and how many of its batches are done; ``None`` where
+            nothing is trained. It is asked instead of trusting the epoch that Lightning tells the
+            sampler: with ``max_steps``, that is one too many after a resume from a checkpoint that
+            was written after validation.
         **kwargs: As for ``DataLoader``.
     """
 
-    def __init__(self, *args: Any, done: Callable[[], int] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, place: Callable[[], tuple[int, int] | None] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.done = done
+        self.place = place
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         return self._batches()
 
     def _batches(self) -> Iterator[Any]:
         if isinstance(self.sampler, EpochSampler):
-            done = 0 if self.done is None else self.done()
-            self.sampler.start = done * (self.batch_size or 1)
+            place = None if self.place is None else self.place()
+            self.sampler.start = 0
+            if place is not None:
+                epoch, done = place
+                self.sampler.set_epoch(epoch)
+                self.sampler.start = done * (self.batch_size or 1)
         yield from super().__iter__()
 
     # Lightning takes a loader with these two methods for one that resumes. The place comes from the
@@ -148,12 +157,13 @@ def train_loader(
         len(dataset), seed=seed, samples=samples, num_replicas=replicas, rank=rank
     )
 
-    def done() -> int:
+    def place() -> tuple[int, int] | None:
         if trainer is None or not trainer.training:
-            return 0
-        return int(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+            return None
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return int(trainer.current_epoch), int(done)
 
-    return ResumableLoader(dataset, batch_size=batch_size, sampler=sampler, done=done, **options)
+    return ResumableLoader(dataset, batch_size=batch_size, sampler=sampler, place=place, **options)
 
 
 def loader_options(num_workers: int, pin_memory: bool | None) -> dict[str, Any]:

@@ -1,0 +1,33 @@
+"""The example scripts run as they stand, only shorter."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+ARGUMENTS = {
+    "one_callback.py": ["--epochs", "2"],
+    "with_the_mixin.py": ["--steps", "4"],
+    "plain_pytorch.py": ["--steps", "3"],
+}
+SAYS = {
+    "one_callback.py": "test_accuracy",
+    "with_the_mixin.py": "loaded as Digits again",
+    "plain_pytorch.py": "merged, without a trace of the adapter",
+}
+
+
+def test_every_example_is_here() -> None:
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(ARGUMENTS)
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_it_runs(name: str, monkeypatch, tmp_path: Path, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, *ARGUMENTS[name]])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    assert SAYS[name] in capsys.readouterr().out
