@@ -24,6 +24,8 @@ NOISE = (
     # the directory holds the config of this very run, written before training
     r"Checkpoint directory .* exists and is not empty.*",
     r"Experiment logs directory .* exists and is not empty.*",
+    # a resumed run has a directory of its own, and keeps the best of what it finds itself
+    r"The dirpath has changed from .*",
     # the BatchNorm layers of a frozen backbone are kept in evaluation mode on purpose
     r"Found \d+ module\(s\) in eval mode at the start of training.*",
     # the module checks labels before they go to the device; the data module has no hook of its own

@@ -164,7 +164,12 @@ def best_checkpoint(parts: Parts, directory: Path) -> Best:
     """
     trainer = parts.trainer
     callbacks: list[Any] = trainer.checkpoint_callbacks
-    written = [c for c in callbacks if getattr(c, "best_model_path", "")]
+    # a resumed run knows the best checkpoint of the run before: that one is not its own
+    written = [
+        c
+        for c in callbacks
+        if getattr(c, "best_model_path", "") and Path(c.best_model_path).is_relative_to(c.dirpath)
+    ]
     for callback in written:
         if callback.monitor is not None and callback.best_model_score is not None:
             score = float(callback.best_model_score)

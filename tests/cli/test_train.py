@@ -112,7 +112,7 @@ def test_stopped_before_the_first_validation_there_is_a_checkpoint_all_the_same(
             "callbacks.peft: LoRA: expected rank to be a whole number from 1, got 0.",
         ),
         (["+method.rnk=4"], "method.rnk: lightning_peft.LoRA takes no 'rnk'. Did you mean 'rank'?"),
-        (["model.backbone=glyphvit"], "data: "),
+        (["model.backbone=glyphvit"], "model: timm has no model 'glyphvit'. Did you mean"),
         (["data.labels_per_class=1000"], "data: "),
         (
             ["data.val_per_class=0"],
