@@ -35,6 +35,10 @@ class Digits(lp.PEFTMixin, L.LightningModule):
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
+    def validation_step(self, batch, batch_idx):
+        images, labels = batch
+        self.log("val_accuracy", (self.net(images).argmax(1) == labels).float().mean())
+
     def test_step(self, batch, batch_idx):
         images, labels = batch
         self.log("test_accuracy", (self.net(images).argmax(1) == labels).float().mean())

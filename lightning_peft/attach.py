@@ -85,7 +85,7 @@ def attach(pl_module: nn.Module, attachment: Attachment) -> None:
     after_configure_model(pl_module, _KEY, attachment)
     after_hook(pl_module, "on_save_checkpoint", _KEY, _save)
     after_hook(pl_module, "on_load_checkpoint", _KEY, _load)
-    after_hook(pl_module, "on_train_start", _KEY, _go_on)
+    after_hook(pl_module, "on_fit_start", _KEY, _go_on)
 
 
 def attachment_of(pl_module: nn.Module) -> Attachment | None:
@@ -152,7 +152,7 @@ def _load(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
 
 
 def _go_on(pl_module: nn.Module) -> None:
-    """Put the random state back as late as can be: nothing may draw from it before the data."""
+    """Put the random state back just before the first iterator over the data draws from it."""
     state = pl_module.__dict__.pop(_RANDOM_STATE, None)
     trainer: Any = pl_module.trainer
     # one state was written, by the first process: it must not become that of every process

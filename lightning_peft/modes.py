@@ -41,9 +41,9 @@ def hold_in_eval(modules: Iterable[nn.Module], *, recurse: bool = True) -> None:
             needs.
     """
     for module in modules:
-        mode = module.training
         module.__dict__["train"] = _StaysInEval(module, recurse)
-        module.train(mode)
+        for part in module.modules() if recurse else (module,):
+            part.training = False
 
 
 def release(modules: Iterable[nn.Module]) -> None:

@@ -106,8 +106,18 @@ def comparison_table(comparison: Comparison) -> Table:
     from rich.table import Table
 
     seeds = max((len(row.seeds) for row in comparison.rows), default=0)
-    spread = f"mean ± standard deviation over {seeds} seeds" if seeds > 1 else None
-    table = Table(box=box.SIMPLE_HEAD, caption=spread, caption_justify="left", pad_edge=False)
+    notes = [f"mean ± standard deviation over {seeds} seeds"] if seeds > 1 else []
+    if comparison.images:
+        train, val, test = (comparison.images.get(s, 0) for s in ("train", "val", "test"))
+        chosen = f", {val} others chose the checkpoint" if val else ""
+        notes.append(f"{train} labelled images trained{chosen}, {test} tested")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        caption="\n".join(notes) or None,
+        caption_justify="left",
+        pad_edge=False,
+        collapse_padding=True,
+    )
     table.add_column("method", overflow="fold")
     for name in (comparison.metric.replace("/", " "), "trained", "checkpoint", "step", "total"):
         table.add_column(name, justify="right", no_wrap=True)

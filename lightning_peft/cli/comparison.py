@@ -20,6 +20,9 @@ __all__ = ["Comparison", "Row", "Spread", "comparison_of", "read_summaries"]
 METRICS = ("test/accuracy", "val/accuracy")
 """What a row is judged by: the first of these that the runs have."""
 
+BASELINES = {"nearest_neighbour": "1-NN on pixels", "logistic_regression": "logistic on pixels"}
+"""What the reference points are called."""
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -74,12 +77,14 @@ class Comparison:
         metric: The metric that the rows are judged by.
         rows: The rows.
         best: The directory of the best single run.
+        images: How many images each split has, where all runs agree.
         unreadable: Files that could not be read.
     """
 
     metric: str
     rows: tuple[Row, ...]
     best: Path | None = None
+    images: Mapping[str, int] = field(default_factory=dict)
     unreadable: tuple[Path, ...] = field(default=())
 
 
@@ -128,8 +133,13 @@ def comparison_of(
     rows.sort(key=lambda row: (row.baseline, -row.accuracy.mean if row.accuracy else float("inf")))
     scored = [s for s in summaries if _metrics(s).get(metric) is not None]
     best = max(scored, key=lambda s: _metrics(s)[metric], default=None)
+    images = [dict(summary["images"]) for summary in summaries if summary.get("images")]
     return Comparison(
-        metric, tuple(rows), None if best is None else best.get("directory"), tuple(unreadable)
+        metric=metric,
+        rows=tuple(rows),
+        best=None if best is None else best.get("directory"),
+        images=images[0] if images and all(found == images[0] for found in images) else {},
+        unreadable=tuple(unreadable),
     )
 
 
@@ -161,7 +171,7 @@ def _baselines(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
         for name, accuracy in (summary.get("baselines") or {}).items():
             found.setdefault(name, {})[(summary["seed"], about)] = accuracy
     return [
-        Row(name.replace("_", " "), Spread.of(values.values()), baseline=True)
+        Row(BASELINES.get(name, name), Spread.of(values.values()), baseline=True)
         for name, values in found.items()
     ]
 

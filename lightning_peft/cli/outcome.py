@@ -101,6 +101,7 @@ def result_table(summary: Mapping[str, Any], directory: Path) -> Table:
     from rich.table import Table
 
     from lightning_peft.cli.compare import duration, size
+    from lightning_peft.cli.comparison import BASELINES
 
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column(style="dim")
@@ -111,7 +112,7 @@ def result_table(summary: Mapping[str, Any], directory: Path) -> Table:
         text = f"{100 * value:.1f} %" if share else f"{value:.4f}"
         table.add_row(name.replace("/", " "), f"[bold]{text}[/bold]" if bold else text)
     for name, value in summary["baselines"].items():
-        table.add_row(name.replace("_", " "), f"{100 * value:.1f} %")
+        table.add_row(BASELINES.get(name, name), f"{100 * value:.1f} %")
     parameters, seconds = summary["parameters"], summary["seconds"]
     if parameters:
         share = f"{100 * parameters['share']:.2f} %"

@@ -25,6 +25,7 @@ def run(directory, method, seed, accuracy, *, overrides=(), **more):
             "parameters": {"trained": 1000 * len(method), "total": 10**6},
             "bytes": {"checkpoint": 4000 * len(method)},
             "seconds": {"step": 0.01, "total": 12.0},
+            "images": {"train": 100, "val": 50, "test": 797},
             **more,
         },
     )
@@ -40,7 +41,7 @@ def sweep(tmp_path):
 
 def test_rows_are_means_over_seeds_best_first_and_baselines_last(sweep):
     comparison = comparison_of(*read_summaries(sweep))
-    assert [row.label for row in comparison.rows] == ["lora", "full", "nearest neighbour"]
+    assert [row.label for row in comparison.rows] == ["lora", "full", "1-NN on pixels"]
     lora, full, baseline = comparison.rows
     values = [0.90, 0.92, 0.97]
     assert lora.accuracy.mean == pytest.approx(statistics.mean(values))
@@ -77,6 +78,7 @@ def test_compare_prints_a_table_and_writes_the_files(sweep, capsys):
     out = capsys.readouterr().out
     assert "93.0 ± 3.6 %" in out
     assert "mean ± standard deviation over 3 seeds" in out
+    assert "100 labelled images trained, 50 others chose the checkpoint, 797 tested" in out
     with (sweep / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == [row.label for row in comparison.rows]

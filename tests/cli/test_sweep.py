@@ -23,7 +23,7 @@ def test_a_sweep_runs_every_job_and_ends_in_a_table(train, tmp_path):
         trained[summary["method"]["name"]] = summary["parameters"]["trained"]
         assert summary["baselines"]["nearest_neighbour"] > 0.3
     assert trained["linear_probe"] < trained["scratch"]
-    assert [word in out for word in ("linear_probe", "scratch", "nearest neighbour")] == [True] * 3
+    assert [word in out for word in ("linear_probe", "scratch", "1-NN on pixels")] == [True] * 3
     assert "test accuracy" in out
     for name in ("comparison.csv", "comparison.json", "comparison.png"):
         assert (tmp_path / "sweep" / name).stat().st_size > 0
