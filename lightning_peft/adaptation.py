@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_peft.anatomy import anatomy
 from lightning_peft.anatomy.fast_path import fast_path_off, fast_path_on
-from lightning_peft.checks import Checks, key_problems, parameters_named
+from lightning_peft.checks import Checks, as_names, key_problems, parameters_named
 from lightning_peft.errors import CheckpointError, MethodError, TargetError, near
 from lightning_peft.injection import Injection, inject, refuse_bypassed
 from lightning_peft.merging import MergeReport, merge_adapters
@@ -97,7 +97,7 @@ def adapt(
         model=model,
         method=chosen,
         injection=injection,
-        also_train=(also_train,) if isinstance(also_train, str) else tuple(also_train),
+        also_train=as_names(also_train),
         batchnorm=batchnorm,
         backbone_dropout=backbone_dropout,
     )
@@ -163,7 +163,7 @@ class Adaptation:
         self._adapters: list[Adapter] = injection.adapters
         self._fast_path = injection.fast_path
 
-    # --- what is trained -------------------------------------------------------------------------
+    # --- what is trained --------------------------------------------------------------------------
 
     def trained_names(self) -> tuple[str, ...]:
         """Name every trained parameter of the model: adapter, head and the backbone's own."""
@@ -221,7 +221,7 @@ class Adaptation:
         trains = bool(own) and self._trained.issuperset(own)
         return isinstance(module, _NormBase) and not trains
 
-    # --- its state -------------------------------------------------------------------------------
+    # --- its state --------------------------------------------------------------------------------
 
     def state_names(self) -> frozenset[str]:
         """Name the entries of ``model.state_dict()`` that a checkpoint has to hold.
@@ -290,8 +290,7 @@ class Adaptation:
 
         return make_report(self)
 
-    # --- switching it off, folding it in
-    # -----------------------------------------------------------
+    # --- switching it off, folding it in ----------------------------------------------------------
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

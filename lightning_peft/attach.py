@@ -5,7 +5,6 @@ The callback and the mixin both do this and nothing else; they differ in who car
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -130,11 +129,6 @@ def restore_adaptations(pl_module: nn.Module, checkpoint: dict[str, Any]) -> lis
             ),
         )
     return made
-
-
-def names(value: str | Sequence[str]) -> tuple[str, ...]:
-    """Give one name or several as a tuple."""
-    return (value,) if isinstance(value, str) else tuple(value)
 
 
 def _save(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_peft.errors import MethodError, PEFTError, TargetError, near
 from lightning_peft.methods.selection import inside
 
-__all__ = ["Checks", "key_problems", "parameters_named"]
+__all__ = ["Checks", "as_names", "key_problems", "parameters_named"]
 
 
 class Checks:
@@ -49,9 +49,14 @@ class Checks:
             raise kind("\n".join(f"- {error}" for error in self.errors))
 
 
+def as_names(value: str | Sequence[str]) -> tuple[str, ...]:
+    """Give one name or several as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
 def parameters_named(model: nn.Module, patterns: str | Sequence[str]) -> tuple[str, ...]:
     """Give the parameters that names or globs of modules or parameters say."""
-    wanted = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    wanted = as_names(patterns)
     modules = [name for name, _ in model.named_modules() if name]
     parameters = [name for name, _ in model.named_parameters()]
     chosen: dict[str, None] = {}

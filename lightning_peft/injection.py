@@ -105,10 +105,11 @@ def inject(
         names.setdefault(id(tensor), []).append(name)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     new = {name for name, tensor in now.items() if id(tensor) not in old}
+    on_request = {id(before[name]) for name in also_train}
     in_place = {
         name
         for name in trained - new
-        if not inside(name, found.head) and id(now[name]) not in {id(before[n]) for n in also_train}
+        if not inside(name, found.head) and id(now[name]) not in on_request
     }
     return Injection(
         sites=plan.sites,

@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from lightning_peft.attach import Attachment, attach, names, restore_adaptations
+from lightning_peft.attach import Attachment, attach, restore_adaptations
 from lightning_peft.checkpoint import complete_checkpoint
+from lightning_peft.checks import as_names
 from lightning_peft.lifecycle import find_adaptations
 from lightning_peft.methods.registry import as_method
 
@@ -63,10 +64,8 @@ def _attachment(value: Any) -> Attachment:
         return Attachment(as_method(value))
     settings = dict(value)
     method = as_method(settings.pop("method", "lora"))
-    for key in ("also_train",):
-        if key in settings:
-            settings[key] = names(settings[key])
-    return Attachment(method, **settings)
+    also_train = as_names(settings.pop("also_train", ()))
+    return Attachment(method, also_train=also_train, **settings)
 
 
 def load_from_checkpoint(

@@ -50,7 +50,9 @@ def bypassed(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
 
     def read(node: Node) -> Reader:
         module = unwrap(node.module)
-        return readers.setdefault(id(module), readers.get(id(module)) or Reader(module))
+        if id(module) not in readers:
+            readers[id(module)] = Reader(module)
+        return readers[id(module)]
 
     read_by: dict[int, tuple[Node, str]] = {}
     for node in root.walk() if targets else ():

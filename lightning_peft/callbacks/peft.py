@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 
 from lightning_peft._namespace import pl
 from lightning_peft.adaptation import Adaptation
-from lightning_peft.attach import Attachment, attach, attachment_of, names
+from lightning_peft.attach import Attachment, attach, attachment_of
+from lightning_peft.checks import as_names
 from lightning_peft.errors import MethodError
 from lightning_peft.lifecycle import find_adaptations
 from lightning_peft.methods.registry import as_method
@@ -70,8 +71,8 @@ class PEFT(pl.Callback):
         self.attachment = Attachment(
             as_method(method, **settings),
             backbone=backbone,
-            head=head if head is None or head is False else names(head),
-            also_train=names(also_train),
+            head=head if head is None or head is False else as_names(head),
+            also_train=as_names(also_train),
             batchnorm=batchnorm,
             backbone_dropout=backbone_dropout,
             strict_backbone=strict_backbone,

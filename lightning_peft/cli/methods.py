@@ -75,7 +75,7 @@ def _tuners() -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from lightning_peft.methods.hf import list_tuners
+    from lightning_peft.methods import list_tuners
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("tuner")

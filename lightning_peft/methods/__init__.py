@@ -4,7 +4,7 @@ from lightning_peft.methods.base import Method, Plan, Site
 from lightning_peft.methods.bitfit import BitFit
 from lightning_peft.methods.dora import DoRA
 from lightning_peft.methods.full import Full
-from lightning_peft.methods.hf import HF, list_tuners
+from lightning_peft.methods.hf import HF
 from lightning_peft.methods.ia3 import IA3
 from lightning_peft.methods.last_blocks import LastBlocks
 from lightning_peft.methods.linear_probe import LinearProbe
@@ -17,6 +17,7 @@ from lightning_peft.methods.registry import (
     method_from_config,
     register_method,
 )
+from lightning_peft.methods.tuners import list_tuners
 from lightning_peft.methods.union import Union
 
 __all__ = [

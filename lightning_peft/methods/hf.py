@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -20,8 +19,15 @@ from torch import nn
 
 from lightning_peft.errors import MethodError, TargetError, near
 from lightning_peft.methods.base import Adapter, Layers, Method, Names, Plan, Site, plain
+from lightning_peft.methods.peft_targets import (
+    fan_in_fan_out,
+    names_of,
+    rank_problems,
+    target_spec,
+)
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.selection import inside
+from lightning_peft.methods.tuners import config_class, refusal
 from lightning_peft.targets import resolve
 
 if TYPE_CHECKING:
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
 
     from lightning_peft.anatomy import Anatomy
 
-__all__ = ["ADAPTER_NAME", "HF", "PeftMethod", "list_tuners", "refusal", "target_spec"]
+__all__ = ["ADAPTER_NAME", "HF", "PeftMethod"]
 
 ADAPTER_NAME = "default"
 """The name under which ``peft`` keeps an adapter; its own default, so that files travel."""
@@ -97,7 +103,8 @@ class HF(PeftMethod):
     """Any tuner of ``peft`` by its own name, with its own settings.
 
     ``lp.HF("loha", r=4)`` is ``peft.LoHaConfig(r=4)`` with targets resolved by lightning-peft.
-    :func:`list_tuners` names them. Initial output, mergeability and cost are the tuner's own.
+    :func:`lightning_peft.methods.list_tuners` names them. Initial output, mergeability and cost are
+    the tuner's own.
 
     Attributes:
         tuner: A name of ``peft.PeftType``, in any case.
@@ -158,7 +165,7 @@ class HF(PeftMethod):
         options = {
             key: plain(value)
             for key, value in config.to_dict().items()
-            if key not in _MANAGED and plain_or_none(defaults.get(key)) != plain(value)
+            if key not in _MANAGED and _plain_or_none(defaults.get(key)) != plain(value)
         }
         targets: Names = "auto" if getattr(config, "target_modules", None) is None else None
         if options.get("target_modules") == "all-linear":
@@ -174,7 +181,7 @@ class HF(PeftMethod):
         if reason is not None:
             yield reason
             return
-        known = {field.name for field in dataclasses.fields(_config_class(self.tuner))} - _MANAGED
+        known = {field.name for field in dataclasses.fields(config_class(self.tuner))} - _MANAGED
         for key, value in self.options.items():
             if key not in known:
                 yield f"{self.tuner} has no setting '{key}'. {near(key, known)}"
@@ -235,7 +242,7 @@ class HF(PeftMethod):
     def peft_config(self, model: nn.Module, sites: tuple[Site, ...]) -> PeftConfig:
         """See :meth:`PeftMethod.peft_config`."""
         names = names_of(sites)
-        cls = _config_class(self.tuner)
+        cls = config_class(self.tuner)
         options = {
             key: _thawed(value) for key, value in self.options.items() if key != "modules_to_save"
         }
@@ -265,113 +272,6 @@ _MANAGED = frozenset(
 )
 
 
-def list_tuners() -> dict[str, str | None]:
-    """List the tuners of the installed ``peft``, found from ``peft`` itself.
-
-    Returns:
-        Each tuner's name, and why :class:`HF` cannot inject it (``None`` where it can).
-    """
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    names = sorted(getattr(key, "value", str(key)) for key in PEFT_TYPE_TO_CONFIG_MAPPING)
-    return {name: refusal(name) for name in names}
-
-
-def refusal(tuner: str) -> str | None:
-    """Say why a tuner cannot be injected into a backbone, or ``None`` where it can."""
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-
-    by_name = {getattr(key, "value", str(key)): key for key in PEFT_TYPE_TO_CONFIG_MAPPING}
-    if tuner not in by_name:
-        return f"unknown peft tuner '{tuner.lower()}'. {near(tuner, by_name, most=60)}"
-    if tuner in _NEEDS:
-        return f"{tuner} {_NEEDS[tuner]}"
-    fields = {f.name for f in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[by_name[tuner]])}
-    if by_name[tuner] not in PEFT_TYPE_TO_TUNER_MAPPING or "target_modules" not in fields:
-        return (
-            f"{tuner} learns prompts for a language model through peft's own wrapper: "
-            "expected a tuner that adapts modules; use peft.get_peft_model for it"
-        )
-    if getattr(PEFT_TYPE_TO_TUNER_MAPPING[by_name[tuner]], "uses_shared_state", False):
-        return (
-            f"{tuner} keeps state that its layers share outside of the backbone: expected a tuner "
-            "whose layers hold their own; use peft.get_peft_model for it"
-        )
-    return None
-
-
-_NEEDS = {
-    "ADAPTION_PROMPT": "adapts the attention of Llama-like language models through peft's wrapper",
-    "POLY": "needs a task id with every sample, which a plain forward does not have",
-    "SHADOW": "adds a second network beside a language model through peft's wrapper",
-    "TRAINABLE_TOKENS": "trains single rows of a token embedding; pass also_train for an embedding",
-    "XLORA": "mixes LoRA adapters of a transformers language model through peft's wrapper",
-}
-
-
-def names_of(sites: tuple[Site, ...]) -> tuple[str, ...]:
-    """Give the module names of sites."""
-    return tuple(site.module for site in sites)
-
-
-def rank_problems(model: nn.Module, names: tuple[str, ...], rank: int) -> Iterable[str]:
-    """Yield the modules whose smaller side is below a rank.
-
-    Args:
-        model: The backbone.
-        names: The modules to adapt.
-        rank: The rank asked for.
-    """
-    small = []
-    for name in names:
-        weight = getattr(model.get_submodule(name), "weight", None)
-        if isinstance(weight, nn.Parameter) and weight.ndim >= 2:
-            most = min(weight.shape[0], weight[0].numel())
-            if rank > most:
-                small.append(f"{name} (at most {most})")
-    if small:
-        more = f" and {len(small) - 8} more" if len(small) > 8 else ""
-        yield (
-            f"expected a rank no larger than the layer, got {rank} for "
-            f"{', '.join(small[:8])}{more}. Lower the rank or exclude these modules"
-        )
-
-
-def target_spec(model: nn.Module, names: tuple[str, ...]) -> list[str] | str:
-    """Write a selection of modules in ``peft``'s language, as short as it can be said exactly.
-
-    ``peft`` matches an entry of a list against the end of a module's name. Where the last parts of
-    the names (``["proj", "qkv"]``) match just the selection, they are the most readable config;
-    otherwise     it is the full names, and where even these would match more, a regular expression.
-    """
-    every = [name for name, _ in model.named_modules() if name]
-    wanted = set(names)
-
-    def matched(entries: Iterable[str]) -> set[str]:
-        ends = tuple(f".{entry}" for entry in entries)
-        return {name for name in every if name in entries or name.endswith(ends)}
-
-    short = {name.rpartition(".")[2] for name in names}
-    if matched(short) == wanted:
-        return sorted(short)
-    if matched(wanted) == wanted:
-        return list(names)
-    return "|".join(re.escape(name) for name in names)
-
-
-def fan_in_fan_out(model: nn.Module, names: tuple[str, ...]) -> dict[str, bool]:
-    """Give ``peft``'s setting for GPT-2's ``Conv1D``, a linear with a transposed weight."""
-    kinds = {type(model.get_submodule(name)).__name__ for name in names}
-    return {"fan_in_fan_out": True} if kinds == {"Conv1D"} else {}
-
-
-def _config_class(tuner: str) -> type[PeftConfig]:
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-
-    by_name = {getattr(k, "value", str(k)): v for k, v in PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    return by_name[tuner]
-
-
 def _matched_by_peft(config: PeftConfig, model: nn.Module) -> tuple[str, ...]:
     from peft.tuners.tuners_utils import check_target_module_exists
 
@@ -399,7 +299,7 @@ def _thawed(value: Any) -> Any:
     return [_thawed(item) for item in value] if isinstance(value, tuple) else value
 
 
-def plain_or_none(value: Any) -> Any:
+def _plain_or_none(value: Any) -> Any:
     """Give a default as plain JSON types, or ``None`` where it has none."""
     try:
         return plain(value)

@@ -9,7 +9,8 @@ from torch import nn
 
 from lightning_peft.errors import TargetError
 from lightning_peft.methods.base import Layers, Names, Site
-from lightning_peft.methods.hf import PeftMethod, fan_in_fan_out, names_of, target_spec
+from lightning_peft.methods.hf import PeftMethod
+from lightning_peft.methods.peft_targets import fan_in_fan_out, names_of, target_spec
 from lightning_peft.methods.registry import register_method
 from lightning_peft.targets import resolve
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from lightning_peft.methods.base import Layers, Names, Site
-from lightning_peft.methods.hf import (
-    PeftMethod,
+from lightning_peft.methods.hf import PeftMethod
+from lightning_peft.methods.peft_targets import (
     fan_in_fan_out,
     names_of,
     rank_problems,

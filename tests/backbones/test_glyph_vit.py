@@ -184,6 +184,6 @@ def test_the_script_writes_a_release_that_loads(tmp_path: Path, images: torch.Te
 
 
 def test_the_script_refuses_no_steps(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="2"):
         pretrain.main(["--steps", "0"])
     assert "expected --steps of at least 1, got 0" in capsys.readouterr().err

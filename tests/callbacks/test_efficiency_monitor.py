@@ -16,6 +16,7 @@ from lightning_peft.callbacks._steps import StepTimer
 from lightning_peft.callbacks.efficiency import EfficiencyMonitor, _peak, _reset_peak
 from lightning_peft.callbacks.freeze import BackboneFreeze
 from lightning_peft.callbacks.peft import PEFT
+from tests.trainers import quiet_trainer
 
 START = {
     "trainable_parameters", "full_trainable_parameters", "frozen_parameters", "total_parameters",
@@ -54,15 +55,7 @@ class Net(L.LightningModule):
 
 
 def trainer(*callbacks, **options):
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "max_epochs": 2,
-    }
-    return L.Trainer(callbacks=list(callbacks), **{**quiet, **options})
+    return quiet_trainer(*callbacks, **{"max_epochs": 2, **options})
 
 
 def test_the_figures_of_a_run_with_an_adapter(tmp_path, capsys):

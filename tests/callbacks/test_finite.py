@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 
 from lightning_peft.callbacks.finite import FiniteLoss, NonFiniteLossError, _Reading
 from lightning_peft.errors import CheckpointError
+from tests.trainers import quiet_trainer
 
 
 class Toy(pl.LightningModule):
@@ -58,15 +59,7 @@ def data(n=8, broken=None):
 
 
 def plain_trainer(folder, callbacks=(), **options):
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        callbacks=list(callbacks),
-        **({"max_epochs": 2, "enable_checkpointing": False} | options),
-    )
+    return quiet_trainer(*callbacks, default_root_dir=folder, **{"max_epochs": 2, **options})
 
 
 def run(module, folder, *callbacks, loader=None, **options):

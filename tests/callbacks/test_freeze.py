@@ -20,6 +20,7 @@ from lightning_peft.errors import CheckpointError, MethodError, ScheduleError, T
 from lightning_peft.lifecycle import find_adaptations
 from lightning_peft.param_groups import parameter_groups
 from lightning_peft.schedules import lr_multiplier
+from tests.trainers import quiet_trainer
 
 STAGES = [Stage(epoch=1, layers="last:1", lr=0.03), Stage(epoch=2, layers="all", lr=0.02)]
 
@@ -63,16 +64,7 @@ class Net(L.LightningModule):
 
 
 def trainer(*callbacks, **options):
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "max_epochs": 4,
-        "limit_val_batches": 0,
-    }
-    return L.Trainer(callbacks=list(callbacks), **{**quiet, **options})
+    return quiet_trainer(*callbacks, **{"max_epochs": 4, "limit_val_batches": 0, **options})
 
 
 def seeded(net=vit, optimizer=None):

@@ -21,6 +21,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import lightning_peft as lp
+from tests.trainers import quiet_trainer
 from tests.zoo import build
 
 WORDS = 50
@@ -89,17 +90,9 @@ def images(n: int = 8, shuffle: bool = False) -> DataLoader:
 
 
 def trainer(tmp_path: Path, *callbacks: L.Callback, **settings: Any) -> L.Trainer:
-    given = {
-        "default_root_dir": tmp_path,
-        "accelerator": "cpu",
-        "max_epochs": 1,
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
-        "callbacks": list(callbacks),
-    }
-    return L.Trainer(**{**given, **settings})
+    writes = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    given = {"default_root_dir": tmp_path, "max_epochs": 1, "enable_checkpointing": writes}
+    return quiet_trainer(*callbacks, **{**given, **settings})
 
 
 def state_of(module: nn.Module) -> dict[str, torch.Tensor]:

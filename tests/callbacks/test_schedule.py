@@ -19,6 +19,7 @@ from lightning_peft.callbacks.schedule import (
 )
 from lightning_peft.errors import ScheduleError
 from lightning_peft.schedules import Multiplier, MultiplierLR, lr_multiplier
+from tests.trainers import quiet_trainer
 
 RATE = 0.1
 BATCHES = 6
@@ -48,16 +49,7 @@ class Net(BoringModel):
 
 
 def trainer(*callbacks, **options):
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "accelerator": "cpu",
-        "max_epochs": 2,
-        "limit_val_batches": 0,
-    }
-    return L.Trainer(callbacks=list(callbacks), **{**quiet, **options})
+    return quiet_trainer(*callbacks, **{"max_epochs": 2, "limit_val_batches": 0, **options})
 
 
 def expected(total, warmup, kind="cosine", steps=None, **options):

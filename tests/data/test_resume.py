@@ -11,6 +11,7 @@ from lightning_peft.data.digits import DigitsDataModule
 from lightning_peft.data.folder import ImageFolderDataModule
 from lightning_peft.data.sampling import Draw, EpochSampler
 from lightning_peft.errors import DataError
+from tests.trainers import quiet_trainer
 
 EPOCHS = 3
 
@@ -39,15 +40,8 @@ class Recorder(pl.LightningModule):
 
 def fit(make, folder, ckpt_path=None, callbacks=(), module=None, **options):
     module, data = module or Recorder(), make()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        default_root_dir=folder,
-        callbacks=list(callbacks),
-        **({"max_epochs": EPOCHS} | options),
+    trainer = quiet_trainer(
+        *callbacks, default_root_dir=folder, **{"max_epochs": EPOCHS, **options}
     )
     trainer.fit(module, data, ckpt_path=ckpt_path)
     return trainer, module

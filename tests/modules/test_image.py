@@ -17,6 +17,7 @@ from lightning_peft.data.digits import DigitsDataModule
 from lightning_peft.errors import DataError
 from lightning_peft.methods import LoRA
 from lightning_peft.modules.image import ImageClassifier
+from tests.trainers import quiet_trainer
 
 SIZES = MappingProxyType(
     {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -37,15 +38,8 @@ def loader(n=24, num_classes=4, batch_size=8, channels=3):
     return DataLoader(TensorDataset(images, labels), batch_size=batch_size)
 
 
-def trainer(folder, **options):
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        **({"max_epochs": 1, "enable_checkpointing": False} | options),
-    )
+def trainer(folder, callbacks=(), **options):
+    return quiet_trainer(*callbacks, default_root_dir=folder, **{"max_epochs": 1, **options})
 
 
 def reference_ece(probabilities, labels, bins=15):

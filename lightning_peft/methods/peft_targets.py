@@ -1,0 +1,68 @@
+"""A selection of modules in the language of ``peft``'s configs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from torch import nn
+
+from lightning_peft.methods.base import Site
+
+__all__ = ["fan_in_fan_out", "names_of", "rank_problems", "target_spec"]
+
+
+def names_of(sites: tuple[Site, ...]) -> tuple[str, ...]:
+    """Give the module names of sites."""
+    return tuple(site.module for site in sites)
+
+
+def rank_problems(model: nn.Module, names: tuple[str, ...], rank: int) -> Iterable[str]:
+    """Yield the modules whose smaller side is below a rank.
+
+    Args:
+        model: The backbone.
+        names: The modules to adapt.
+        rank: The rank asked for.
+    """
+    small = []
+    for name in names:
+        weight = getattr(model.get_submodule(name), "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim >= 2:
+            most = min(weight.shape[0], weight[0].numel())
+            if rank > most:
+                small.append(f"{name} (at most {most})")
+    if small:
+        more = f" and {len(small) - 8} more" if len(small) > 8 else ""
+        yield (
+            f"expected a rank no larger than the layer, got {rank} for "
+            f"{', '.join(small[:8])}{more}. Lower the rank or exclude these modules"
+        )
+
+
+def target_spec(model: nn.Module, names: tuple[str, ...]) -> list[str] | str:
+    """Write a selection of modules in ``peft``'s language, as short as it can be said exactly.
+
+    ``peft`` matches an entry of a list against the end of a module's name. Where the last parts of
+    the names (``["proj", "qkv"]``) match just the selection, they are the most readable config;
+    otherwise it is the full names, and where even these would match more, a regular expression.
+    """
+    every = [name for name, _ in model.named_modules() if name]
+    wanted = set(names)
+
+    def matched(entries: Iterable[str]) -> set[str]:
+        ends = tuple(f".{entry}" for entry in entries)
+        return {name for name in every if name in entries or name.endswith(ends)}
+
+    short = {name.rpartition(".")[2] for name in names}
+    if matched(short) == wanted:
+        return sorted(short)
+    if matched(wanted) == wanted:
+        return list(names)
+    return "|".join(re.escape(name) for name in names)
+
+
+def fan_in_fan_out(model: nn.Module, names: tuple[str, ...]) -> dict[str, bool]:
+    """Give ``peft``'s setting for GPT-2's ``Conv1D``, a linear with a transposed weight."""
+    kinds = {type(model.get_submodule(name)).__name__ for name in names}
+    return {"fan_in_fan_out": True} if kinds == {"Conv1D"} else {}
