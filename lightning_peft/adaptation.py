@@ -314,10 +314,12 @@ class Adaptation:
                 self._disabled = True
             for adapter, _ in before:
                 adapter.set_enabled(False)
-            fast_path_on(self._fast_path)
+            if outermost:
+                fast_path_on(self._fast_path)
             yield
         finally:
-            fast_path_off(self._fast_path)
+            if outermost:
+                fast_path_off(self._fast_path)
             for adapter, enabled in before:
                 adapter.set_enabled(enabled)
             if outermost:
