@@ -134,7 +134,7 @@ def _report(errors: Sequence[BaseException], wants_all: bool) -> int:
     seen: set[str] = set()
     for error in errors:
         text = explain(error)
-        if text is None:
+        if text is None or isinstance(error, RuntimeError):  # such as a loss that is not finite
             status = JOB_FAILED
         told = text or "".join(traceback.format_exception(error))
         if told in seen:

@@ -22,7 +22,8 @@ def main(args: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="lightning-peft methods",
-        description="List the methods: name, what is trained, where it comes from.",
+        description="List the methods: name, what is trained, where it comes from; with a pattern, "
+        "their settings too.",
     )
     parser.add_argument("pattern", nargs="?", default="*", help="a glob on the name, such as '*a'")
     parser.add_argument(
@@ -50,12 +51,15 @@ def _methods(pattern: str) -> int:
         )
         return 2
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("method", "what is trained", "settings", "source"):
-        table.add_column(column, overflow="fold")
+    for column in ("method", "what is trained", "source"):
+        table.add_column(column, no_wrap=column != "what is trained")
+    detailed = pattern != "*"
+    if detailed:
+        table.add_column("settings", overflow="fold")
     for name in names:
         cls = method_class(name)
-        settings = ", ".join(_settings(cls)) or "-"
-        table.add_row(name, cls.summary, settings, cls.reference)
+        settings = [", ".join(_settings(cls)) or "-"] if detailed else []
+        table.add_row(name, cls.summary, cls.reference, *settings)
     Console().print(table)
     return 0
 

@@ -14,6 +14,7 @@ from lightning_peft.callbacks.efficiency import EfficiencyMonitor
 from lightning_peft.cli.pictures import predictions
 from lightning_peft.cli.summary import write_summary
 from lightning_peft.data import baselines
+from lightning_peft.efficiency import count_parameters
 from lightning_peft.errors import MissingExtraError
 from lightning_peft.lifecycle import find_adaptations
 
@@ -50,7 +51,8 @@ def leave_files(
     directory = Path(cfg.output_dir)
     found = find_adaptations(parts.module)
     method: dict[str, Any] = {}
-    parameters: dict[str, Any] = {}
+    count = count_parameters(parts.module)  # of a module without an adaptation
+    parameters = {"trained": count.trainable, "total": count.total, "share": count.share}
     sizes = {"checkpoint": best.path.stat().st_size}
     for adaptation in found.values():
         adaptation.save(directory / "adapter")
@@ -114,11 +116,10 @@ def result_table(summary: Mapping[str, Any], directory: Path) -> Table:
     for name, value in summary["baselines"].items():
         table.add_row(BASELINES.get(name, name), f"{100 * value:.1f} %")
     parameters, seconds = summary["parameters"], summary["seconds"]
-    if parameters:
-        share = f"{100 * parameters['share']:.2f} %"
-        table.add_row(
-            "trained", f"{parameters['trained']:,} of {parameters['total']:,} parameters ({share})"
-        )
+    share = f"{100 * parameters['share']:.2f} %"
+    table.add_row(
+        "trained", f"{parameters['trained']:,} of {parameters['total']:,} parameters ({share})"
+    )
     table.add_row("checkpoint", size(summary["bytes"]["checkpoint"]))
     if seconds.get("step"):
         table.add_row("step", duration(seconds["step"]))

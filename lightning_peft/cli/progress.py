@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -42,6 +43,7 @@ class StepProgress(pl.callbacks.ProgressBar):
         self._enabled = True
         self._progress: Progress | None = None
         self._task = TaskID(0)
+        self._figures: dict[str, str] = {}
 
     def enable(self) -> None:
         """Show the bar."""
@@ -56,13 +58,14 @@ class StepProgress(pl.callbacks.ProgressBar):
         super().on_train_start(trainer, pl_module)
         if not self._enabled:
             return
+        self._figures = {}
         steps = trainer.estimated_stepping_batches
         console = Console(stderr=True)
         console.width = min(console.width, 110)
         self._progress = Progress(
-            TextColumn("{task.description:<20}"),
+            TextColumn("{task.description:<19}"),
             BarColumn(bar_width=None),  # what the others leave
-            TextColumn("{task.completed:.0f}/{task.total:.0f} steps"),
+            MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(compact=True),
@@ -110,16 +113,15 @@ class StepProgress(pl.callbacks.ProgressBar):
     def _update(self, trainer: pl.Trainer, outputs: Any = None) -> None:
         if self._progress is None:
             return
-        figures = []
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if loss is not None:
-            self._loss = f"loss {float(loss):.3f}"
-        if hasattr(self, "_loss"):
-            figures.append(self._loss)
+            self._figures["loss"] = f"loss {float(loss):.3f}"
         value = trainer.callback_metrics.get(self.monitor)
         if value is not None:
-            figures.append(f"{self.monitor.replace('/', ' ')} {float(value):.2f}")
-        self._progress.update(self._task, completed=trainer.global_step, figures="  ".join(figures))
+            self._figures["value"] = f"{self.monitor.replace('/', ' ')} {float(value):.2f}"
+        self._progress.update(
+            self._task, completed=trainer.global_step, figures=" ".join(self._figures.values())
+        )
 
     def _stop(self) -> None:
         if self._progress is not None:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
+EXTRAS = {f"logger.{name}": name for name in ("tensorboard", "wandb", "mlflow")}
+"""Parts of the config that need an extra of the package."""
+
 
 @dataclass
 class Parts:
@@ -141,6 +144,8 @@ def _building(key: str) -> Iterator[None]:
         while cause.__cause__ is not None and type(cause).__module__.startswith("hydra."):
             cause = cause.__cause__  # type: ignore[assignment]
         told = explain(cause) or f"{type(cause).__name__}: {cause}"
+        if key in EXTRAS and isinstance(cause, ImportError):
+            told += f" It comes with: pip install 'lightning-peft[{EXTRAS[key]}]'"
         raise ConfigError([f"{key}: {' '.join(told.split())}"]) from error
 
 

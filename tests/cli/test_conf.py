@@ -112,3 +112,10 @@ def test_the_schedules_take_what_their_configs_say(composed):
         parameters = inspect.signature(type(schedule)).parameters
         assert set(composed(f"schedule={name}").schedule) - {"_target_"} <= set(parameters)
     assert composed("schedule=none").callbacks.schedule is None
+
+
+def test_the_demo_is_a_sweep_without_being_told(composed):
+    with initialize_config_dir(str(ROOT), version_base="1.3"):
+        hydra = compose("config", ["experiment=demo"], return_hydra_config=True).hydra
+    assert hydra.mode.name == "MULTIRUN"
+    assert hydra.sweeper.params.method == "lora,linear_probe,full,scratch"

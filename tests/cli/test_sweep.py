@@ -8,12 +8,18 @@ import pytest
 
 from lightning_peft.cli.sweep import single_job_arguments
 
+SHORT = (
+    *("hydra.sweep.dir=sweep", "trainer.max_steps=2", "trainer.limit_test_batches=1"),
+    *("data.steps_per_epoch=1", "data.batch_size=4"),
+)
 SWEEP = ("-m", "experiment=smoke", "hydra.sweep.dir=sweep", "test=true")
 
 
 def test_a_sweep_runs_every_job_and_ends_in_a_table(train, tmp_path):
     argv = list(sys.argv)
-    status, out, err = train(*SWEEP, "method=linear_probe,scratch", "baselines=[nearest_neighbour]")
+    # what is typed takes the place of what the experiment sweeps over
+    words = ("-m", "experiment=few_labels", "method=linear_probe,scratch", "seed=0", *SHORT)
+    status, out, err = train(*words)
     assert status == 0, err
     runs = sorted(path.parent.name for path in (tmp_path / "sweep").glob("*/summary.json"))
     assert runs == ["0_linear_probe_seed0", "1_scratch_seed0"]

@@ -1,6 +1,7 @@
 """Tiny jobs from the command line to the last file."""
 
 import csv
+import importlib.util
 import json
 import os
 
@@ -62,7 +63,7 @@ def test_a_run_leaves_its_files_and_its_numbers(train, tmp_path):
 
     assert "test accuracy" in out
     assert f"{100 * summary['metrics']['test/accuracy']:.1f} %" in out
-    assert "4/4 steps" in err
+    assert "4/4" in err
     assert "Warning" not in err
     assert os.environ.get("HYDRA_FULL_ERROR") is None
 
@@ -130,6 +131,14 @@ def test_what_cannot_be_built_is_told_in_a_line(train, tmp_path, words, message)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "failed"
     assert summary["error"] in err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_a_logger_that_is_not_installed_names_its_extra(train):
+    status, _, err = train(*RUN, "logger=wandb")
+    assert status == 2
+    assert err.startswith("lightning-peft: logger.wandb: ")
+    assert "pip install 'lightning-peft[wandb]'" in err
 
 
 def test_a_refusal_of_the_method_by_this_backbone_is_told_as_it_is(train):
