@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from lightning_peft.backbones._register import register_when_timm_is_imported
 
 if TYPE_CHECKING:
-    from lightning_peft.adaptation import Adaptation, adapt, find_adaptation
+    from lightning_peft.adaptation import Adaptation, find_adaptation
     from lightning_peft.adapter_file import load_adapter
+    from lightning_peft.adapting import adapt
     from lightning_peft.callbacks.efficiency import EfficiencyMonitor
-    from lightning_peft.callbacks.finite import FiniteLoss
+    from lightning_peft.callbacks.finite import FiniteLoss, NonFiniteLossError
     from lightning_peft.callbacks.freeze import BackboneFreeze, Stage
     from lightning_peft.callbacks.peft import PEFT
     from lightning_peft.callbacks.schedule import (
@@ -61,10 +62,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _WHERE = {
-    "lightning_peft.adaptation": ("Adaptation", "adapt", "find_adaptation"),
+    "lightning_peft.adaptation": ("Adaptation", "find_adaptation"),
+    "lightning_peft.adapting": ("adapt",),
     "lightning_peft.adapter_file": ("load_adapter",),
     "lightning_peft.callbacks.efficiency": ("EfficiencyMonitor",),
-    "lightning_peft.callbacks.finite": ("FiniteLoss",),
+    "lightning_peft.callbacks.finite": ("FiniteLoss", "NonFiniteLossError"),
     "lightning_peft.callbacks.freeze": ("BackboneFreeze", "Stage"),
     "lightning_peft.callbacks.peft": ("PEFT",),
     "lightning_peft.callbacks.schedule": (
@@ -134,6 +136,7 @@ __all__ = [
     "Method",
     "MethodError",
     "MissingExtraError",
+    "NonFiniteLossError",
     "Norm",
     "PEFTError",
     "PEFTMixin",

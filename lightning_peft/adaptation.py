@@ -1,110 +1,32 @@
-"""``adapt(model, method) -> Adaptation``: the only way in, and the handle on what was done."""
+"""``Adaptation``: the handle on one adapted backbone."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from lightning_peft.anatomy import anatomy
 from lightning_peft.anatomy.fast_path import fast_path_off, fast_path_on
-from lightning_peft.checks import Checks, as_names, key_problems, parameters_named
+from lightning_peft.checks import key_problems
 from lightning_peft.errors import CheckpointError, MethodError, TargetError, near
-from lightning_peft.injection import Injection, inject, refuse_bypassed
+from lightning_peft.injection import Injection
 from lightning_peft.merging import MergeReport, merge_adapters
 from lightning_peft.methods.base import Adapter, Method, Site
-from lightning_peft.methods.registry import as_method
 from lightning_peft.methods.selection import inside
 from lightning_peft.modes import hold_in_eval, is_held, release
 
 if TYPE_CHECKING:
     from lightning_peft.report import Report
 
-__all__ = ["Adaptation", "adapt", "find_adaptation"]
+__all__ = ["ATTRIBUTE", "Adaptation", "find_adaptation"]
 
-_ATTRIBUTE = "_lightning_peft"
-
-
-def adapt(
-    model: nn.Module,
-    method: Any = "lora",
-    *,
-    head: str | Sequence[str] | Literal[False] | None = None,
-    also_train: str | Sequence[str] = (),
-    batchnorm: Literal["frozen", "train"] = "frozen",
-    backbone_dropout: Literal["train", "eval"] = "train",
-    **settings: Any,
-) -> Adaptation:
-    """Adapt a backbone in place.
-
-    What the method asks for, the head and ``also_train`` are trained; everything else is frozen.
-
-    Args:
-        model: The backbone: any module. A compiled one is adapted inside its wrapper.
-        method: A method's name, a :class:`Method`, a ``peft.PeftConfig``, or a list of these.
-        head: The task's last layer(s), trained in full and never adapted unless named as a target.
-            ``None`` finds it, names or globs say it, ``False`` says that there is none.
-        also_train: Names or globs of more modules or parameters of the backbone to train in full.
-        batchnorm: ``"frozen"`` keeps a BatchNorm whose own parameters are not all trained in
-            evaluation mode, so that its statistics stay; ``"train"`` lets them go on changing.
-        backbone_dropout: ``"eval"`` keeps the backbone's own dropout and drop-path off while
-            training; the adapter's and the head's dropout are not touched.
-        **settings: Settings of the method, if it is given by name.
-
-    Returns:
-        The adaptation. :func:`find_adaptation` finds it again from the model.
-
-    Raises:
-        MethodError: If the method is unknown, wrongly configured or cannot serve this backbone, or
-            the backbone is adapted already.
-        TargetError: If a selection does not fit the model.
-
-    The model is unchanged after an error, and errors that do not depend on each other come
-    together.
-    """
-    model = getattr(model, "_orig_mod", model)
-    if find_adaptation(model) is not None:
-        raise MethodError(
-            f"this {type(model).__name__} is adapted already: expected a backbone without an "
-            "adaptation. Several methods at once are a list, such as ['lora', 'bitfit']; to start "
-            "again, build the backbone anew."
-        )
-    chosen = as_method(method, **settings)
-    checks = Checks()
-    checks.one_of("batchnorm", batchnorm, ("frozen", "train"))
-    checks.one_of("backbone_dropout", backbone_dropout, ("train", "eval"))
-    more: tuple[str, ...] = ()
-    with checks:
-        more = parameters_named(model, also_train)
-    found = plan = None
-    with checks:
-        found = anatomy(model, head=head)
-    with checks:
-        plan = chosen.plan(found, model) if found is not None else None
-        if plan is not None:
-            refuse_bypassed(model, plan)
-    checks.done()
-    assert found is not None
-    assert plan is not None
-
-    injection = inject(model, chosen, plan, found, more)
-    adaptation = Adaptation(
-        model=model,
-        method=chosen,
-        injection=injection,
-        also_train=as_names(also_train),
-        batchnorm=batchnorm,
-        backbone_dropout=backbone_dropout,
-    )
-    model.__dict__[_ATTRIBUTE] = adaptation
-    adaptation.freeze()
-    adaptation.hold_modes()
-    return adaptation
+ATTRIBUTE = "_lightning_peft"
+"""Under which a model keeps its adaptation."""
 
 
 def find_adaptation(model: nn.Module) -> Adaptation | None:
@@ -117,7 +39,7 @@ def find_adaptation(model: nn.Module) -> Adaptation | None:
     Returns:
         The adaptation, or ``None``. Modules inside are not searched.
     """
-    found = getattr(model, "_orig_mod", model).__dict__.get(_ATTRIBUTE)
+    found = getattr(model, "_orig_mod", model).__dict__.get(ATTRIBUTE)
     return found if isinstance(found, Adaptation) else None
 
 
@@ -390,7 +312,7 @@ class Adaptation:
         for adapter in self._adapters:
             adapter.unload()
         release(self.model.modules())
-        for key in (_ATTRIBUTE, "peft_config"):
+        for key in (ATTRIBUTE, "peft_config"):
             self.model.__dict__.pop(key, None)
         return self.model
 

@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_peft.adaptation import Adaptation, adapt, find_adaptation
+from lightning_peft.adaptation import Adaptation, find_adaptation
+from lightning_peft.adapting import adapt
 from lightning_peft.checks import key_problems
 from lightning_peft.errors import AdapterFileError, BackboneMismatchError, PEFTError
 from lightning_peft.fingerprint import differences

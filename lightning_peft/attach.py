@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from lightning_peft.adaptation import Adaptation, adapt, find_adaptation
+from lightning_peft.adaptation import Adaptation, find_adaptation
 from lightning_peft.adapter_file import adapt_from_description
+from lightning_peft.adapting import adapt
 from lightning_peft.checkpoint import CHECKPOINT_KEY, complete_checkpoint, slim_checkpoint
 from lightning_peft.errors import CheckpointError, MethodError
 from lightning_peft.lifecycle import after_configure_model, after_hook, backbone_of

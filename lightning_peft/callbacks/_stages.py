@@ -115,14 +115,14 @@ class Freezing:
         backbone: Attribute path of the backbone; ``None`` finds it.
         head: The backbone's own head; ``None`` finds it.
         batchnorm: As for :class:`BackboneFreeze`.
-        dropout: As for :class:`BackboneFreeze`.
+        backbone_dropout: As for :class:`BackboneFreeze`.
         stages: The stages, in the order in which they come due.
     """
 
     backbone: str | None = None
     head: str | tuple[str, ...] | Literal[False] | None = None
     batchnorm: str = "frozen"
-    dropout: str = "train"
+    backbone_dropout: str = "train"
     stages: tuple[Stage, ...] = ()
 
     def __call__(self, pl_module: nn.Module) -> None:
@@ -159,7 +159,7 @@ class Freezing:
         if plan.adaptation is not None:
             modes = plan.adaptation.batchnorm, "train"  # its dropout policy is the adaptation's
         else:
-            modes = self.batchnorm, self.dropout
+            modes = self.batchnorm, self.backbone_dropout
         released = set(due)
         for names, held in ((plan.norms, modes[0] == "frozen"), (plan.others, modes[1] == "eval")):
             for name, stage in names.items():
@@ -243,7 +243,7 @@ class Freezing:
             problems.append("it freezes that backbone already: remove BackboneFreeze")
         for name, mine, theirs in (
             ("batchnorm", self.batchnorm, adaptation.batchnorm),
-            ("dropout", self.dropout, adaptation.backbone_dropout),
+            ("backbone_dropout", self.backbone_dropout, adaptation.backbone_dropout),
         ):
             if mine != theirs:
                 problems.append(f"{name} is {theirs!r} there and {mine!r} here: say it there only")

@@ -50,8 +50,8 @@ class BackboneFreeze(pl.Callback):
             ``False`` says that there is none.
         batchnorm: ``"frozen"`` keeps the statistics of BatchNorm layers until their stage is due;
             ``"train"`` lets them change.
-        dropout: ``"train"`` lets the dropout of the frozen part act; ``"eval"`` keeps it off until
-            its stage is due.
+        backbone_dropout: ``"train"`` lets the dropout of the frozen part act; ``"eval"`` keeps it
+            off until its stage is due.
         unfreeze: The stages: :class:`Stage`, or mappings with its fields.
 
     Raises:
@@ -66,14 +66,14 @@ class BackboneFreeze(pl.Callback):
         *,
         head: str | Sequence[str] | Literal[False] | None = None,
         batchnorm: Literal["frozen", "train"] = "frozen",
-        dropout: Literal["train", "eval"] = "train",
+        backbone_dropout: Literal["train", "eval"] = "train",
         unfreeze: Iterable[Stage | Mapping[str, Any]] = (),
     ) -> None:
         problems = [
             f"expected {name} to be one of {options}, got {value!r}"
             for name, value, options in (
                 ("batchnorm", batchnorm, ("frozen", "train")),
-                ("dropout", dropout, ("train", "eval")),
+                ("backbone_dropout", backbone_dropout, ("train", "eval")),
             )
             if value not in options
         ]
@@ -81,7 +81,7 @@ class BackboneFreeze(pl.Callback):
             raise MethodError("BackboneFreeze: " + "; ".join(problems) + ".")
         if head is not None and head is not False and not isinstance(head, str):
             head = tuple(head)
-        self.freezing = Freezing(backbone, head, batchnorm, dropout, as_stages(unfreeze))
+        self.freezing = Freezing(backbone, head, batchnorm, backbone_dropout, as_stages(unfreeze))
 
     @property
     def state_key(self) -> str:

@@ -147,7 +147,7 @@ def test_dropout(policy):
             modes.append([part.blocks[0].mlp.drop1, part.blocks[2].mlp.drop1, part.head])
             modes[-1] = [module.training for module in modes[-1]]
 
-    freeze = BackboneFreeze(dropout=policy, unfreeze=[Stage(1, "last:1")])
+    freeze = BackboneFreeze(backbone_dropout=policy, unfreeze=[Stage(1, "last:1")])
     trainer(freeze, Look(), max_epochs=2, limit_val_batches=1).fit(
         seeded(lambda: vit(drop_rate=0.1, proj_drop_rate=0.1))
     )
@@ -556,7 +556,7 @@ def test_a_second_fit_on_top_of_an_adapter():
     [
         (lambda: BackboneFreeze(), "it freezes that backbone already: remove BackboneFreeze"),
         (
-            lambda: BackboneFreeze(unfreeze=STAGES, batchnorm="train", dropout="eval"),
+            lambda: BackboneFreeze(unfreeze=STAGES, batchnorm="train", backbone_dropout="eval"),
             r"batchnorm is 'frozen' there and 'train' here.*dropout is 'train' there and 'eval'",
         ),
         (lambda: BackboneFreeze(unfreeze=STAGES, head="norm"), "say the head there only"),
@@ -589,7 +589,7 @@ def test_an_adapter_after_the_freezing_is_refused():
             "mapping with epoch, layers and lr, got {'epoch': 1, 'layer': 'all'}",
         ),
         (
-            lambda: BackboneFreeze(batchnorm="eval", dropout="frozen"),
+            lambda: BackboneFreeze(batchnorm="eval", backbone_dropout="frozen"),
             MethodError,
             r"batchnorm to be one of \('frozen', 'train'\), got 'eval'; .*dropout .* got 'frozen'",
         ),

@@ -166,3 +166,10 @@ def test_a_job_that_fails_keeps_its_traceback_and_its_status_is_1(train, tmp_pat
     assert "raise RuntimeError('of the user')" in err
     assert "RuntimeError: of the user" in err.splitlines()[-1]
     assert "Error executing job" not in err
+
+
+def test_a_loss_that_is_not_finite_is_told_in_a_line_and_is_status_1(train):
+    status, _, err = train(*RUN, "method=full", "lr=1e30", "trainer.gradient_clip_val=null")
+    assert status == 1
+    assert "Expected a finite loss, got nan" in err.splitlines()[-1]
+    assert "Traceback" not in err
