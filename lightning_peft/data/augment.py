@@ -23,6 +23,7 @@ class Augment:
         rotation: Largest rotation either way, in degrees.
         translate: Largest shift along each axis, as a fraction of the image's side.
         scale: Smallest and largest zoom factor.
+        shear: Largest horizontal shear either way, in degrees: the slant of handwriting.
         crop: Smallest area of the random crop, as a fraction of the image; 1 does not crop. The
             crop's sides are in a ratio between 3:4 and 4:3 and it is resized to the full size.
         flip: Mirror half of the images left to right. None leaves it to the data module, which has
@@ -40,6 +41,7 @@ class Augment:
     rotation: float = 0.0
     translate: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
+    shear: float = 0.0
     crop: float = 1.0
     flip: bool | None = None
     brightness: float = 0.0
@@ -52,7 +54,7 @@ class Augment:
         # a list is what YAML has; the dataclass is hashable with a tuple
         object.__setattr__(self, "scale", tuple(self.scale))
         ranges = {"rotation": 180.0, "translate": 1.0, "brightness": 1.0, "contrast": 1.0}
-        ranges |= {"saturation": 1.0, "noise": 1.0, "erase": 1.0}
+        ranges |= {"saturation": 1.0, "noise": 1.0, "erase": 1.0, "shear": 80.0}
         wrong = [
             f"{name} in [0, {high:g}], got {getattr(self, name)!r}"
             for name, high in ranges.items()
@@ -87,9 +89,13 @@ class Augment:
             steps.append(v2.Resize(size, antialias=True))
         if self.flip:
             steps.append(v2.RandomHorizontalFlip())
-        if self.rotation or self.translate or self.scale != (1.0, 1.0):
+        if self.rotation or self.translate or self.shear or self.scale != (1.0, 1.0):
             shift = (self.translate, self.translate)
-            steps.append(v2.RandomAffine(self.rotation, shift, self.scale, interpolation=bilinear))
+            steps.append(
+                v2.RandomAffine(
+                    self.rotation, shift, self.scale, self.shear or None, interpolation=bilinear
+                )
+            )
         if self.brightness or self.contrast or self.saturation:
             steps.append(v2.ColorJitter(self.brightness, self.contrast, self.saturation))
         if self.noise:

@@ -48,8 +48,8 @@ def draw(n: int, augment: Augment, generator: torch.Generator) -> dict[str, Tens
         generator: Source of randomness.
 
     Returns:
-        What :func:`apply` takes, for the steps that do anything: ``angle`` in degrees (as
-        torchvision's ``affine``), ``shift`` ``(n, 2)`` and ``crop`` ``(n, 4)`` (left, top, width,
+        What :func:`apply` takes, for the steps that do anything: ``angle`` and ``shear`` in degrees
+        (as torchvision's ``affine``), ``shift`` ``(n, 2)`` and ``crop`` ``(n, 4)`` (left, top, width,
         height) as fractions of the width and height, ``scale``, ``flip``, ``brightness``,
         ``contrast``, ``saturation`` as factors, ``erase`` as ``crop``.
     """
@@ -70,6 +70,8 @@ def draw(n: int, augment: Augment, generator: torch.Generator) -> dict[str, Tens
         values["flip"] = uniform(0, 1) < 0.5
     if augment.rotation:
         values["angle"] = uniform(-augment.rotation, augment.rotation)
+    if augment.shear:
+        values["shear"] = uniform(-augment.shear, augment.shear)
     if augment.translate:
         values["shift"] = uniform(-augment.translate, augment.translate, 2)
     if augment.scale != (1.0, 1.0):
@@ -95,7 +97,7 @@ def apply(images: Tensor, values: dict[str, Tensor]) -> Tensor:
         New images of the same shape. What the affine map brings in from outside is 0; where there
         is a crop, what it brings in from outside the crop is the image itself.
     """
-    if values.keys() & {"crop", "flip", "angle", "shift", "scale"}:
+    if values.keys() & {"crop", "flip", "angle", "shear", "shift", "scale"}:
         grid = F.affine_grid(_matrix(images, values), list(images.shape), align_corners=False)
         images = F.grid_sample(images, grid, align_corners=False)
     else:
@@ -140,13 +142,13 @@ def _matrix(images: Tensor, values: dict[str, Tensor]) -> Tensor:
     n, _, height, width = images.shape
     zeros, ones = torch.zeros(n), torch.ones(n)
     angle = torch.deg2rad(values.get("angle", zeros))
+    slant = torch.tan(torch.deg2rad(values.get("shear", zeros)))
     scale = values.get("scale", ones)
     shift = 2 * values.get("shift", torch.zeros(n, 2))
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     aspect = height / width  # a rotation turns pixels, of which an image has more along one side
-    linear = torch.stack(
-        [torch.stack([cos, sin * aspect], 1), torch.stack([-sin / aspect, cos], 1)], 1
-    )
+    along = torch.stack([cos - sin * slant, (sin + cos * slant) * aspect], 1)
+    linear = torch.stack([along, torch.stack([-sin / aspect, cos], 1)], 1)
     mirror = torch.where(values["flip"], -ones, ones) if "flip" in values else ones
     box = values.get("crop", torch.tensor([[0.0, 0.0, 1.0, 1.0]]).expand(n, 4))
     side = box[:, 2:]

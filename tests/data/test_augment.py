@@ -24,7 +24,7 @@ def each(batch, change):
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (12, 20)], ids=["square", "wide"])
 def test_batched_affine_is_torchvisions(height, width):
     batch = images(height=height, width=width)
-    augment = Augment(rotation=40, translate=0.25, scale=(0.7, 1.4))
+    augment = Augment(rotation=40, translate=0.25, scale=(0.7, 1.4), shear=20)
     values = draw(len(batch), augment, generator("values"))
     # torchvision shifts by whole pixels
     pixels = (values["shift"] * torch.tensor([width, height])).round()
@@ -36,7 +36,7 @@ def test_batched_affine_is_torchvisions(height, width):
             angle=float(values["angle"][i]),
             translate=pixels[i].int().tolist(),
             scale=float(values["scale"][i]),
-            shear=[0.0],
+            shear=[float(values["shear"][i]), 0.0],
             interpolation=BILINEAR,
         ),
     )
@@ -81,9 +81,12 @@ def test_batched_colour_is_torchvisions(name, channels):
 
 
 def test_values_stay_in_their_ranges_and_fill_them():
-    augment = Augment(rotation=15, translate=0.1, scale=(0.8, 1.2), crop=0.5, flip=True, erase=0.5)
+    augment = Augment(
+        rotation=15, translate=0.1, scale=(0.8, 1.2), shear=9, crop=0.5, flip=True, erase=0.5
+    )
     values = draw(4000, augment, generator("ranges"))
     assert 14 < values["angle"].abs().max() <= 15
+    assert 8.9 < values["shear"].abs().max() <= 9
     assert 0.099 < values["shift"].abs().max() <= 0.1
     assert 0.8 <= values["scale"].min() < values["scale"].max() <= 1.2
     left, top, width, height = values["crop"].unbind(1)
