@@ -53,7 +53,7 @@ class Recipe:
         seed: Of the initial weights and of every image.
     """
 
-    steps: int = 1500
+    steps: int = 2400
     batch_size: int = 128
     lr: float = 2e-3
     matrix_lr: float = 0.02
