@@ -174,16 +174,20 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 @contextmanager
 def _all_or_nothing(model: nn.Module) -> Iterator[None]:
-    """Put every module and flag back as it was if an injection fails half-way."""
-    children = [(module, dict(module._modules)) for module in model.modules()]
+    """Put every module, hook and flag back as it was if an injection fails half-way."""
+    tables: list[tuple[dict[Any, Any], dict[Any, Any]]] = [
+        (table, dict(table))
+        for module in model.modules()
+        for table in (module._modules, module._forward_hooks, module._forward_pre_hooks)
+    ]
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     attributes = dict(model.__dict__)
     try:
         yield
     except BaseException:
-        for module, kept in children:
-            module._modules.clear()
-            module._modules.update(kept)
+        for table, kept in tables:
+            table.clear()
+            table.update(kept)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         for key in set(model.__dict__) - set(attributes):

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lightning_peft.errors import near
+from lightning_peft.errors import PEFTError, near
 
 __all__ = ["main"]
 
@@ -29,39 +29,86 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument(
         "--tuners", action="store_true", help="list the tuners that method=hf takes instead"
     )
+    parser.add_argument("--family", help="only those of a family, such as 'low-rank'")
+    parser.add_argument("--mergeable", action="store_true", help="only those that can be merged")
+    parser.add_argument(
+        "--backbone", metavar="NAME", help="only those that serve this model of timm; no weights"
+    )
     try:
         options = parser.parse_args(list(args))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
-    return _tuners() if options.tuners else _methods(options.pattern)
+    return _tuners() if options.tuners else _methods(options)
 
 
-def _methods(pattern: str) -> int:
+def _methods(options: argparse.Namespace) -> int:
+    from lightning_peft.methods.registry import list_methods, method_class
+
+    names = list_methods(options.pattern)
+    families = sorted({method_class(name).family for name in list_methods()})
+    wrong, refused = "", {}
+    if not names:
+        wrong = f"there is no method '{options.pattern}'. {near(options.pattern, list_methods())}"
+    elif options.family is not None and options.family not in families:
+        wrong = f"there is no family '{options.family}'. Expected one of {', '.join(families)}."
+    elif options.backbone is not None:
+        try:
+            refused = _refused(options.backbone)
+        except PEFTError as error:
+            wrong = str(error)
+    if wrong:
+        print(f"lightning-peft: {wrong}", file=sys.stderr)
+        return 2
+    chosen = [
+        name
+        for name in names
+        if options.family in (None, method_class(name).family)
+        and (method_class(name).mergeable or not options.mergeable)
+        and not refused.get(name)
+    ]
+    _print(chosen, detailed=options.pattern != "*")
+    for name in names:
+        if refused.get(name) and options.pattern != "*":  # asked for by name: say why not
+            print(f"{name} does not serve {options.backbone}: {refused[name]}", file=sys.stderr)
+    return 0
+
+
+def _print(names: Sequence[str], *, detailed: bool) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    from lightning_peft.methods.registry import list_methods, method_class
+    from lightning_peft.methods.registry import method_class
 
-    names = list_methods(pattern)
-    if not names:
-        print(
-            f"lightning-peft: there is no method '{pattern}'. {near(pattern, list_methods())}",
-            file=sys.stderr,
-        )
-        return 2
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("method", "what is trained", "source"):
+    for column in ("method", "family", "what is trained", "merges", "source"):
         table.add_column(column, no_wrap=column != "what is trained")
-    detailed = pattern != "*"
     if detailed:
         table.add_column("settings", overflow="fold")
     for name in names:
         cls = method_class(name)
         settings = [", ".join(_settings(cls)) or "-"] if detailed else []
-        table.add_row(name, cls.summary, cls.reference, *settings)
+        merges = "in place" if cls.changes_backbone is True else "yes" if cls.mergeable else "no"
+        source = cls.reference.removeprefix("https://")
+        table.add_row(name, cls.family, cls.summary, merges, source, *settings)
     Console().print(table)
-    return 0
+
+
+def _refused(backbone: str) -> dict[str, str]:
+    import timm
+    import torch
+
+    from lightning_peft.catalogue import fitting
+    from lightning_peft.data_config import check_timm_name
+
+    check_timm_name(backbone)
+
+    def build() -> torch.nn.Module:
+        with torch.device("meta"):
+            model: torch.nn.Module = timm.create_model(backbone, num_classes=10)
+            return model
+
+    return fitting(build)
 
 
 def _settings(cls: type) -> list[str]:

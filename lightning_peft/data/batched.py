@@ -49,8 +49,8 @@ def draw(n: int, augment: Augment, generator: torch.Generator) -> dict[str, Tens
 
     Returns:
         What :func:`apply` takes, for the steps that do anything: ``angle`` and ``shear`` in degrees
-        (as torchvision's ``affine``), ``shift`` ``(n, 2)`` and ``crop`` ``(n, 4)`` (left, top, width,
-        height) as fractions of the width and height, ``scale``, ``flip``, ``brightness``,
+        (as torchvision's ``affine``), ``shift`` ``(n, 2)`` and ``crop`` ``(n, 4)`` (left, top,
+        width, height) as fractions of the width and height, ``scale``, ``flip``, ``brightness``,
         ``contrast``, ``saturation`` as factors, ``erase`` as ``crop``.
     """
 

@@ -28,10 +28,17 @@ Layers = str | int | tuple[int, ...] | None
 
 @dataclass(frozen=True)
 class Site:
-    """One place that is adapted: a module's name and what is done there."""
+    """One place that is adapted: a module's name and what is done there.
+
+    Attributes:
+        module: The module's name.
+        kind: What is done, in a word or two.
+        parts: Names of further modules that the adapter there works with.
+    """
 
     module: str
     kind: str
+    parts: tuple[str, ...] = ()
 
 
 class Adapter(Protocol):
@@ -84,17 +91,23 @@ class Method(ABC):
     Attributes:
         name: The name in the registry.
         summary: One line for tables and ``--help``.
+        family: What kind of method it is, such as ``"low-rank"`` or ``"bottleneck"``.
+        formula: What is computed or trained, for the catalogue.
         reference: Where the method comes from.
         changes_backbone: Whether trained parameters are the backbone's own, so that the original
             output can only be had back from a copy of them.
         keeps_original: Whether that copy is kept (it is small), so that ``disabled()`` works.
+        mergeable: Whether what is added is a linear change of weights that can be folded in.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
     reference: ClassVar[str]
+    family: ClassVar[str] = "other"
+    formula: ClassVar[str] = ""
     changes_backbone: ClassVar[bool] = False
     keeps_original: ClassVar[bool] = True
+    mergeable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         # Hydra hands over its own list and mapping types; they are neither hashable nor JSON

@@ -34,6 +34,8 @@ class BitFit(Method):
     """
 
     name: ClassVar[str] = "bitfit"
+    family: ClassVar[str] = "selective"
+    formula: ClassVar[str] = "biases"
     summary: ClassVar[str] = "train the backbone's biases"
     reference: ClassVar[str] = "https://arxiv.org/abs/2106.10199"
     changes_backbone: ClassVar[bool] = True

@@ -23,6 +23,8 @@ class DoRA(LoRA):
     """
 
     name: ClassVar[str] = "dora"
+    family: ClassVar[str] = "low-rank"
+    formula: ClassVar[str] = "m (W + s B A) / |W + s B A|"
     summary: ClassVar[str] = "LoRA on the direction, a trained magnitude"
     reference: ClassVar[str] = "https://arxiv.org/abs/2402.09353"
 

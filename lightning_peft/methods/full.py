@@ -25,6 +25,8 @@ class Full(Method):
     """
 
     name: ClassVar[str] = "full"
+    family: ClassVar[str] = "selective"
+    formula: ClassVar[str] = "everything"
     summary: ClassVar[str] = "train everything (the baseline)"
     reference: ClassVar[str] = "full fine-tuning"
     changes_backbone: ClassVar[bool] = True

@@ -115,6 +115,8 @@ class HF(PeftMethod):
     """
 
     name: ClassVar[str] = "hf"
+    family: ClassVar[str] = "peft"
+    formula: ClassVar[str] = "the tuner's own"
     summary: ClassVar[str] = "any tuner of Hugging Face peft, by its name"
     reference: ClassVar[str] = "https://huggingface.co/docs/peft"
 

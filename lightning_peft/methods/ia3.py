@@ -42,6 +42,8 @@ class IA3(PeftMethod):
     """
 
     name: ClassVar[str] = "ia3"
+    family: ClassVar[str] = "scaling"
+    formula: ClassVar[str] = "l * (W x)"
     summary: ClassVar[str] = "learned scales on attention and MLP activations"
     reference: ClassVar[str] = "https://arxiv.org/abs/2205.05638"
 

@@ -34,6 +34,8 @@ class LastBlocks(Method):
     """
 
     name: ClassVar[str] = "last_blocks"
+    family: ClassVar[str] = "selective"
+    formula: ClassVar[str] = "the last n blocks"
     summary: ClassVar[str] = "train the last n blocks in full"
     reference: ClassVar[str] = "https://arxiv.org/abs/1411.1792"
     changes_backbone: ClassVar[bool] = True

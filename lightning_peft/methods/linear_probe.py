@@ -27,6 +27,8 @@ class LinearProbe(Method):
     """
 
     name: ClassVar[str] = "linear_probe"
+    family: ClassVar[str] = "selective"
+    formula: ClassVar[str] = "the head"
     summary: ClassVar[str] = "train the head on a frozen backbone"
     reference: ClassVar[str] = "https://arxiv.org/abs/1610.01644"
 

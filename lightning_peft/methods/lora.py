@@ -52,6 +52,8 @@ class LoRA(PeftMethod):
     """
 
     name: ClassVar[str] = "lora"
+    family: ClassVar[str] = "low-rank"
+    formula: ClassVar[str] = "W + (alpha / r) B A"
     summary: ClassVar[str] = "low-rank updates beside frozen weights"
     reference: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
 

@@ -36,6 +36,8 @@ class Norm(Method):
     """
 
     name: ClassVar[str] = "norm"
+    family: ClassVar[str] = "selective"
+    formula: ClassVar[str] = "weights and biases of the norms"
     summary: ClassVar[str] = "train the normalisation layers"
     reference: ClassVar[str] = "https://arxiv.org/abs/2304.01917"
     changes_backbone: ClassVar[bool] = True

@@ -33,6 +33,8 @@ class Union(Method):
     """
 
     name: ClassVar[str] = "union"
+    family: ClassVar[str] = "combination"
+    formula: ClassVar[str] = "several methods at once"
     summary: ClassVar[str] = "several methods on one backbone"
     reference: ClassVar[str] = "https://arxiv.org/abs/2110.04366"
 

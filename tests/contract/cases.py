@@ -15,7 +15,8 @@ from tests.zoo import ZOO
 # what a method cannot do without, or a size that fits the tiny models
 SETTINGS: dict[str, dict] = {
     "lora": {"rank": 2},
-    "dora": {"rank": 2},
+    **{name: {"rank": 2} for name in ("dora", "fact_tk", "fact_tt", "lora_fa", "lora_qv")},
+    "conv_adapter": {"reduction": 2},  # a single channel may be dead behind its ReLU
     "union": {"methods": (lp.LoRA(rank=2, targets="auto"), lp.BitFit())},
 }
 TUNER_SETTINGS: dict[str, dict] = {
@@ -64,25 +65,69 @@ def _tuners() -> list[Case]:
 
 CASES = _own() + _tuners()
 
-BYPASSED = ("beit", "eva", "swinv2", "tv_swin")
-WITHOUT_ATTENTION = ("convnext", "efficientnet", "mixer", "resnet", "tv_resnet", "mlp")
+BYPASSED = ("beit", "eva", "swinv2", "tv_swin")  # the forward reads qkv.weight
+CONVOLUTIONAL = ("efficientnet", "resnet", "tv_resnet")
+WITHOUT_ATTENTION = (*CONVOLUTIONAL, "convnext", "mixer", "mlp")
+PLAIN_VITS = ("vit", "vit_reg_avg", "deit_distilled", "hf_vit", "tv_vit")
+TRANSFORMERS = tuple(name for name in BACKBONES if name not in WITHOUT_ATTENTION)
+LORAS = ("lora", "dora", "lora_fa")
 
-# (method, backbone) -> what the refusal says
-REFUSED: dict[tuple[str, str], str] = {
-    **{
-        (method, backbone): "expected modules that the forward calls"
-        for method in ("lora", "dora", "ia3", "union")
-        for backbone in BYPASSED
-    },
-    **{("ia3", backbone): "this model has no such layers" for backbone in WITHOUT_ATTENTION},
+NEVER_CALLED = "modules that the forward calls, got some that it never calls"
+NO_BLOCKS = "expected a backbone with repeated blocks"
+
+# what is refused, and what the refusal says
+_RULES: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
+    (
+        (*LORAS, "ia3", "union", "ssf", "repadapter", "lora_qv"),
+        BYPASSED,
+        NEVER_CALLED,
+    ),
+    (
+        ("houlsby", "hydra"),
+        ("tv_swin",),
+        NEVER_CALLED,
+    ),  # it reads proj.weight as well
+    (("ia3",), WITHOUT_ATTENTION, "this model has no such layers"),
     # peft has IA3 for linear layers and convolutions, not for nn.MultiheadAttention
-    ("ia3", "tv_vit"): "peft refuses to adapt",
-    **{
-        (method, backbone): "expected biases to train"
-        for method in ("bitfit", "union")
-        for backbone in ("llama", "t5")
-    },
-    **{("linear_probe", backbone): "expected something to train" for backbone in ("t5", "mlp")},
-    ("last_blocks", "mlp"): "expected a backbone with repeated blocks",
-    ("norm", "mlp"): "this model has no such layers",
+    (("ia3",), ("tv_vit",), "peft refuses to adapt"),
+    (("bitfit", "union"), ("llama", "t5"), "expected biases to train"),
+    (("linear_probe",), ("t5", "mlp"), "expected something to train"),
+    (
+        ("last_blocks", "adaptformer", "adapter_plus"),
+        ("mlp",),
+        NO_BLOCKS,
+    ),
+    (("norm",), ("mlp",), "this model has no such layers"),
+    (("houlsby",), (*CONVOLUTIONAL, "mlp"), "expected blocks with attention or mlp"),
+    (("pfeiffer",), (*CONVOLUTIONAL, "mlp"), "expected blocks with mlp"),
+    (
+        ("adaptformer",),
+        (*CONVOLUTIONAL, "convnext", "bert", "swinv2"),
+        "expected blocks with a norm before their MLP",
+    ),
+    (
+        ("vpt_deep", "vpt_shallow", "convpass", "ladder"),
+        tuple(name for name in BACKBONES if name not in PLAIN_VITS),
+        "expected a plain vision transformer",
+    ),
+    (("repadapter",), (*CONVOLUTIONAL, "mlp"), "expected attention or an MLP of linear layers"),
+    (
+        ("fact_tt", "fact_tk"),
+        tuple(n for n in BACKBONES if n not in ("vit", "vit_reg_avg", "deit_distilled", "gpt2")),
+        f"expected linear layers of one width D|{NEVER_CALLED}",
+    ),
+    (("lora_qv",), (*WITHOUT_ATTENTION, "tv_vit"), "with linear query, key and value"),
+    (("hydra",), CONVOLUTIONAL, "expected linear layers"),
+    (
+        ("adapter_plus",),
+        (*CONVOLUTIONAL, "convnext", "mixer"),
+        "expected the blocks of a transformer",
+    ),
+    (("conv_adapter",), (*TRANSFORMERS, "mixer", "mlp"), "blocks with spatial convolutions"),
+)
+REFUSED: dict[tuple[str, str], str] = {
+    (method, backbone): said
+    for methods, backbones, said in _RULES
+    for method in methods
+    for backbone in backbones
 }

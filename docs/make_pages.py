@@ -1,0 +1,125 @@
+"""Write ``methods.md`` and ``matrix.md`` from the registry: ``python docs/make_pages.py``.
+
+A test compares the pages with what this makes, so they cannot go stale.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT.parent))
+
+
+def methods_page() -> str:
+    """Make the table of methods, counted on ViT-B/16 and, for convolutions, on ResNet-50."""
+    return "\n".join(_methods()) + "\n"
+
+
+def _methods() -> Iterator[str]:
+    import timm
+    import torch
+
+    from lightning_peft.catalogue import catalogue
+
+    def build(name: str) -> torch.nn.Module:
+        with torch.device("meta"):
+            return timm.create_model(name, num_classes=0)
+
+    images = torch.empty(1, 3, 224, 224, device="meta")
+    vit = list(catalogue(partial(build, "vit_base_patch16_224"), images))
+    yield "# The methods"
+    yield ""
+    yield "Made by `python docs/make_pages.py` from the registry. Trained parameters are those of a"
+    yield "ViT-B/16 without a head, at each method's defaults; the cost is that of a forward pass"
+    yield "beyond the backbone's own operations, counted, not timed. Every tuner of the installed"
+    yield "`peft` comes on top: `lightning-peft methods --tuners`."
+    yield ""
+    yield "| name | family | what it computes or trains | trained | at inference | source |"
+    yield "|---|---|---|---|---|---|"
+    resnet = {entry.name: entry for entry in catalogue(partial(build, "resnet50"), images)}
+    for entry in vit:
+        method = entry.method
+        shown, where = (entry, "") if entry.trained else (resnet[entry.name], " (ResNet-50)")
+        if shown.trained is None:  # only a head, and there is none here
+            trained, cost = "0", "nothing"
+        else:
+            trained = f"{shown.trained:,}{where}"
+            cost = f"+{shown.extra:.2%} operations" if shown.extra else _free(method)
+        source = method.reference.removeprefix("https://")
+        link = f"[{source}]({method.reference})" if source != method.reference else source
+        formula = method.formula.replace("|", "\\|")
+        yield (
+            f"| `{entry.name}` | {method.family} | {method.summary}: `{formula}` "
+            f"| {trained} | {cost} | {link} |"
+        )
+
+
+def _free(method: type) -> str:
+    if getattr(method, "changes_backbone", False):
+        return "nothing: trained in place"
+    return "nothing once merged"
+
+
+def matrix_page() -> str:
+    """Make the matrix of methods and backbones from the cases of the contract suite."""
+    return "\n".join(_matrix()) + "\n"
+
+
+def _matrix() -> Iterator[str]:
+    from tests.contract.cases import BACKBONES, CASES, REFUSED
+    from tests.zoo import ZOO
+
+    own = [case for case in CASES if not case.label.startswith("hf:")]
+    tuners = [case for case in CASES if case.label.startswith("hf:")]
+    labels = list(dict.fromkeys(case.label for case in own))
+    reasons: dict[str, int] = {}
+    for case in CASES:
+        said = REFUSED.get((case.label, case.backbone))
+        if said is not None:
+            reasons.setdefault(said, len(reasons) + 1)
+    refused = sum((case.label, case.backbone) in REFUSED for case in CASES)
+    yield "# Every method on every backbone"
+    yield ""
+    yield "Made by `python docs/make_pages.py` from the cases of `tests/contract`, which run every"
+    yield f"cell: {len(CASES)} pairs, {len(CASES) - refused} that keep every promise and {refused}"
+    yield "that are refused for the reason whose number stands there, before anything is changed."
+    yield "The backbones are tiny and random, of the architectures below."
+    yield ""
+    yield "| method | " + " | ".join(BACKBONES) + " |"
+    yield "|---" * (len(BACKBONES) + 1) + "|"
+    for label in labels:
+        cells = [
+            str(reasons[REFUSED[label, backbone]]) if (label, backbone) in REFUSED else "yes"
+            for backbone in BACKBONES
+        ]
+        yield f"| `{label}` | " + " | ".join(cells) + " |"
+    yield ""
+    yield "Reasons:"
+    yield ""
+    for said, number in reasons.items():
+        yield f"{number}. “{said.replace('|', '” or “')}”"
+    yield ""
+    yield f"Tuners of `peft` on `{tuners[0].backbone}`, all of which pass: "
+    yield ", ".join(f"`{case.label}`" for case in tuners) + "."
+    yield ""
+    yield "Backbones:"
+    yield ""
+    for name, factory in ZOO.items():
+        yield f"- `{name}`: {' '.join((factory.__doc__ or '').split()).rstrip('.')}."
+
+
+PAGES = {"methods.md": methods_page, "matrix.md": matrix_page}
+
+
+def main() -> None:
+    """Write the pages."""
+    for name, make in PAGES.items():
+        (ROOT / name).write_text(make(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

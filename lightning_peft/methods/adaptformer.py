@@ -1,0 +1,134 @@
+"""AdaptFormer: a bottleneck beside the MLP."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from lightning_peft.errors import MethodError
+from lightning_peft.methods.base import Layers, Names, Site
+from lightning_peft.methods.bottleneck import Bottleneck, activation_problems, size_problems
+from lightning_peft.methods.child import (
+    ChildAdapter,
+    ChildMethod,
+    features_of,
+    first,
+    with_first,
+)
+from lightning_peft.methods.places import adapted_blocks
+from lightning_peft.methods.registry import register_method
+from lightning_peft.methods.selection import inside
+
+if TYPE_CHECKING:
+    from lightning_peft.anatomy import Anatomy
+
+__all__ = ["AdaptFormer"]
+
+_NORM_BEFORE_MLP = re.compile(
+    r"norm2|ln_?2|layernorm_after|post_attention_layernorm|ffn_norm|layer\.\d+\.layer_norm"
+)
+_NORM_BEHIND_MLP = re.compile(r"ResPost|V2Block|V2Layer|Swinv2")
+
+
+class ParallelToMLP(ChildAdapter):
+    """Adds ``bottleneck(x)`` to a block's output, where ``x`` is what its last norm is given."""
+
+    def __init__(self, features: int, width: int, **options: Any) -> None:
+        super().__init__()
+        self.bottleneck = Bottleneck(features, width, **options)
+        self._x: Tensor | None = None
+
+    def connect(self, model: nn.Module, site: Site) -> None:
+        """See :meth:`ChildAdapter.connect`."""
+        model.get_submodule(site.parts[0]).register_forward_pre_hook(self.keep)
+        model.get_submodule(site.module).register_forward_hook(self.after)
+
+    def keep(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
+        """Keep what the norm before the MLP is given, until the block is done."""
+        if self.active:
+            self._x = args[0]
+
+    def after(self, host: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Add to the block's output."""
+        x, self._x = self._x, None
+        if not self.active or x is None:
+            return output
+        y = first(output)
+        change = self.bottleneck(x).to(y.dtype)
+        return with_first(output, y + change.reshape(y.shape))  # Swin flattens maps on the way
+
+
+@register_method
+@dataclass(frozen=True)
+class AdaptFormer(ChildMethod):
+    """Put a bottleneck beside each MLP: ``x + MLP(norm(x)) + scale up(relu(down(x)))``.
+
+    Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition", 2022
+    (https://arxiv.org/abs/2205.13535). The bottleneck sees what comes out of the attention, before
+    the norm, and its result is added outside of drop-path and layer-scale. ``up`` starts at zero,
+    so step 0 is the identity. Not mergeable.
+
+    Attributes:
+        bottleneck: Width of the bottleneck.
+        scale: Factor of what is added; the paper's 0.1.
+        dropout: Probability of dropping a unit of the bottleneck; the paper's 0.1.
+        activation: ``"relu"`` as in the paper, ``"gelu"``, ``"quick_gelu"`` or ``"none"``.
+        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        exclude: Blocks to leave out.
+    """
+
+    name: ClassVar[str] = "adaptformer"
+    family: ClassVar[str] = "bottleneck"
+    formula: ClassVar[str] = "x + MLP(norm(x)) + s up(relu(down(x)))"
+    summary: ClassVar[str] = "a bottleneck beside the MLP"
+    reference: ClassVar[str] = "https://arxiv.org/abs/2205.13535"
+
+    bottleneck: int = 64
+    scale: float = 0.1
+    dropout: float = 0.1
+    activation: str = "relu"
+    layers: Layers = None
+    exclude: Names = None
+
+    def problems(self) -> Iterable[str]:
+        """See :meth:`Method.problems`."""
+        yield from size_problems(bottleneck=self.bottleneck, scale=self.scale, dropout=self.dropout)
+        yield from activation_problems(self.activation)
+
+    def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
+        """See :meth:`ChildMethod.select`."""
+        sites = []
+        for block in adapted_blocks(anatomy, model, self.name, self.layers, self.exclude):
+            norms = [
+                name
+                for name in anatomy.roles["norms"]
+                if inside(name, (block,)) and _NORM_BEFORE_MLP.search(name[len(block) :])
+            ]
+            kind = type(model.get_submodule(block)).__name__
+            if not norms or _NORM_BEHIND_MLP.search(kind) or not _has_mlp(anatomy, block):
+                raise MethodError(
+                    f"{self.name}: expected blocks with a norm before their MLP, got {block} "
+                    f"({kind}). Methods that fit: 'pfeiffer' or 'houlsby' where there is an MLP, "
+                    "'lora', 'ssf', 'norm'."
+                )
+            sites.append(Site(block, "beside the MLP", parts=(norms[-1],)))
+        return tuple(sites)
+
+    def build(self, model: nn.Module, sites: tuple[Site, ...]) -> Iterator[ChildAdapter]:
+        """See :meth:`ChildMethod.build`."""
+        for site in sites:
+            yield ParallelToMLP(
+                features_of(model.get_submodule(site.parts[0]))[0],
+                self.bottleneck,
+                activation=self.activation,
+                dropout=self.dropout,
+                scale=self.scale,
+            )
+
+
+def _has_mlp(anatomy: Anatomy, block: str) -> bool:
+    return any(inside(name, (block,)) for name in anatomy.roles["mlp"])

@@ -1,0 +1,228 @@
+"""The engine for methods of our own: an adapter is a child of the module that it adapts.
+
+It acts through hooks of its host. Nothing of the backbone is renamed or wrapped, so a plain
+checkpoint of the backbone loads before and after, and copies, pickles, ``torch.compile`` and
+``torch.export`` see an ordinary module with hooks.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_peft.methods.base import Adapter, Method, Plan, Site
+
+if TYPE_CHECKING:
+    from lightning_peft.anatomy import Anatomy
+
+__all__ = ["ChildAdapter", "ChildHandle", "ChildMethod", "channels_last", "features_of"]
+
+
+class ChildAdapter(nn.Module):
+    """The trainable part at one site.
+
+    Subclasses make their parameters in ``__init__`` and override :meth:`connect`, which registers
+    bound methods as hooks. A hook asks :attr:`active` before it does anything.
+
+    Attributes:
+        enabled: Whether it takes part in the forward.
+        folded: Whether it is merged into the host's weights at this moment.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enabled = True
+        self.folded = False
+
+    @property
+    def active(self) -> bool:
+        """Whether the hooks act."""
+        return self.enabled and not self.folded
+
+    @abstractmethod
+    def connect(self, model: nn.Module, site: Site) -> None:
+        """Register the hooks on the host, ``model.get_submodule(site.module)``, and around it."""
+
+    def merged(self, host: nn.Module) -> dict[str, Tensor]:
+        """Compute what the host's own parameters are with the adapter folded in.
+
+        Args:
+            host: The adapted module; not changed.
+
+        Returns:
+            New values by the parameters' names in the host, in float32 or finer.
+
+        Raises:
+            NotImplementedError: If the adapter is no linear change of them; the message says why.
+        """
+        raise NotImplementedError("it is not linear, so no weight can take its place")
+
+
+class ChildMethod(Method):
+    """A method whose adapters are :class:`ChildAdapter` modules."""
+
+    mergeable = False  # unless the adapters are linear
+
+    @property
+    def key(self) -> str:
+        """The name of an adapter in its host."""
+        return f"adapter_{self.name}"
+
+    @abstractmethod
+    def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
+        """Say which modules are adapted; raises where the method cannot serve them."""
+
+    @abstractmethod
+    def build(self, model: nn.Module, sites: tuple[Site, ...]) -> Iterator[ChildAdapter]:
+        """Make the adapter of each site, in order; the model is not changed."""
+
+    def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
+        """See :meth:`Method.plan`."""
+        sites = self.select(anatomy, model)
+        return Plan(sites=sites, steps=((self, sites),))
+
+    def inject(self, model: nn.Module, sites: tuple[Site, ...]) -> None:
+        """See :meth:`Method.inject`."""
+        self.attach(model, sites, list(self.build(model, sites)))
+
+    def attach(
+        self, model: nn.Module, sites: tuple[Site, ...], adapters: list[ChildAdapter]
+    ) -> None:
+        """Make each adapter a child of its host, where its host is, and connect it."""
+        for site, adapter in zip(sites, adapters, strict=True):
+            host = model.get_submodule(site.module)
+            like = next(_floats(host), None)
+            if like is None:
+                like = next(_floats(model), torch.empty(0))
+            # a half-precision adapter loses its updates: it stays in float32, as with peft
+            dtype = torch.float32 if like.dtype in (torch.float16, torch.bfloat16) else like.dtype
+            host.add_module(self.key, adapter.to(device=like.device, dtype=dtype))
+            adapter.train(host.training)
+            adapter.connect(model, site)
+
+    def adapters(self, model: nn.Module, sites: tuple[Site, ...]) -> list[Adapter]:
+        """See :meth:`Method.adapters`."""
+        return [ChildHandle(model, site.module, self.key) for site in sites]
+
+
+class ChildHandle:
+    """One adapter by its place in the model, so that a deep copy of the model has its own.
+
+    Args:
+        model: The adapted backbone.
+        host: The name of the adapted module.
+        key: The adapter's name in it.
+    """
+
+    def __init__(self, model: nn.Module, host: str, key: str) -> None:
+        self.model = model
+        self.host = host
+        self.key = key
+        self._kept: dict[str, Tensor] = {}
+
+    @property
+    def child(self) -> ChildAdapter:
+        """The adapter."""
+        child = self.model.get_submodule(self.host)._modules[self.key]
+        assert isinstance(child, ChildAdapter)
+        return child
+
+    @property
+    def enabled(self) -> bool:
+        """See :class:`Adapter`."""
+        return self.child.enabled
+
+    def set_enabled(self, enabled: bool) -> None:
+        """See :class:`Adapter`."""
+        self.child.enabled = enabled
+
+    @torch.no_grad()
+    def merge(self) -> float:
+        """See :class:`Adapter`; the host's values are kept, so that unmerging is exact."""
+        host, child = self.model.get_submodule(self.host), self.child
+        worst = 0.0
+        for name, value in child.merged(host).items():
+            parameter = host.get_parameter(name)
+            self._kept[name] = parameter.data
+            parameter.data = value.to(parameter.dtype)
+            if value.numel():
+                lost = (parameter.data.to(value.dtype) - value).abs().max()
+                worst = max(worst, float(lost / value.abs().max().clamp_min(1e-30)))
+        child.folded = True
+        return worst
+
+    def unmerge(self) -> None:
+        """See :class:`Adapter`."""
+        host = self.model.get_submodule(self.host)
+        for name, value in self._kept.items():
+            host.get_parameter(name).data = value
+        self._kept.clear()
+        self.child.folded = False
+
+    def unload(self) -> None:
+        """See :class:`Adapter`."""
+        child = self.child
+        for module in self.model.modules():
+            for hooks in (module._forward_hooks, module._forward_pre_hooks):
+                for number, hook in list(hooks.items()):
+                    if getattr(hook, "__self__", None) is child:
+                        del hooks[number]
+        del self.model.get_submodule(self.host)._modules[self.key]
+
+
+def features_of(module: nn.Module) -> tuple[int, int]:
+    """Give the features (or channels) that a layer takes and gives.
+
+    Args:
+        module: A linear layer, transformers' ``Conv1D``, a convolution, a norm, or
+            ``nn.MultiheadAttention``.
+
+    Raises:
+        TypeError: If it is none of these.
+    """
+    for names in (
+        ("in_features", "out_features"),
+        ("nx", "nf"),
+        ("in_channels", "out_channels"),
+        ("num_features", "num_features"),
+        ("embed_dim", "embed_dim"),
+    ):
+        if all(isinstance(getattr(module, name, None), int) for name in names):
+            return getattr(module, names[0]), getattr(module, names[1])
+    weight = getattr(module, "weight", None)
+    if isinstance(weight, Tensor) and weight.ndim == 1:
+        return len(weight), len(weight)
+    raise TypeError(f"{type(module).__name__} says nothing of its features")
+
+
+def channels_last(host: nn.Module) -> bool:
+    """Say whether a layer has its features in the last dimension, as all but 2d layers have."""
+    if isinstance(host, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.modules.batchnorm._BatchNorm):
+        return False
+    return not isinstance(host, nn.GroupNorm) and type(host).__name__ not in _CHANNELS_FIRST
+
+
+_CHANNELS_FIRST = ("LayerNorm2d", "RmsNorm2d", "SimpleNorm2d", "LayerNormExp2d")
+"""timm's norms over the channels of feature maps ``(B, C, H, W)``."""
+
+
+def first(value: Any) -> Tensor:
+    """Give the tensor of an output: the first entry where it is a tuple (attention does so)."""
+    found = value[0] if isinstance(value, tuple | list) else value
+    assert isinstance(found, Tensor)
+    return found
+
+
+def with_first(value: Any, tensor: Tensor) -> Any:
+    """Put another tensor in the place of :func:`first`."""
+    if isinstance(value, tuple | list):
+        return type(value)((tensor, *value[1:]))
+    return tensor
+
+
+def _floats(module: nn.Module) -> Iterator[Tensor]:
+    return (p for p in module.parameters() if p.is_floating_point())

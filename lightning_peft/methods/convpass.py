@@ -1,0 +1,164 @@
+"""Convpass: convolutional bypasses beside attention and MLP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_peft.errors import MethodError
+from lightning_peft.methods.base import Layers, Names, Site
+from lightning_peft.methods.bottleneck import QuickGELU, size_problems
+from lightning_peft.methods.child import ChildAdapter, ChildMethod, first, with_first
+from lightning_peft.methods.places import Grid, adapted_blocks, outputs_of, token_grid
+from lightning_peft.methods.registry import register_method
+from lightning_peft.methods.selection import inside
+
+if TYPE_CHECKING:
+    from lightning_peft.anatomy import Anatomy
+
+__all__ = ["Convpass"]
+
+
+class Bypass(ChildAdapter):
+    """``scale up(act(conv(act(down(x)))))`` beside a branch, with the patches laid out as an image.
+
+    Class and register tokens go through the convolution one by one, each as an image of one pixel.
+    """
+
+    def __init__(self, grid: Grid, width: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.down = nn.Linear(grid.width, width)
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+        self.up = nn.Linear(width, grid.width)
+        self.act = QuickGELU()
+        self.dropout = nn.Dropout(dropout)
+        self.prefix, self.size, self.scale = grid.prefix, grid.size, scale
+        nn.init.xavier_uniform_(self.down.weight)
+        nn.init.dirac_(self.conv.weight)  # the centre tap alone: each token by itself
+        for zero in (self.down.bias, self.conv.bias, self.up.weight, self.up.bias):
+            assert zero is not None
+            nn.init.zeros_(zero)
+        self._x: Tensor | None = None
+
+    def connect(self, model: nn.Module, site: Site) -> None:
+        """See :meth:`ChildAdapter.connect`."""
+        model.get_submodule(site.parts[0]).register_forward_pre_hook(self.keep)
+        model.get_submodule(site.module).register_forward_hook(self.after)
+
+    def keep(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Keep the input of the branch until its output is there."""
+        if self.active:
+            self._x = args[0]
+
+    def after(self, host: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Add to the output of the branch."""
+        x, self._x = self._x, None
+        if not self.active or x is None:
+            return output
+        y = first(output)
+        return with_first(output, y + self.bypass(x).to(y.dtype))
+
+    def bypass(self, x: Tensor) -> Tensor:
+        """Compute what is added; ``(B, N, D)`` to ``(B, N, D)``."""
+        hidden = self.act(self.down(x.to(self.down.weight.dtype)))
+        batch, tokens, width = hidden.shape
+        special, patches = hidden[:, : self.prefix], hidden[:, self.prefix :]
+        rows, columns = self._layout(tokens - self.prefix)
+        image = patches.transpose(1, 2).reshape(batch, width, rows, columns)
+        parts = [self.conv(image).flatten(2).transpose(1, 2)]
+        if self.prefix:
+            alone = special.reshape(-1, width, 1, 1)
+            parts.insert(0, self.conv(alone).reshape(batch, self.prefix, width))
+        return self.up(self.dropout(self.act(torch.cat(parts, 1)))) * self.scale
+
+    def _layout(self, patches: int) -> tuple[int, int]:
+        """Lay the patches out; an image of another size than the backbone's has to be square."""
+        if patches == self.size[0] * self.size[1]:
+            return self.size
+        side = round(patches**0.5)
+        if side * side != patches:
+            raise ValueError(
+                f"convpass: expected {self.size[0]} x {self.size[1]} patches or a square of them, "
+                f"got {patches}."
+            )
+        return side, side
+
+
+@register_method
+@dataclass(frozen=True)
+class Convpass(ChildMethod):
+    """Put a convolutional bottleneck beside each attention and each MLP of a vision transformer.
+
+    Jie and Deng, "Convolutional Bypasses Are Better Vision Transformer Adapters", 2022
+    (https://arxiv.org/abs/2207.07039): ``x + f(LN x) + scale up(act(conv3x3(act(down(LN x)))))``.
+    ``up`` starts at zero, so step 0 is the identity. Not mergeable.
+
+    Attributes:
+        bottleneck: Channels of the convolution.
+        scale: Factor of what is added; the paper chooses it from 0.01 to 100 for each task.
+        dropout: Probability of dropping a channel before ``up``; the paper's 0.1.
+        attention_only: Leave the MLPs out.
+        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        exclude: Modules to leave out.
+    """
+
+    name: ClassVar[str] = "convpass"
+    family: ClassVar[str] = "bottleneck"
+    formula: ClassVar[str] = "x + f(norm(x)) + s up(act(conv(act(down(norm(x))))))"
+    summary: ClassVar[str] = "convolutional bypasses beside attention and MLP"
+    reference: ClassVar[str] = "https://arxiv.org/abs/2207.07039"
+
+    bottleneck: int = 8
+    scale: float = 1.0
+    dropout: float = 0.1
+    attention_only: bool = False
+    layers: Layers = None
+    exclude: Names = None
+
+    def problems(self) -> Iterable[str]:
+        """See :meth:`Method.problems`."""
+        yield from size_problems(bottleneck=self.bottleneck, scale=self.scale, dropout=self.dropout)
+
+    def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
+        """See :meth:`ChildMethod.select`."""
+        grid_of(self.name, anatomy, model)
+        branches = ("attention",) if self.attention_only else ("attention", "mlp")
+        names = outputs_of(
+            branches, anatomy, model, self.name, layers=self.layers, exclude=self.exclude
+        )
+        blocks = adapted_blocks(anatomy, model, self.name, None, None)
+        sites = []
+        for name in names:
+            block = next(block for block in blocks if inside(name, (block,)))
+            role = "mlp-in" if name in anatomy.roles["mlp-out"] else "qkv"
+            entrance = next(n for n in anatomy.roles[role] if inside(n, (block,)))
+            sites.append(Site(name, "bypass", parts=(entrance,)))
+        return tuple(sites)
+
+    def build(self, model: nn.Module, sites: tuple[Site, ...]) -> Iterator[ChildAdapter]:
+        """See :meth:`ChildMethod.build`."""
+        from lightning_peft.anatomy import anatomy
+
+        grid = grid_of(self.name, anatomy(model), model)
+        for _ in sites:
+            yield Bypass(grid, self.bottleneck, self.scale, self.dropout)
+
+
+def grid_of(method: str, anatomy: Anatomy, model: nn.Module) -> Grid:
+    """Say how the tokens lie, or refuse the backbone.
+
+    Raises:
+        MethodError: If this is no plain vision transformer.
+    """
+    grid = token_grid(anatomy, model)
+    if grid is None:
+        raise MethodError(
+            f"{method}: expected a plain vision transformer (ViT, DeiT), whose blocks all see the "
+            f"same tokens, got {type(model).__name__}. Methods that fit more backbones: 'lora', "
+            "'houlsby', 'ssf', 'norm', 'bitfit'."
+        )
+    return grid

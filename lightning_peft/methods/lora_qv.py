@@ -1,0 +1,158 @@
+"""LoRA on the query and value slices of a fused ``qkv``."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_peft.errors import MethodError
+from lightning_peft.methods.base import Layers, Names, Site
+from lightning_peft.methods.bottleneck import size_problems
+from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of
+from lightning_peft.methods.peft_targets import rank_problems
+from lightning_peft.methods.registry import register_method
+from lightning_peft.targets import resolve
+
+if TYPE_CHECKING:
+    from lightning_peft.anatomy import Anatomy
+
+__all__ = ["LoRAQV"]
+
+_KEY = re.compile(r"(.*_)?k(ey)?(_.*|proj|lin)?")
+_ALONE = re.compile(r"(.*_)?(q(uery)?|v(alue)?|k(ey)?)(_?(proj|lin|linear))?")
+
+
+class SliceUpdate(ChildAdapter):
+    """Adds ``scale B A x`` to slices of its host's output, with an A and a B for each slice."""
+
+    def __init__(
+        self, features: tuple[int, int], slices: int, rank: int, scale: float, dropout: float
+    ) -> None:
+        super().__init__()
+        taken = 1 if slices == 1 else 2  # query and value of (query, key, value)
+        width = features[1] // slices
+        self.a = nn.Parameter(torch.empty(taken, rank, features[0]))
+        self.b = nn.Parameter(torch.zeros(taken, width, rank))
+        for part in self.a:
+            nn.init.kaiming_uniform_(part, a=math.sqrt(5))
+        self.rest = features[1] - taken * width
+        self.scale = scale
+        self.dropout = nn.Dropout(dropout)
+
+    def connect(self, model: nn.Module, site: Site) -> None:
+        """See :meth:`ChildAdapter.connect`."""
+        model.get_submodule(site.module).register_forward_hook(self.after)
+
+    def after(self, host: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Add to the host's output."""
+        if not self.active:
+            return output
+        x = self.dropout(args[0].to(self.a.dtype))
+        changes = [
+            F.linear(F.linear(x, a), b * self.scale) for a, b in zip(self.a, self.b, strict=True)
+        ]
+        if len(changes) == 1:
+            return output + changes[0].to(output.dtype)
+        between = changes[0].new_zeros(()).expand(*output.shape[:-1], self.rest)
+        return output + torch.cat([changes[0], between, changes[1]], -1).to(output.dtype)
+
+    def merged(self, host: nn.Module) -> dict[str, Tensor]:
+        """See :meth:`ChildAdapter.merged`: exact."""
+        weight = host._parameters["weight"]
+        assert weight is not None
+        changes = [self.scale * b @ a for a, b in zip(self.a.float(), self.b.float(), strict=True)]
+        if len(changes) > 1:
+            changes.insert(1, changes[0].new_zeros(self.rest, changes[0].shape[1]))
+        change = torch.cat(changes)
+        return {"weight": weight.float() + (change.T if _transposed(host) else change)}
+
+
+@register_method
+@dataclass(frozen=True)
+class LoRAQV(ChildMethod):
+    """LoRA on query and value alone, also where both are slices of one fused ``qkv`` layer.
+
+    Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022
+    (https://arxiv.org/abs/2106.09685) adapt query and value; ``lp.LoRA(targets="qkv")`` on a fused
+    layer has one ``A`` for query, key and value together instead. ``B`` starts at zero, so step 0
+    is the identity. Merges exactly; then it costs nothing at inference.
+
+    Attributes:
+        rank: The rank of each update.
+        alpha: An update is scaled by ``alpha / rank``; ``None`` means ``alpha = rank``.
+        dropout: Probability with which the input of an update is dropped, in [0, 1).
+        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        exclude: Modules to leave out.
+    """
+
+    name: ClassVar[str] = "lora_qv"
+    family: ClassVar[str] = "low-rank"
+    formula: ClassVar[str] = "W + (alpha / r) B A, for query and value"
+    summary: ClassVar[str] = "low-rank updates of query and value, fused or not"
+    reference: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
+    mergeable: ClassVar[bool] = True
+
+    rank: int = 8
+    alpha: float | None = None
+    dropout: float = 0.0
+    layers: Layers = None
+    exclude: Names = None
+
+    def problems(self) -> Iterable[str]:
+        """See :meth:`Method.problems`."""
+        yield from size_problems(rank=self.rank, dropout=self.dropout)
+        if self.alpha is not None and not self.alpha > 0:
+            yield f"expected alpha to be positive, or None for alpha = rank, got {self.alpha!r}"
+
+    def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
+        """See :meth:`ChildMethod.select`."""
+        linear = [
+            name
+            for name in anatomy.roles["qkv"]
+            if isinstance(model.get_submodule(name), nn.Linear)
+            or _transposed(model.get_submodule(name))
+        ]
+        wanted = [n for n in linear if not _KEY.fullmatch(n.rpartition(".")[2]) or _is_fused(n)]
+        if not wanted:
+            raise MethodError(
+                f"{self.name}: expected attention with linear query, key and value, found none in "
+                f"this {type(model).__name__}. Methods that fit: 'lora', 'ssf', 'norm', 'bitfit'."
+            )
+        names = resolve(anatomy, model, wanted, layers=self.layers, exclude=self.exclude)
+        uneven = [
+            name
+            for name in names
+            if _is_fused(name) and features_of(model.get_submodule(name))[1] % 3
+        ]
+        problems = list(rank_problems(model, names, self.rank))
+        if uneven:
+            problems.append(
+                f"expected fused layers of query, key and value of one size, got "
+                f"{', '.join(uneven[:8])}"
+            )
+        if problems:
+            raise MethodError(f"{self.name}: " + "; ".join(problems) + ".")
+        return tuple(Site(name, "query and value") for name in names)
+
+    def build(self, model: nn.Module, sites: tuple[Site, ...]) -> Iterator[ChildAdapter]:
+        """See :meth:`ChildMethod.build`."""
+        scale = 1.0 if self.alpha is None else self.alpha / self.rank
+        for site in sites:
+            features = features_of(model.get_submodule(site.module))
+            slices = 3 if _is_fused(site.module) else 1
+            yield SliceUpdate(features, slices, self.rank, scale, self.dropout)
+
+
+def _is_fused(name: str) -> bool:
+    return not _ALONE.fullmatch(name.rpartition(".")[2])
+
+
+def _transposed(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D"  # GPT-2's: features in, features out

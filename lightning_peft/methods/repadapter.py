@@ -1,0 +1,140 @@
+"""RepAdapter: linear bottlenecks before the attention and the MLP, which merge into them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_peft.errors import MethodError
+from lightning_peft.methods.base import Layers, Names, Site
+from lightning_peft.methods.bottleneck import size_problems
+from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of
+from lightning_peft.methods.registry import register_method
+from lightning_peft.targets import resolve
+
+if TYPE_CHECKING:
+    from lightning_peft.anatomy import Anatomy
+
+__all__ = ["RepAdapter"]
+
+
+class LinearBefore(ChildAdapter):
+    """``x + scale (up(dropout(down(x))))`` for the input ``x`` of its host; ``up`` is in groups."""
+
+    def __init__(
+        self, features: int, width: int, groups: int, scale: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.down = nn.Linear(features, width)
+        self.up_weight = nn.Parameter(torch.zeros(groups, features // groups, width // groups))
+        self.up_bias = nn.Parameter(torch.zeros(features))
+        self.dropout = nn.Dropout(dropout)
+        self.scale = scale
+        nn.init.xavier_uniform_(self.down.weight)
+        nn.init.zeros_(self.down.bias)
+
+    def connect(self, model: nn.Module, site: Site) -> None:
+        """See :meth:`ChildAdapter.connect`."""
+        model.get_submodule(site.module).register_forward_pre_hook(self.before)
+
+    def before(self, host: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Change the host's input; that of an attention is query, key and value at once."""
+        if not self.active:
+            return None
+        x: Tensor = args[0]
+        hidden = self.dropout(self.down(x.to(self.down.weight.dtype)))
+        hidden = hidden.unflatten(-1, (len(self.up_weight), -1))
+        change = torch.einsum("...gh,gfh->...gf", hidden, self.up_weight.to(hidden.dtype))
+        new = x + (self.scale * (change.flatten(-2) + self.up_bias)).to(x.dtype)
+        return tuple(new if arg is x else arg for arg in args)
+
+    def merged(self, host: nn.Module) -> dict[str, Tensor]:
+        """See :meth:`ChildAdapter.merged`: ``W (I + scale B A)`` and ``b + scale W (B a + b)``."""
+        kind = "in_proj_" if isinstance(host, nn.MultiheadAttention) else ""
+        weight, bias = host._parameters[f"{kind}weight"], host._parameters[f"{kind}bias"]
+        assert weight is not None
+        if bias is None:
+            raise NotImplementedError(f"{type(host).__name__} has no bias to take the shift")
+        up = torch.block_diag(*self.up_weight.float())
+        matrix = self.scale * up @ self.down.weight.float()
+        shift = self.scale * (up @ self.down.bias.float() + self.up_bias.float())
+        old = weight.float()
+        if type(host).__name__ == "Conv1D":  # GPT-2's: features in, features out
+            new = old + matrix.T @ old
+            return {"weight": new, "bias": bias.float() + shift @ old}
+        return {f"{kind}weight": old + old @ matrix, f"{kind}bias": bias.float() + old @ shift}
+
+
+@register_method
+@dataclass(frozen=True)
+class RepAdapter(ChildMethod):
+    """Put a linear bottleneck before each attention and each MLP: ``x + scale B(A x + a) + b``.
+
+    Luo et al., "Towards Efficient Visual Adaption via Structural Re-parameterization", 2023
+    (https://arxiv.org/abs/2302.08106). It sits behind the norm, before ``qkv`` and before the first
+    layer of the MLP; ``B`` is in groups and starts at zero, so step 0 is the identity. Merges
+    exactly into layers with a bias; then it costs nothing at inference. Where query, key and value
+    are layers of their own, each has an adapter of its own.
+
+    Attributes:
+        bottleneck: Width of the bottleneck.
+        groups: Groups of ``B``; the width and the features must be multiples.
+        scale: Factor of what is added; the paper chooses it from 0.1 to 10 for each task.
+        dropout: Probability of dropping a unit of the bottleneck; the paper's 0.1.
+        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        exclude: Modules to leave out.
+    """
+
+    name: ClassVar[str] = "repadapter"
+    family: ClassVar[str] = "bottleneck"
+    formula: ClassVar[str] = "f(x + s (B (A x + a) + b))"
+    summary: ClassVar[str] = "linear bottlenecks before attention and MLP, mergeable"
+    reference: ClassVar[str] = "https://arxiv.org/abs/2302.08106"
+    mergeable: ClassVar[bool] = True
+
+    bottleneck: int = 8
+    groups: int = 2
+    scale: float = 1.0
+    dropout: float = 0.1
+    layers: Layers = None
+    exclude: Names = None
+
+    def problems(self) -> Iterable[str]:
+        """See :meth:`Method.problems`."""
+        yield from size_problems(
+            bottleneck=self.bottleneck, groups=self.groups, scale=self.scale, dropout=self.dropout
+        )
+        sizes = (self.bottleneck, self.groups)
+        if all(isinstance(n, int) and n > 0 for n in sizes) and self.bottleneck % self.groups:
+            yield (
+                f"expected bottleneck to be a multiple of groups ({self.groups}), "
+                f"got {self.bottleneck}"
+            )
+
+    def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
+        """See :meth:`ChildMethod.select`."""
+        places = tuple(place for place in ("qkv", "mlp-in") if anatomy.roles[place])
+        if not places:
+            raise MethodError(
+                f"{self.name}: expected attention or an MLP of linear layers, found none in this "
+                f"{type(model).__name__}. Methods that fit: 'lora', 'ssf', 'norm', 'bitfit'."
+            )
+        names = resolve(anatomy, model, places, layers=self.layers, exclude=self.exclude)
+        odd = [n for n in names if features_of(model.get_submodule(n))[0] % self.groups]
+        convs = [n for n in names if isinstance(model.get_submodule(n), nn.Conv2d)]
+        if odd or convs:
+            raise MethodError(
+                f"{self.name}: expected linear layers with a multiple of {self.groups} features, "
+                f"got {', '.join((odd or convs)[:8])}. Exclude them, or use groups=1."
+            )
+        return tuple(Site(name, "before") for name in names)
+
+    def build(self, model: nn.Module, sites: tuple[Site, ...]) -> Iterator[ChildAdapter]:
+        """See :meth:`ChildMethod.build`."""
+        for site in sites:
+            features = features_of(model.get_submodule(site.module))[0]
+            yield LinearBefore(features, self.bottleneck, self.groups, self.scale, self.dropout)
