@@ -113,7 +113,8 @@ def build(cfg: DictConfig) -> Parts:
     callbacks: list[Any] = []
     loggers: list[Any] = []
     for group, found in (("callbacks", callbacks), ("logger", loggers)):
-        for name, node in (cfg[group] or {}).items():
+        # the adapter comes first: what freezes or averages has to find it there
+        for name, node in sorted((cfg[group] or {}).items(), key=lambda item: item[0] != "peft"):
             if node is not None:
                 with _building(f"{group}.{name}"):
                     found.append(instantiate(node, _convert_="all"))

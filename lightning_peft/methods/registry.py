@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+import warnings
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from lightning_peft.errors import MethodError, near
@@ -12,7 +14,11 @@ from lightning_peft.methods.base import Method
 
 __all__ = ["as_method", "create_method", "list_methods", "method_from_config", "register_method"]
 
+PLUGINS = "lightning_peft.methods"
+"""The group of entry points under which other packages name their methods."""
+
 _METHODS: dict[str, type[Method]] = {}
+_seen: set[str] = set()
 T = TypeVar("T", bound=type[Method])
 
 
@@ -38,8 +44,30 @@ def register_method(cls: T) -> T:
     return cls
 
 
+def load_plugins() -> None:
+    """Register the methods of installed packages that name them as entry points.
+
+    A plug-in that cannot be loaded is a warning, and the others are loaded all the same.
+    """
+    for entry in entry_points(group=PLUGINS):
+        if entry.value in _seen:
+            continue
+        _seen.add(entry.value)
+        try:
+            cls = entry.load()
+            if not (isinstance(cls, type) and issubclass(cls, Method)):
+                raise MethodError(f"expected a class derived from Method, got {cls!r}")
+            register_method(cls)
+        except Exception as error:  # whatever another package raises must not stop this one
+            package = entry.dist.name if entry.dist is not None else "a package"
+            warnings.warn(
+                f"the method '{entry.name}' of {package} ({entry.value}) cannot be loaded: {error}",
+                stacklevel=3,
+            )
+
+
 def list_methods(pattern: str = "*") -> list[str]:
-    """List the registered methods.
+    """List the registered methods, those of installed plug-ins included.
 
     Args:
         pattern: A glob on the name, such as ``"l*"``.
@@ -50,6 +78,7 @@ def list_methods(pattern: str = "*") -> list[str]:
     >>> list_methods("*lora")
     ['lora']
     """
+    load_plugins()
     return sorted(fnmatch.filter(_METHODS, pattern))
 
 
@@ -59,6 +88,8 @@ def method_class(name: str) -> type[Method]:
     Raises:
         MethodError: If there is none; near names are listed.
     """
+    if name not in _METHODS:
+        load_plugins()
     if name not in _METHODS:
         raise MethodError(f"unknown method '{name}'. {near(name, _METHODS, most=20)}")
     return _METHODS[name]

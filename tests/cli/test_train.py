@@ -173,3 +173,12 @@ def test_a_loss_that_is_not_finite_is_told_in_a_line_and_is_status_1(train):
     assert status == 1
     assert "Expected a finite loss, got nan" in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+def test_a_probe_goes_on_as_full_fine_tuning_from_its_head(train, tmp_path):
+    status, _, err = train(*RUN, "method=lp_ft", "trainer.max_steps=6")
+    assert status == 0, err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] == 6
+    weights = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert "backbone.blocks.0.attn.qkv.weight" in weights["state_dict"]  # thawed after two epochs
