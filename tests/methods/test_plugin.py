@@ -24,9 +24,8 @@ def installed(directory, entry):
     """Make what pip leaves of an installed package: its module on the path, and its metadata."""
     info = directory / "lightning_peft_gates-0.1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: lightning-peft-gates\nVersion: 1\n"
-    )
+    about = "Metadata-Version: 2.1\nName: lightning-peft-gates\nVersion: 0.1.0\n"
+    (info / "METADATA").write_text(about)
     (info / "entry_points.txt").write_text(f"[{registry.PLUGINS}]\ngates = {entry}\n")
 
 
