@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         HF,
         IA3,
         SSF,
+        AdaLoRA,
         AdapterPlus,
         AdaptFormer,
         BitFit,
@@ -107,6 +108,7 @@ _WHERE = {
         "TargetError",
     ),
     "lightning_peft.methods": (
+        "AdaLoRA",
         "AdapterPlus",
         "AdaptFormer",
         "ConvAdapter",
@@ -150,6 +152,7 @@ __all__ = [
     "IA3",
     "PEFT",
     "SSF",
+    "AdaLoRA",
     "AdaptFormer",
     "Adaptation",
     "AdaptationPlan",

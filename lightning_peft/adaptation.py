@@ -16,7 +16,7 @@ from lightning_peft.checks import key_problems
 from lightning_peft.errors import CheckpointError, MethodError, TargetError, near
 from lightning_peft.injection import Injection
 from lightning_peft.merging import MergeReport, merge_adapters
-from lightning_peft.methods.base import Adapter, Method, Site
+from lightning_peft.methods.base import Adapter, Method, Site, Stepper
 from lightning_peft.methods.selection import inside
 from lightning_peft.modes import hold_in_eval, is_held, release
 
@@ -84,6 +84,7 @@ class Adaptation:
         self._originals = injection.originals
         self._adapters: list[Adapter] = injection.adapters
         self._fast_path = injection.fast_path
+        self._steppers: list[Stepper] | None = None
 
     # --- what is trained --------------------------------------------------------------------------
 
@@ -121,6 +122,24 @@ class Adaptation:
             )
         self._trained.update(names)
         self.freeze()
+
+    def steppers(self) -> list[Stepper]:
+        """Give what the method needs at each step of a training; empty for most.
+
+        The ``PEFT`` callback and the mixin see to it. In a loop of your own::
+
+            for stepper in adaptation.steppers():
+                stepper.begin(total_steps)
+            ...
+            loss.backward()
+            for name, gradient in stepper.penalty_gradients().items():
+                model.get_parameter(name).grad += gradient
+            optimizer.step()
+            stepper.after_step(step)      # before zero_grad; counted from 1
+        """
+        if self._steppers is None:
+            self._steppers = self.method.steppers(self.model)
+        return self._steppers
 
     def freeze(self) -> None:
         """Let exactly the trained parameters require a gradient."""

@@ -10,6 +10,7 @@ from torch import nn
 from lightning_peft.attach import Attachment, attach, restore_adaptations
 from lightning_peft.checkpoint import complete_checkpoint
 from lightning_peft.checks import as_names
+from lightning_peft.each_step import EachStep
 from lightning_peft.lifecycle import find_adaptations
 from lightning_peft.methods.registry import as_method
 
@@ -48,6 +49,10 @@ class PEFTMixin:
             Whatever ``peft`` may be.
         """
         return self.peft
+
+    def configure_callbacks(self) -> Any:
+        """Add what some methods (AdaLoRA) need at each step; keep it where you override this."""
+        return [*super().configure_callbacks(), EachStep()]  # type: ignore[misc]
 
 
 class _Deferred:

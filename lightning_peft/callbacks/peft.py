@@ -11,6 +11,7 @@ from lightning_peft._namespace import pl
 from lightning_peft.adaptation import Adaptation
 from lightning_peft.attach import Attachment, attach, attachment_of
 from lightning_peft.checks import as_names
+from lightning_peft.each_step import EachStep
 from lightning_peft.errors import MethodError
 from lightning_peft.lifecycle import find_adaptations
 from lightning_peft.methods.registry import as_method
@@ -78,6 +79,7 @@ class PEFT(pl.Callback):
             strict_backbone=strict_backbone,
         )
         self.check_gradients = check_gradients
+        self._each_step = EachStep()
         self._steps = 0
         self._without_gradient: set[str] = set()
 
@@ -127,6 +129,25 @@ class PEFT(pl.Callback):
                 f"({len(adaptation.sites)} sites), {report.trained:,} of {report.total:,} "
                 f"parameters trained ({report.share:.2%})"
             )
+        self._each_step.on_fit_start(trainer, pl_module)
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add what the method adds to the loss (AdaLoRA)."""
+        self._each_step.on_after_backward(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Do what the method does after a step (AdaLoRA)."""
+        self._each_step.on_train_batch_end(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state of what the method does at each step."""
+        return self._each_step.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+        self._each_step.load_state_dict(state_dict)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer

@@ -1,5 +1,6 @@
 """The methods, one file each; importing this package registers them."""
 
+from lightning_peft.methods.adalora import AdaLoRA
 from lightning_peft.methods.adapter_plus import AdapterPlus
 from lightning_peft.methods.adaptformer import AdaptFormer
 from lightning_peft.methods.base import Method, Plan, Site
@@ -37,6 +38,7 @@ __all__ = [
     "HF",
     "IA3",
     "SSF",
+    "AdaLoRA",
     "AdaptFormer",
     "AdapterPlus",
     "BitFit",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_peft.errors import MethodError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy
     from lightning_peft.methods.union import Union
 
-__all__ = ["Adapter", "Layers", "Method", "Names", "Plan", "Site", "plain"]
+__all__ = ["Adapter", "Layers", "Method", "Names", "Plan", "Site", "Stepper", "plain"]
 
 Names = str | tuple[str, ...] | None
 """Which modules: a preset, a name, a glob, ``"re:<regex>"``, or several of them."""
@@ -67,6 +67,44 @@ class Adapter(Protocol):
 
     def unload(self) -> None:
         """Put the backbone's own module back in its place."""
+
+
+class Stepper(ABC):
+    """What an adapter needs at each step of a training, beside its forward.
+
+    Attributes:
+        model: The adapted backbone.
+    """
+
+    model: nn.Module
+
+    @abstractmethod
+    def begin(self, total_steps: int) -> None:
+        """Learn the length of the run in optimizer steps, before the first of them."""
+
+    def penalty_gradients(self) -> dict[str, Tensor]:
+        """Give the gradients of a loss term of the method's own, by parameter name.
+
+        They are added after the backward pass, which is the same as adding the term to the loss and
+        leaves the user's training step alone.
+        """
+        return {}
+
+    @abstractmethod
+    def after_step(self, step: int) -> None:
+        """Act after an optimizer step, while the gradients that led to it are there.
+
+        Args:
+            step: How many steps have been made.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a checkpoint has to keep: tensors and plain types."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +191,14 @@ class Method(ABC):
         Args:
             model: The adapted backbone.
             sites: The sites that were injected into.
+        """
+        return []
+
+    def steppers(self, model: nn.Module) -> list[Stepper]:
+        """Give what has to be done at each step of a training; most methods need nothing.
+
+        Args:
+            model: The adapted backbone.
         """
         return []
 

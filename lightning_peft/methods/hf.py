@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from lightning_peft.errors import MethodError, TargetError, near
-from lightning_peft.methods.base import Adapter, Layers, Method, Names, Plan, Site, plain
+from lightning_peft.methods.base import Adapter, Layers, Method, Names, Plan, Site, Stepper, plain
 from lightning_peft.methods.peft_targets import (
     fan_in_fan_out,
     names_of,
@@ -259,6 +259,14 @@ class HF(PeftMethod):
             return cls(**options)
         except (ValueError, TypeError) as error:
             raise MethodError(f"{self.kind}: peft refuses these settings: {error}") from error
+
+    def steppers(self, model: nn.Module) -> list[Stepper]:
+        """See :meth:`Method.steppers`."""
+        if self.tuner != "ADALORA":
+            return []
+        from lightning_peft.methods.adalora import RankAllocation
+
+        return [RankAllocation(model)]
 
 
 # what peft writes into a config by itself, or what has no meaning for a backbone that is in memory

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from lightning_peft.errors import MethodError
-from lightning_peft.methods.base import Method, Plan
+from lightning_peft.methods.base import Method, Plan, Stepper
 from lightning_peft.methods.registry import as_method, method_from_config, register_method
 
 if TYPE_CHECKING:
@@ -84,6 +84,10 @@ class Union(Method):
             train=tuple(dict.fromkeys(name for plan in plans for name in plan.train)),
             steps=steps,
         )
+
+    def steppers(self, model: nn.Module) -> list[Stepper]:
+        """See :meth:`Method.steppers`."""
+        return [stepper for part in self.methods for stepper in part.steppers(model)]
 
     @classmethod
     def _from_settings(cls, settings: dict[str, Any]) -> Union:

@@ -16,6 +16,7 @@ from tests.zoo import ZOO
 SETTINGS: dict[str, dict] = {
     "lora": {"rank": 2},
     **{name: {"rank": 2} for name in ("dora", "fact_tk", "fact_tt", "lora_fa", "lora_qv")},
+    "adalora": {"rank": 1, "initial_rank": 2},
     "conv_adapter": {"reduction": 2},  # a single channel may be dead behind its ReLU
     "union": {"methods": (lp.LoRA(rank=2, targets="auto"), lp.BitFit())},
 }
@@ -70,7 +71,7 @@ CONVOLUTIONAL = ("efficientnet", "resnet", "tv_resnet")
 WITHOUT_ATTENTION = (*CONVOLUTIONAL, "convnext", "mixer", "mlp")
 PLAIN_VITS = ("vit", "vit_reg_avg", "deit_distilled", "hf_vit", "tv_vit")
 TRANSFORMERS = tuple(name for name in BACKBONES if name not in WITHOUT_ATTENTION)
-LORAS = ("lora", "dora", "lora_fa")
+LORAS = ("lora", "dora", "lora_fa", "adalora")
 
 NEVER_CALLED = "modules that the forward calls, got some that it never calls"
 NO_BLOCKS = "expected a backbone with repeated blocks"

@@ -1,0 +1,74 @@
+"""What some adapters need at each step of a training, done by Lightning's hooks."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning_peft._namespace import pl
+from lightning_peft.errors import MethodError
+from lightning_peft.lifecycle import find_adaptations
+from lightning_peft.methods.base import Stepper
+
+__all__ = ["EachStep"]
+
+
+class EachStep(pl.Callback):
+    """Drives the steppers of every adaptation of a module, and keeps their state in checkpoints."""
+
+    def __init__(self) -> None:
+        self._steppers: dict[str, Stepper] = {}
+        self._restored: dict[str, Any] = {}
+        self._done = 0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find the steppers, tell them the length of the run, and give back what was restored."""
+        self._steppers = {
+            f"{path}:{number}": stepper
+            for path, adaptation in find_adaptations(pl_module).items()
+            for number, stepper in enumerate(adaptation.steppers())
+        }
+        self._done = trainer.global_step
+        if not self._steppers:
+            return
+        total = trainer.estimated_stepping_batches
+        if not math.isfinite(total):
+            raise MethodError(
+                "expected a run of known length, since the method is scheduled over it, got one "
+                "without: give the trainer max_steps or max_epochs."
+            )
+        for key, stepper in self._steppers.items():
+            stepper.begin(int(total))
+            if key in self._restored:
+                stepper.load_state_dict(self._restored[key])
+        self._restored = {}
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the gradients of penalties, as if they had been part of the loss."""
+        if not self._steppers:
+            return
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        factor = 1 / trainer.accumulate_grad_batches
+        factor *= scaler.get_scale() if scaler is not None else 1.0
+        for stepper in self._steppers.values():
+            for name, gradient in stepper.penalty_gradients().items():
+                parameter = stepper.model.get_parameter(name)
+                if parameter.grad is not None:
+                    parameter.grad.add_(gradient, alpha=factor)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Let them act once the optimizer has made a step; the gradients are still there."""
+        if self._steppers and trainer.global_step > self._done:
+            self._done = trainer.global_step
+            for stepper in self._steppers.values():
+                stepper.after_step(self._done)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state of every stepper."""
+        return {key: stepper.state_dict() for key, stepper in self._steppers.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until the steppers are there."""
+        self._restored = dict(state_dict)

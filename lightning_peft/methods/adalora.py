@@ -1,0 +1,217 @@
+"""AdaLoRA: LoRA whose ranks move to where they matter while it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_peft.errors import MethodError
+from lightning_peft.methods.base import Layers, Names, Site, Stepper
+from lightning_peft.methods.bottleneck import size_problems
+from lightning_peft.methods.hf import ADAPTER_NAME, PeftMethod
+from lightning_peft.methods.peft_targets import (
+    fan_in_fan_out,
+    names_of,
+    rank_problems,
+    target_spec,
+)
+from lightning_peft.methods.registry import register_method
+from lightning_peft.targets import resolve
+
+if TYPE_CHECKING:
+    from peft import AdaLoraConfig
+
+    from lightning_peft.anatomy import Anatomy
+
+__all__ = ["AdaLoRA", "RankAllocation"]
+
+
+class RankAllocation(Stepper):
+    """What AdaLoRA does beside the forward: a loss term, and the allocation of ranks after a step.
+
+    Both are ``peft``'s own (``AdaLoraModel``), which bare injection leaves out.
+
+    Args:
+        model: The adapted backbone.
+        method: The method, for its schedule; ``None`` keeps that of the ``peft`` config.
+    """
+
+    def __init__(self, model: nn.Module, method: AdaLoRA | None = None) -> None:
+        from peft.tuners.adalora.layer import RankAllocator
+
+        self.model = model
+        self.method = method
+        self.config: Any = model.peft_config[ADAPTER_NAME]  # type: ignore[index]
+        self.allocator: Any = RankAllocator(model, self.config, ADAPTER_NAME)
+
+    def begin(self, total_steps: int) -> None:
+        """See :meth:`Stepper.begin`."""
+        if self.method is not None:
+            self.config.total_step = total_steps
+            self.config.tinit = round(self.method.warmup * total_steps)
+            self.config.tfinal = round(self.method.final * total_steps)
+            self.config.deltaT = self.method.interval
+        elif self.config.total_step != total_steps:
+            raise MethodError(
+                f"adalora: expected total_step to be the length of the run, {total_steps} steps, "
+                f"got {self.config.total_step}. Use lp.AdaLoRA(), which finds it."
+            )
+
+    def penalty_gradients(self) -> dict[str, Tensor]:
+        """See :meth:`Stepper.penalty_gradients`: of how far A and B are from orthogonal."""
+        weight = self.config.orth_reg_weight
+        sides = [
+            (name, parameter, ".lora_A." in name)
+            for name, parameter in self.model.named_parameters()
+            if (".lora_A." in name or ".lora_B." in name) and parameter.requires_grad
+        ]
+        if not weight or not sides:
+            return {}
+        with torch.enable_grad():
+            terms = []
+            for _, p, wide in sides:
+                covariance = p @ p.T if wide else p.T @ p
+                eye = torch.eye(len(covariance), device=p.device, dtype=p.dtype)
+                terms.append(torch.linalg.matrix_norm(covariance - eye))
+            penalty = weight * torch.stack(terms).sum() / len(terms)
+            gradients = torch.autograd.grad(penalty, [p for _, p, _ in sides])
+        return {name: g for (name, _, _), g in zip(sides, gradients, strict=True)}
+
+    def after_step(self, step: int) -> None:
+        """See :meth:`Stepper.after_step`: importance, and then the budget, as ``peft`` has it."""
+        last = self.config.total_step - self.config.tfinal
+        if step < last:
+            _, pattern = self.allocator.update_and_allocate(self.model, step)
+            if pattern:
+                self.config.rank_pattern = pattern
+        elif step == last:
+            _, pattern = self.allocator.update_and_allocate(self.model, step, force_mask=True)
+            self.config.rank_pattern = pattern
+            self.allocator.reset_ipt()
+        elif self.config.rank_pattern:
+            _mask(self.model, self.config.rank_pattern)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See :meth:`Stepper.state_dict`."""
+        kept = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+        state = {name: dict(getattr(self.allocator, name)) for name in kept}
+        return {**state, "rank_pattern": self.config.rank_pattern}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See :meth:`Stepper.load_state_dict`."""
+        self.config.rank_pattern = state["rank_pattern"]
+        parameters = dict(self.model.named_parameters())
+        for name in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
+            own = {key: value.to(parameters[key].device) for key, value in state[name].items()}
+            setattr(self.allocator, name, own)
+
+
+@torch.no_grad()
+def _mask(model: nn.Module, pattern: Mapping[str, list[bool]]) -> None:
+    """Keep what was taken away at zero."""
+    for name, kept in pattern.items():
+        parameter = model.get_parameter(name)
+        mask = torch.tensor(kept, device=parameter.device).unsqueeze(-1)
+        parameter.masked_fill_(~mask, 0.0)
+
+
+@register_method
+@dataclass(frozen=True)
+class AdaLoRA(PeftMethod):
+    """LoRA as ``P diag(E) Q``, whose entries of ``E`` are taken away where they matter least.
+
+    Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", 2023
+    (https://arxiv.org/abs/2303.10512). Starts with ``initial_rank`` everywhere and ends with
+    ``rank`` on average. ``E`` is zero at first, so step 0 is the identity; mergeable. The ``PEFT``
+    callback and the mixin do what has to be done at each step (the penalty for P and Q that are not
+    orthogonal, the allocation after the optimizer's step) and keep its state in checkpoints; in a
+    loop of your own, see :meth:`Adaptation.steppers`.
+
+    Attributes:
+        rank: The average rank at the end.
+        initial_rank: The rank of each update at the start.
+        alpha: An update is scaled by ``alpha / initial_rank``; ``None`` is a scale of 1.
+        dropout: Probability with which the input of the update is dropped, in [0, 1).
+        warmup: Part of the run before the first rank is taken away, in [0, 1).
+        final: Part of the run after the last was taken away, in [0, 1).
+        interval: Steps from one allocation to the next.
+        orthogonality: Weight of the penalty.
+        targets: Where. ``"auto"`` is every linear layer of the blocks.
+        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        exclude: Modules to leave out.
+    """
+
+    name: ClassVar[str] = "adalora"
+    family: ClassVar[str] = "low-rank"
+    formula: ClassVar[str] = "W + s P diag(E) Q, with ranks allocated in training"
+    summary: ClassVar[str] = "low-rank updates whose ranks move to where they matter"
+    reference: ClassVar[str] = "https://arxiv.org/abs/2303.10512"
+
+    rank: int = 8
+    initial_rank: int = 12
+    alpha: float | None = None
+    dropout: float = 0.0
+    warmup: float = 0.1
+    final: float = 0.3
+    interval: int = 5
+    orthogonality: float = 0.1
+    targets: Names = "auto"
+    layers: Layers = None
+    exclude: Names = None
+
+    def problems(self) -> Iterable[str]:
+        """See :meth:`Method.problems`."""
+        yield from size_problems(
+            rank=self.rank,
+            initial_rank=self.initial_rank,
+            dropout=self.dropout,
+            interval=self.interval,
+        )
+        ranks = (self.rank, self.initial_rank)
+        if all(isinstance(rank, int) for rank in ranks) and self.initial_rank < self.rank:
+            yield f"expected initial_rank to be at least rank ({self.rank}), got {ranks[1]}"
+        if self.alpha is not None and not self.alpha > 0:
+            yield f"expected alpha to be positive, or None for a scale of 1, got {self.alpha!r}"
+        if not (self.warmup >= 0 and self.final >= 0 and self.warmup + self.final < 1):
+            yield (
+                "expected warmup and final to be parts of the run that leave some of it for the "
+                f"allocation, got {self.warmup!r} and {self.final!r}"
+            )
+        if not self.orthogonality >= 0:
+            yield f"expected orthogonality to be 0 or positive, got {self.orthogonality!r}"
+
+    def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
+        """See :meth:`PeftMethod.select`."""
+        names = resolve(
+            anatomy, model, self.targets or "auto", layers=self.layers, exclude=self.exclude
+        )
+        return tuple(Site(name, self.kind) for name in names)
+
+    def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
+        """See :meth:`PeftMethod.site_problems`."""
+        yield from rank_problems(model, names, self.initial_rank)
+
+    def peft_config(self, model: nn.Module, sites: tuple[Site, ...]) -> AdaLoraConfig:
+        """See :meth:`PeftMethod.peft_config`; the schedule waits for the run's length."""
+        from peft import AdaLoraConfig
+
+        names = names_of(sites)
+        return AdaLoraConfig(
+            target_r=self.rank,
+            init_r=self.initial_rank,
+            lora_alpha=self.initial_rank if self.alpha is None else self.alpha,
+            lora_dropout=self.dropout,
+            orth_reg_weight=self.orthogonality,
+            deltaT=self.interval,
+            total_step=1,
+            target_modules=target_spec(model, names),
+            **fan_in_fan_out(model, names),
+        )
+
+    def steppers(self, model: nn.Module) -> list[Stepper]:
+        """See :meth:`Method.steppers`."""
+        return [RankAllocation(model, self)]
