@@ -291,6 +291,11 @@ class Adaptation:
                 then nothing is changed.
         """
         self._refuse_if_merged("merge()")
+        if not self.method.mergeable:
+            raise MethodError(
+                f"'{self.method.name}' cannot be merged: it is not linear, so no weight can take "
+                "its place."
+            )
         report = merge_adapters(self.model, self._adapters, self.method.name, example_inputs)
         self.merged = True
         return report

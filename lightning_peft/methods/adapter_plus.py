@@ -35,7 +35,8 @@ class BehindBlock(ChildAdapter):
 
     def connect(self, model: nn.Module, site: Site) -> None:
         """See :meth:`ChildAdapter.connect`."""
-        model.get_submodule(site.module).register_forward_hook(self.after)
+        # before prompts that share the block leave it
+        model.get_submodule(site.module).register_forward_hook(self.after, prepend=True)
 
     def after(self, host: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Add to the block's output."""

@@ -45,7 +45,8 @@ class ParallelToMLP(ChildAdapter):
     def connect(self, model: nn.Module, site: Site) -> None:
         """See :meth:`ChildAdapter.connect`."""
         model.get_submodule(site.parts[0]).register_forward_pre_hook(self.keep)
-        model.get_submodule(site.module).register_forward_hook(self.after)
+        # before prompts that share the block leave it
+        model.get_submodule(site.module).register_forward_hook(self.after, prepend=True)
 
     def keep(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
         """Keep what the norm before the MLP is given, until the block is done."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,8 @@ class ChildMethod(Method):
     """A method whose adapters are :class:`ChildAdapter` modules."""
 
     mergeable = False  # unless the adapters are linear
+    shares_host: ClassVar[bool] = True
+    """Whether another method's adapter may sit on the same module."""
 
     @property
     def key(self) -> str:

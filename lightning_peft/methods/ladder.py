@@ -109,6 +109,7 @@ class LadderSideTuning(ChildMethod):
     formula: ClassVar[str] = "h <- side_i(g_i h + (1 - g_i) down_i(x_i))"
     summary: ClassVar[str] = "a narrow side network; no graph through the backbone"
     reference: ClassVar[str] = "https://arxiv.org/abs/2206.06522"
+    shares_host: ClassVar[bool] = False  # it would see the prompts of others
 
     reduction: int = 8
 

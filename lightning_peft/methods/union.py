@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Method, Plan, Stepper
+from lightning_peft.methods.child import ChildMethod
 from lightning_peft.methods.registry import as_method, method_from_config, register_method
 
 if TYPE_CHECKING:
@@ -19,14 +20,23 @@ if TYPE_CHECKING:
 __all__ = ["Union"]
 
 
+def _get_along(parts: list[Method]) -> bool:
+    """Say whether several methods may act on one module: ours do, since none takes its place."""
+    names = {part.name for part in parts}
+    return len(parts) == 1 or (
+        len(names) == len(parts)
+        and all(isinstance(part, ChildMethod) and part.shares_host for part in parts)
+    )
+
+
 @register_method
 @dataclass(frozen=True)
 class Union(Method):
     """Apply several methods to one backbone, such as LoRA on the linears and BitFit on the biases.
 
     ``LoRA() + BitFit()`` makes one, and so does ``["lora", "bitfit"]`` wherever a method is
-    expected. Each part keeps its own targets. Two parts that would inject into the same module are
-    refused.
+    expected. Each part keeps its own targets. Two parts on the same module are refused if one of
+    them, as those of ``peft`` do, takes the module's place.
 
     Attributes:
         methods: The parts, by name or as methods; unions among them are flattened.
@@ -63,6 +73,11 @@ class Union(Method):
         return all(part.keeps_original for part in self.methods if part.changes_backbone)
 
     @property
+    def mergeable(self) -> bool:  # type: ignore[override]
+        """Whether every part can be merged."""
+        return all(part.mergeable for part in self.methods)
+
+    @property
     def changes_backbone(self) -> bool:  # type: ignore[override]
         """Whether any part trains the backbone's own parameters."""
         return any(part.changes_backbone for part in self.methods)
@@ -71,8 +86,11 @@ class Union(Method):
         """See :meth:`Method.plan`."""
         plans = [part.plan(anatomy, model) for part in self.methods]
         steps = tuple(step for plan in plans for step in plan.steps)
-        by_module = Counter(site.module for _, sites in steps for site in sites)
-        twice = [module for module, n in by_module.items() if n > 1]
+        parts_of: dict[str, list[Method]] = defaultdict(list)
+        for part, sites in steps:
+            for site in sites:
+                parts_of[site.module].append(part)
+        twice = [module for module, parts in parts_of.items() if not _get_along(parts)]
         if twice:
             raise MethodError(
                 f"union: expected each module to be injected into once, got "

@@ -1,0 +1,88 @@
+"""What it takes to adapt a ViT-L: time and added memory of each method, real and on meta.
+
+    python benchmarks/injection.py
+
+Times are medians over ``--runs``, all methods interleaved in one process on one thread. Added
+memory is what the adapted model holds beyond the backbone: parameters and buffers of the adapter,
+and copies of what is trained in place so that ``disabled()`` works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import lightning_peft as lp
+from lightning_peft.catalogue import NEEDS_SETTINGS
+from lightning_peft.report import human_bytes
+
+
+def held(model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def kept(adaptation: lp.Adaptation) -> int:
+    """Bytes of the copies that an adaptation keeps of what it trains in place."""
+    return sum(t.numel() * t.element_size() for t in adaptation._originals.values())
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="vit_large_patch16_224")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+
+    real = timm.create_model(options.backbone, pretrained=False, num_classes=10)
+    backbone = held(real)
+    seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
+    added: dict[str, int] = {}
+    for _ in range(options.runs):
+        for name in lp.list_methods():
+            if name in NEEDS_SETTINGS:
+                continue
+            with torch.device("meta"):
+                meta = timm.create_model(options.backbone, num_classes=10)
+            for where, model in (("real", real), ("meta", meta)):
+                started = time.perf_counter()
+                try:
+                    adaptation = lp.adapt(model, name)
+                except lp.MethodError:
+                    break
+                seconds[name, where].append(time.perf_counter() - started)
+                if where == "real":
+                    added[name] = held(model) - backbone + kept(adaptation)
+                    adaptation.unload().requires_grad_(True)
+
+    table = Table(title=f"{options.backbone}, {human_bytes(backbone)}", title_justify="left")
+    table.add_column("method")
+    for column in ("real, s", "meta, s", "added", "of the backbone"):
+        table.add_column(column, justify="right")
+    rows = []
+    for name, bytes_added in sorted(added.items(), key=lambda item: item[1]):
+        times = {where: statistics.median(seconds[name, where]) for where in ("real", "meta")}
+        rows.append({"method": name, **times, "added_bytes": bytes_added})
+        share = f"{bytes_added / backbone:.2%}"
+        figures = (f"{times['real']:.2f}", f"{times['meta']:.2f}", human_bytes(bytes_added), share)
+        table.add_row(name, *figures)
+    Console().print(table)
+    if options.out:
+        options.out.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
