@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         ScheduleError,
         TargetError,
     )
+    from lightning_peft.kernels import Acceleration, accelerate
     from lightning_peft.methods import (
         HF,
         IA3,
@@ -107,6 +108,7 @@ _WHERE = {
         "ScheduleError",
         "TargetError",
     ),
+    "lightning_peft.kernels": ("Acceleration", "accelerate"),
     "lightning_peft.methods": (
         "AdaLoRA",
         "AdapterPlus",
@@ -152,6 +154,7 @@ __all__ = [
     "IA3",
     "PEFT",
     "SSF",
+    "Acceleration",
     "AdaLoRA",
     "AdaptFormer",
     "Adaptation",
@@ -202,6 +205,7 @@ __all__ = [
     "WarmupCosine",
     "WarmupLinear",
     "WarmupStableDecay",
+    "accelerate",
     "adapt",
     "create_method",
     "find_adaptation",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from lightning_peft.errors import MethodError, TargetError, near
+from lightning_peft.kernels import accelerate
 from lightning_peft.methods.base import Adapter, Layers, Method, Names, Plan, Site, Stepper, plain
 from lightning_peft.methods.peft_targets import (
     fan_in_fan_out,
@@ -89,6 +90,8 @@ class PeftMethod(Method):
         # a float16 adapter cannot be trained with gradient scaling, a bfloat16 one loses its
         # updates
         cast_adapter_dtype(model, ADAPTER_NAME)
+        if config.peft_type == "LORA":
+            accelerate(model)
 
     def adapters(self, model: nn.Module, sites: tuple[Site, ...]) -> list[Adapter]:
         """See :meth:`Method.adapters`."""

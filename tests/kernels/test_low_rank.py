@@ -1,0 +1,254 @@
+"""The fast low-rank product against peft's own layer, against dense algebra, and by gradcheck."""
+
+import copy
+import itertools
+import pickle
+
+import peft
+import pytest
+import torch
+from peft.tuners.lora.layer import Linear
+from torch import nn
+
+import lightning_peft as lp
+from lightning_peft.kernels import accelerate, low_rank, low_rank_linear
+from tests.zoo import build, example_input
+
+SHAPES = [(3, 5, 4, 2), (40, 5, 4, 2)]  # rows, inputs, outputs, rank: both orders of the products
+
+
+def tensors(rows, inputs, outputs, rank, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return draw(rows, inputs), draw(outputs, inputs), draw(outputs), draw(rank, inputs), draw(
+        outputs, rank
+    )  # fmt: skip
+
+
+def test_the_shapes_of_these_tests_take_both_orders():
+    forward = {low_rank.merges_forward(n, i, o) for n, i, o, _ in SHAPES}
+    backward = {low_rank.merges_backward(n, o) for n, _, o, _ in SHAPES}
+    assert forward == backward == {False, True}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=3))[1:], ids=str)
+def test_gradients_are_those_of_finite_differences(shape, needs):
+    x, weight, bias, a, b = tensors(*shape)
+    for tensor, flag in zip((x, a, b), needs, strict=True):
+        tensor.requires_grad_(flag)
+    assert torch.autograd.gradcheck(
+        lambda x, a, b: low_rank_linear(x, weight, bias, a, b, 0.7), (x, a, b)
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_output_is_that_of_dense_algebra(shape, bias):
+    x, weight, shift, a, b = tensors(*shape)
+    expected = x @ (weight + 0.7 * b @ a).T + (shift if bias else 0)
+    got = low_rank_linear(x.unsqueeze(0), weight, shift if bias else None, a, b, 0.7)
+    torch.testing.assert_close(got, expected.unsqueeze(0))
+
+
+def kept_bytes(function, known):
+    sizes = {}
+    skipped = {t.untyped_storage().data_ptr() for t in known}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in skipped:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = function()
+    del output
+    return sum(sizes.values())
+
+
+def test_nothing_is_kept_but_the_input_or_its_projection():
+    x, weight, bias, a, b = tensors(40, 5, 4, 2)
+    b.requires_grad_(True)
+    known = (weight, bias, a, b)
+    kept = kept_bytes(lambda: low_rank_linear(x, weight, bias, a, b, 1.0), known)
+    assert kept == 40 * 2 * 8  # x A^T alone
+    a.requires_grad_(True)
+    kept = kept_bytes(lambda: low_rank_linear(x, weight, bias, a, b, 1.0), known)
+    assert kept == 40 * 5 * 8  # x alone
+
+
+def layer(**options):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.GELU(), nn.Linear(5, 4))
+    config = {"r": 2, "lora_alpha": 6, "target_modules": ["0", "2"], **options}
+    model = peft.get_peft_model(net, peft.LoraConfig(**config))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    return model
+
+
+def result(model, x):
+    model.zero_grad()
+    output = model(x)
+    output.square().mean().backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return output.detach(), gradients
+
+
+def same(model, plain, x, **tolerance):
+    (got, slopes), (expected, own) = result(model, x), result(plain, x)
+    torch.testing.assert_close(got, expected, **tolerance)
+    assert slopes.keys() == own.keys()
+    for name, gradient in own.items():
+        torch.testing.assert_close(slopes[name], gradient, msg=name, **tolerance)
+
+
+@pytest.mark.parametrize("rows", [3, 200])
+def test_a_model_of_peft_is_faster_and_the_same(rows):
+    plain = layer()
+    model = copy.deepcopy(plain)
+    done = accelerate(model)
+    assert len(done.fast) == 2
+    assert not done.plain
+    assert str(done) == "2 LoRA layers with the fast forward"
+    assert accelerate(model).fast == done.fast  # twice is as good as once
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    same(model, plain, torch.randn(rows, 6))
+    calls = []
+    fast = low_rank.low_rank_linear
+
+    def counted(*args):
+        calls.append(args)
+        return fast(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning_peft.kernels.fast_lora.low_rank_linear", counted)
+        model(torch.randn(rows, 6))
+    assert len(calls) == 2
+
+
+def not_called(*args):
+    raise AssertionError("the fast forward was used")
+
+
+def two_adapters(model):
+    model.add_adapter("second", peft.LoraConfig(r=2, target_modules=["0", "2"]))
+    model.base_model.set_adapter(["default", "second"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        two_adapters,
+        lambda model: model.merge_adapter(),
+        lambda model: model.base_model.disable_adapter_layers(),
+        lambda model: model.base_model.model[0].base_layer.bias.requires_grad_(True),
+        lambda model: model.base_model.model[0].base_layer.register_forward_hook(
+            lambda module, args, output: 2 * output
+        ),
+    ],
+    ids=["two adapters", "merged", "disabled", "a trained bias", "a hook on the base"],
+)
+def test_what_the_fast_forward_does_not_know_is_done_by_peft(change, monkeypatch):
+    plain = layer(target_modules=["0"])
+    model = copy.deepcopy(plain)
+    accelerate(model)
+    torch.manual_seed(1)
+    change(model)
+    torch.manual_seed(1)
+    change(plain)
+    x = torch.randn(3, 6)
+    monkeypatch.setattr("lightning_peft.kernels.fast_lora.low_rank_linear", not_called)
+    torch.testing.assert_close(model(x), plain(x), rtol=0, atol=0)
+
+
+def test_dropout_in_training_is_left_to_peft(monkeypatch):
+    model = layer(lora_dropout=0.5)
+    accelerate(model)
+    model.eval()
+    x = torch.randn(3, 6)
+    expected = model(x)
+    monkeypatch.setattr("lightning_peft.kernels.fast_lora.low_rank_linear", not_called)
+    model.train()
+    assert not torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"use_dora": True}, "it is a variant of LoRA (default)"),
+        ({"lora_bias": True}, "its update has a bias"),
+    ],
+)
+def test_layers_that_cannot_be_fast_say_why(options, reason):
+    done = accelerate(layer(**options))
+    assert not done.fast
+    assert set(done.plain.values()) == {reason}
+    assert f"2 as peft has them: {reason}" in str(done)
+
+
+def test_convolutions_stay_as_they_are():
+    model = build("resnet")
+    lp.adapt(model, "lora", rank=2)
+    done = accelerate(model)
+    assert set(done.plain.values()) == {"Conv2d is another kind of layer"}
+
+
+@pytest.mark.parametrize("base", [torch.float32, torch.bfloat16])
+def test_autocast_and_low_precision_weights_are_as_exact_as_with_peft(base):
+    plain = layer()
+    for module in plain.modules():
+        if isinstance(module, Linear):
+            module.base_layer.to(base)
+    model, exact = copy.deepcopy(plain), copy.deepcopy(plain).float()
+    accelerate(model)
+    x = torch.randn(50, 6)
+    expected, slopes = result(exact, x)
+    errors = {}
+    for name, network in (("fast", model), ("peft", plain)):
+        with torch.autocast("cpu", torch.bfloat16):
+            got, gradients = result(network, x)
+        assert got.dtype == torch.bfloat16
+        differences = [got - expected, *(gradients[key] - slopes[key] for key in slopes)]
+        errors[name] = [float(difference.norm()) for difference in differences]
+        for key, gradient in gradients.items():
+            assert gradient.dtype == torch.float32, key
+    sizes = [float(t.norm()) for t in (expected, *slopes.values())]
+    for fast, own, size in zip(errors["fast"], errors["peft"], sizes, strict=True):
+        assert fast < max(2 * own, 0.02 * size)
+
+
+def test_copies_and_pickles_stay_fast():
+    model = layer()
+    accelerate(model)
+    x = torch.randn(3, 6)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert len(accelerate(twin).fast) == 2
+        assert torch.equal(twin(x), model(x))
+
+
+def test_compiled_without_a_break_it_is_the_same():
+    model = layer()
+    accelerate(model)
+    x = torch.randn(50, 6)
+    expected, slopes = result(model, x)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    got, gradients = result(compiled, x)
+    torch.testing.assert_close(got, expected)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, slopes[name.removeprefix("_orig_mod.")])
+
+
+def test_the_methods_of_this_package_are_fast_by_themselves():
+    model = build("vit")
+    lp.adapt(model, "lora", rank=2)
+    assert sum(type(module).__name__ == "FastLinear" for module in model.modules()) == 8
+    plain = build("vit")
+    torch.manual_seed(0)
+    assert model(example_input("vit")).shape == plain(example_input("vit")).shape
