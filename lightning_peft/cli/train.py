@@ -118,7 +118,11 @@ def build(cfg: DictConfig) -> Parts:
             if node is not None:
                 with _building(f"{group}.{name}"):
                     found.append(instantiate(node, _convert_="all"))
+    from lightning_peft.cli.progress import StepProgress
+
     for callback in callbacks:
+        if isinstance(callback, StepProgress):  # shows what there is
+            continue
         monitor = str(getattr(callback, "monitor", None))
         if monitor.startswith("val/") and not has_validation:
             name = type(callback).__name__
@@ -129,8 +133,9 @@ def build(cfg: DictConfig) -> Parts:
                 ]
             )
     with _building("trainer"):
+        none = {} if has_validation else {"limit_val_batches": 0}
         trainer = instantiate(
-            cfg.trainer, callbacks=callbacks, logger=loggers or False, _convert_="all"
+            cfg.trainer, callbacks=callbacks, logger=loggers or False, _convert_="all", **none
         )
     return Parts(datamodule, module, trainer)
 

@@ -182,3 +182,15 @@ def test_a_probe_goes_on_as_full_fine_tuning_from_its_head(train, tmp_path):
     assert summary["steps"] == 6
     weights = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert "backbone.blocks.0.attn.qkv.weight" in weights["state_dict"]  # thawed after two epochs
+
+
+def test_without_validation_the_last_weights_are_tested(train, tmp_path):
+    words = ("callbacks=no_validation", "data.val_per_class=0")
+    status, _, err = train(*RUN, *words)
+    assert status == 0, err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["images"] == {"train": 20, "val": 0, "test": 797}
+    assert "val/accuracy" not in summary["metrics"]
+    assert "test/accuracy" in summary["metrics"]
+    best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert best["global_step"] == summary["steps"] == 4
