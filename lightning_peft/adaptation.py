@@ -55,6 +55,7 @@ class Adaptation:
         head: Names of the head's modules; empty if there is none.
         fingerprint: What the frozen backbone is known by.
         merged: Whether the adapter is folded into the weights at this moment.
+        restored_steppers: What a checkpoint kept of the steppers, for the run that goes on from it.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Adaptation:
         self._adapters: list[Adapter] = injection.adapters
         self._fast_path = injection.fast_path
         self._steppers: list[Stepper] | None = None
+        self.restored_steppers: list[dict[str, Any]] = []
 
     # --- what is trained --------------------------------------------------------------------------
 

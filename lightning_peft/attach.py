@@ -15,7 +15,12 @@ from lightning_peft.adapter_file import adapt_from_description
 from lightning_peft.adapting import adapt
 from lightning_peft.checkpoint import CHECKPOINT_KEY, complete_checkpoint, slim_checkpoint
 from lightning_peft.errors import CheckpointError, MethodError
-from lightning_peft.lifecycle import after_configure_model, after_hook, backbone_of
+from lightning_peft.lifecycle import (
+    after_configure_model,
+    after_hook,
+    backbone_of,
+    find_adaptations,
+)
 from lightning_peft.methods.base import Method
 from lightning_peft.rng import random_state, restore_random_state
 
@@ -136,6 +141,11 @@ def _save(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
     slim_checkpoint(pl_module, checkpoint)
     if "optimizer_states" in checkpoint and CHECKPOINT_KEY in checkpoint:  # a run can go on from it
         checkpoint[CHECKPOINT_KEY]["random_state"] = random_state()
+        checkpoint[CHECKPOINT_KEY]["steppers"] = {
+            path: [stepper.state_dict() for stepper in adaptation.steppers()]
+            for path, adaptation in find_adaptations(pl_module).items()
+            if adaptation.steppers()
+        }
 
 
 def _load(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
@@ -144,6 +154,8 @@ def _load(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
     complete_checkpoint(pl_module, checkpoint, strict_backbone=strict)
     recorded = checkpoint.get(CHECKPOINT_KEY) or {}
     pl_module.__dict__[_RANDOM_STATE] = recorded.get("random_state")
+    for path, adaptation in find_adaptations(pl_module).items():
+        adaptation.restored_steppers = (recorded.get("steppers") or {}).get(path, [])
 
 
 def _go_on(pl_module: nn.Module) -> None:

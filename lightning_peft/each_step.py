@@ -14,20 +14,16 @@ __all__ = ["EachStep"]
 
 
 class EachStep(pl.Callback):
-    """Drives the steppers of every adaptation of a module, and keeps their state in checkpoints."""
+    """Drives the steppers of every adaptation of a module; its checkpoints keep their state."""
 
     def __init__(self) -> None:
-        self._steppers: dict[str, Stepper] = {}
-        self._restored: dict[str, Any] = {}
+        self._steppers: list[Stepper] = []
         self._done = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the steppers, tell them the length of the run, and give back what was restored."""
-        self._steppers = {
-            f"{path}:{number}": stepper
-            for path, adaptation in find_adaptations(pl_module).items()
-            for number, stepper in enumerate(adaptation.steppers())
-        }
+        adaptations = find_adaptations(pl_module).values()
+        self._steppers = [stepper for a in adaptations for stepper in a.steppers()]
         self._done = trainer.global_step
         if not self._steppers:
             return
@@ -37,11 +33,13 @@ class EachStep(pl.Callback):
                 "expected a run of known length, since the method is scheduled over it, got one "
                 "without: give the trainer max_steps or max_epochs."
             )
-        for key, stepper in self._steppers.items():
+        for stepper in self._steppers:
             stepper.begin(int(total))
-            if key in self._restored:
-                stepper.load_state_dict(self._restored[key])
-        self._restored = {}
+        for adaptation in adaptations:
+            restored, adaptation.restored_steppers = adaptation.restored_steppers, []
+            if trainer.ckpt_path is not None:
+                for stepper, state in zip(adaptation.steppers(), restored, strict=False):
+                    stepper.load_state_dict(state)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the gradients of penalties, as if they had been part of the loss."""
@@ -50,7 +48,7 @@ class EachStep(pl.Callback):
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         factor = 1 / trainer.accumulate_grad_batches
         factor *= scaler.get_scale() if scaler is not None else 1.0
-        for stepper in self._steppers.values():
+        for stepper in self._steppers:
             for name, gradient in stepper.penalty_gradients().items():
                 parameter = stepper.model.get_parameter(name)
                 if parameter.grad is not None:
@@ -62,13 +60,5 @@ class EachStep(pl.Callback):
         """Let them act once the optimizer has made a step; the gradients are still there."""
         if self._steppers and trainer.global_step > self._done:
             self._done = trainer.global_step
-            for stepper in self._steppers.values():
+            for stepper in self._steppers:
                 stepper.after_step(self._done)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Give the state of every stepper."""
-        return {key: stepper.state_dict() for key, stepper in self._steppers.items()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until the steppers are there."""
-        self._restored = dict(state_dict)

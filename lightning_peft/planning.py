@@ -150,7 +150,7 @@ def plan(
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> plan(net, "lora", rank=1).report.adapter
-    12
+    22
     """
     full = on_meta(model)
     full.requires_grad_(True)

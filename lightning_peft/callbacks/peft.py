@@ -141,14 +141,6 @@ class PEFT(pl.Callback):
         """Do what the method does after a step (AdaLoRA)."""
         self._each_step.on_train_batch_end(trainer, pl_module)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Give the state of what the method does at each step."""
-        return self._each_step.state_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
-        self._each_step.load_state_dict(state_dict)
-
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:

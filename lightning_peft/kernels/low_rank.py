@@ -12,6 +12,7 @@ Implementations", 2023 (https://arxiv.org/abs/2312.03415).
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def low_rank_linear(
     tensor([1.5000, 1.5000, 1.5000, 1.5000])
     """
     dtype = weight.dtype
-    if torch.is_autocast_enabled(x.device.type) and dtype in (torch.float32, torch.bfloat16):
+    if _autocasts(x.device.type) and dtype in (torch.float32, torch.bfloat16):
         dtype = torch.get_autocast_dtype(x.device.type)
     flat = x.reshape(-1, x.shape[-1]).to(dtype)
     out = _LowRank.apply(
@@ -56,6 +57,15 @@ def low_rank_linear(
     )
     assert isinstance(out, Tensor)
     return out.view(*x.shape[:-1], weight.shape[0])
+
+
+def _autocasts(device: str) -> bool:
+    return device != "meta" and torch.is_autocast_enabled(device)
+
+
+def _exactly(device: str) -> AbstractContextManager[Any]:
+    """Switch autocast off: the dtypes are chosen already, and the backward has to use the same."""
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
 
 def merges_forward(rows: int, inputs: int, outputs: int) -> bool:
@@ -80,7 +90,7 @@ class _LowRank(torch.autograd.Function):
         scale: float,
     ) -> Tensor:
         down, up = a.to(x.dtype), b.to(x.dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with _exactly(x.device.type):
             ctx.scale = scale
             trains_a = ctx.needs_input_grad[3]
             if x.dtype in _EXACT and merges_forward(len(x), *reversed(weight.shape)):
@@ -101,7 +111,7 @@ class _LowRank(torch.autograd.Function):
         needs_x, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
         down, up = a.to(grad.dtype), b.to(grad.dtype)
         grad_x = grad_a = grad_b = None
-        with torch.autocast(grad.device.type, enabled=False):
+        with _exactly(grad.device.type):
             merged = (
                 needs_x and grad.dtype in _EXACT and merges_backward(len(grad), weight.shape[0])
             )

@@ -75,8 +75,8 @@ def list_methods(pattern: str = "*") -> list[str]:
     Returns:
         The names, sorted.
 
-    >>> list_methods("*lora")
-    ['lora']
+    >>> list_methods("bit*")
+    ['bitfit']
     """
     load_plugins()
     return sorted(fnmatch.filter(_METHODS, pattern))

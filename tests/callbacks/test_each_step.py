@@ -129,7 +129,7 @@ def test_stopped_and_resumed_it_ends_as_if_it_had_not_stopped(epochs, tmp_path):
     whole, _ = trained(max_epochs=3)
     path = tmp_path / "last.ckpt"
     trained(callbacks=[lp.PEFT(METHOD), StopAfter(epochs * STEPS, path)], max_epochs=3)
-    kept = torch.load(path, weights_only=True)["callbacks"]["PEFT"]["net:0"]
+    (kept,) = torch.load(path, weights_only=True)["lightning_peft"]["steppers"]["net"]
     assert kept["exp_avg_ipt"]
     rest, _ = trained(path=path, max_epochs=3)
     for name, value in whole.net.state_dict().items():

@@ -21,8 +21,8 @@ PARSER = "argparse.ArgumentParser"
             "method.rank: expected a whole number, got 'two'.",
         ),
         (
-            {"_target_": "lightning_peft.LoRAA"},
-            "method._target_: lightning_peft has no 'LoRAA'. Did you mean 'LoRA' or 'DoRA'?",
+            {"_target_": "lightning_peft.BitFitt"},
+            "method._target_: lightning_peft has no 'BitFitt'. Did you mean 'BitFit'?",
         ),
         (
             {"_target_": "lightning_pefd.LoRA"},

@@ -14,7 +14,7 @@ from lightning_peft.errors import MethodError
     [
         (["methd=lora"], "unknown key 'methd'. Did you mean 'method'?"),
         (["experimen=demo"], "unknown key 'experimen'. Did you mean 'experiment'?"),
-        (["method=lorra"], "there is no method=lorra. Did you mean 'lora' or 'dora'?"),
+        (["method=lorra"], "there is no method=lorra. Did you mean 'lora'"),
         (["experiment=smok"], "there is no experiment=smok. Did you mean 'smoke'?"),
         (["data=digitz"], "there is no data=digitz. Did you mean 'digits'?"),
         (["-m", "method=lora,fulll"], "there is no method=fulll. Did you mean 'full'?"),
@@ -46,7 +46,7 @@ from lightning_peft.errors import MethodError
             ["method=lora", "compare"],
             "'compare' is no override: expected key=value. A command comes",
         ),
-        (["methods", "lorra"], "there is no method 'lorra'. Did you mean 'lora' or 'dora'?"),
+        (["methods", "lorra"], "there is no method 'lorra'. Did you mean 'lora'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
