@@ -43,6 +43,11 @@ class ChildAdapter(nn.Module):
         """Whether the hooks act."""
         return self.enabled and not self.folded
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what is on its way between two hooks out of copies and pickles."""
+        state = dict(self.__dict__)
+        return {**state, **{key: None for key in state if isinstance(state[key], Tensor)}}
+
     @abstractmethod
     def connect(self, model: nn.Module, site: Site) -> None:
         """Register the hooks on the host, ``model.get_submodule(site.module)``, and around it."""

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.bottleneck import QuickGELU, size_problems
 from lightning_peft.methods.child import ChildAdapter, ChildMethod, first, with_first
-from lightning_peft.methods.places import Grid, adapted_blocks, outputs_of, token_grid
+from lightning_peft.methods.places import Grid, adapted_blocks, grid_of, outputs_of
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.selection import inside
 
@@ -146,19 +145,3 @@ class Convpass(ChildMethod):
         grid = grid_of(self.name, anatomy(model), model)
         for _ in sites:
             yield Bypass(grid, self.bottleneck, self.scale, self.dropout)
-
-
-def grid_of(method: str, anatomy: Anatomy, model: nn.Module) -> Grid:
-    """Say how the tokens lie, or refuse the backbone.
-
-    Raises:
-        MethodError: If this is no plain vision transformer.
-    """
-    grid = token_grid(anatomy, model)
-    if grid is None:
-        raise MethodError(
-            f"{method}: expected a plain vision transformer (ViT, DeiT), whose blocks all see the "
-            f"same tokens, got {type(model).__name__}. Methods that fit more backbones: 'lora', "
-            "'houlsby', 'ssf', 'norm', 'bitfit'."
-        )
-    return grid

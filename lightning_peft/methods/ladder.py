@@ -13,7 +13,7 @@ from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Site
 from lightning_peft.methods.bottleneck import size_problems
 from lightning_peft.methods.child import ChildAdapter, ChildMethod, first, with_first
-from lightning_peft.methods.convpass import grid_of
+from lightning_peft.methods.places import grid_of
 from lightning_peft.methods.registry import register_method
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Ladder(ChildAdapter):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave what was seen out of copies and pickles."""
-        return {**self.__dict__, "_seen": {}}
+        return {**super().__getstate__(), "_seen": {}}
 
     def connect(self, model: nn.Module, site: Site) -> None:
         """See :meth:`ChildAdapter.connect`."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy
     from lightning_peft.methods.base import Layers, Names
 
-__all__ = ["Grid", "adapted_blocks", "outputs_of", "token_grid"]
+__all__ = ["Grid", "adapted_blocks", "grid_of", "outputs_of", "token_grid"]
 
 BRANCHES = {"attention": "attention-out", "mlp": "mlp-out"}
 
@@ -135,3 +135,19 @@ def token_grid(anatomy: Anatomy, model: nn.Module) -> Grid | None:
         prefix = 2 if config.model_type == "deit" else 1  # type: ignore[union-attr]
         return Grid(prefix, (size // patch, size // patch), int(config.hidden_size))  # type: ignore[union-attr]
     return None
+
+
+def grid_of(method: str, anatomy: Anatomy, model: nn.Module) -> Grid:
+    """Say how the tokens lie, or refuse the backbone.
+
+    Raises:
+        MethodError: If this is no plain vision transformer.
+    """
+    grid = token_grid(anatomy, model)
+    if grid is None:
+        raise MethodError(
+            f"{method}: expected a plain vision transformer (ViT, DeiT), whose blocks all see the "
+            f"same tokens, got {type(model).__name__}. Methods that fit more backbones: 'lora', "
+            "'houlsby', 'ssf', 'norm', 'bitfit'."
+        )
+    return grid

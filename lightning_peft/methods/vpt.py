@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.bottleneck import size_problems
 from lightning_peft.methods.child import ChildAdapter, ChildMethod, first, with_first
-from lightning_peft.methods.convpass import grid_of
-from lightning_peft.methods.places import adapted_blocks
+from lightning_peft.methods.places import adapted_blocks, grid_of
 from lightning_peft.methods.registry import register_method
 
 if TYPE_CHECKING:

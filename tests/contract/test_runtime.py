@@ -130,3 +130,28 @@ def test_it_is_planned_on_the_meta_device(case: Case) -> None:
     assert all(parameter.is_meta for parameter in model.parameters())
     assert adaptation.report().to_dict() == other.report().to_dict()
     assert [n for n, _ in model.named_parameters()] == [n for n, _ in real.named_parameters()]
+
+
+MERGED = [
+    case
+    for case in PASSING
+    if case.method.mergeable and case.backbone == "vit" and case.label not in NO_WAY_BACK
+]
+
+
+@pytest.mark.parametrize("case", sampled(MERGED), ids=str)
+def test_merged_in_bfloat16_the_difference_is_measured(case: Case) -> None:
+    model = build(case.backbone).bfloat16()
+    adaptation = lp.adapt(model, case.method)
+    move(adaptation)
+    inputs = example_input(case.backbone).bfloat16()
+    if case.label == "hf:lily":
+        with pytest.raises(lp.MethodError, match="not supported for Lily"):
+            adaptation.merge(inputs)
+        return
+    report = adaptation.merge(inputs)
+    changes_weights = bool(adaptation.adapter_names())
+    assert (report.weight_difference > 0) == changes_weights
+    assert report.weight_difference <= 2**-8  # half a unit in the last place of the largest weight
+    assert report.output_difference is not None
+    assert report.output_difference < 0.1

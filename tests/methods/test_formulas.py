@@ -1,6 +1,7 @@
 """Own methods against their papers' formulas, written out by hand on a timm ViT."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -297,3 +298,19 @@ def test_an_injection_that_fails_half_way_leaves_no_hook():
         lp.adapt(model, Fails())
     assert {name for name, _ in model.named_modules()} == before
     assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("method", ["adaptformer", "convpass", "ladder"])
+def test_a_forward_that_was_interrupted_does_not_hinder_copies(method):
+    model = build("vit")
+    lp.adapt(model, method)
+
+    def fails(module, args):
+        raise RuntimeError("interrupted")
+
+    handle = model.blocks[1].mlp.fc2.register_forward_pre_hook(fails)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        model(example_input("vit"))
+    handle.remove()
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(example_input("vit")), model(example_input("vit")))
