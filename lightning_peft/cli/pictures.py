@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
-    from lightning_peft.cli.comparison import Comparison
+    from lightning_peft.cli.comparison import Comparison, Row
 
 __all__ = ["accuracy_against_parameters", "predictions"]
+
+MOST_LABELS = 8
+"""With more points than this, their names stand beside the picture."""
 
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 
@@ -36,13 +39,9 @@ def accuracy_against_parameters(comparison: Comparison, path: Path) -> Path | No
     points = [row for row in comparison.rows if row.accuracy and row.trained]
     if not points:
         return None
-    figure, axes = _figure(7.0, 4.4)
-    for row in points:
-        assert row.accuracy is not None
-        assert row.trained is not None
-        x, y = max(row.trained.mean, 1.0), 100 * row.accuracy.mean
-        axes.errorbar(x, y, yerr=100 * row.accuracy.deviation or None, fmt="o", capsize=3)
-        axes.annotate(row.label, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9)
+    many = len(points) > MOST_LABELS
+    figure, axes = _figure(8.6 if many else 7.0, 5.2 if many else 4.4)
+    _numbered(axes, points) if many else _named(axes, points)
     for row in comparison.rows:
         if row.baseline and row.accuracy:
             y = 100 * row.accuracy.mean
@@ -58,6 +57,42 @@ def accuracy_against_parameters(comparison: Comparison, path: Path) -> Path | No
     axes.grid(visible=True, which="major", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return _save(figure, path)
+
+
+def _named(axes: Axes, points: Sequence[Row]) -> None:
+    """Draw points with their names beside them."""
+    for row in points:
+        x, y, spread = _place(row)
+        axes.errorbar(x, y, yerr=spread, fmt="o", capsize=3)
+        axes.annotate(row.label, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9)
+
+
+def _numbered(axes: Axes, points: Sequence[Row]) -> None:
+    """Draw points with a number in each and the names beside the picture, where none overlap."""
+    from matplotlib.lines import Line2D
+
+    for number, row in enumerate(points, 1):
+        x, y, spread = _place(row)
+        bars = axes.errorbar(x, y, yerr=spread, fmt="o", markersize=11, elinewidth=0.6)
+        for bar in bars.lines[2]:
+            bar.set_alpha(0.35)
+        axes.annotate(
+            str(number), (x, y), ha="center", va="center", fontsize=7, color="white", zorder=5
+        )
+    axes.legend(
+        [Line2D([], [], linestyle="") for _ in points],
+        [f"{number}  {row.label}" for number, row in enumerate(points, 1)],
+        loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False,
+        fontsize=8, handlelength=0, handletextpad=0,
+    )  # fmt: skip
+
+
+def _place(row: Row) -> tuple[float, float, float | None]:
+    """Give a row's parameters, its accuracy and the deviation, both in percent."""
+    assert row.accuracy is not None
+    assert row.trained is not None
+    spread = 100 * row.accuracy.deviation or None
+    return max(row.trained.mean, 1.0), 100 * row.accuracy.mean, spread
 
 
 def predictions(
