@@ -51,9 +51,9 @@ def main() -> None:
     parser.add_argument("--seed", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--out", type=Path, help="a file to which the runs are appended")
-    parser.add_argument("overrides", nargs="*", help="more words for the command line")
-    options, more = parser.parse_known_args()
-    more += options.overrides
+    parser.add_argument("--override", nargs="+", default=[], help="more words of the command line")
+    options = parser.parse_args()
+    more = options.override
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
     table = Table("method", *(f"{rate:g}" for rate in options.rate))
