@@ -484,6 +484,8 @@ def test_an_adapter_without_a_gradient_is_found_within_two_steps(tmp_path: Path)
 def test_lora_through_lp_equals_lora_through_peft(tmp_path: Path) -> None:
     ours, theirs = build("vit"), build("vit")
     adaptation = lp.adapt(ours, lp.LoRA(rank=4, targets=["qkv", "fc1"]))
+    for name in adaptation.adapter_names():  # away from zero, where the two would agree anyway
+        nn.init.normal_(ours.get_parameter(name), std=0.1)
     wrapped = peft.get_peft_model(
         theirs,
         peft.LoraConfig(r=4, lora_alpha=4, target_modules=["qkv", "fc1"], modules_to_save=["head"]),
@@ -497,11 +499,13 @@ def test_lora_through_lp_equals_lora_through_peft(tmp_path: Path) -> None:
         model.train()
         losses.append(nn.functional.cross_entropy(model(x), y))
         losses[-1].backward()
-    assert torch.equal(losses[0], losses[1])
+    torch.testing.assert_close(losses[0], losses[1])  # another order of the same products
     grads = {n: p.grad for n, p in ours.named_parameters() if p.grad is not None}
     expected = {
         n.removeprefix("base_model.model.").replace("modules_to_save.default.", ""): p.grad
         for n, p in wrapped.named_parameters()
         if p.grad is not None
     }
-    assert equal(grads, expected)
+    assert grads.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(grads[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
