@@ -23,7 +23,7 @@ from rich.table import Table
 from torch import nn
 
 import lightning_peft as lp
-from lightning_peft.catalogue import NEEDS_SETTINGS
+from lightning_peft.catalogue import methods_with_defaults
 from lightning_peft.report import human_bytes
 
 
@@ -52,9 +52,7 @@ def main() -> None:
     seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
     added: dict[str, int] = {}
     for _ in range(options.runs):
-        for name in lp.list_methods():
-            if name in NEEDS_SETTINGS:
-                continue
+        for name in methods_with_defaults():
             with torch.device("meta"):
                 meta = timm.create_model(options.backbone, num_classes=10)
             for where, model in (("real", real), ("meta", meta)):

@@ -14,10 +14,12 @@ from lightning_peft.errors import PEFTError
 from lightning_peft.methods.base import Method
 from lightning_peft.methods.registry import create_method, list_methods, method_class
 
-__all__ = ["Entry", "catalogue", "fitting"]
+__all__ = ["Entry", "catalogue", "fitting", "methods_with_defaults"]
 
-NEEDS_SETTINGS = ("hf", "union")
-"""Methods that stand for others and have no defaults."""
+
+def methods_with_defaults() -> list[str]:
+    """List the methods but for those that stand for others and have no defaults."""
+    return [name for name in list_methods() if name not in ("hf", "union")]
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,7 @@ def catalogue(build: Callable[[], nn.Module], inputs: torch.Tensor) -> Iterator[
     """
     with torch.no_grad():
         own = count_flops(build().eval(), inputs)
-    for name in list_methods():
-        if name in NEEDS_SETTINGS:
-            continue
+    for name in methods_with_defaults():
         model = build().eval()
         method = create_method(name)
         try:
@@ -83,11 +83,10 @@ def fitting(build: Callable[[], nn.Module]) -> dict[str, str]:
         For each method that has defaults, why it is refused, or ``""``.
     """
     found = {}
-    for name in list_methods():
-        if name not in NEEDS_SETTINGS:
-            try:
-                adapt(build(), create_method(name))
-                found[name] = ""
-            except PEFTError as error:
-                found[name] = str(error)
+    for name in methods_with_defaults():
+        try:
+            adapt(build(), create_method(name))
+            found[name] = ""
+        except PEFTError as error:
+            found[name] = str(error)
     return found

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_peft.adapting import adapt
+from lightning_peft.efficiency import gradient_bytes, tensor_bytes
 from lightning_peft.report import Report, human_bytes
 
 __all__ = ["AdaptationPlan", "LayerPlan", "TrainingMemory", "plan"]
@@ -213,10 +214,9 @@ def _layers(adaptation: Any) -> Iterator[LayerPlan]:
 
 def _memory(model: nn.Module, inputs: Any) -> TrainingMemory:
     trained = [p for p in model.parameters() if p.requires_grad]
-    gradients = sum(p.numel() * p.element_size() for p in trained)
-    tensors = [*model.parameters(), *model.buffers()]
+    gradients = gradient_bytes(trained)
     return TrainingMemory(
-        weights=sum(t.numel() * t.element_size() for t in tensors),
+        weights=tensor_bytes([*model.parameters(), *model.buffers()]),
         gradients=gradients,
         optimizer=ADAM_STATES * gradients,
         activations=None if inputs is None else _activations(model, inputs),

@@ -38,7 +38,7 @@ class StepProgress(pl.callbacks.ProgressBar):
     ) -> None:
         super().__init__()
         self.label = label
-        self.monitor = monitor
+        self.metric = monitor
         self.refresh = refresh
         self._enabled = True
         self._progress: Progress | None = None
@@ -116,9 +116,9 @@ class StepProgress(pl.callbacks.ProgressBar):
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if loss is not None:
             self._figures["loss"] = f"loss {float(loss):.3f}"
-        value = trainer.callback_metrics.get(self.monitor)
+        value = trainer.callback_metrics.get(self.metric)
         if value is not None:
-            self._figures["value"] = f"{self.monitor.replace('/', ' ')} {float(value):.2f}"
+            self._figures["value"] = f"{self.metric.replace('/', ' ')} {float(value):.2f}"
         self._progress.update(
             self._task, completed=trainer.global_step, figures=" ".join(self._figures.values())
         )

@@ -118,11 +118,7 @@ def build(cfg: DictConfig) -> Parts:
             if node is not None:
                 with _building(f"{group}.{name}"):
                     found.append(instantiate(node, _convert_="all"))
-    from lightning_peft.cli.progress import StepProgress
-
     for callback in callbacks:
-        if isinstance(callback, StepProgress):  # shows what there is
-            continue
         monitor = str(getattr(callback, "monitor", None))
         if monitor.startswith("val/") and not has_validation:
             name = type(callback).__name__

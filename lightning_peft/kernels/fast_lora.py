@@ -114,10 +114,6 @@ def __getattr__(name: str) -> Any:
 @functools.cache
 def fast_linear() -> type:
     """Give the class of the fast layers, made when ``peft`` is there."""
-    return _make_fast_linear()
-
-
-def _make_fast_linear() -> type:
     from peft.tuners.lora.layer import Linear
 
     class FastLinear(Linear):

@@ -12,13 +12,7 @@ from torch import Tensor, nn
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.bottleneck import Bottleneck, activation_problems, size_problems
-from lightning_peft.methods.child import (
-    ChildAdapter,
-    ChildMethod,
-    features_of,
-    first,
-    with_first,
-)
+from lightning_peft.methods.child import BesideAdapter, ChildAdapter, ChildMethod, features_of
 from lightning_peft.methods.places import adapted_blocks
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.selection import inside
@@ -34,33 +28,19 @@ _NORM_BEFORE_MLP = re.compile(
 _NORM_BEHIND_MLP = re.compile(r"ResPost|V2Block|V2Layer|Swinv2")
 
 
-class ParallelToMLP(ChildAdapter):
+class ParallelToMLP(BesideAdapter):
     """Adds ``bottleneck(x)`` to a block's output, where ``x`` is what its last norm is given."""
+
+    prepend = True  # before prompts that share the block leave it
 
     def __init__(self, features: int, width: int, **options: Any) -> None:
         super().__init__()
         self.bottleneck = Bottleneck(features, width, **options)
-        self._x: Tensor | None = None
 
-    def connect(self, model: nn.Module, site: Site) -> None:
-        """See :meth:`ChildAdapter.connect`."""
-        model.get_submodule(site.parts[0]).register_forward_pre_hook(self.keep)
-        # before prompts that share the block leave it
-        model.get_submodule(site.module).register_forward_hook(self.after, prepend=True)
-
-    def keep(self, norm: nn.Module, args: tuple[Any, ...]) -> None:
-        """Keep what the norm before the MLP is given, until the block is done."""
-        if self.active:
-            self._x = args[0]
-
-    def after(self, host: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Add to the block's output."""
-        x, self._x = self._x, None
-        if not self.active or x is None:
-            return output
-        y = first(output)
-        change = self.bottleneck(x).to(y.dtype)
-        return with_first(output, y + change.reshape(y.shape))  # Swin flattens maps on the way
+    def change(self, x: Tensor) -> Tensor:
+        """See :meth:`BesideAdapter.change`."""
+        added: Tensor = self.bottleneck(x)
+        return added
 
 
 @register_method

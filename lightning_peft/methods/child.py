@@ -19,7 +19,17 @@ from lightning_peft.methods.base import Adapter, Method, Plan, Site
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy
 
-__all__ = ["ChildAdapter", "ChildHandle", "ChildMethod", "channels_last", "features_of"]
+__all__ = [
+    "BesideAdapter",
+    "ChildAdapter",
+    "ChildHandle",
+    "ChildMethod",
+    "channels_last",
+    "features_of",
+    "first",
+    "is_transposed",
+    "with_first",
+]
 
 
 class ChildAdapter(nn.Module):
@@ -65,6 +75,44 @@ class ChildAdapter(nn.Module):
             NotImplementedError: If the adapter is no linear change of them; the message says why.
         """
         raise NotImplementedError("it is not linear, so no weight can take its place")
+
+
+class BesideAdapter(ChildAdapter):
+    """Adds :meth:`change` of what one module is given to what another gives.
+
+    The first is ``site.parts[0]``, the second the host.
+    """
+
+    prepend: ClassVar[bool] = False
+    """Whether it acts on the host's output before the hooks that are there already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._x: Tensor | None = None
+
+    @abstractmethod
+    def change(self, x: Tensor) -> Tensor:
+        """Compute what is added."""
+
+    def connect(self, model: nn.Module, site: Site) -> None:
+        """See :meth:`ChildAdapter.connect`."""
+        model.get_submodule(site.parts[0]).register_forward_pre_hook(self.keep)
+        host = model.get_submodule(site.module)
+        host.register_forward_hook(self.after, prepend=self.prepend)
+
+    def keep(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Keep what the first module is given until the host's output is there."""
+        if self.active:
+            self._x = args[0]
+
+    def after(self, host: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """Add to the host's output."""
+        x, self._x = self._x, None
+        if not self.active or x is None:
+            return output
+        y = first(output)
+        change = self.change(x).to(y.dtype)
+        return with_first(output, y + change.reshape(y.shape))  # Swin flattens maps on the way
 
 
 class ChildMethod(Method):
@@ -204,6 +252,11 @@ def features_of(module: nn.Module) -> tuple[int, int]:
     if isinstance(weight, Tensor) and weight.ndim == 1:
         return len(weight), len(weight)
     raise TypeError(f"{type(module).__name__} says nothing of its features")
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Say whether a layer is GPT-2's ``Conv1D``, a linear with features in before features out."""
+    return type(module).__name__ == "Conv1D"
 
 
 def channels_last(host: nn.Module) -> bool:

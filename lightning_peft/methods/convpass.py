@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.bottleneck import QuickGELU, size_problems
-from lightning_peft.methods.child import ChildAdapter, ChildMethod, first, with_first
+from lightning_peft.methods.child import BesideAdapter, ChildAdapter, ChildMethod
 from lightning_peft.methods.places import Grid, adapted_blocks, grid_of, outputs_of
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.selection import inside
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Convpass"]
 
 
-class Bypass(ChildAdapter):
+class Bypass(BesideAdapter):
     """``scale up(act(conv(act(down(x)))))`` beside a branch, with the patches laid out as an image.
 
     Class and register tokens go through the convolution one by one, each as an image of one pixel.
@@ -41,28 +41,9 @@ class Bypass(ChildAdapter):
         for zero in (self.down.bias, self.conv.bias, self.up.weight, self.up.bias):
             assert zero is not None
             nn.init.zeros_(zero)
-        self._x: Tensor | None = None
 
-    def connect(self, model: nn.Module, site: Site) -> None:
-        """See :meth:`ChildAdapter.connect`."""
-        model.get_submodule(site.parts[0]).register_forward_pre_hook(self.keep)
-        model.get_submodule(site.module).register_forward_hook(self.after)
-
-    def keep(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Keep the input of the branch until its output is there."""
-        if self.active:
-            self._x = args[0]
-
-    def after(self, host: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Add to the output of the branch."""
-        x, self._x = self._x, None
-        if not self.active or x is None:
-            return output
-        y = first(output)
-        return with_first(output, y + self.bypass(x).to(y.dtype))
-
-    def bypass(self, x: Tensor) -> Tensor:
-        """Compute what is added; ``(B, N, D)`` to ``(B, N, D)``."""
+    def change(self, x: Tensor) -> Tensor:
+        """See :meth:`BesideAdapter.change`; ``(B, N, D)`` to ``(B, N, D)``."""
         hidden = self.act(self.down(x.to(self.down.weight.dtype)))
         batch, tokens, width = hidden.shape
         special, patches = hidden[:, : self.prefix], hidden[:, self.prefix :]

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Adapter, Layers, Names, Site
 from lightning_peft.methods.bottleneck import size_problems
-from lightning_peft.methods.child import ChildAdapter, ChildHandle, ChildMethod, features_of
+from lightning_peft.methods.child import (
+    ChildAdapter,
+    ChildHandle,
+    ChildMethod,
+    features_of,
+    is_transposed,
+)
 from lightning_peft.methods.registry import register_method
 from lightning_peft.targets import resolve
 
@@ -112,7 +118,7 @@ class SharedUpdate(ChildAdapter):
         change = torch.cat(list(blocks), 0 if self.tall else 1)
         weight = host._parameters["weight"]
         assert weight is not None
-        if type(host).__name__ == "Conv1D":  # GPT-2's: features in, features out
+        if is_transposed(host):
             change = change.T
         return {"weight": weight.float() + change}
 
@@ -146,7 +152,7 @@ class _FacT(ChildMethod):
         sizes = {}
         for name in names:
             module = model.get_submodule(name)
-            linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+            linear = isinstance(module, nn.Linear) or is_transposed(module)
             sizes[name] = features_of(module) if linear else (0, 0)
         width = min(min(size) for size in sizes.values())
         odd = [

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.bottleneck import Bottleneck, size_problems
-from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of
+from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of, is_transposed
 from lightning_peft.methods.registry import register_method
 from lightning_peft.targets import resolve
 
@@ -46,7 +46,7 @@ class BesideAndBehind(ChildAdapter):
         assert weight is not None
         if bias is None:
             raise NotImplementedError(f"{type(host).__name__} has no bias to take the shift")
-        transposed = type(host).__name__ == "Conv1D"  # GPT-2's: features in, features out
+        transposed = is_transposed(host)
         old = weight.float().T if transposed else weight.float()
         beside, beside_bias = _affine(self.beside)
         behind, behind_bias = _affine(self.behind)
@@ -117,7 +117,7 @@ class Hydra(ChildMethod):
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    return isinstance(module, nn.Linear) or is_transposed(module)
 
 
 def _affine(bottleneck: Bottleneck) -> tuple[Tensor, Tensor]:

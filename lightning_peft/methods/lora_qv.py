@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.bottleneck import size_problems
-from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of
+from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of, is_transposed
 from lightning_peft.methods.peft_targets import rank_problems
 from lightning_peft.methods.registry import register_method
 from lightning_peft.targets import resolve
@@ -71,7 +71,7 @@ class SliceUpdate(ChildAdapter):
         if len(changes) > 1:
             changes.insert(1, changes[0].new_zeros(self.rest, changes[0].shape[1]))
         change = torch.cat(changes)
-        return {"weight": weight.float() + (change.T if _transposed(host) else change)}
+        return {"weight": weight.float() + (change.T if is_transposed(host) else change)}
 
 
 @register_method
@@ -117,7 +117,7 @@ class LoRAQV(ChildMethod):
             name
             for name in anatomy.roles["qkv"]
             if isinstance(model.get_submodule(name), nn.Linear)
-            or _transposed(model.get_submodule(name))
+            or is_transposed(model.get_submodule(name))
         ]
         wanted = [n for n in linear if not _KEY.fullmatch(n.rpartition(".")[2]) or _is_fused(n)]
         if not wanted:
@@ -152,7 +152,3 @@ class LoRAQV(ChildMethod):
 
 def _is_fused(name: str) -> bool:
     return not _ALONE.fullmatch(name.rpartition(".")[2])
-
-
-def _transposed(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"  # GPT-2's: features in, features out

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.bottleneck import size_problems
-from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of
+from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of, is_transposed
 from lightning_peft.methods.registry import register_method
 from lightning_peft.targets import resolve
 
@@ -63,7 +63,7 @@ class LinearBefore(ChildAdapter):
         matrix = self.scale * up @ self.down.weight.float()
         shift = self.scale * (up @ self.down.bias.float() + self.up_bias.float())
         old = weight.float()
-        if type(host).__name__ == "Conv1D":  # GPT-2's: features in, features out
+        if is_transposed(host):
             new = old + matrix.T @ old
             return {"weight": new, "bias": bias.float() + shift @ old}
         return {f"{kind}weight": old + old @ matrix, f"{kind}bias": bias.float() + old @ shift}

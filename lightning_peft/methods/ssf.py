@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.methods.base import Layers, Names, Site
-from lightning_peft.methods.child import ChildAdapter, ChildMethod, channels_last, features_of
+from lightning_peft.methods.child import (
+    ChildAdapter,
+    ChildMethod,
+    channels_last,
+    features_of,
+    is_transposed,
+)
 from lightning_peft.methods.registry import register_method
 from lightning_peft.targets import resolve
 
@@ -65,7 +71,7 @@ class ScaleShift(ChildAdapter):
             )
         rows = self.scale.float()
         if weight.ndim > 1:
-            transposed = type(host).__name__ == "Conv1D"  # GPT-2's: features in, features out
+            transposed = is_transposed(host)
             rows = rows if transposed else rows.view(-1, *(1,) * (weight.ndim - 1))
         return {
             "weight": weight.float() * rows,
