@@ -70,12 +70,11 @@ def matrix_page() -> str:
 
 
 def _matrix() -> Iterator[str]:
+    from lightning_peft.methods import list_tuners
     from tests.contract.cases import BACKBONES, CASES, REFUSED
     from tests.zoo import ZOO
 
-    own = [case for case in CASES if not case.label.startswith("hf:")]
-    tuners = [case for case in CASES if case.label.startswith("hf:")]
-    labels = list(dict.fromkeys(case.label for case in own))
+    labels = list(dict.fromkeys(case.label for case in CASES))
     reasons: dict[str, int] = {}
     for case in CASES:
         said = REFUSED.get((case.label, case.backbone))
@@ -101,15 +100,23 @@ def _matrix() -> Iterator[str]:
     yield "Reasons:"
     yield ""
     for said, number in reasons.items():
-        yield f"{number}. “{said.replace('|', '” or “')}”"
+        yield f"{number}. “{_plain(said)}”"
     yield ""
-    yield f"Tuners of `peft` on `{tuners[0].backbone}`, all of which pass: "
-    yield ", ".join(f"`{case.label}`" for case in tuners) + "."
+    yield "`hf:` stands before the tuners of `peft`. Those that cannot be injected into a backbone:"
+    yield ""
+    for tuner, why in list_tuners().items():
+        if why is not None:
+            yield f"- `{tuner}`: {why.removeprefix(tuner).strip()}."
     yield ""
     yield "Backbones:"
     yield ""
     for name, factory in ZOO.items():
         yield f"- `{name}`: {' '.join((factory.__doc__ or '').split()).rstrip('.')}."
+
+
+def _plain(pattern: str) -> str:
+    """Write a regular expression of the tests as the words that it matches."""
+    return pattern.replace("|", "” or “").replace("\\", "")
 
 
 PAGES = {"methods.md": methods_page, "matrix.md": matrix_page}

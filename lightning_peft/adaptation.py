@@ -17,8 +17,10 @@ from lightning_peft.errors import CheckpointError, MethodError, TargetError, nea
 from lightning_peft.injection import Injection
 from lightning_peft.merging import MergeReport, merge_adapters
 from lightning_peft.methods.base import Adapter, Method, Site, Stepper
+from lightning_peft.methods.hf_inject import SHARED
 from lightning_peft.methods.selection import inside
 from lightning_peft.modes import hold_in_eval, is_held, release
+from lightning_peft.shared import shared_names
 
 if TYPE_CHECKING:
     from lightning_peft.report import Report
@@ -171,7 +173,7 @@ class Adaptation:
 
         These are the trained parameters, whatever the adapter keeps beside them, parameters that
         somebody unfroze since, and buffers that training can change (the statistics of a BatchNorm
-        that is not kept in evaluation mode).
+        that is not kept in evaluation mode). A tensor that several modules share has one name.
         """
         names = self._trained | self._adapter | self._adapter_buffers
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
@@ -180,7 +182,7 @@ class Adaptation:
         for name, module in self.model.named_modules():
             if isinstance(module, _NormBase) and module.track_running_stats and not is_held(module):
                 names |= {f"{name}.{key}" for key, _ in module.named_buffers(recurse=False)}
-        return frozenset(names & set(self.model.state_dict()))
+        return frozenset(names & set(self.model.state_dict()) - set(shared_names(self.model)))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Give what has to be kept, by the model's own names; the tensors are not copied."""
@@ -199,7 +201,8 @@ class Adaptation:
         """
         own = self.model.state_dict()
         required = self._trained | self._adapter | self._adapter_buffers
-        problems = key_problems(state, own, required & set(own))
+        required = required & set(own) - set(shared_names(self.model))
+        problems = key_problems(state, own, required)
         if problems:
             raise CheckpointError(
                 f"the state does not fit this adaptation ({self.method.name}): "
@@ -338,7 +341,7 @@ class Adaptation:
         for adapter in self._adapters:
             adapter.unload()
         release(self.model.modules())
-        for key in (ATTRIBUTE, "peft_config"):
+        for key in (ATTRIBUTE, "peft_config", SHARED):
             self.model.__dict__.pop(key, None)
         return self.model
 

@@ -124,7 +124,7 @@ def load_adapter(
         _check_backbone(adaptation, about.get("fingerprint"), path, strict_backbone)
         state = from_peft_keys(tensors, adaptation) if "peft_type" in config else tensors
         own = adaptation.model.state_dict()
-        problems = key_problems(state, own, set(adaptation.state_names()) & _saved(adaptation))
+        problems = key_problems(state, own, _saved(adaptation))
         problems += [f"not finite: {n}" for n, t in state.items() if not _finite(t)]
         if problems:
             raise AdapterFileError(
@@ -180,7 +180,8 @@ def versions() -> dict[str, str]:
 
 def _saved(adaptation: Adaptation) -> set[str]:
     """Name what has to be in a file: all state but buffers of the backbone's own."""
-    return {*adaptation.trained_names(), *adaptation.adapter_names()}
+    trained, backbone = set(adaptation.trained_names()), set(adaptation.base_names.values())
+    return {name for name in adaptation.state_names() if name in trained or name not in backbone}
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -14,6 +14,7 @@ from lightning_peft.checks import key_problems
 from lightning_peft.errors import BackboneMismatchError, CheckpointError
 from lightning_peft.fingerprint import differences
 from lightning_peft.lifecycle import find_adaptations
+from lightning_peft.shared import shared_names
 
 __all__ = ["CHECKPOINT_KEY", "complete_checkpoint", "slim_checkpoint"]
 
@@ -160,7 +161,15 @@ def _filled(
             + "; ".join(problems)
             + ". Was it made with another method, rank, target or head?"
         )
-    return {name: state.get(name, tensor) for name, tensor in own.items()}
+    shared = {
+        _join(path, name): _join(path, first)
+        for path, adaptation in adaptations.items()
+        for name, first in shared_names(adaptation.model).items()
+    }
+    filled = {name: state.get(name, tensor) for name, tensor in own.items()}
+    # a tensor of several names is saved under one: the others must not bring the old value back
+    filled.update({name: filled[first] for name, first in shared.items() if name not in state})
+    return filled
 
 
 def _join(path: str, name: str) -> str:

@@ -9,14 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from lightning_peft.adaptation import Adaptation
-from lightning_peft.methods.hf import ADAPTER_NAME, PeftMethod
+from lightning_peft.methods.hf import PeftMethod
+from lightning_peft.methods.hf_inject import ADAPTER_NAME, shared_entries
+from lightning_peft.shared import shared_names
 
 __all__ = ["from_peft_keys", "peft_config_of", "peft_state_of", "to_peft_keys"]
 
-_PREFIX = "base_model.model."
+_TUNER = "base_model."
+_PREFIX = f"{_TUNER}model."
 
 
 def peft_config_of(adaptation: Adaptation) -> dict[str, Any] | None:
@@ -43,14 +47,24 @@ def peft_config_of(adaptation: Adaptation) -> dict[str, Any] | None:
 
 
 def peft_state_of(adaptation: Adaptation) -> dict[str, Tensor]:
-    """Give the trained tensors under the names that ``peft`` uses inside of a model."""
+    """Give the trained tensors under the names that ``peft`` uses; what is shared, once."""
     own = adaptation.model.state_dict()
-    return {key: own[name] for key, name in _names_by_peft(adaptation, own).items()}
+    names = _names_by_peft(adaptation, own)
+    first = shared_names(adaptation.model)
+    on_tuner = {name for key, name in names.items() if key.startswith(_TUNER)}
+    return {
+        key: own[name]
+        for key, name in names.items()
+        if key.startswith(_TUNER) or first.get(name, name) not in on_tuner
+    }
 
 
 def to_peft_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add the prefix that a ``peft`` file has."""
-    return {f"{_PREFIX}{name}": tensor for name, tensor in state.items()}
+    """Add the prefix that a ``peft`` file has, but to what stands on the tuner itself."""
+    return {
+        name if name.startswith(_TUNER) else f"{_PREFIX}{name}": tensor
+        for name, tensor in state.items()
+    }
 
 
 def from_peft_keys(tensors: Mapping[str, Tensor], adaptation: Adaptation) -> dict[str, Tensor]:
@@ -60,7 +74,21 @@ def from_peft_keys(tensors: Mapping[str, Tensor], adaptation: Adaptation) -> dic
     """
     names = _names_by_peft(adaptation, adaptation.model.state_dict())
     inside = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}
-    return {names.get(key, key): tensor for key, tensor in inside.items()}
+    known = _derived(adaptation.model)
+    return {
+        names.get(key, key): tensor
+        for key, tensor in inside.items()
+        if key not in known or not torch.equal(known[key].to(tensor.dtype), tensor)
+    }
+
+
+def _derived(model: nn.Module) -> dict[str, Tensor]:
+    """Give what ``peft`` writes although every injection comes to the same: SHiRA's indices."""
+    return {
+        f"{name}.shira_indices": module.shira_indices[ADAPTER_NAME].cpu()
+        for name, module in model.named_modules()
+        if ADAPTER_NAME in getattr(module, "shira_indices", ())
+    }
 
 
 def _names_by_peft(adaptation: Adaptation, own: dict[str, Tensor]) -> dict[str, str]:
@@ -69,13 +97,16 @@ def _names_by_peft(adaptation: Adaptation, own: dict[str, Tensor]) -> dict[str, 
 
     # peft hands on the tensors that it is given, so each can be recognised by identity
     by_identity = {id(tensor): name for name, tensor in own.items()}
+    shared = shared_entries(adaptation.model, list(own))
     given = get_peft_model_state_dict(
         adaptation.model,
-        state_dict=own,
+        state_dict={**own, **{alias: own[name] for alias, name in shared.items()}},
         adapter_name=ADAPTER_NAME,
         save_embedding_layers=False,
     )
     names = {key: by_identity[id(t)] for key, t in given.items() if id(t) in by_identity}
+    for alias, name in shared.items():  # where peft writes both, it reads either
+        names[alias.replace(f".{ADAPTER_NAME}", "")] = name
     roots = tuple(f"{name}." for name in (*adaptation.head, *_saved_modules(adaptation)))
     wanted = adaptation.state_names()
     names.update({name: name for name in own if name.startswith(roots) and name in wanted})

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site, Stepper
 from lightning_peft.methods.bottleneck import size_problems
-from lightning_peft.methods.hf import ADAPTER_NAME, PeftMethod
+from lightning_peft.methods.hf import PeftMethod
+from lightning_peft.methods.hf_inject import ADAPTER_NAME
 from lightning_peft.methods.peft_targets import (
     fan_in_fan_out,
     names_of,

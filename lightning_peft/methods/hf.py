@@ -7,9 +7,7 @@ are typed fronts on it.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,15 +18,17 @@ from torch import nn
 from lightning_peft.errors import MethodError, TargetError, near
 from lightning_peft.kernels import accelerate
 from lightning_peft.methods.base import Adapter, Layers, Method, Names, Plan, Site, Stepper, plain
+from lightning_peft.methods.hf_inject import inject_tuner
 from lightning_peft.methods.peft_targets import (
     fan_in_fan_out,
+    matched_by_peft,
     names_of,
     rank_problems,
     target_spec,
 )
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.selection import inside
-from lightning_peft.methods.tuners import config_class, refusal
+from lightning_peft.methods.tuners import config_class, layer_refusal, refusal
 from lightning_peft.targets import resolve
 
 if TYPE_CHECKING:
@@ -36,10 +36,7 @@ if TYPE_CHECKING:
 
     from lightning_peft.anatomy import Anatomy
 
-__all__ = ["ADAPTER_NAME", "HF", "PeftMethod"]
-
-ADAPTER_NAME = "default"
-"""The name under which ``peft`` keeps an adapter; its own default, so that files travel."""
+__all__ = ["HF", "PeftMethod"]
 
 
 class PeftMethod(Method):
@@ -72,24 +69,14 @@ class PeftMethod(Method):
 
     def inject(self, model: nn.Module, sites: tuple[Site, ...]) -> None:
         """See :meth:`Method.inject`."""
-        from peft.functional import cast_adapter_dtype, inject_adapter_in_model
-
         config = self.peft_config(model, sites)
-        try:
-            inject_adapter_in_model(config, model, adapter_name=ADAPTER_NAME)
-        except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError) as error:
-            raise MethodError(
-                f"{self.kind}: peft refuses to adapt this {type(model).__name__}: {error}"
-            ) from error
+        inject_tuner(config, model, self.kind)
         missed = [n for n in names_of(sites) if not hasattr(model.get_submodule(n), "base_layer")]
         if missed:
             raise MethodError(
                 f"{self.kind}: expected peft to adapt every target, it left out "
                 f"{', '.join(missed[:8])}. Exclude these modules, or use another tuner for them."
             )
-        # a float16 adapter cannot be trained with gradient scaling, a bfloat16 one loses its
-        # updates
-        cast_adapter_dtype(model, ADAPTER_NAME)
         if config.peft_type == "LORA":
             accelerate(model)
 
@@ -192,6 +179,8 @@ class HF(PeftMethod):
                 yield f"{self.tuner} has no setting '{key}'. {near(key, known)}"
             elif key == "trainable_token_indices" and value:
                 yield "trainable_token_indices needs peft's own wrapper: use peft.get_peft_model"
+            elif (self.tuner, key) == ("FROD", "save_projection") and value:
+                yield "FROD: save_projection=True needs peft's own wrapper: expected False"
 
     @property
     def kind(self) -> str:
@@ -211,7 +200,7 @@ class HF(PeftMethod):
     def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
         """See :meth:`PeftMethod.select`."""
         if self.targets is None:
-            names = _matched_by_peft(self.peft_config(model, ()), model)
+            names = matched_by_peft(self.peft_config(model, ()), model)
         else:
             targets = self.targets
             if targets == "auto" and self.tuner == "LN_TUNING":
@@ -241,8 +230,10 @@ class HF(PeftMethod):
     def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
         """See :meth:`PeftMethod.site_problems`."""
         rank = self.options.get("r")
-        if rank is not None and isinstance(rank, int):
+        # VeRA's shared projections may be taller than a layer
+        if isinstance(rank, int) and self.tuner not in ("VERA", "PVERA"):
             yield from rank_problems(model, names, rank)
+        yield from layer_refusal(self.tuner, model, names)
 
     def peft_config(self, model: nn.Module, sites: tuple[Site, ...]) -> PeftConfig:
         """See :meth:`PeftMethod.peft_config`."""
@@ -255,6 +246,10 @@ class HF(PeftMethod):
             options["target_modules"] = target_spec(model, names)
             if self.tuner == "IA3" and "feedforward_modules" not in options:
                 options["feedforward_modules"] = []
+        if (
+            self.tuner == "FROD"
+        ):  # its projections come from the weights, and stand in no state dict
+            options.setdefault("save_projection", False)
         fields = {field.name for field in dataclasses.fields(cls)}
         if "fan_in_fan_out" in fields and "fan_in_fan_out" not in options:
             options.update(fan_in_fan_out(model, names))
@@ -283,26 +278,6 @@ _MANAGED = frozenset(
         "inference_mode",
     }
 )
-
-
-def _matched_by_peft(config: PeftConfig, model: nn.Module) -> tuple[str, ...]:
-    from peft.tuners.tuners_utils import check_target_module_exists
-
-    config = copy.deepcopy(config)
-    names = [name for name, _ in model.named_modules() if name]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft repeats them when it injects
-        found = tuple(name for name in names if check_target_module_exists(config, name))
-    if not found and not getattr(config, "target_parameters", None):
-        wanted = getattr(config, "target_modules", None)
-        words = [wanted] if isinstance(wanted, str) else sorted(wanted or ())
-        hints = "; ".join(f"'{word}': {near(word, _ends(names))}" for word in words)
-        raise TargetError(f"expected target_modules to match modules, matched none. {hints}")
-    return found
-
-
-def _ends(names: list[str]) -> set[str]:
-    return {name.rpartition(".")[2] for name in names}
 
 
 def _thawed(value: Any) -> Any:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import re
+import warnings
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from torch import nn
 
+from lightning_peft.errors import TargetError, near
 from lightning_peft.methods.base import Site
 
-__all__ = ["fan_in_fan_out", "names_of", "rank_problems", "target_spec"]
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+__all__ = ["fan_in_fan_out", "matched_by_peft", "names_of", "rank_problems", "target_spec"]
 
 
 def names_of(sites: tuple[Site, ...]) -> tuple[str, ...]:
@@ -66,3 +73,28 @@ def fan_in_fan_out(model: nn.Module, names: tuple[str, ...]) -> dict[str, bool]:
     """Give ``peft``'s setting for GPT-2's ``Conv1D``, a linear with a transposed weight."""
     kinds = {type(model.get_submodule(name)).__name__ for name in names}
     return {"fan_in_fan_out": True} if kinds == {"Conv1D"} else {}
+
+
+def matched_by_peft(config: PeftConfig, model: nn.Module) -> tuple[str, ...]:
+    """Give the modules that a config's own ``target_modules`` mean, by ``peft``'s rules.
+
+    Raises:
+        TargetError: If they match nothing.
+    """
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    config = copy.deepcopy(config)
+    names = [name for name, _ in model.named_modules() if name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft repeats them when it injects
+        found = tuple(name for name in names if check_target_module_exists(config, name))
+    if not found and not getattr(config, "target_parameters", None):
+        wanted = getattr(config, "target_modules", None)
+        words = [wanted] if isinstance(wanted, str) else sorted(wanted or ())
+        hints = "; ".join(f"'{word}': {near(word, _ends(names))}" for word in words)
+        raise TargetError(f"expected target_modules to match modules, matched none. {hints}")
+    return found
+
+
+def _ends(names: list[str]) -> set[str]:
+    return {name.rpartition(".")[2] for name in names}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from lightning_peft.errors import near
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-__all__ = ["config_class", "list_tuners", "refusal"]
+__all__ = ["config_class", "layer_refusal", "list_tuners", "refusal"]
 
 
 def list_tuners() -> dict[str, str | None]:
@@ -41,11 +43,6 @@ def refusal(tuner: str) -> str | None:
             f"{tuner} learns prompts for a language model through peft's own wrapper: "
             "expected a tuner that adapts modules; use peft.get_peft_model for it"
         )
-    if getattr(tuners[tuner], "uses_shared_state", False):
-        return (
-            f"{tuner} keeps state that its layers share outside of the backbone: expected a tuner "
-            "whose layers hold their own; use peft.get_peft_model for it"
-        )
     return None
 
 
@@ -55,6 +52,59 @@ _NEEDS = {
     "SHADOW": "adds a second network beside a language model through peft's wrapper",
     "TRAINABLE_TOKENS": "trains single rows of a token embedding; pass also_train for an embedding",
     "XLORA": "mixes LoRA adapters of a transformers language model through peft's wrapper",
+}
+
+
+def layer_refusal(tuner: str, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
+    """Yield what ``peft`` accepts and then computes wrongly, or cannot compute.
+
+    Args:
+        tuner: The tuner.
+        model: The backbone, not yet adapted.
+        names: The modules to adapt.
+    """
+    for check, said in _LIMITS.get(tuner, ()):
+        wrong = [name for name in names if check(model, name)]
+        if wrong:
+            more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+            yield f"{said}, got {', '.join(wrong[:4])}{more}. Exclude these modules"
+
+
+def _is_convolution(model: nn.Module, name: str) -> bool:
+    return isinstance(model.get_submodule(name), nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+
+def _is_wide_convolution(model: nn.Module, name: str) -> bool:
+    module = model.get_submodule(name)
+    return isinstance(module, nn.Conv2d) and (
+        module.groups > 1 or any(size > 1 for size in module.kernel_size)
+    )
+
+
+def _sees_a_map(model: nn.Module, name: str) -> bool:
+    """Say whether a linear layer works beside convolutions, on ``(B, H, W, C)``."""
+    parts = name.split(".")
+    block = model.get_submodule(".".join(parts[:-2])) if len(parts) > 2 else model
+    return isinstance(model.get_submodule(name), nn.Linear) and any(
+        isinstance(module, nn.Conv2d) for module in block.children()
+    )
+
+
+_TOKENS = "reads inputs of shape (B, N, C): expected layers that are given such"
+
+# What peft 0.21 accepts all the same. Its OFT unfolds overlapping patches and folds them back
+# without dividing by how often a pixel was counted: even the unturned layer gives another output.
+_LIMITS: dict[str, tuple[tuple[Callable[[nn.Module, str], bool], str], ...]] = {
+    "GRALORA": ((_sees_a_map, f"peft's GraLoRA {_TOKENS}"),),
+    "OFT": (
+        (
+            _is_wide_convolution,
+            "peft's OFT is right for linear layers and ungrouped 1x1 convolutions only: expected "
+            "these",
+        ),
+        (_sees_a_map, f"peft's OFT {_TOKENS}"),
+    ),
+    "TINYLORA": ((_is_convolution, "peft's TinyLoRA adapts linear layers: expected these"),),
 }
 
 

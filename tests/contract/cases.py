@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import lightning_peft as lp
-from lightning_peft.methods import list_tuners
 from lightning_peft.methods.base import Method
+from tests.contract import tuners
+from tests.contract.tuners import BYPASSED, CONVOLUTIONAL, NEVER_CALLED
 from tests.zoo import ZOO
 
 # what a method cannot do without, or a size that fits the tiny models
@@ -20,19 +21,7 @@ SETTINGS: dict[str, dict] = {
     "conv_adapter": {"reduction": 2},  # a single channel may be dead behind its ReLU
     "union": {"methods": (lp.LoRA(rank=2, targets="auto"), lp.BitFit())},
 }
-TUNER_SETTINGS: dict[str, dict] = {
-    "ADALORA": {"total_step": 10},
-    "BOFT": {"boft_block_size": 4},
-    "C3A": {"block_size": 16},
-    "MISS": {"r": 4},
-    "OFT": {"oft_block_size": 4, "r": 0},
-    "ROAD": {"group_size": 16},
-    "SHIRA": {"r": 4},
-    "WAVEFT": {"n_frequency": 100},
-}
-
 BACKBONES = tuple(ZOO)
-TUNER_BACKBONE = "vit"  # every tuner of peft on one backbone; every method of ours on all
 
 
 @dataclass(frozen=True)
@@ -58,22 +47,19 @@ def _own() -> list[Case]:
 
 def _tuners() -> list[Case]:
     return [
-        Case(TUNER_BACKBONE, lp.HF(name, **TUNER_SETTINGS.get(name, {})), f"hf:{name.lower()}")
-        for name, reason in list_tuners().items()
-        if reason is None
+        Case(backbone, lp.HF(name, **tuners.SETTINGS.get(name, {})), tuners.label(name))
+        for name in tuners.TUNERS
+        for backbone in BACKBONES
     ]
 
 
 CASES = _own() + _tuners()
 
-BYPASSED = ("beit", "eva", "swinv2", "tv_swin")  # the forward reads qkv.weight
-CONVOLUTIONAL = ("efficientnet", "resnet", "tv_resnet")
 WITHOUT_ATTENTION = (*CONVOLUTIONAL, "convnext", "mixer", "mlp")
 PLAIN_VITS = ("vit", "vit_reg_avg", "deit_distilled", "hf_vit", "tv_vit")
 TRANSFORMERS = tuple(name for name in BACKBONES if name not in WITHOUT_ATTENTION)
 LORAS = ("lora", "dora", "lora_fa", "adalora")
 
-NEVER_CALLED = "modules that the forward calls, got some that it never calls"
 NO_BLOCKS = "expected a backbone with repeated blocks"
 
 # what is refused, and what the refusal says
@@ -132,3 +118,6 @@ REFUSED: dict[tuple[str, str], str] = {
     for method in methods
     for backbone in backbones
 }
+REFUSED.update(
+    {(tuners.label(t), backbone): said for (t, backbone), said in tuners.REFUSED.items()}
+)
