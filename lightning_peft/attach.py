@@ -19,10 +19,14 @@ from lightning_peft.lifecycle import (
     after_configure_model,
     after_hook,
     backbone_of,
+    before_configure_model,
     find_adaptations,
+    is_backbone,
 )
 from lightning_peft.methods.base import Method
 from lightning_peft.rng import random_state, restore_random_state
+from lightning_peft.sharded_checkpoint import TrainedOnlyLoad
+from lightning_peft.sharding import is_sharded, shard
 
 __all__ = ["Attachment", "attach", "attachment_of", "restore_adaptations"]
 
@@ -63,6 +67,13 @@ class Attachment:
         path, backbone = backbone_of(pl_module, self.backbone)
         standing = find_adaptation(backbone)
         if standing is None:
+            if is_sharded(backbone):
+                raise MethodError(
+                    f"the backbone '{path}' was sharded before it was adapted, so nothing would "
+                    "reduce the adapter's gradients: expected it the other way round. Build the "
+                    "network in __init__, or call lp.adapt(...) before fully_shard(...), or leave "
+                    "the sharding to lightning-peft."
+                )
             adapt(
                 backbone,
                 self.method,
@@ -87,7 +98,9 @@ def attach(pl_module: nn.Module, attachment: Attachment) -> None:
         attachment: How its backbone is adapted; it replaces what was attached before.
     """
     pl_module.__dict__[_ATTRIBUTE] = attachment
+    before_configure_model(pl_module, _KEY, _before_sharding)
     after_configure_model(pl_module, _KEY, attachment)
+    after_configure_model(pl_module, f"{_KEY}.shard", _shard)
     after_hook(pl_module, "on_save_checkpoint", _KEY, _save)
     after_hook(pl_module, "on_load_checkpoint", _KEY, _load)
     after_hook(pl_module, "on_fit_start", _KEY, _go_on)
@@ -135,6 +148,42 @@ def restore_adaptations(pl_module: nn.Module, checkpoint: dict[str, Any]) -> lis
             ),
         )
     return made
+
+
+def _before_sharding(pl_module: nn.Module) -> None:
+    """Adapt a network that is there already before the module's own code shards it."""
+    strategy = _strategy(pl_module)
+    if _is_a(strategy, "FSDPStrategy"):
+        raise MethodError(
+            "expected ModelParallelStrategy (FSDP2), got FSDPStrategy: it cannot resume from a "
+            "checkpoint that holds what is trained only. Use "
+            "ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1)."
+        )
+    if _is_a(strategy, "ModelParallelStrategy") and any(map(is_backbone, pl_module.children())):
+        pl_module.__dict__[_ATTRIBUTE](pl_module)
+
+
+def _shard(pl_module: nn.Module) -> None:
+    """Shard what the module did not shard itself, and read trained-only checkpoints."""
+    strategy = _strategy(pl_module)
+    if not _is_a(strategy, "ModelParallelStrategy"):
+        return
+    attachment = attachment_of(pl_module)
+    strategy.load_checkpoint = TrainedOnlyLoad(
+        strategy, attachment is None or attachment.strict_backbone
+    )
+    if not is_sharded(pl_module):
+        path = next(iter(find_adaptations(pl_module)))
+        shard(pl_module, path, strategy.device_mesh["data_parallel"])
+
+
+def _strategy(pl_module: nn.Module) -> Any:
+    return getattr(pl_module.__dict__.get("_trainer"), "strategy", None)
+
+
+def _is_a(strategy: object, name: str) -> bool:
+    """Compare by name: importing a strategy's module only to compare with it is not free."""
+    return any(cls.__name__ == name for cls in type(strategy).__mro__)
 
 
 def _save(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:

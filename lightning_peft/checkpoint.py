@@ -16,7 +16,13 @@ from lightning_peft.fingerprint import differences
 from lightning_peft.lifecycle import find_adaptations
 from lightning_peft.shared import shared_names
 
-__all__ = ["CHECKPOINT_KEY", "complete_checkpoint", "slim_checkpoint"]
+__all__ = [
+    "CHECKPOINT_KEY",
+    "check_recorded",
+    "complete_checkpoint",
+    "needed_keys",
+    "slim_checkpoint",
+]
 
 CHECKPOINT_KEY = "lightning_peft"
 # weight averaging keeps the weights that are being trained beside the averaged ones
@@ -77,7 +83,7 @@ def complete_checkpoint(
     if not adaptations or "state_dict" not in checkpoint:
         return
     if recorded is not None:
-        _check_recorded(adaptations, recorded, strict_backbone)
+        check_recorded(adaptations, recorded, strict_backbone)
     own = pl_module.state_dict()
     by_plain = {_plain(name): name for name in own}
     for section in _SECTIONS:
@@ -88,12 +94,23 @@ def complete_checkpoint(
         }
         if recorded is None:
             state = _renamed(state, adaptations)
-        checkpoint[section] = _filled(state, own, adaptations, fresh=recorded is None)
+        checkpoint[section] = _filled(state, own, pl_module, fresh=recorded is None)
 
 
-def _check_recorded(
+def check_recorded(
     adaptations: Mapping[str, Adaptation], recorded: Mapping[str, Any], strict_backbone: bool
 ) -> None:
+    """Compare what a checkpoint says of its adaptations with those of a module.
+
+    Args:
+        adaptations: The module's, by the path of the backbone.
+        recorded: What stands in the checkpoint under its key.
+        strict_backbone: Whether a checkpoint of another backbone is an error or a warning.
+
+    Raises:
+        CheckpointError: If it is of a newer format, or was made with another method.
+        BackboneMismatchError: If the adapter was trained on another backbone.
+    """
     number = recorded.get("format_version")
     if not isinstance(number, int) or number > FORMAT_VERSION:
         raise CheckpointError(
@@ -139,22 +156,33 @@ def _renamed(
     return {names.get(name, name): tensor for name, tensor in state.items()}
 
 
-def _filled(
-    state: dict[str, Tensor],
-    own: Mapping[str, Tensor],
-    adaptations: Mapping[str, Adaptation],
-    fresh: bool,
-) -> dict[str, Tensor]:
-    """Check the keys and add what may be absent: frozen entries, or a fresh adapter's."""
+def needed_keys(
+    pl_module: nn.Module, own: Mapping[str, Tensor], *, fresh: bool = False
+) -> set[str]:
+    """Name what a checkpoint has to hold for a module.
+
+    Args:
+        pl_module: The adapted module.
+        own: Its state dict.
+        fresh: Whether the checkpoint is from before the adaptation, so that an adapter may be
+            absent and the backbone may not.
+    """
     optional: set[str] = set()
-    for path, adaptation in adaptations.items():
+    for path, adaptation in find_adaptations(pl_module).items():
         trained = set(adaptation.trained_names())
         adapter = set(adaptation.adapter_names())
         for name in adaptation.model.state_dict():
             new = name in adapter or name not in adaptation.base_names.values()
             if new if fresh else not (name in trained or name in adapter):
                 optional.add(_join(path, name))
-    problems = key_problems(state, own, set(own) - optional)
+    return set(own) - optional
+
+
+def _filled(
+    state: dict[str, Tensor], own: Mapping[str, Tensor], pl_module: nn.Module, fresh: bool
+) -> dict[str, Tensor]:
+    """Check the keys and add what may be absent: frozen entries, or a fresh adapter's."""
+    problems = key_problems(state, own, needed_keys(pl_module, own, fresh=fresh))
     if problems:
         raise CheckpointError(
             "the checkpoint does not fit the adapted module: "
@@ -163,7 +191,7 @@ def _filled(
         )
     shared = {
         _join(path, name): _join(path, first)
-        for path, adaptation in adaptations.items()
+        for path, adaptation in find_adaptations(pl_module).items()
         for name, first in shared_names(adaptation.model).items()
     }
     filled = {name: state.get(name, tensor) for name, tensor in own.items()}

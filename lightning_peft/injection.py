@@ -85,6 +85,9 @@ def inject(
     with _all_or_nothing(model):
         wanted = {id(before[name]) for name in chosen if name in before}
         asked = _inject_steps(model, plan)
+        for module in model.modules():  # a new module begins in training mode, whatever the model
+            if id(module) not in modules:
+                module.training = model.training
         now = dict(_tensors(model))
         old = {id(tensor) for tensor in before.values()}
         trained = {

@@ -19,13 +19,20 @@ from lightning_peft.adaptation import Adaptation, find_adaptation
 from lightning_peft.anatomy import anatomy
 from lightning_peft.errors import TargetError, near
 
-__all__ = ["after_configure_model", "after_hook", "backbone_of", "find_adaptations"]
+__all__ = [
+    "after_configure_model",
+    "after_hook",
+    "backbone_of",
+    "before_configure_model",
+    "find_adaptations",
+    "is_backbone",
+]
 
 Action = Callable[..., None]
 
 
 class _InstanceHook:
-    """Stands in for one hook of one LightningModule: the original first, then the actions.
+    """Stands in for one hook of one LightningModule: what comes before, the original, the actions.
 
     An object, not a closure: a deep copy of the module (as weight averaging makes) carries its own,
     and the module can still be pickled.
@@ -35,6 +42,7 @@ class _InstanceHook:
         self.module = module
         self.name = name
         self.original = module.__dict__.get(name)  # an instance attribute of the user's own
+        self.before: dict[str, Action] = {}
         self.actions: dict[str, Action] = {}
 
     @property
@@ -43,11 +51,13 @@ class _InstanceHook:
         return type(self).__call__.__code__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for action in list(self.before.values()):
+            action(self.module, *args, **kwargs)
         if self.original is not None:
             result = self.original(*args, **kwargs)
         else:
             result = getattr(type(self.module), self.name)(self.module, *args, **kwargs)
-        for action in self.actions.values():
+        for action in list(self.actions.values()):
             action(self.module, *args, **kwargs)
         return result
 
@@ -61,11 +71,20 @@ def after_hook(pl_module: nn.Module, hook: str, key: str, action: Action) -> Non
         key: Who asks; asking again under the same key replaces the action.
         action: Called as ``action(pl_module, *hook_arguments)``. Has to be picklable.
     """
+    _stand_in(pl_module, hook).actions[key] = action
+
+
+def before_configure_model(pl_module: nn.Module, key: str, action: Action) -> None:
+    """Run an action before ``configure_model``, as :func:`after_hook` does after a hook."""
+    _stand_in(pl_module, "configure_model").before[key] = action
+
+
+def _stand_in(pl_module: nn.Module, hook: str) -> _InstanceHook:
     standing = pl_module.__dict__.get(hook)
     if not isinstance(standing, _InstanceHook):
         standing = _InstanceHook(pl_module, hook)
         pl_module.__dict__[hook] = standing
-    standing.actions[key] = action
+    return standing
 
 
 def after_configure_model(pl_module: nn.Module, key: str, action: Action) -> None:
@@ -120,7 +139,7 @@ def backbone_of(pl_module: nn.Module, name: str | None = None) -> tuple[str, nn.
             f"{type(pl_module).__name__} has no parameters when configure_model ends: expected a "
             "backbone to adapt. Build the network in __init__, setup or configure_model."
         )
-    real = [key for key, child in children.items() if _is_backbone(_unwrap(key, child)[1])]
+    real = [key for key, child in children.items() if is_backbone(_unwrap(key, child)[1])]
     if len(real) > 1:
         sizes = ", ".join(
             f"'{key}' ({sum(p.numel() for p in children[key].parameters()):,} parameters)"
@@ -161,6 +180,7 @@ def _has_parameters(module: nn.Module) -> bool:
     return any(True for _ in module.parameters())
 
 
-def _is_backbone(module: nn.Module) -> bool:
+def is_backbone(module: nn.Module) -> bool:
+    """Say whether a module is a model of a known library, or has repeated blocks."""
     found = anatomy(module)
     return found.family != "module" or bool(found.blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -34,3 +35,11 @@ def test_a_nested_disabled_leaves_the_outer_one_as_it_found_it() -> None:
     assert [layer.activation_relu_or_gelu for layer in model.layers] == switches
     assert not torch.allclose(mine, expected)
     assert torch.equal(model(x), mine)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("method", [lp.LoRA(rank=2, dropout=0.5), lp.SSF(), lp.HF("pvera")])
+def test_what_is_new_is_in_the_mode_that_the_model_is_in(method, training) -> None:
+    model = build("vit").train(training)
+    lp.adapt(model, method)
+    assert {module.training for module in model.modules()} == {training}

@@ -11,6 +11,8 @@ from tests.contract.cases import CASES, REFUSED, Case
 from tests.contract.test_promises import NO_WAY_BACK, adapted, move, relative
 from tests.zoo import ZOO, build, example_input, output_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias term")
+
 PASSING = [case for case in CASES if (case.label, case.backbone) not in REFUSED]
 IMAGES = ("vit", "swin", "convnext", "resnet")
 # every method on one backbone, and LoRA and BitFit on one of each kind; the rest is slow
@@ -87,6 +89,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(case: Case) -> None:
         torch.testing.assert_close(got[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
 
 
+# dynamo looks at what peft's DoRA detaches
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("case", sampled(PASSING), ids=str)
 def test_compiled_it_gives_the_same_numbers(case: Case) -> None:
     model, adaptation = adapted(case)
