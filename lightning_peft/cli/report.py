@@ -18,7 +18,7 @@ from lightning_peft.cli.comparison import Comparison, Row
 from lightning_peft.cli.curves import read_log
 from lightning_peft.cli.runs import Run
 from lightning_peft.cli.tables import QUANTITIES, cells, columns, notes, runs_of
-from lightning_peft.cli.wording import difference, verdict
+from lightning_peft.cli.wording import difference, p_value, verdict
 
 __all__ = ["report_page"]
 
@@ -52,7 +52,7 @@ def report_page(comparison: Comparison) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True
     )
-    environment.filters.update(difference=difference, verdict=verdict)
+    environment.filters.update(difference=difference, p_value=p_value, verdict=verdict)
     script, style = _file("report.js"), _file("report.css")
     # the browser hashes what is between the tags, the line break included
     digest = hashlib.sha256(f"\n{script}".encode()).digest()

@@ -21,6 +21,9 @@ LEFT, RIGHT, TOP, BOTTOM = 64.0, 16.0, 14.0, 50.0
 CHARACTER, LINE = 6.6, 15.0
 """Width of a character and height of a line, roughly, to keep names from covering each other."""
 
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom."""
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -113,7 +116,7 @@ class Plot:
             role="img",
             attrib={"class": "plot", "aria-label": f"{title}. {description}".strip()},
         )
-        self._taken: list[tuple[float, float, float, float]] = []
+        self._taken: list[Box] = []
         self._draw_axes()
 
     def markup(self) -> str:
@@ -181,24 +184,19 @@ class Plot:
             Whether there was room.
         """
         [(px, py)] = self._places([(x, y)])
-        width, middle = CHARACTER * len(text), py + 4
-        places = (
-            (px + 12, middle - 9, "start", px + 12),
-            (px - 12, middle - 9, "end", px - 12 - width),
-            (px + 12, middle + 9, "start", px + 12),
-            (px - 12, middle + 9, "end", px - 12 - width),
-            (px, py - 14, "middle", px - width / 2),
-            (px, py + 23, "middle", px - width / 2),
-        )
-        for at, baseline, anchor, left in places:
-            box = (left, baseline - LINE + 3, left + width, baseline + 3)
+        middle = py + 4
+        for place in (
+            (px + 12, middle - 9, "start"),
+            (px - 12, middle - 9, "end"),
+            (px + 12, middle + 9, "start"),
+            (px - 12, middle + 9, "end"),
+            (px, py - 14, "middle"),
+            (px, py + 23, "middle"),
+        ):
+            box = _box(text, *place)
             inside = box[0] >= LEFT and box[2] <= WIDTH - RIGHT and box[1] >= 0
-            if inside and box[3] <= HEIGHT - BOTTOM and not any(_meet(box, b) for b in self._taken):
-                self._taken.append(box)
-                written = self._add("text", {"class": "name", "text-anchor": anchor})
-                written.set("x", f"{at:.1f}")
-                written.set("y", f"{baseline:.1f}")
-                written.text = _clean(text)
+            if inside and box[3] <= HEIGHT - BOTTOM and self._is_free(box):
+                self._write(text, *place)
                 return True
         return False
 
@@ -206,10 +204,13 @@ class Plot:
         """Draw a reference line over the whole width, with its name."""
         [(_, py)] = self._places([(0.0 if not self.x.is_log else 1.0, y)])
         _element(self._root, "line", x1=LEFT, x2=WIDTH - RIGHT, y1=py, y2=py, kind="level")
-        name = _element(self._root, "text", x=WIDTH - RIGHT - 2, y=py - 4, kind="name end")
-        name.text = _clean(text)
-        width = CHARACTER * len(text)
-        self._taken.append((WIDTH - RIGHT - width, py - 16, WIDTH - RIGHT, py))
+        places = [
+            (x, baseline, anchor)
+            for x, anchor in ((WIDTH - RIGHT - 2, "end"), (LEFT + 4, "start"))
+            for baseline in (py - 4, py + 13)
+        ]
+        free = [place for place in places if self._is_free(_box(text, *place))]
+        self._write(text, *(free or places)[0])
 
     def _draw_axes(self) -> None:
         bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
@@ -240,6 +241,17 @@ class Plot:
             for x, y in points
         ]
 
+    def _is_free(self, box: Box) -> bool:
+        return not any(
+            box[0] < taken[2] and taken[0] < box[2] and box[1] < taken[3] and taken[1] < box[3]
+            for taken in self._taken
+        )
+
+    def _write(self, text: str, x: float, y: float, anchor: str) -> None:
+        """Write a name, and let nothing else be written over it."""
+        _element(self._root, "text", x=x, y=y, kind=f"name {anchor}").text = _clean(text)
+        self._taken.append(_box(text, x, y, anchor))
+
     def _add(self, tag: str, attributes: dict[str, str]) -> ElementTree.Element:
         return ElementTree.SubElement(self._root, tag, attributes)
 
@@ -256,8 +268,10 @@ def _element(
     return ElementTree.SubElement(parent, tag, {**attributes, "class": kind})
 
 
-def _meet(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _box(text: str, x: float, y: float, anchor: str) -> Box:
+    width = CHARACTER * len(text)
+    left = x - {"start": 0.0, "middle": width / 2, "end": width}[anchor]
+    return left, y - LINE + 4, left + width, y + 3
 
 
 def _clean(text: str) -> str:

@@ -57,10 +57,7 @@ def runs_of(row: Row) -> str:
     if row.baseline:
         return ""
     done, all_of_them = len(row.seeds), len(row.seeds) + len(row.failed) + len(row.unfinished)
-    if done == all_of_them:
-        return str(done)
-    under_way = f", {len(row.unfinished)} unfinished" if row.unfinished else ""
-    return f"{done} of {all_of_them}{under_way}"
+    return str(done) if done == all_of_them else f"{done} of {all_of_them}"
 
 
 def cells(row: Row) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning_peft.cli.comparison import Spread
 from lightning_peft.cli.significance import FLIPS, Contrast
 
-__all__ = ["duration", "p_value", "percent", "size", "told", "verdict"]
+__all__ = ["difference", "duration", "p_value", "percent", "size", "told", "verdict"]
 
 
 def percent(value: Spread | None) -> str:

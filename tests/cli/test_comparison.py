@@ -86,7 +86,7 @@ def test_runs_that_are_not_finished_are_shown_as_such(sweep, run, capsys):
     comparison = compare(sweep)
     out = " ".join(capsys.readouterr().out.split())
     assert "not finished: ssf, seed 0: unfinished" in out
-    assert "3 of 4, 1 unfinished" in out
+    assert "3 of 4" in out
     ssf = next(row for row in comparison.rows if row.label == "ssf")
     assert ssf.accuracy is None, "what it measured so far is no result"
     assert comparison.leader.accuracy.mean == pytest.approx(0.93)

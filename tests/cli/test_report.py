@@ -87,7 +87,7 @@ def test_the_page_has_everything(text):
     words = " ".join(" ".join(page.text).split())
     for part in (
         "9 of 11 runs completed. The first by test accuracy is lora.",
-        "paired t-test, 4 pairs: p",
+        "paired t-test 4 p",
         "too few seeds: 1 in both",
         "not finished: dora, seed 0: unfinished",
         "<b>broken",
