@@ -118,6 +118,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "metric": comparison.metric,
         "rows": [_row(row) for row in comparison.rows],
         "contrasts": [_contrast(contrast) for contrast in comparison.contrasts],
+        "front": [row.label for row in comparison.front()],
         "best": None if best is None else str(best.directory),
         "images": dict(comparison.images),
         "memory_of": comparison.memory or None,

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import re
 import statistics
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from lightning_peft.cli import main
 from lightning_peft.cli.compare import compare
 from lightning_peft.cli.comparison import Comparison, Row, Spread, comparison_of
 from lightning_peft.cli.runs import read_runs
+from lightning_peft.cli.tables import as_csv, as_json
 from lightning_peft.cli.wording import duration, percent, size
 
 
@@ -155,6 +158,16 @@ def test_json_and_csv_alone_are_what_the_files_hold(sweep, capsys):
     assert content["format"] == 2
     assert content["rows"][0]["accuracy_by_seed"] == {"0": 0.9, "1": 0.92, "2": 0.97}
     assert content["contrasts"][0]["count"] == 3
+    assert content["front"] == ["lora"], "full has as many letters, so as many parameters"
+
+
+def test_the_page_of_the_documentation_names_every_key_and_column(sweep):
+    page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8")
+    content = as_json(read(sweep))
+    for key in {*content, *content["rows"][0], *content["contrasts"][0]}:
+        assert re.search(rf"`(rows|contrasts)?(\[\])?\.?{key}`", page), key
+    for column in as_csv(read(sweep)).partition("\n")[0].split(","):
+        assert f"`{column}`" in page, column
 
 
 def test_the_front_is_what_nothing_beats_at_its_cost():
