@@ -104,6 +104,12 @@ class Comparison:
         """The best row that is no reference point."""
         return next((row for row in self.rows if row.accuracy and not row.baseline), None)
 
+    @property
+    def same_seeds(self) -> bool:
+        """Whether every row that has a result has it of the same seeds."""
+        own = [row for row in self.rows if row.accuracy and not row.baseline]
+        return all(row.by_seed.keys() == own[0].by_seed.keys() for row in own)
+
     def front(self, quantity: str = "trained") -> tuple[Row, ...]:
         """Give the rows on the Pareto front: nothing costs no more and is as accurate.
 
@@ -191,15 +197,16 @@ def _label(method: str, overrides: Sequence[str], at: str) -> str:
 
 def _row(label: str, runs: Sequence[Run], metric: str) -> Row:
     done = [run for run in runs if run.completed]
-    values: dict[int | None, list[float]] = {}
+    values: dict[int, list[float]] = {}
     for run in done:
-        if metric in run.metrics:
+        if metric in run.metrics and run.seed is not None:
             values.setdefault(run.seed, []).append(run.metrics[metric])
-    # a seed that ran twice is still one seed
+    # a seed that ran twice is still one seed; what ran without one was drawn anew each time
     means = {seed: statistics.fmean(found) for seed, found in values.items()}
+    seedless = [run.metrics.get(metric) for run in done if run.seed is None]
     return Row(
         label=label,
-        accuracy=Spread.of(means.values()),
+        accuracy=Spread.of([*means.values(), *seedless]),
         trained=Spread.of(run.parameters.get("trained") for run in done),
         checkpoint=Spread.of(run.bytes.get("checkpoint") for run in done),
         step=Spread.of(run.seconds.get("step") for run in done),
@@ -208,7 +215,7 @@ def _row(label: str, runs: Sequence[Run], metric: str) -> Row:
         seeds=tuple(run.seed for run in done),
         failed=tuple(run.told() for run in runs if run.status == "failed"),
         unfinished=tuple(run.told() for run in runs if run.status not in ("completed", "failed")),
-        by_seed={seed: mean for seed, mean in means.items() if seed is not None},
+        by_seed=means,
         runs=tuple(runs),
     )
 

@@ -42,7 +42,14 @@ MEMORY = {
 def notes(comparison: Comparison, *, with_memory: bool = True) -> list[str]:
     """Say what the numbers of a comparison are, a line each."""
     seeds = max((row.accuracy.count for row in comparison.rows if row.accuracy), default=0)
-    found = [f"mean ± standard deviation over {seeds} seeds"] if seeds > 1 else []
+    found = []
+    if seeds > 1 and comparison.same_seeds:
+        found.append(f"mean ± standard deviation over {seeds} seeds")
+    elif not comparison.same_seeds:
+        found.append(
+            "mean ± standard deviation over the seeds that each row has, which are not the same: "
+            "what compares rows are the tests, over the seeds that both have"
+        )
     if comparison.images:
         train, val, test = (comparison.images.get(s, 0) for s in ("train", "val", "test"))
         chosen = f", {val} others chose the checkpoint" if val else ""

@@ -12,7 +12,7 @@ from lightning_peft.cli import main
 from lightning_peft.cli.compare import compare
 from lightning_peft.cli.comparison import Comparison, Row, Spread, comparison_of
 from lightning_peft.cli.runs import read_runs
-from lightning_peft.cli.tables import as_csv, as_json
+from lightning_peft.cli.tables import as_csv, as_json, notes
 from lightning_peft.cli.wording import duration, percent, size
 
 
@@ -113,6 +113,19 @@ def test_a_seed_that_ran_twice_counts_once(tmp_path, run):
     assert row.accuracy.count == 2
     assert row.seeds == (0, 0, 1)
     assert row.by_seed == pytest.approx({0: 0.85, 1: 0.95})
+
+
+def test_runs_without_a_seed_are_each_counted(tmp_path, run):
+    for accuracy in (0.8, 0.9):
+        run(tmp_path, "lora", None, accuracy)
+    (row,) = read(tmp_path).rows
+    assert (row.accuracy.count, dict(row.by_seed)) == (2, {})
+
+
+def test_rows_of_other_seeds_are_said_to_be(sweep, run):
+    assert notes(read(sweep))[0] == "mean ± standard deviation over 3 seeds"
+    run(sweep, "full", 3, 0.99)
+    assert "which are not the same" in notes(read(sweep))[0]
 
 
 def test_directories_are_told_apart_where_the_same_ran_in_both(tmp_path, run):
