@@ -53,7 +53,8 @@ def notes(comparison: Comparison, *, with_memory: bool = True) -> list[str]:
     if comparison.images:
         train, val, test = (comparison.images.get(s, 0) for s in ("train", "val", "test"))
         chosen = f", {val} others chose the checkpoint" if val else ""
-        found.append(f"{train} labelled images trained{chosen}, {test} tested")
+        tested = f", {test} tested" if comparison.metric.startswith("test/") else ""
+        found.append(f"{train} labelled images trained{chosen}{tested}")
     if comparison.memory and with_memory:
         found.append(MEMORY[comparison.memory])
     return found

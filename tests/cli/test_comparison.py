@@ -122,6 +122,19 @@ def test_runs_without_a_seed_are_each_counted(tmp_path, run):
     assert (row.accuracy.count, dict(row.by_seed)) == (2, {})
 
 
+def test_what_was_not_tested_is_not_said_to_be(tmp_path, run):
+    run(tmp_path, "lora", 0, None, metrics={"val/accuracy": 0.5})
+    (note,) = notes(read(tmp_path))
+    assert note == "100 labelled images trained, 50 others chose the checkpoint"
+
+
+def test_the_help_names_the_files_and_is_no_error(capsys):
+    assert main(["compare", "--help"]) == 0
+    out = capsys.readouterr().out
+    for word in ("report.html", "comparison.csv", "comparison.json", "--json", "--output"):
+        assert word in out
+
+
 def test_rows_of_other_seeds_are_said_to_be(sweep, run):
     assert notes(read(sweep))[0] == "mean ± standard deviation over 3 seeds"
     run(sweep, "full", 3, 0.99)
