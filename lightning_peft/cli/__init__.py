@@ -30,7 +30,9 @@ COMMANDS: dict[str, Command] = {
     "train": Command("lightning_peft.cli.app", "adapt a backbone; what no command does"),
     "methods": Command("lightning_peft.cli.methods", "list the methods, and where they come from"),
     "plan": Command("lightning_peft.cli.plan", "what a method would do to a model"),
-    "compare": Command("lightning_peft.cli.compare", "compare the runs below a directory"),
+    "compare": Command(
+        "lightning_peft.cli.compare", "compare runs: table, tests, pictures, a page"
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""From the ``summary.json`` files of many runs to one row for each thing that was compared.
+"""From many runs to one row for each thing that was compared.
 
 Runs that differ in nothing but the seed are one row: the mean and the standard deviation over the
 seeds.
@@ -6,16 +6,16 @@ seeds.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_peft.cli.summary import FILE
+from lightning_peft.cli.runs import Run
+from lightning_peft.cli.significance import Contrast, contrast, holm
 
-__all__ = ["Comparison", "Row", "Spread", "comparison_of", "read_summaries"]
+__all__ = ["Comparison", "Row", "Spread", "comparison_of"]
 
 METRICS = ("test/accuracy", "val/accuracy")
 """What a row is judged by: the first of these that the runs have."""
@@ -26,7 +26,7 @@ BASELINES = {"nearest_neighbour": "1-NN on pixels", "logistic_regression": "logi
 
 @dataclass(frozen=True)
 class Spread:
-    """The mean of a quantity over runs, and its standard deviation (0 for a single run)."""
+    """The mean of a quantity, and its standard deviation (0 for a single value)."""
 
     mean: float
     deviation: float
@@ -48,13 +48,17 @@ class Row:
 
     Attributes:
         label: The method, and what else sets this row apart from the others.
-        accuracy: The metric that the comparison is about.
+        accuracy: The metric that the comparison is about, over the seeds.
         trained: How many parameters were trained.
         checkpoint: Bytes of a checkpoint of what was trained, without the optimizer's state.
         step: Seconds a training step takes (the median of a run).
         total: Seconds from the start of a job to its end.
-        seeds: The seeds of the runs.
+        memory: Bytes at the peak.
+        seeds: The seeds of the runs that completed, one for each run.
         failed: What went wrong in the runs that failed.
+        unfinished: How the runs stand that are under way, or were cut off.
+        by_seed: The accuracy of each seed; the mean where a seed ran twice.
+        runs: The runs.
         baseline: Whether this is a reference point that trains nothing of the network.
     """
 
@@ -64,8 +68,12 @@ class Row:
     checkpoint: Spread | None = None
     step: Spread | None = None
     total: Spread | None = None
-    seeds: tuple[int, ...] = ()
+    memory: Spread | None = None
+    seeds: tuple[int | None, ...] = ()
     failed: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()
+    by_seed: Mapping[int, float] = field(default_factory=dict)
+    runs: tuple[Run, ...] = ()
     baseline: bool = False
 
 
@@ -76,130 +84,154 @@ class Comparison:
     Attributes:
         metric: The metric that the rows are judged by.
         rows: The rows.
-        best: The directory of the best single run.
+        contrasts: The first row against each of the others.
+        best: The best single run.
         images: How many images each split has, where all runs agree.
+        memory: What the peak memory is of: ``"GPU"``, ``"process"``, ``"mixed"`` or ``""``.
         unreadable: Files that could not be read.
     """
 
     metric: str
     rows: tuple[Row, ...]
-    best: Path | None = None
+    contrasts: tuple[Contrast, ...] = ()
+    best: Run | None = None
     images: Mapping[str, int] = field(default_factory=dict)
+    memory: str = ""
     unreadable: tuple[Path, ...] = field(default=())
 
+    @property
+    def leader(self) -> Row | None:
+        """The best row that is no reference point."""
+        return next((row for row in self.rows if row.accuracy and not row.baseline), None)
 
-def read_summaries(directory: Path) -> tuple[list[dict[str, Any]], list[Path]]:
-    """Read every ``summary.json`` below a directory.
+    @property
+    def same_seeds(self) -> bool:
+        """Whether every row that has a result has it of the same seeds."""
+        own = [row for row in self.rows if row.accuracy and not row.baseline]
+        return all(row.by_seed.keys() == own[0].by_seed.keys() for row in own)
 
-    Args:
-        directory: A sweep's directory, or anything above it.
+    def front(self, quantity: str = "trained") -> tuple[Row, ...]:
+        """Give the rows on the Pareto front: nothing costs no more and is as accurate.
 
-    Returns:
-        The summaries, each with its ``directory``, in the order of their paths; and the files that
-        are not summaries.
-    """
-    summaries, unreadable = [], []
-    for path in sorted(directory.rglob(FILE), key=_natural):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            content = None
-        if isinstance(content, dict) and "status" in content and "method" in content:
-            summaries.append({**content, "directory": path.parent})
-        else:
-            unreadable.append(path)
-    return summaries, unreadable
+        Args:
+            quantity: What is to be low, by the name of the row's attribute.
+
+        Returns:
+            The rows, the cheapest first.
+        """
+        costs = [(getattr(row, quantity), row) for row in self.rows if row.accuracy]
+        # of two that cost the same, the more accurate first: it keeps the other off the front
+        rising = sorted(
+            (
+                (cost.mean, -row.accuracy.mean, i)
+                for i, (cost, row) in enumerate(costs)
+                if cost and row.accuracy
+            )
+        )
+        found: list[Row] = []
+        best = 0.0
+        for _, negative, position in rising:
+            if not found or negative < best:
+                best = negative
+                found.append(costs[position][1])
+        return tuple(found)
 
 
-def comparison_of(
-    summaries: Sequence[Mapping[str, Any]], unreadable: Sequence[Path] = ()
-) -> Comparison:
+def comparison_of(runs: Sequence[Run], unreadable: Sequence[Path] = ()) -> Comparison:
     """Compare runs.
 
     Args:
-        summaries: What :func:`read_summaries` gave.
+        runs: What :func:`~lightning_peft.cli.runs.read_runs` gave.
         unreadable: Files that it could not read.
 
     Returns:
         The comparison.
     """
-    metric = next((m for m in METRICS if any(m in _metrics(s) for s in summaries)), METRICS[0])
-    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for summary in summaries:
-        groups.setdefault(_key(summary), []).append(summary)
-    shared = set.intersection(*(set(key[1:]) for key in groups)) if groups else set()
-    rows = [_row(key, runs, shared, metric) for key, runs in groups.items()]
-    rows += _baselines(summaries)
+    done = [run for run in runs if run.completed]
+    metric = next((m for m in METRICS if any(m in run.metrics for run in done)), METRICS[0])
+    rows = [_row(label, found, metric) for label, found in _groups(runs)]
+    rows += _baselines(runs)
     rows.sort(key=lambda row: (row.baseline, -row.accuracy.mean if row.accuracy else float("inf")))
-    scored = [s for s in summaries if _metrics(s).get(metric) is not None]
-    best = max(scored, key=lambda s: _metrics(s)[metric], default=None)
-    images = [dict(summary["images"]) for summary in summaries if summary.get("images")]
+    scored = [run for run in done if metric in run.metrics]
+    images = [run.images for run in runs if run.images]
+    kinds = {"GPU" if run.on_gpu else "process" for run in done if run.peak_memory is not None}
     return Comparison(
         metric=metric,
         rows=tuple(rows),
-        best=None if best is None else best.get("directory"),
+        contrasts=_contrasts(rows),
+        best=max(scored, key=lambda run: run.metrics[metric], default=None),
         images=images[0] if images and all(found == images[0] for found in images) else {},
+        memory="mixed" if len(kinds) > 1 else next(iter(kinds), ""),
         unreadable=tuple(unreadable),
     )
 
 
-def _row(
-    key: tuple[str, ...], runs: Sequence[Mapping[str, Any]], shared: set[str], metric: str
-) -> Row:
-    done = [run for run in runs if run["status"] == "completed"]
+def _groups(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+    """Put together what differs in nothing but the seed, under a label that says what it is.
+
+    Where the same is in two of the directories with the same seed, what differs is something that
+    no override tells (such as the version of the code), and the directories are told apart.
+    """
+    alike: dict[Any, list[Run]] = {}
+    for run in runs:
+        alike.setdefault((run.method, run.overrides), []).append(run)
+    groups: dict[Any, list[Run]] = {}
+    for key, found in alike.items():
+        sources: dict[int | None, set[Path]] = {}
+        for run in found:
+            sources.setdefault(run.seed, set()).add(run.source)
+        apart = any(len(where) > 1 for where in sources.values())
+        for run in found:
+            where = str(run.source) if apart else ""
+            groups.setdefault((*key, where), []).append(run)
+    shared = set.intersection(*(set(overrides) for _, overrides, _ in groups)) if groups else set()
+    return [
+        (_label(method, [o for o in overrides if o not in shared], at), found)
+        for (method, overrides, at), found in groups.items()
+    ]
+
+
+def _label(method: str, overrides: Sequence[str], at: str) -> str:
+    return " ".join([method, *overrides, *([f"({at})"] if at else [])])
+
+
+def _row(label: str, runs: Sequence[Run], metric: str) -> Row:
+    done = [run for run in runs if run.completed]
+    values: dict[int, list[float]] = {}
+    for run in done:
+        if metric in run.metrics and run.seed is not None:
+            values.setdefault(run.seed, []).append(run.metrics[metric])
+    # a seed that ran twice is still one seed; what ran without one was drawn anew each time
+    means = {seed: statistics.fmean(found) for seed, found in values.items()}
+    seedless = [run.metrics.get(metric) for run in done if run.seed is None]
     return Row(
-        label=" ".join([key[0], *(word for word in key[1:] if word not in shared)]),
-        accuracy=Spread.of(_metrics(run).get(metric) for run in done),
-        trained=Spread.of(_at(run, "parameters", "trained") for run in done),
-        checkpoint=Spread.of(_at(run, "bytes", "checkpoint") for run in done),
-        step=Spread.of(_at(run, "seconds", "step") for run in done),
-        total=Spread.of(_at(run, "seconds", "total") for run in done),
-        seeds=tuple(run["seed"] for run in done),
-        failed=tuple(
-            f"seed {run['seed']}: {run.get('error', 'unknown error')}"
-            for run in runs
-            if run["status"] != "completed"
-        ),
+        label=label,
+        accuracy=Spread.of([*means.values(), *seedless]),
+        trained=Spread.of(run.parameters.get("trained") for run in done),
+        checkpoint=Spread.of(run.bytes.get("checkpoint") for run in done),
+        step=Spread.of(run.seconds.get("step") for run in done),
+        total=Spread.of(run.seconds.get("total") for run in done),
+        memory=Spread.of(run.peak_memory for run in done),
+        seeds=tuple(run.seed for run in done),
+        failed=tuple(run.told() for run in runs if run.status == "failed"),
+        unfinished=tuple(run.told() for run in runs if run.status not in ("completed", "failed")),
+        by_seed=means,
+        runs=tuple(runs),
     )
 
 
-def _baselines(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
+def _contrasts(rows: Sequence[Row]) -> tuple[Contrast, ...]:
+    own = [row for row in rows if row.accuracy and not row.baseline]
+    return holm([contrast(own[0].label, row.label, own[0].by_seed, row.by_seed) for row in own[1:]])
+
+
+def _baselines(runs: Sequence[Run]) -> list[Row]:
     """A reference point depends on the data and the seed alone, so it is counted once for each."""
     found: dict[str, dict[tuple[Any, ...], float]] = {}
-    for summary in summaries:
-        about = tuple(word for word in _overrides(summary) if word.startswith("data"))
-        for name, accuracy in (summary.get("baselines") or {}).items():
-            found.setdefault(name, {})[(summary["seed"], about)] = accuracy
+    for run in runs:
+        for name, accuracy in run.baselines.items():
+            found.setdefault(name, {})[(run.seed, run.about_data)] = accuracy
     return [
         Row(BASELINES.get(name, name), Spread.of(values.values()), baseline=True)
         for name, values in found.items()
     ]
-
-
-def _key(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    """The method's name, and every override that is neither the method nor the seed."""
-    others = [o for o in _overrides(summary) if not o.startswith(("method=", "seed="))]
-    return (str(_at(summary, "method", "name")), *sorted(others))
-
-
-def _overrides(summary: Mapping[str, Any]) -> list[str]:
-    return [str(override).lstrip("+") for override in summary.get("overrides") or ()]
-
-
-def _metrics(summary: Mapping[str, Any]) -> Mapping[str, float]:
-    return summary.get("metrics") or {}
-
-
-def _at(summary: Mapping[str, Any], *keys: str) -> Any:
-    value: Any = summary
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def _natural(path: Path) -> tuple[Any, ...]:
-    """Sort ``10_lora`` after ``9_lora``."""
-    return tuple(
-        (0, int(head), part) if (head := part.partition("_")[0]).isdigit() else (1, 0, part)
-        for part in path.parts
-    )

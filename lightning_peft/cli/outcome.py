@@ -102,8 +102,8 @@ def result_table(summary: Mapping[str, Any], directory: Path) -> Table:
     from rich import box
     from rich.table import Table
 
-    from lightning_peft.cli.compare import duration, size
     from lightning_peft.cli.comparison import BASELINES
+    from lightning_peft.cli.wording import duration, size
 
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column(style="dim")

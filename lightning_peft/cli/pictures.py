@@ -42,6 +42,12 @@ def accuracy_against_parameters(comparison: Comparison, path: Path) -> Path | No
     many = len(points) > MOST_LABELS
     figure, axes = _figure(8.6 if many else 7.0, 5.2 if many else 4.4)
     _numbered(axes, points) if many else _named(axes, points)
+    front = [_place(row) for row in comparison.front() if row.trained]
+    # between two points only what the cheaper one reaches is known to be had
+    axes.step(
+        [x for x, _, _ in front], [y for _, y, _ in front], where="post",
+        color="0.6", linestyle="--", linewidth=1, zorder=0,
+    )  # fmt: skip
     for row in comparison.rows:
         if row.baseline and row.accuracy:
             y = 100 * row.accuracy.mean

@@ -13,7 +13,15 @@ from typing import Any
 
 from lightning_peft.cli.errors import explain
 
-__all__ = ["FILE", "describe_run", "record_failure", "write_json", "write_summary", "write_text"]
+__all__ = [
+    "FILE",
+    "describe_run",
+    "finite",
+    "record_failure",
+    "write_json",
+    "write_summary",
+    "write_text",
+]
 
 FILE = "summary.json"
 FORMAT = 1
@@ -39,7 +47,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON in one step; a number that JSON does not have (NaN, infinity) becomes ``null``."""
-    write_text(path, json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
 
 
 def describe_run(cfg: Any) -> dict[str, Any]:
@@ -77,7 +85,7 @@ def write_summary(directory: Path, cfg: Any, *, status: str, **parts: Any) -> di
     Args:
         directory: The run's directory.
         cfg: The run's config.
-        status: ``"completed"`` or ``"failed"``.
+        status: ``"running"``, ``"completed"`` or ``"failed"``.
         **parts: What was measured; a mapping is merged into the part of that name.
 
     Returns:
@@ -112,11 +120,12 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Replace each number that JSON does not have by ``None``; tuples become lists."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if isinstance(value, float) and value - value != 0.0:  # infinity and NaN
         return None
     return value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +18,7 @@ from lightning_peft.cli.errors import ConfigError, explain
 from lightning_peft.cli.help import default_choices, settings
 from lightning_peft.cli.paths import conf_dir
 from lightning_peft.cli.quiet import quiet
-from lightning_peft.cli.summary import write_text
+from lightning_peft.cli.summary import write_summary, write_text
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -69,6 +71,9 @@ def _run(cfg: DictConfig, leave_files: Callable[..., Any]) -> float | None:
     parts = build(cfg)
     if parts.trainer.is_global_zero:
         write_text(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+        # a comparison shows this run while it is under way, and if it is killed
+        process = {"id": os.getpid(), "host": socket.gethostname(), "started": time.time()}
+        write_summary(directory, cfg, status="running", process=process)
     parts.trainer.fit(parts.module, parts.datamodule, ckpt_path=cfg.resume)
     fitted = time.perf_counter()
     best = best_checkpoint(parts, directory)

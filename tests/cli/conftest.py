@@ -5,6 +5,7 @@ import os
 import pytest
 
 from lightning_peft.cli import main
+from lightning_peft.cli.summary import write_json
 
 TINY = (
     # a backbone that takes no time, on the images of the shipped one
@@ -43,3 +44,27 @@ def train(command):
     torch.set_num_threads(1)
     yield lambda *words: command(*TINY, *words)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run():
+    """Write the summary of a run that never ran, and give its directory."""
+
+    def write(directory, method, seed, accuracy, *, overrides=(), **more):
+        number = len(list(directory.glob("*")))
+        where = directory / f"{number}_{method.replace('/', '')}"
+        summary = {
+            "status": "completed",
+            "method": {"name": method},
+            "seed": seed,
+            "overrides": [f"method={method}", f"seed={seed}", "data=digits", *overrides],
+            "metrics": {"test/accuracy": accuracy, "val/accuracy": 0.5},
+            "parameters": {"trained": 1000 * len(method), "total": 10**6},
+            "bytes": {"checkpoint": 4000 * len(method)},
+            "seconds": {"step": 0.01, "total": 12.0},
+            "images": {"train": 100, "val": 50, "test": 797},
+        }
+        write_json(where / "summary.json", {**summary, **more})
+        return where
+
+    return write

@@ -2,37 +2,26 @@
 
 import csv
 import json
+import re
 import statistics
+from pathlib import Path
 
 import pytest
 
 from lightning_peft.cli import main
-from lightning_peft.cli.compare import compare, duration, percent, size
-from lightning_peft.cli.comparison import Spread, comparison_of, read_summaries
-from lightning_peft.cli.summary import write_json
+from lightning_peft.cli.compare import compare
+from lightning_peft.cli.comparison import Comparison, Row, Spread, comparison_of
+from lightning_peft.cli.runs import read_runs
+from lightning_peft.cli.tables import as_csv, as_json, notes
+from lightning_peft.cli.wording import duration, percent, size
 
 
-def run(directory, method, seed, accuracy, *, overrides=(), **more):
-    number = len(list(directory.glob("*")))
-    write_json(
-        directory / f"{number}_{method}" / "summary.json",
-        {
-            "status": "completed",
-            "method": {"name": method},
-            "seed": seed,
-            "overrides": [f"method={method}", f"seed={seed}", "data=digits", *overrides],
-            "metrics": {"test/accuracy": accuracy, "val/accuracy": 0.5},
-            "parameters": {"trained": 1000 * len(method), "total": 10**6},
-            "bytes": {"checkpoint": 4000 * len(method)},
-            "seconds": {"step": 0.01, "total": 12.0},
-            "images": {"train": 100, "val": 50, "test": 797},
-            **more,
-        },
-    )
+def read(*directories):
+    return comparison_of(*read_runs(directories))
 
 
 @pytest.fixture
-def sweep(tmp_path):
+def sweep(tmp_path, run):
     for seed, (lora, full) in enumerate([(0.90, 0.80), (0.92, 0.84), (0.97, 0.85)]):
         run(tmp_path, "lora", seed, lora, baselines={"nearest_neighbour": 0.7 + seed / 10})
         run(tmp_path, "full", seed, full, baselines={"nearest_neighbour": 0.7 + seed / 10})
@@ -40,7 +29,7 @@ def sweep(tmp_path):
 
 
 def test_rows_are_means_over_seeds_best_first_and_baselines_last(sweep):
-    comparison = comparison_of(*read_summaries(sweep))
+    comparison = read(sweep)
     assert [row.label for row in comparison.rows] == ["lora", "full", "1-NN on pixels"]
     lora, full, baseline = comparison.rows
     values = [0.90, 0.92, 0.97]
@@ -50,18 +39,18 @@ def test_rows_are_means_over_seeds_best_first_and_baselines_last(sweep):
     assert full.trained.mean == 4000
     assert baseline.baseline
     assert baseline.accuracy.count == 3, "once for each seed, not once for each run"
-    assert comparison.best.name == "4_lora"
+    assert comparison.best.directory.name == "4_lora"
 
 
-def test_what_differs_beside_the_method_is_in_the_label(tmp_path):
+def test_what_differs_beside_the_method_is_in_the_label(tmp_path, run):
     run(tmp_path, "lora", 0, 0.9, overrides=["method.rank=4", "trainer=cpu"])
     run(tmp_path, "lora", 1, 0.8, overrides=["method.rank=4", "trainer=cpu"])
     run(tmp_path, "lora", 0, 0.95, overrides=["method.rank=8", "trainer=cpu"])
-    labels = [row.label for row in comparison_of(*read_summaries(tmp_path)).rows]
+    labels = [row.label for row in read(tmp_path).rows]
     assert labels == ["lora method.rank=8", "lora method.rank=4"]
 
 
-def test_a_failed_run_and_a_broken_file_are_reported_and_do_no_harm(sweep, capsys):
+def test_a_failed_run_and_a_broken_file_are_reported_and_do_no_harm(sweep, run, capsys):
     run(sweep, "ia3", 0, None, status="failed", error="the loss is not finite")
     (sweep / "broken").mkdir()
     (sweep / "broken" / "summary.json").write_text('{"status": "comp')
@@ -70,7 +59,7 @@ def test_a_failed_run_and_a_broken_file_are_reported_and_do_no_harm(sweep, capsy
     assert "ia3" in out
     assert "failed: ia3, seed 0: the loss is not finite" in out
     assert "not a summary, left out:" in out
-    assert [row.label for row in comparison_of(*read_summaries(sweep)).rows][2] == "ia3"
+    assert [row.label for row in read(sweep).rows][2] == "ia3"
 
 
 def test_compare_prints_a_table_and_writes_the_files(sweep, capsys):
@@ -94,6 +83,160 @@ def test_compare_again_does_not_read_its_own_files(sweep, capsys):
     assert compare(sweep) == first
 
 
+def test_runs_that_are_not_finished_are_shown_as_such(sweep, run, capsys):
+    run(sweep, "ssf", 0, 0.99, status="running", process={"id": 1, "host": "elsewhere"})
+    run(sweep, "lora", 3, 0.1, status="running", process={"id": 1, "host": "elsewhere"})
+    comparison = compare(sweep)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "not finished: ssf, seed 0: unfinished" in out
+    assert "3 of 4" in out
+    ssf = next(row for row in comparison.rows if row.label == "ssf")
+    assert ssf.accuracy is None, "what it measured so far is no result"
+    assert comparison.leader.accuracy.mean == pytest.approx(0.93)
+
+
+def test_an_override_that_changes_no_result_sets_nothing_apart(tmp_path, run):
+    run(tmp_path, "lora", 0, 0.9, overrides=["output_dir=a", "logger=none", "name=x"])
+    run(tmp_path, "lora", 1, 0.8, overrides=["output_dir=b", "++baselines=[nearest_neighbour]"])
+    (row,) = read(tmp_path).rows
+    assert (row.label, row.seeds) == ("lora", (0, 1))
+
+
+def test_a_seed_that_ran_twice_counts_once(tmp_path, run):
+    for accuracy in (0.8, 0.9):
+        run(tmp_path, "lora", 0, accuracy)
+    run(tmp_path, "lora", 1, 0.95)
+    (row,) = read(tmp_path).rows
+    expected = Spread.of([0.85, 0.95])
+    assert row.accuracy.mean == pytest.approx(expected.mean)
+    assert row.accuracy.deviation == pytest.approx(expected.deviation)
+    assert row.accuracy.count == 2
+    assert row.seeds == (0, 0, 1)
+    assert row.by_seed == pytest.approx({0: 0.85, 1: 0.95})
+
+
+def test_runs_without_a_seed_are_each_counted(tmp_path, run):
+    for accuracy in (0.8, 0.9):
+        run(tmp_path, "lora", None, accuracy)
+    (row,) = read(tmp_path).rows
+    assert (row.accuracy.count, dict(row.by_seed)) == (2, {})
+
+
+def test_what_was_not_tested_is_not_said_to_be(tmp_path, run):
+    run(tmp_path, "lora", 0, None, metrics={"val/accuracy": 0.5})
+    (note,) = notes(read(tmp_path))
+    assert note == "100 labelled images trained, 50 others chose the checkpoint"
+
+
+def test_the_help_names_the_files_and_is_no_error(capsys):
+    assert main(["compare", "--help"]) == 0
+    out = capsys.readouterr().out
+    for word in ("report.html", "comparison.csv", "comparison.json", "--json", "--output"):
+        assert word in out
+
+
+def test_rows_of_other_seeds_are_said_to_be(sweep, run):
+    assert notes(read(sweep))[0] == "mean ± standard deviation over 3 seeds"
+    run(sweep, "full", 3, 0.99)
+    assert "which are not the same" in notes(read(sweep))[0]
+
+
+def test_directories_are_told_apart_where_the_same_ran_in_both(tmp_path, run):
+    before, after = tmp_path / "before", tmp_path / "after"
+    for seed in range(3):
+        run(before, "lora", seed, 0.8)
+        run(after, "lora", seed, 0.9)
+    run(after, "bitfit", 0, 0.7)
+    labels = [row.label for row in read(before, after).rows]
+    assert labels == [f"lora ({after})", f"lora ({before})", "bitfit"]
+
+
+def test_directories_with_other_seeds_of_the_same_are_one_row(tmp_path, run):
+    run(tmp_path / "a", "lora", 0, 0.8)
+    run(tmp_path / "b", "lora", 1, 0.9)
+    (row,) = read(tmp_path / "a", tmp_path / "b", tmp_path).rows
+    assert (row.label, row.seeds) == ("lora", (0, 1)), "each run once, however often it is found"
+
+
+def test_several_directories_are_written_to_one_of_their_own(tmp_path, run, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(tmp_path / "a", "lora", 0, 0.8)
+    run(tmp_path / "b", "lora", 1, 0.9)
+    assert main(["compare", "a", "b"]) == 0
+    names = {"report.html", "comparison.csv", "comparison.json", "comparison.png"}
+    assert {path.name for path in (tmp_path / "comparison").iterdir()} == names
+    assert main(["compare", "a", "b", "-o", "here/and/there"]) == 0
+    assert {path.name for path in (tmp_path / "here/and/there").iterdir()} == names
+    assert not {path.name for path in (tmp_path / "a").iterdir()} & names
+
+
+def test_json_and_csv_alone_are_what_the_files_hold(sweep, capsys):
+    compare(sweep)
+    capsys.readouterr()
+    files = {name: (sweep / f"comparison.{name}").read_text() for name in ("json", "csv")}
+    for path in sweep.glob("*.*"):
+        path.unlink()
+    for name, text in files.items():
+        assert main(["compare", str(sweep), f"--{name}"]) == 0
+        assert capsys.readouterr().out == text
+    assert not list(sweep.glob("*.*")), "nothing is written"
+    content = json.loads(files["json"])
+    assert content["format"] == 2
+    assert content["rows"][0]["accuracy_by_seed"] == {"0": 0.9, "1": 0.92, "2": 0.97}
+    assert content["contrasts"][0]["count"] == 3
+    assert content["front"] == ["lora"], "full has as many letters, so as many parameters"
+
+
+def test_the_page_of_the_documentation_names_every_key_and_column(sweep):
+    page = (Path(__file__).parents[2] / "docs" / "compare.md").read_text(encoding="utf-8")
+    content = as_json(read(sweep))
+    for key in {*content, *content["rows"][0], *content["contrasts"][0]}:
+        assert re.search(rf"`(rows|contrasts)?(\[\])?\.?{key}`", page), key
+    for column in as_csv(read(sweep)).partition("\n")[0].split(","):
+        assert f"`{column}`" in page, column
+
+
+def test_the_front_is_what_nothing_beats_at_its_cost():
+    costs = [(10, 0.5), (20, 0.4), (30, 0.7), (30, 0.6), (40, 0.7), (50, 0.9), (5, None)]
+    rows = [
+        Row(str(i), Spread.of([accuracy]), trained=Spread.of([cost]))
+        for i, (cost, accuracy) in enumerate(costs)
+    ]
+    pixels = Row("pixels", Spread.of([0.99]), baseline=True)
+    front = Comparison("test/accuracy", (*rows, pixels)).front()
+    scored = [(cost, accuracy) for cost, accuracy in costs if accuracy is not None]
+    unbeaten = [
+        (cost, accuracy)
+        for cost, accuracy in scored
+        if not any(c <= cost and a >= accuracy and (c, a) != (cost, accuracy) for c, a in scored)
+    ]
+    assert [(row.trained.mean, row.accuracy.mean) for row in front] == unbeaten
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        (["peak_cuda_bytes"] * 2, "allocated on the GPU"),
+        (["peak_process_rss_bytes"] * 2, "of the whole process since it started"),
+        (["peak_cuda_bytes", "peak_process_rss_bytes"], "not comparable"),
+    ],
+)
+def test_the_peak_memory_says_what_it_is_of(tmp_path, run, capsys, monkeypatch, kinds, told):
+    monkeypatch.setenv("COLUMNS", "140")
+    for seed, kind in enumerate(kinds):
+        run(tmp_path, "lora", seed, 0.9, efficiency={kind: 2_500_000})
+    compare(tmp_path)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "2.5 MB" in out
+    assert told in out
+
+
+def test_a_label_is_no_markup(tmp_path, run, capsys):
+    run(tmp_path, "[red]lora[/red] [/]", 0, 0.9)
+    compare(tmp_path)
+    assert "[red]lora[/red] [/]" in capsys.readouterr().out
+
+
 def test_without_matplotlib_the_table_is_there_and_the_extra_is_named(sweep, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     compare(sweep)
@@ -107,12 +250,16 @@ def test_without_matplotlib_the_table_is_there_and_the_extra_is_named(sweep, cap
     [
         (["compare", "nowhere"], "expected a directory of runs, got nowhere"),
         (["compare", "."], "there is no summary.json below"),
-        (["compare"], "the following arguments are required: directory"),
+        (["compare"], "the following arguments are required: DIR"),
+        (["compare", "a", ".", "b"], "directory of runs, got a\nlightning-peft: expected a"),
+        (["compare", ".", "--json", "--csv"], "not allowed with argument"),
+        (["compare", ".", "-o", "file"], "expected a directory to write to, got the file file"),
     ],
-    ids=["no directory", "no runs", "no argument"],
+    ids=["no directory", "no runs", "no argument", "two wrong", "two formats", "a file"],
 )
 def test_compare_refuses(tmp_path, monkeypatch, capsys, args, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     assert main(args) == 2
     assert message in capsys.readouterr().err
 

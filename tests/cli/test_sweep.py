@@ -31,7 +31,7 @@ def test_a_sweep_runs_every_job_and_ends_in_a_table(train, tmp_path):
     assert trained["linear_probe"] < trained["scratch"]
     assert [word in out for word in ("linear_probe", "scratch", "1-NN on pixels")] == [True] * 3
     assert "test accuracy" in out
-    for name in ("comparison.csv", "comparison.json", "comparison.png"):
+    for name in ("comparison.csv", "comparison.json", "comparison.png", "report.html"):
         assert (tmp_path / "sweep" / name).stat().st_size > 0
     assert sys.argv == argv
     assert "LOCAL_RANK" not in os.environ

@@ -9,6 +9,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+import lightning_peft as lp
+from lightning_peft.cli.curves import read_log
+from lightning_peft.cli.runs import read_runs
+
 RUN = ("experiment=smoke", "hydra.run.dir=run")
 FILES = (
     "config.yaml",
@@ -166,6 +170,36 @@ def test_a_job_that_fails_keeps_its_traceback_and_its_status_is_1(train, tmp_pat
     assert "raise RuntimeError('of the user')" in err
     assert "RuntimeError: of the user" in err.splitlines()[-1]
     assert "Error executing job" not in err
+
+
+def test_a_run_says_that_it_is_under_way_and_logs_its_learning_rate(train, tmp_path, monkeypatch):
+    (tmp_path / "watch.py").write_text(
+        "import pathlib, shutil\n"
+        "import lightning.pytorch as pl\n"
+        "class Watch(pl.Callback):\n"
+        "    def on_train_start(self, *args):\n"
+        "        shutil.copytree('run', 'then')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ("+callbacks.watch._target_=watch.Watch", "trainer.log_every_n_steps=1")
+    status, _, err = train(*RUN, *words, "test=false", "schedule=linear")
+    assert status == 0, err
+    (then,) = read_runs([tmp_path / "then"])[0]
+    assert (then.status, then.method, then.metrics) == ("running", "lora", {})
+    assert read_runs([tmp_path / "run"])[0][0].completed
+    rates = [rate for _, rate in read_log(tmp_path / "run")["lr"]]
+    assert len(rates) == 4
+    highest = OmegaConf.load(tmp_path / "run" / "config.yaml").lr
+    schedule = lp.WarmupLinear(warmup=0.1).multiplier(4)
+    assert rates == pytest.approx([highest * schedule(step) for step in range(4)])
+
+
+@pytest.mark.parametrize("words", [["logger=none"], ["schedule=none"]])
+def test_without_a_log_or_a_schedule_a_run_is_a_run(train, tmp_path, words):
+    status, _, err = train(*RUN, "test=false", "trainer.log_every_n_steps=1", *words)
+    assert status == 0, err
+    assert "Warning" not in err
+    assert ("lr" in read_log(tmp_path / "run")) is ("logger=none" not in words)
 
 
 def test_a_loss_that_is_not_finite_is_told_in_a_line_and_is_status_1(train):

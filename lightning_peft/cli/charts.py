@@ -1,0 +1,189 @@
+"""The plots of a comparison's page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from lightning_peft.cli.comparison import Comparison, Row
+from lightning_peft.cli.curves import RATE, Band, Curve, band, thin
+from lightning_peft.cli.svg import Plot, linear_axis, log_axis, series_class
+from lightning_peft.cli.wording import duration, percent
+
+__all__ = ["Chart", "against", "curves_of", "learning_curves", "rates"]
+
+MOST_SERIES = 12
+"""More curves than this in one plot cannot be told apart."""
+
+Logs = Mapping[int, Sequence[Mapping[str, Curve]]]
+"""By the position of a row: what each of its runs logged."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A plot and the words around it.
+
+    Attributes:
+        title: What it is.
+        svg: Markup that is safe to be put into a page.
+        note: What has to be known to read it.
+        legend: ``(class names, text)`` of each series, where the plot does not name them.
+    """
+
+    title: str
+    svg: str
+    note: str = ""
+    legend: tuple[tuple[str, str], ...] = ()
+
+
+def against(comparison: Comparison, quantity: str, name: str) -> Chart | None:
+    """Plot the metric against what it costs, with the Pareto front.
+
+    Args:
+        comparison: What to plot.
+        quantity: The attribute of a row that is the cost.
+        name: What the cost is called.
+
+    Returns:
+        The chart, or ``None`` where no row has both.
+    """
+    rows = [(i, row) for i, row in enumerate(comparison.rows) if getattr(row, quantity)]
+    placed = [(i, row, *_place(row, quantity)) for i, row in rows if row.accuracy]
+    if not placed:
+        return None
+    levels = [row for row in comparison.rows if row.baseline and row.accuracy]
+    heights = [y + sign * spread for *_, y, spread in placed for sign in (-1, 1)]
+    heights += [100 * row.accuracy.mean for row in levels if row.accuracy]
+    metric = comparison.metric.replace("/", " ")
+    front = comparison.front(quantity)
+    best = ", ".join(row.label for row in front)
+    title = f"{metric} against {name}"
+    plot = Plot(
+        log_axis([x for _, _, x, _, _ in placed], name),
+        linear_axis(heights, f"{metric} (%)", margin=0.1),
+        title,
+        f"{len(placed)} points; on the Pareto front: {best}",
+    )
+    for row in levels:
+        plot.level(100 * row.accuracy.mean if row.accuracy else 0.0, row.label)
+    plot.line(_stairs([_place(row, quantity)[:2] for row in front]), 0, kind="front")
+    for i, row, x, y, spread in placed:
+        cost = duration(x) if name.endswith("time (s)") else f"{x:,.0f} {name}"
+        told = f"{i + 1}. {row.label}: {percent(row.accuracy)}, {cost}"
+        plot.point(x, y, i, spread=spread, mark=str(i + 1), name=told)
+    for _, row, x, y, _ in placed:
+        plot.name_point(x, y, row.label)
+    note = (
+        "The numbers are the ranks of the table. Bars are one standard deviation over the seeds. "
+        f"The stairs are the Pareto front, where nothing costs less and is as accurate: {best}."
+    )
+    return Chart(title, plot.markup(), note)
+
+
+def _place(row: Row, quantity: str) -> tuple[float, float, float]:
+    """Give a row's cost, and its metric and the deviation of that in percent."""
+    assert row.accuracy is not None
+    floor = 1.0 if quantity == "trained" else 1e-6  # a logarithm is taken of it
+    cost = max(getattr(row, quantity).mean, floor)
+    return cost, 100 * row.accuracy.mean, 100 * row.accuracy.deviation
+
+
+def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Between two points of a front only what the cheaper one reaches is known to be had."""
+    found: list[tuple[float, float]] = []
+    for x, y in points:
+        if found:
+            found.append((x, found[-1][1]))
+        found.append((x, y))
+    return found
+
+
+def learning_curves(comparison: Comparison, logs: Logs) -> list[Chart]:
+    """Plot how the validation accuracy rises and the training loss falls.
+
+    Args:
+        comparison: What to plot.
+        logs: What the runs logged.
+    """
+    drawn = [
+        curves_of(comparison, logs, "val/accuracy", "validation accuracy (%)", scale=100.0),
+        curves_of(comparison, logs, "train/loss", "training loss"),
+    ]
+    return [chart for chart in drawn if chart is not None]
+
+
+def rates(comparison: Comparison, logs: Logs) -> Chart | None:
+    """Plot the learning rate as it was, of the first run of each row.
+
+    Args:
+        comparison: What to plot.
+        logs: What the runs logged.
+    """
+    first = {i: found[:1] for i, found in logs.items()}
+    chart = curves_of(comparison, first, RATE, "learning rate")
+    if chart is None:
+        return None
+    note = (
+        "As each step used it; of several parameter groups, the highest. Rows of the same "
+        "schedule lie on each other."
+    )
+    return Chart(
+        chart.title, chart.svg, f"{note} {_left_out(comparison, logs)}".strip(), chart.legend
+    )
+
+
+def curves_of(
+    comparison: Comparison, logs: Logs, key: str, name: str, *, scale: float = 1.0
+) -> Chart | None:
+    """Plot what was logged under one name against the step, a line for each row.
+
+    Args:
+        comparison: What to plot.
+        logs: What the runs logged.
+        key: The name under which it was logged.
+        name: What it is called.
+        scale: What it is multiplied by.
+
+    Returns:
+        The chart, or ``None`` where nothing was logged under that name.
+    """
+    bands: list[tuple[int, Row, Band]] = []
+    for i, row in list(enumerate(comparison.rows))[:MOST_SERIES]:
+        found = band(log.get(key, ()) for log in logs.get(i, ()))
+        if found is not None:
+            bands.append((i, row, _scaled(found, scale)))
+    if not bands:
+        return None
+    ends = [point for *_, b in bands for curve in (b.low, b.high) for point in curve]
+    title = f"{name.removesuffix(' (%)')} by step"
+    plot = Plot(
+        linear_axis([x for x, _ in ends], "step", margin=0.02),
+        linear_axis([y for _, y in ends], name),
+        title,
+        "; ".join(f"{row.label} ends at {b.mean[-1][1]:.3g}" for _, row, b in bands),
+    )
+    for i, _, b in bands:
+        if len(b.mean) > 1:
+            plot.area(b.low, b.high, i)
+    for i, row, b in bands:
+        plot.line(b.mean, i, name=row.label)
+    several = any(sum(key in log for log in found) > 1 for found in logs.values())
+    note = "Lines are means over a row's runs, areas reach from the lowest to the highest run."
+    parts = [note] if several else []
+    if left_out := _left_out(comparison, logs):
+        parts.append(left_out)
+    legend = tuple((series_class(i), row.label) for i, row, _ in bands)
+    return Chart(title, plot.markup(), " ".join(parts), legend)
+
+
+def _left_out(comparison: Comparison, logs: Logs) -> str:
+    more = sum(i >= MOST_SERIES and bool(found) for i, found in logs.items())
+    return f"The first {MOST_SERIES} rows; {more} more are left out." if more else ""
+
+
+def _scaled(found: Band, scale: float) -> Band:
+    low, mean, high = (
+        tuple((x, scale * y) for x, y in thin(curve))
+        for curve in (found.low, found.mean, found.high)
+    )
+    return Band(mean=mean, low=low, high=high)

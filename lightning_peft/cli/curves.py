@@ -1,0 +1,123 @@
+"""What a run logged while it trained, from the ``metrics.csv`` of Lightning's CSV logger."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["RATE", "Band", "Curve", "band", "read_log", "thin"]
+
+FILE = "metrics.csv"
+
+MOST_POINTS = 200
+"""A picture shows no more points of a curve than this."""
+
+RATE = "lr"
+"""Under this name is the highest learning rate of all parameter groups."""
+
+Curve = tuple[tuple[float, float], ...]
+"""``(step, value)``, the steps rising."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """Curves of several runs as one.
+
+    Attributes:
+        mean: The mean over the runs, at the steps where every one of them has a value.
+        low: The lowest of the runs.
+        high: The highest of the runs.
+    """
+
+    mean: Curve
+    low: Curve
+    high: Curve
+
+
+def read_log(directory: Path) -> dict[str, Curve]:
+    """Read what a run logged.
+
+    Args:
+        directory: The run's directory.
+
+    Returns:
+        A curve for each name that was logged as numbers, and under ``"lr"`` the learning rate;
+        nothing where the run kept no log.
+    """
+    path = directory / "csv" / FILE
+    if not path.is_file():
+        path = next(iter(sorted(directory.rglob(FILE))), path)
+    found: dict[str, dict[float, float]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                _add(found, line)
+    except (OSError, ValueError, csv.Error):  # such as half a file: what was read is kept
+        pass
+    return {name: tuple(sorted(values.items())) for name, values in found.items()}
+
+
+def _add(found: dict[str, dict[float, float]], line: Mapping[str | None, object]) -> None:
+    """Add the numbers of a line of the log, under the step of that line."""
+    step = _number(line.get("step"))
+    if step is None:
+        return
+    rates = []
+    for name, cell in line.items():
+        value = _number(cell)
+        if name is None or name in ("step", "epoch") or value is None:
+            continue
+        if _is_rate(name):
+            rates.append(value)
+        else:
+            found.setdefault(name, {})[step] = value
+    if rates:
+        found.setdefault(RATE, {})[step] = max(rates)
+
+
+def _is_rate(name: str) -> bool:
+    """Whether LearningRateMonitor gave this name; it adds others for momentum and weight decay."""
+    return name.startswith("lr-") and not name.endswith(("-momentum", "-weight_decay"))
+
+
+def _number(cell: object) -> float | None:
+    if not isinstance(cell, str):
+        return None
+    try:
+        value = float(cell)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def thin(curve: Curve, most: int = MOST_POINTS) -> Curve:
+    """Leave out points of a long curve evenly; the first and the last one stay."""
+    if len(curve) <= most:
+        return curve
+    return tuple(curve[round(i * (len(curve) - 1) / (most - 1))] for i in range(most))
+
+
+def band(curves: Iterable[Curve]) -> Band | None:
+    """Put the curves of several runs together.
+
+    Args:
+        curves: One of each run; empty ones are left out.
+
+    Returns:
+        The band, or ``None`` where the runs have no step in common.
+    """
+    tables: Sequence[dict[float, float]] = [dict(curve) for curve in curves if curve]
+    if not tables:
+        return None
+    steps = sorted(set.intersection(*(set(table) for table in tables)))
+    if not steps:
+        return None
+    at = {step: [table[step] for table in tables] for step in steps}
+    return Band(
+        mean=tuple((step, math.fsum(values) / len(values)) for step, values in at.items()),
+        low=tuple((step, min(values)) for step, values in at.items()),
+        high=tuple((step, max(values)) for step, values in at.items()),
+    )

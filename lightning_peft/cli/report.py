@@ -1,0 +1,158 @@
+"""One page with everything that a comparison found, which needs nothing but a browser.
+
+Whatever comes from files is data of somebody else's: the template escapes it, the plots are made of
+XML elements, and the page forbids every script and every request but its own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from lightning_peft.cli.charts import Chart, Logs, against, learning_curves, rates
+from lightning_peft.cli.classes import ClassTables, class_tables
+from lightning_peft.cli.comparison import Comparison, Row
+from lightning_peft.cli.curves import read_log
+from lightning_peft.cli.runs import Run
+from lightning_peft.cli.tables import QUANTITIES, cells, columns, notes, runs_of
+from lightning_peft.cli.wording import difference, p_value, verdict
+
+__all__ = ["report_page"]
+
+MOST_MATRIX = 30
+"""A confusion matrix of more classes than this is no table that a person reads."""
+
+MOST_MISTAKES = 10
+LARGEST_PICTURE = 2_000_000
+
+ABOUT_TESTS = (
+    "Two-sided tests of the first row against each of the others. Runs of the same seed share "
+    "their labelled images, so they are compared in pairs; brackets hold the 95 % interval of the "
+    "difference. The corrected p accounts for the number of comparisons (Holm). The first row was "
+    "picked because it came first on these very runs, so the tests are on its side; and they speak "
+    "of other seeds, not of other test images."
+)
+
+
+def report_page(comparison: Comparison) -> str:
+    """Make the page.
+
+    Args:
+        comparison: What it is about.
+
+    Returns:
+        A whole HTML document.
+    """
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True
+    )
+    environment.filters.update(difference=difference, p_value=p_value, verdict=verdict)
+    script, style = _file("report.js"), _file("report.css")
+    # the browser hashes what is between the tags, the line break included
+    digest = hashlib.sha256(f"\n{script}".encode()).digest()
+    return environment.from_string(_file("report.html.jinja")).render(
+        **_content(comparison),
+        script=Markup(script),
+        style=Markup(style),
+        script_hash=f"sha256-{base64.b64encode(digest).decode()}",
+    )
+
+
+def _content(comparison: Comparison) -> dict[str, Any]:
+    runs = [run for row in comparison.rows for run in row.runs]
+    metric = comparison.metric.replace("/", " ")
+    leader = comparison.leader
+    done = sum(run.completed for run in runs)
+    first = f" The first by {metric} is {leader.label}." if leader else ""
+    return {
+        "title": "Comparison of runs",
+        "summary": f"{done} of {len(runs)} runs completed.{first}",
+        "notes": notes(comparison),
+        "columns": columns(comparison),
+        "rows": [_row(rank, row, comparison) for rank, row in enumerate(comparison.rows, 1)],
+        "failed": [f"{row.label}, {text}" for row in comparison.rows for text in row.failed],
+        "unfinished": [
+            f"{row.label}, {text}" for row in comparison.rows for text in row.unfinished
+        ],
+        "unreadable": [str(path) for path in comparison.unreadable],
+        "contrasts": comparison.contrasts,
+        "about_tests": ABOUT_TESTS,
+        "sections": _sections(comparison),
+        "best": None if comparison.best is None else _best(comparison.best, comparison),
+    }
+
+
+def _row(rank: int, row: Row, comparison: Comparison) -> dict[str, Any]:
+    means = [getattr(row, name) for name in QUANTITIES]
+    values = ["" if value is None else value.mean for value in means]
+    style = "leader" if row is comparison.leader else "baseline" if row.baseline else ""
+    return {
+        "rank": rank,
+        "label": row.label,
+        "style": style,
+        "cells": list(zip(cells(row), values, strict=True)),
+        "runs": runs_of(row),
+        "done": len(row.seeds),
+    }
+
+
+def _sections(comparison: Comparison) -> list[tuple[str, list[Chart]]]:
+    logs: Logs = {
+        position: [read_log(run.directory) for run in row.runs]
+        for position, row in enumerate(comparison.rows)
+        if row.runs
+    }
+    costs = (("trained", "trained parameters"), ("total", "total time (s)"))
+    scatters = [against(comparison, quantity, name) for quantity, name in costs]
+    return [
+        ("Accuracy and what it costs", [chart for chart in scatters if chart is not None]),
+        ("Learning curves", learning_curves(comparison, logs)),
+        ("Learning rate", [chart for chart in (rates(comparison, logs),) if chart is not None]),
+    ]
+
+
+def _best(run: Run, comparison: Comparison) -> dict[str, Any]:
+    tables = class_tables(run.directory)
+    label = next((row.label for row in comparison.rows if run in row.runs), run.method)
+    seed = "" if run.seed is None else f", seed {run.seed}"
+    metric = comparison.metric.replace("/", " ")
+    return {
+        "told": f"{label}{seed}: {metric} {100 * run.metrics[comparison.metric]:.1f} %.",
+        "directory": str(run.directory),
+        "tables": tables,
+        "matrix": _matrix(tables) if tables and len(tables.classes) <= MOST_MATRIX else None,
+        "mistakes": tables.mistakes[:MOST_MISTAKES] if tables else (),
+        "picture": _picture(run.directory / "predictions.png"),
+    }
+
+
+def _matrix(tables: ClassTables) -> list[tuple[str, list[tuple[int, str, str]]]]:
+    """Give each row its name and its cells: count, kind, part of the row."""
+    rows = []
+    for i, (scores, counts) in enumerate(zip(tables.classes, tables.confusion, strict=True)):
+        total = max(sum(counts), 1)
+        kinds = ["none" if not n else "hit" if i == j else "miss" for j, n in enumerate(counts)]
+        parts = [f"{count / total:.3f}" for count in counts]
+        rows.append((scores.name, list(zip(counts, kinds, parts, strict=True))))
+    return rows
+
+
+def _picture(path: Path) -> str | None:
+    """Give a PNG in base64, if that is what it is."""
+    try:
+        if path.stat().st_size > LARGEST_PICTURE:
+            return None
+        content = path.read_bytes()
+    except OSError:
+        return None
+    return base64.b64encode(content).decode() if content.startswith(b"\x89PNG\r\n") else None
+
+
+def _file(name: str) -> str:
+    return (resources.files("lightning_peft.cli") / "page" / name).read_text(encoding="utf-8")

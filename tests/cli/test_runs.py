@@ -1,0 +1,93 @@
+"""What is read of a run, and that nothing in a file can do harm."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from lightning_peft.cli.runs import read_runs, run_of
+
+SUMMARY = {"status": "completed", "method": {"name": "lora"}, "seed": 1}
+
+
+def test_a_summary_is_read_whole(tmp_path):
+    summary = {
+        **SUMMARY,
+        "overrides": ["method=lora", "seed=1", "+data.size=2", "lr=0.1", "output_dir=x"],
+        "metrics": {"test/accuracy": 0.5},
+        "efficiency": {"peak_process_rss_bytes": 7},
+        "images": {"train": 100},
+    }
+    run = run_of(summary, tmp_path)
+    assert (run.method, run.seed, run.completed) == ("lora", 1, True)
+    assert run.overrides == ("data.size=2", "lr=0.1")
+    assert run.about_data == ("data.size=2",)
+    assert (run.peak_memory, run.on_gpu) == (7, False)
+    assert run.images == {"train": 100}
+    assert run_of({**summary, "efficiency": {"peak_cuda_bytes": 9}}, tmp_path).on_gpu
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        "{" * 100_000,
+        '{"status": "completed"}',
+        '{"status": "done", "method": {}}',
+        '{"status": ["completed"], "method": {}}',
+        "\x00\x01",
+    ],
+    ids=["empty", "list", "null", "deep", "no method", "no such status", "type", "binary"],
+)
+def test_what_is_no_summary_is_unreadable(tmp_path, text):
+    path = tmp_path / "a" / "summary.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    assert read_runs([tmp_path]) == ([], [path])
+
+
+def test_what_is_of_the_wrong_type_is_not_there(tmp_path):
+    content = json.loads(
+        '{"status": "completed", "method": "x", "seed": "1", "overrides": "method=lora",'
+        ' "metrics": {"test/accuracy": "0.9", "val/accuracy": NaN, "a": true, "b": 1e999,'
+        f' "c": 1{"0" * 400}, "d": 0.5}}, "parameters": [1], "bytes": null, "images": "many"}}'
+    )
+    run = run_of(content, tmp_path)
+    assert run.metrics == {"d": 0.5}
+    assert (run.seed, run.overrides, run.parameters) == (None, (), {})
+    assert (run.bytes, run.images) == ({}, {})
+
+
+def test_a_run_whose_process_is_gone_was_interrupted(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    here = socket.gethostname()
+
+    def status(number, host=here):
+        process = {"id": number, "host": host, "started": 0.0}
+        return run_of({**SUMMARY, "status": "running", "process": process}, tmp_path).status
+
+    assert status(os.getpid()) == "running"
+    assert status(gone.pid) == "interrupted"
+    assert status(os.getpid(), "elsewhere") == "unfinished"
+    for strange in (-1, 0, None, "1", 10**30):
+        assert status(strange) in ("unfinished", "interrupted")
+
+
+def test_a_running_run_says_for_how_long(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1000.0)
+    process = {"id": os.getpid(), "host": socket.gethostname(), "started": 400.0}
+    run = run_of({**SUMMARY, "status": "running", "process": process}, tmp_path)
+    assert run.told() == "seed 1: running for 10 min"
+
+
+def test_runs_are_read_in_the_order_of_their_numbers(tmp_path, run):
+    for _ in range(11):
+        run(tmp_path, "lora", 0, 0.5)
+    runs, _ = read_runs([tmp_path])
+    assert [r.directory.name.partition("_")[0] for r in runs] == [str(i) for i in range(11)]
