@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import lightning_peft as lp
+from tests.zoo import build
 
 
 def encoder() -> nn.TransformerEncoder:

@@ -199,7 +199,7 @@ REFUSED = {
     "sharded before": (BuildsAndShards, "lora", "was sharded before it was adapted"),
     "shared": (Images, lp.HF("unilora"), r"tensors that several blocks share.*unilora_theta_d"),
     "tied": (lambda: tie(Images()), "bitfit", "tensors that several blocks share"),
-    "alone": (Alone, "lora", "Alone is its own backbone"),
+    "alone": (Alone, lp.LoRA(rank=2), "Alone is its own backbone"),
     "bare": (WithABareParameter, "lora", "temperature of WithABareParameter belong to"),
 }
 
