@@ -219,9 +219,14 @@ class ImageFolderDataModule(pl.LightningDataModule):
 
     def images(self, split: str) -> ImageFiles:
         """The dataset of a split; that of ``"train"`` is augmented."""
+        train = split == "train"
+        return self._images(
+            split, self._train_transform() if train else self.config.eval_transform()
+        )
+
+    def _images(self, split: str, transform: Callable[[Any], Tensor]) -> ImageFiles:
         self.setup()
         paths, labels = self.files[split]
-        transform = self._train_transform() if split == "train" else self.config.eval_transform()
         return ImageFiles(
             paths, labels, mode=self.config.pil_mode, transform=transform, seed=self.seed
         )
@@ -272,8 +277,13 @@ class ImageFolderDataModule(pl.LightningDataModule):
         """Batches of the test images."""
         return self.test_dataloader()
 
+    def plain_dataloader(self, split: str = "train") -> DataLoader[Any]:
+        """Batches of a split as evaluation sees them: in a fixed order, nothing augmented."""
+        return self._eval_loader(split)
+
     def _eval_loader(self, split: str) -> DataLoader[Any]:
-        return DataLoader(self.images(split), batch_size=self.eval_batch_size, **self._options())
+        images = self._images(split, self.config.eval_transform())
+        return DataLoader(images, batch_size=self.eval_batch_size, **self._options())
 
     def _options(self) -> dict[str, Any]:
         return loader_options(self.num_workers, self.pin_memory)
