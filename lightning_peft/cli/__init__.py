@@ -31,6 +31,7 @@ COMMANDS: dict[str, Command] = {
     "methods": Command("lightning_peft.cli.methods", "list the methods, and where they come from"),
     "plan": Command("lightning_peft.cli.plan", "what a method would do to a model"),
     "rank": Command("lightning_peft.cli.rank", "which pretrained model suits the data, measured"),
+    "show": Command("lightning_peft.cli.show", "the data, its augmentation and the schedule"),
     "compare": Command("lightning_peft.cli.compare", "compare the runs below a directory"),
 }
 
