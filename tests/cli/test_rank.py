@@ -8,7 +8,7 @@ import yaml
 
 from lightning_peft.cli.agreement import agreements, fine_tuned
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.rank import parse_count, split_names
+from lightning_peft.cli.rank import _shown, parse_count, split_names
 from lightning_peft.errors import DataError
 from lightning_peft.ranking import Ranking, Row
 
@@ -88,6 +88,11 @@ def test_numbers_and_names_are_read_as_they_are_typed():
     assert split_names("[a,b]") == ["a", "b"]
     assert split_names("resnet[15]*") == ["resnet[15]*"]
     assert split_names("[resnet[15]*,b]") == ["resnet[15]*", "b"]
+
+
+def test_a_table_shows_the_name_of_a_file_without_its_directory():
+    shown = [_shown(label) for label in ("resnet18", "a:random", "a:some/where/b.pth")]
+    assert shown == ["resnet18", "a:random", "a:b.pth"]
 
 
 def write_run(directory, accuracy, method="lora", status="completed", **model):
