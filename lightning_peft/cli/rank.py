@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import dataclasses
-import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -14,25 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.errors import ConfigError, explain
 from lightning_peft.cli.paths import conf_dir
+from lightning_peft.cli.ranking_table import as_json, print_ranking, write_ranking
 from lightning_peft.errors import DataError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-    from rich.console import Console
 
     from lightning_peft.cli.agreement import Agreement
-    from lightning_peft.ranking import Candidate, Ranking, Row
+    from lightning_peft.ranking import Candidate, Ranking
 
 __all__ = ["main", "parse_count", "split_names"]
 
 OWN = ("models", "max_parameters", "max_ms")
 UNITS = {"k": 1e3, "M": 1e6, "B": 1e9, "G": 1e9}
-MOST_TOLD = 8
-"""More candidates than this that were left out are counted, not listed."""
-
-HEADINGS = {"probe": "probe", "knn": "5-NN", "logme": "LogME", "h_score": "H-score",
-            "nleep": "NLEEP"}  # fmt: skip
-
 EPILOG = """\
 models         names of timm; NAME:random for random weights; NAME:FILE for weights of your own;
                patterns such as 'vit_tiny*' for every pretrained model that is called so
@@ -68,11 +59,11 @@ def main(args: Sequence[str]) -> int:
             print(f"lightning-peft: {line}", file=sys.stderr)
         return 2
     if options.out is not None:
-        _write(ranking, agreements, options.out)
+        write_ranking(ranking, agreements, options.out)
     if options.json:
-        print(json.dumps(_as_json(ranking, agreements), indent=2))
+        print(json.dumps(as_json(ranking, agreements), indent=2))
     else:
-        _print(ranking, agreements, options.out)
+        print_ranking(ranking, agreements, options.out)
     return 0 if ranking.rows else 1
 
 
@@ -245,118 +236,3 @@ def _batches_for(cfg: DictConfig) -> Callable[[Candidate], Iterable[Any]]:
 
 def _tell(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _print(ranking: Ranking, agreements: Sequence[Agreement], out: Path | None) -> None:
-    from rich.console import Console
-
-    console = Console()
-    if ranking.rows:
-        _print_table(ranking, console)
-    for item in ranking.skipped[:MOST_TOLD]:
-        console.print(f"left out: {item.label}, {item.reason}", style="yellow", markup=False)
-    if len(ranking.skipped) > MOST_TOLD:
-        more = len(ranking.skipped) - MOST_TOLD
-        console.print(f"left out: {more} more, over the budget or not to be had", style="yellow")
-    if not ranking.rows:
-        console.print("no candidate could be measured", style="red")
-    if agreements:
-        _print_agreements(agreements, console)
-    if out is not None:
-        console.print(f"table      {out / 'ranking.csv'}", markup=False, soft_wrap=True)
-
-
-def _print_table(ranking: Ranking, console: Console) -> None:
-    from rich import box
-    from rich.table import Table
-
-    caption = (
-        f"{ranking.images} labelled images of {ranking.classes} classes, ranked by "
-        f"{HEADINGS[ranking.by]}. In %: the probe's cross-validated accuracy ± deviation over "
-        f"{ranking.folds} folds; first, how often it is the best of all when the images are "
-        "resampled; 5-NN, leave-one-out accuracy. ms: forward, an image, on this machine."
-    )
-    table = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=caption,
-        caption_justify="left",
-    )  # fmt: skip
-    table.add_column("", justify="right")
-    table.add_column("model", overflow="fold", min_width=12)
-    for name in ("probe", "first", *list(HEADINGS.values())[1:], "params", "ms"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for place, row in enumerate(ranking.rows, 1):
-        table.add_row(str(place), *_cells(row), style="bold" if place == 1 else None)
-    console.print()
-    console.print(table)
-
-
-def _cells(row: Row) -> list[str]:
-    scores = dict(row.scores)
-    knn = scores.pop("knn")
-    return [
-        _shown(row.label),
-        f"{100 * row.probe:.1f} ± {100 * row.deviation:.1f}",
-        f"{100 * row.first:.0f}",
-        "-" if knn is None else f"{100 * knn:.1f}",
-        *("-" if value is None else f"{value:.2f}" for value in scores.values()),
-        _short(row.parameters),
-        f"{row.milliseconds:.2f}",
-    ]
-
-
-def _shown(label: str) -> str:
-    """Leave out the directory of a file of weights."""
-    from lightning_peft.ranking import Candidate
-
-    candidate = Candidate.parse(label)
-    return label if candidate.file is None else f"{candidate.name}:{candidate.file.name}"
-
-
-def _short(count: int) -> str:
-    """Write a number of parameters, such as ``"1.3 M"``."""
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if count >= 0.9995 * size:
-            return f"{count / size:.3g} {unit}"
-    return str(count)
-
-
-def _print_agreements(agreements: Sequence[Agreement], console: Console) -> None:
-    from rich import box
-    from rich.table import Table
-
-    caption = "rank correlation with the accuracy of fine-tuning; 1 is the same order"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
-    for name in ("method", "score"):
-        table.add_column(name)
-    for name in ("models", "Kendall", "Spearman"):
-        table.add_column(name, justify="right")
-    for item in agreements:
-        numbers = (f"{item.kendall:.2f}", f"{item.spearman:.2f}")
-        table.add_row(item.method, HEADINGS[item.score], str(item.models), *numbers)
-    console.print(table)
-
-
-def _write(ranking: Ranking, agreements: Sequence[Agreement], directory: Path) -> None:
-    from lightning_peft.cli.summary import write_json, write_text
-
-    write_json(directory / "ranking.json", _as_json(ranking, agreements))
-    write_text(directory / "ranking.csv", _as_csv(ranking))
-
-
-def _as_json(ranking: Ranking, agreements: Sequence[Agreement]) -> dict[str, Any]:
-    content = dataclasses.asdict(ranking)
-    return {**content, "agreement": [item._asdict() for item in agreements]}
-
-
-def _as_csv(ranking: Ranking) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    names = list(HEADINGS)[1:]
-    fields = ("label", "probe", "deviation", "first")
-    rest = ("parameters", "milliseconds", "width")
-    writer.writerow(["rank", *fields, *names, *rest])
-    for place, row in enumerate(ranking.rows, 1):
-        scores = ["" if row.scores[name] is None else row.scores[name] for name in names]
-        own = [getattr(row, name) for name in fields]
-        writer.writerow([place, *own, *scores, *(getattr(row, name) for name in rest)])
-    return text.getvalue()

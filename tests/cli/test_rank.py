@@ -8,7 +8,8 @@ import yaml
 
 from lightning_peft.cli.agreement import agreements, fine_tuned
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.rank import _shown, parse_count, split_names
+from lightning_peft.cli.rank import parse_count, split_names
+from lightning_peft.cli.ranking_table import _shown
 from lightning_peft.errors import DataError
 from lightning_peft.ranking import Ranking, Row
 
