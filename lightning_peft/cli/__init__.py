@@ -30,6 +30,8 @@ COMMANDS: dict[str, Command] = {
     "train": Command("lightning_peft.cli.app", "adapt a backbone; what no command does"),
     "methods": Command("lightning_peft.cli.methods", "list the methods, and where they come from"),
     "plan": Command("lightning_peft.cli.plan", "what a method would do to a model"),
+    "rank": Command("lightning_peft.cli.rank", "which pretrained model suits the data, measured"),
+    "show": Command("lightning_peft.cli.show", "the data, its augmentation and the schedule"),
     "compare": Command(
         "lightning_peft.cli.compare", "compare runs: table, tests, pictures, a page"
     ),

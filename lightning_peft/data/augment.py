@@ -31,6 +31,12 @@ class Augment:
         brightness: Largest relative change of brightness: factors in ``[1 - b, 1 + b]``.
         contrast: The same for contrast.
         saturation: The same for saturation; nothing on images of one channel.
+        hue: Largest turn of the colours either way, as a fraction of the colour circle, up to 0.5;
+            nothing on images of one channel.
+        randaugment: Operations of RandAugment on each image (Cubuk et al., 2020,
+            https://arxiv.org/abs/1909.13719), drawn from torchvision's: turns, shears, shifts and
+            changes of colour; 0 is off. It never mirrors.
+        magnitude: How strong each of them is, from 0 to 30.
         noise: Standard deviation of Gaussian noise, in units of images in [0, 1].
         erase: Probability that a random rectangle (2 to 20 % of the area) is set to 0.
 
@@ -47,6 +53,9 @@ class Augment:
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+    hue: float = 0.0
+    randaugment: int = 0
+    magnitude: int = 9
     noise: float = 0.0
     erase: float = 0.0
 
@@ -54,12 +63,16 @@ class Augment:
         # a list is what YAML has; the dataclass is hashable with a tuple
         object.__setattr__(self, "scale", tuple(self.scale))
         ranges = {"rotation": 180.0, "translate": 1.0, "brightness": 1.0, "contrast": 1.0}
-        ranges |= {"saturation": 1.0, "noise": 1.0, "erase": 1.0, "shear": 80.0}
+        ranges |= {"saturation": 1.0, "noise": 1.0, "erase": 1.0, "shear": 80.0, "hue": 0.5}
         wrong = [
             f"{name} in [0, {high:g}], got {getattr(self, name)!r}"
             for name, high in ranges.items()
             if not 0 <= getattr(self, name) <= high
         ]
+        for name, high in {"randaugment": 14, "magnitude": 30}.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= high:
+                wrong.append(f"{name} as a whole number from 0 to {high}, got {value!r}")
         if not 0 < self.crop <= 1:
             wrong.append(f"crop in (0, 1], the area that stays, got {self.crop!r}")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
@@ -96,14 +109,29 @@ class Augment:
                     self.rotation, shift, self.scale, self.shear or None, interpolation=bilinear
                 )
             )
-        if self.brightness or self.contrast or self.saturation:
-            steps.append(v2.ColorJitter(self.brightness, self.contrast, self.saturation))
+        if self.randaugment:
+            steps.append(self.random_operations())
+        if self.brightness or self.contrast or self.saturation or self.hue:
+            jitter = (self.brightness, self.contrast, self.saturation, self.hue)
+            steps.append(v2.ColorJitter(*jitter))
         if self.noise:
             steps.append(v2.GaussianNoise(sigma=self.noise))
         if self.erase:
             steps.append(v2.RandomErasing(self.erase, scale=(0.02, 0.2)))
         composed: Callable[[Any], Tensor] = v2.Compose(steps)
         return composed
+
+    def random_operations(self) -> Callable[[Tensor], Tensor]:
+        """RandAugment alone: a transform of one float image ``(C, H, W)`` in [0, 1]."""
+        from torchvision.transforms import v2
+
+        operations: Callable[[Tensor], Tensor] = v2.RandAugment(
+            self.randaugment,
+            self.magnitude,
+            num_magnitude_bins=31,
+            interpolation=v2.InterpolationMode.BILINEAR,
+        )
+        return operations
 
 
 PRESETS: dict[str, Augment] = {
@@ -129,6 +157,8 @@ PRESETS: dict[str, Augment] = {
         noise=0.05,
         erase=0.25,
     ),
+    "colour": Augment(crop=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
+    "randaugment": Augment(crop=0.8, randaugment=2, magnitude=9),
 }
 """Augmentation by name."""
 
@@ -139,7 +169,7 @@ def augmentation(
     """Look up a preset and change parts of it.
 
     Args:
-        augment: ``"none"``, ``"light"``, ``"strong"``, an :class:`Augment`, or None for none.
+        augment: A name of :data:`PRESETS`, an :class:`Augment`, or None for none.
         flip: What ``flip`` is where the augmentation leaves it open.
         **changes: Fields of :class:`Augment` to replace.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_peft._seeds import seeded
 from lightning_peft.data.augment import Augment
 
 __all__ = ["apply", "augment_batch", "draw"]
@@ -33,6 +34,8 @@ def augment_batch(images: Tensor, augment: Augment, generator: torch.Generator) 
         New images, of the same shape; those of noisy augmentations are clipped to [0, 1] again.
     """
     images = apply(images, draw(len(images), augment, generator))
+    if augment.randaugment:
+        images = _random_operations(images, augment, generator)
     if augment.noise:
         noise = torch.randn(images.shape, generator=generator)
         images = images.add_(noise, alpha=augment.noise).clamp_(0, 1)
@@ -51,7 +54,8 @@ def draw(n: int, augment: Augment, generator: torch.Generator) -> dict[str, Tens
         What :func:`apply` takes, for the steps that do anything: ``angle`` and ``shear`` in degrees
         (as torchvision's ``affine``), ``shift`` ``(n, 2)`` and ``crop`` ``(n, 4)`` (left, top,
         width, height) as fractions of the width and height, ``scale``, ``flip``, ``brightness``,
-        ``contrast``, ``saturation`` as factors, ``erase`` as ``crop``.
+        ``contrast``, ``saturation`` as factors, ``hue`` as a part of the colour circle, ``erase``
+        as ``crop``.
     """
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -80,6 +84,8 @@ def draw(n: int, augment: Augment, generator: torch.Generator) -> dict[str, Tens
         strength = getattr(augment, name)
         if strength:
             values[name] = uniform(1 - strength, 1 + strength)
+    if augment.hue:
+        values["hue"] = uniform(-augment.hue, augment.hue)
     if augment.erase:
         boxes = box(uniform(0.02, 0.2), 3.3)
         values["erase"] = boxes * (uniform(0, 1, 1) < augment.erase)  # an empty box erases nothing
@@ -108,6 +114,8 @@ def apply(images: Tensor, values: dict[str, Tensor]) -> Tensor:
         images = _blend(images, _gray(images).mean((1, 2, 3), keepdim=True), values["contrast"])
     if "saturation" in values and images.shape[1] == 3:
         images = _blend(images, _gray(images), values["saturation"])
+    if "hue" in values and images.shape[1] == 3:
+        images = _turned(images, values["hue"])
     if "erase" in values:
         images = images.masked_fill_(_inside(images, values["erase"]), 0)
     return images
@@ -125,6 +133,21 @@ def _gray(images: Tensor) -> Tensor:
 
 def _blend(images: Tensor, other: Tensor, share: Tensor) -> Tensor:
     return torch.lerp(other, images, _column(share)).clamp(0, 1)
+
+
+def _turned(images: Tensor, hue: Tensor) -> Tensor:
+    from torchvision.transforms.v2.functional import adjust_hue
+
+    pairs = zip(images, hue.tolist(), strict=True)
+    return torch.stack([adjust_hue(image, turn) for image, turn in pairs])
+
+
+def _random_operations(images: Tensor, augment: Augment, generator: torch.Generator) -> Tensor:
+    """Run torchvision's RandAugment, which draws from the global generator, on each image."""
+    operations = augment.random_operations()
+    key = int(torch.randint(2**62, (), generator=generator))
+    with seeded("randaugment", key):
+        return torch.stack([operations(image) for image in images])
 
 
 def _inside(images: Tensor, boxes: Tensor) -> Tensor:

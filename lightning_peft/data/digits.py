@@ -179,6 +179,10 @@ class DigitsDataModule(pl.LightningDataModule):
         """Batches of the test set."""
         return self._eval_loader("test")
 
+    def plain_dataloader(self, split: str = "train") -> DataLoader[Any]:
+        """Batches of a split as evaluation sees them: in a fixed order, nothing augmented."""
+        return self._eval_loader(split)
+
     def _eval_loader(self, split: str) -> DataLoader[Any]:
         return DataLoader(self.images(split), batch_size=self.eval_batch_size, **self._options())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_peft._namespace import pl
 from lightning_peft._seeds import seeded
 from lightning_peft.data.augment import Augment, augmentation
+from lightning_peft.data.flips import flip_confusions, thumbnails, warning_text
 from lightning_peft.data.sampling import Draw, loader_options, train_loader
 from lightning_peft.data.scan import Folder, Verify, find_problems, read_folder, refuse, unreadable
 from lightning_peft.data.splits import few_labels, ranked_by_class
@@ -102,6 +104,8 @@ class ImageFolderDataModule(pl.LightningDataModule):
             image ``(C, H, W)`` in [0, 1] of the backbone's size and draws from torch's generator.
         flip: Mirror half of the training images, where the augmentation leaves it open (``"none"``
             does not). Switch it off where a mirrored image is of another class.
+        flip_safe: Whether a mirrored image keeps its class. None looks at the images where they
+            are mirrored, and warns if it seems not; True does not look, False forbids mirroring.
         verify: How image files are checked before training; see :func:`unreadable`.
         num_workers: Processes that load; None is the number of CPU cores, at most 8.
         pin_memory: Page-locked batches; where None, if there is a CUDA device.
@@ -127,6 +131,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         steps_per_epoch: int | None = None,
         augment: str | Augment | Callable[[Tensor], Tensor] | None = "light",
         flip: bool = True,
+        flip_safe: bool | None = None,
         verify: Verify = "header",
         num_workers: int | None = None,
         pin_memory: bool | None = None,
@@ -144,7 +149,14 @@ class ImageFolderDataModule(pl.LightningDataModule):
             raise DataError("Expected " + "; ".join(wrong) + ".")
         self.root = Path(root)
         self.config = data_config(backbone, image_size=image_size)
+        flip = flip and flip_safe is not False
         self.augment = augment if callable(augment) else augmentation(augment, flip=flip)
+        self.flip_safe = flip_safe
+        if flip_safe is False and isinstance(self.augment, Augment) and self.augment.flip:
+            raise DataError(
+                "Expected an augmentation without flip for data with flip_safe=False, got "
+                "flip=True: a mirrored image is of another class. Leave flip out."
+            )
         self.labels_per_class = labels_per_class
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
@@ -175,6 +187,10 @@ class ImageFolderDataModule(pl.LightningDataModule):
         folders = self._read()
         paths = [path for folder in folders.values() for path in folder.paths]
         refuse(find_problems(list(folders.values())) + unreadable(paths, self.verify))
+        if self.flip_safe is None and isinstance(self.augment, Augment) and self.augment.flip:
+            train = folders["train"]
+            if found := flip_confusions(*thumbnails(train.paths, train.labels)):
+                warnings.warn(warning_text(found, train.class_names), stacklevel=2)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the folders and choose the samples; the second call does nothing."""
@@ -219,9 +235,14 @@ class ImageFolderDataModule(pl.LightningDataModule):
 
     def images(self, split: str) -> ImageFiles:
         """The dataset of a split; that of ``"train"`` is augmented."""
+        train = split == "train"
+        return self._images(
+            split, self._train_transform() if train else self.config.eval_transform()
+        )
+
+    def _images(self, split: str, transform: Callable[[Any], Tensor]) -> ImageFiles:
         self.setup()
         paths, labels = self.files[split]
-        transform = self._train_transform() if split == "train" else self.config.eval_transform()
         return ImageFiles(
             paths, labels, mode=self.config.pil_mode, transform=transform, seed=self.seed
         )
@@ -272,8 +293,13 @@ class ImageFolderDataModule(pl.LightningDataModule):
         """Batches of the test images."""
         return self.test_dataloader()
 
+    def plain_dataloader(self, split: str = "train") -> DataLoader[Any]:
+        """Batches of a split as evaluation sees them: in a fixed order, nothing augmented."""
+        return self._eval_loader(split)
+
     def _eval_loader(self, split: str) -> DataLoader[Any]:
-        return DataLoader(self.images(split), batch_size=self.eval_batch_size, **self._options())
+        images = self._images(split, self.config.eval_transform())
+        return DataLoader(images, batch_size=self.eval_batch_size, **self._options())
 
     def _options(self) -> dict[str, Any]:
         return loader_options(self.num_workers, self.pin_memory)

@@ -79,11 +79,20 @@ def test_scratch_is_full_from_random_weights(composed):
     assert both.model.pretrained is False
 
 
-@pytest.mark.parametrize("name", ["light", "strong"])
+@pytest.mark.parametrize("name", ["light", "strong", "colour", "randaugment"])
 def test_augmentations_are_the_presets(composed, name):
     from lightning_peft.data.augment import PRESETS
 
     assert instantiate(composed(f"augment={name}").augment, _convert_="all") == PRESETS[name]
+
+
+def test_mixing_is_light_augmentation_and_mixed_batches(composed):
+    cfg = composed("augment=mix", "model=timm", "model.backbone=resnet18")
+    assert cfg.augment == composed("augment=light").augment
+    assert (cfg.model.mixup, cfg.model.cutmix) == (0.2, 1.0)
+    cfg = composed("augment=mix", "model.cutmix=0", "augment.rotation=3")
+    assert (cfg.model.mixup, cfg.model.cutmix, cfg.augment.rotation) == (0.2, 0, 3)
+    assert composed("augment=strong").model.mixup == 0
 
 
 def test_the_learning_rate_of_the_method_reaches_the_optimizer_and_can_be_overridden(composed):

@@ -168,3 +168,58 @@ def test_what_the_user_says_of_flip_stands():
     assert augmentation(Augment(flip=False), flip=True).flip is False
     assert augmentation("strong", flip=True).flip is True
     assert Augment(scale=[0.5, 1]).scale == (0.5, 1)  # as YAML has it
+
+
+def test_batched_hue_is_torchvisions_and_leaves_gray_alone():
+    batch = images()
+    turns = torch.tensor([-0.5, -0.2, 0.0, 0.1, 0.3, 0.5])
+    expected = each(batch, lambda image, i: reference.adjust_hue(image, float(turns[i])))
+    torch.testing.assert_close(apply(batch, {"hue": turns}), expected)
+    gray = images(1)
+    assert torch.equal(apply(gray, {"hue": turns}), gray)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_randaugment_is_torchvisions_with_a_seed_of_its_own(channels):
+    batch = images(channels, n=20)
+    augment = Augment(randaugment=2, magnitude=20)
+    state = torch.get_rng_state()
+    got = augment_batch(batch, augment, generator("a"))
+    assert torch.equal(torch.get_rng_state(), state)  # dropout draws from the global generator
+    assert torch.equal(got, augment_batch(batch, augment, generator("a")))
+    assert not torch.equal(got, augment_batch(batch, augment, generator("b")))
+    assert got.shape == batch.shape
+    assert 0 <= float(got.min()) <= float(got.max()) <= 1
+    changed = [not torch.equal(a, b) for a, b in zip(got, batch, strict=True)]
+    assert sum(changed) > 15
+    whole = augment.transform(16)
+    (step,) = [s for s in whole.transforms if isinstance(s, v2.RandAugment)]
+    assert (step.num_ops, step.magnitude) == (2, 20)
+
+
+def test_a_larger_magnitude_changes_more():
+    batch = images(n=64)
+
+    def change(magnitude):
+        augment = Augment(randaugment=1, magnitude=magnitude)
+        return float((augment_batch(batch, augment, generator("m")) - batch).abs().mean())
+
+    assert change(1) < change(30)
+
+
+def test_colour_jitter_of_one_image_turns_hues_too():
+    augment = Augment(hue=0.3)
+    (jitter,) = [s for s in augment.transform(16).transforms if isinstance(s, v2.ColorJitter)]
+    assert jitter.hue == (-0.3, 0.3)
+    values = draw(2000, augment, generator("hue"))["hue"]
+    assert -0.3 <= float(values.min()) < -0.29
+    assert 0.29 < float(values.max()) <= 0.3
+
+
+def test_ranges_of_the_new_fields_are_held():
+    with pytest.raises(DataError) as caught:
+        Augment(hue=0.6, randaugment=1.5, magnitude=31)
+    text = str(caught.value)
+    assert "hue in [0, 0.5], got 0.6" in text
+    assert "randaugment as a whole number from 0 to 14, got 1.5" in text
+    assert "magnitude as a whole number from 0 to 30, got 31" in text

@@ -99,3 +99,11 @@ def test_numpy_sees_what_was_promised():
     assert pixels.shape == (30, 64)
     assert np.bincount(labels.numpy()).tolist() == [3] * 10
     assert 0 <= pixels.min() <= pixels.max() <= 1
+
+
+def test_the_plain_loader_has_the_training_images_without_augmentation():
+    data = DigitsDataModule(labels_per_class=2, augment="strong")
+    images, labels = next(iter(data.plain_dataloader()))
+    plain = DigitsDataModule(labels_per_class=2).images("train")
+    assert torch.equal(images, torch.stack([plain[i][0] for i in range(20)]))
+    assert labels.tolist() == [int(plain[i][1]) for i in range(20)]

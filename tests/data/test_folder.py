@@ -222,3 +222,14 @@ def test_all_wrong_arguments_at_once(tmp_path):
 
 def test_without_validation(bare):
     assert module(bare, val_fraction=0).val_dataloader() == []
+
+
+def test_the_plain_loader_has_the_training_images_without_augmentation(bare):
+    data = module(bare, augment="strong", labels_per_class=3)
+    first, second = (torch.cat([x for x, _ in data.plain_dataloader()]) for _ in range(2))
+    assert torch.equal(first, second)
+    transform = data.config.eval_transform()
+    with Image.open(data.files["train"][0][0]) as image:
+        assert torch.equal(first[0], transform(image.convert("L")))
+    labels = torch.cat([y for _, y in data.plain_dataloader("train")])
+    assert labels.tolist() == data.files["train"][1]

@@ -168,6 +168,24 @@ def test_label_smoothing_and_mixup_are_what_they_say(tmp_path):
     torch.testing.assert_close(got, expected)
 
 
+def test_cutmix_labels_are_the_areas_that_come_from_each_image():
+    module = classifier(cutmix=1.0)
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16)
+    torch.manual_seed(3)
+    mixed, targets = module._mix(images, torch.arange(4))
+    for i in range(4):
+        shares = torch.stack([(mixed[i] == k).float().mean() for k in range(4)])
+        torch.testing.assert_close(targets[i], shares)
+        assert 0 < float(shares[i]) < 1
+
+
+def test_metrics_are_of_unmixed_images(tmp_path):
+    plain, mixing = classifier(), classifier(mixup=1.0, cutmix=1.0)
+    mixing.load_state_dict(plain.state_dict())
+    logged = [trainer(tmp_path).validate(m, loader(), verbose=False)[0] for m in (plain, mixing)]
+    assert logged[0] == logged[1]
+
+
 def test_checkpoint_of_a_named_backbone(tmp_path):
     options = {"class_names": ("a", "b", "c", "d"), "optimizer": torch.optim.SGD, "lr": 0.01}
     module, run = classifier(**options), trainer(tmp_path)

@@ -1,0 +1,214 @@
+"""``lightning-peft show``: the data, its augmentation and the schedule, before anything runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_peft.cli.errors import ConfigError, explain
+from lightning_peft.cli.help import default_choices, settings
+from lightning_peft.cli.paths import conf_dir
+from lightning_peft.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import Tensor
+
+__all__ = ["main", "planned_steps"]
+
+SPLITS = ("train", "val", "test")
+MOST_LISTED = 30
+"""With more classes than this, only the smallest and the largest are listed."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Serve ``lightning-peft show``.
+
+    Args:
+        args: The words after the command.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lightning-peft show",
+        description="Look before training: how many labelled images there are of each class, what "
+        "the augmentation makes of them (samples.png), and the learning rate (schedule.png).",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="GROUP=CHOICE | KEY=VALUE",
+        help="as for training, such as: data=digits augment=strong schedule=wsd schedule.warmup=20",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("preview"), help="directory [preview]")
+    parser.add_argument("--variants", type=int, default=7, help="augmented versions of an image")
+    parser.add_argument("--classes", type=int, default=12, help="classes in the picture at most")
+    try:
+        options = parser.parse_intermixed_args(list(args))
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    try:
+        if options.variants < 1 or options.classes < 1:
+            raise ConfigError(["expected --variants and --classes of at least 1"])
+        _show(options)
+    except Exception as error:
+        text = explain(error)
+        if text is None:
+            raise
+        for line in text.splitlines():
+            print(f"lightning-peft: {line}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _show(options: argparse.Namespace) -> None:
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+    from rich.console import Console
+
+    from lightning_peft.cli.check import check_targets, check_values
+    from lightning_peft.cli.quiet import quiet
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("config", ["name=show", f"output_dir={options.out}", *options.overrides])
+    known = {*default_choices(conf_dir()), *(setting.key for setting in settings(conf_dir()))}
+    plain = check_values(cfg, frozenset(known))
+    check_targets({key: plain[key] for key in ("data", "schedule", "trainer")})
+    schedule = None if cfg.schedule is None else instantiate(cfg.schedule, _convert_="all")
+    datamodule = instantiate(cfg.data, _convert_="all")
+    with quiet():
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        datamodule.setup("test")
+    console = Console()
+    _print_labels(datamodule, console)
+    lines = _pictures(cfg, datamodule, schedule, options)
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _pictures(
+    cfg: DictConfig, datamodule: Any, schedule: Any, options: argparse.Namespace
+) -> list[str]:
+    """Draw both pictures; returns a line for each."""
+    from lightning_peft.cli import previews
+
+    try:
+        before, after, names = _samples(datamodule, options.classes, options.variants)
+        title = "as it is trained on, augmented anew each time"
+        path = previews.samples(before, after, names, options.out / "samples.png", title=title)
+        lines = [f"picture    {path}"]
+        if schedule is None:
+            return [*lines, f"the learning rate is {cfg.optimizer.lr:g} at every step"]
+        if not hasattr(schedule, "multiplier"):
+            return [*lines, f"no picture of {type(schedule).__name__}: it is not one of ours"]
+        multiplier = schedule.multiplier(planned_steps(cfg, datamodule, schedule))
+        lr, steps = float(cfg.optimizer.lr), multiplier.total_steps
+        last = lr * multiplier(steps - 1)
+        title = f"{type(schedule).__name__}: {steps:,} steps, from {lr:g} to {last:.2g} at the last"
+        path = previews.learning_rate(multiplier, lr, options.out / "schedule.png", title=title)
+    except MissingExtraError as error:
+        return [f"no picture: {error}"]
+    return [*lines, f"picture    {path}"]
+
+
+def planned_steps(cfg: DictConfig, datamodule: Any, schedule: Any = None) -> int:
+    """Work out how many optimizer steps a run on one device will make.
+
+    Args:
+        cfg: The composed config.
+        datamodule: The data, set up.
+        schedule: The schedule, which may say it itself.
+
+    Returns:
+        The steps.
+
+    Raises:
+        ConfigError: If the run has no length: neither steps nor epochs are given.
+    """
+    if getattr(schedule, "total_steps", None):
+        return int(schedule.total_steps)
+    trainer = cfg.trainer
+    batches = len(datamodule.train_dataloader())
+    limit = trainer.get("limit_train_batches")
+    if isinstance(limit, float):
+        batches = int(batches * limit)
+    elif limit is not None:
+        batches = min(batches, limit)
+    found = []
+    if (trainer.get("max_steps") or -1) > 0:
+        found.append(trainer.max_steps)
+    if (trainer.get("max_epochs") or -1) > 0:
+        found.append(trainer.max_epochs * -(-batches // trainer.accumulate_grad_batches))
+    if not found:
+        raise ConfigError(
+            ["the run has no length: set trainer.max_steps or trainer.max_epochs, or "
+             "+schedule.total_steps"]
+        )  # fmt: skip
+    return int(min(found))
+
+
+def _samples(datamodule: Any, classes: int, variants: int) -> tuple[Tensor, Tensor, list[str]]:
+    """Take the first image of each class, as it is and augmented, back in [0, 1]."""
+    import torch
+
+    from lightning_peft.data.sampling import Draw
+
+    plain, train = datamodule.plain_dataloader("train").dataset, datamodule.images("train")
+    labels = [int(label) for label in train.labels]
+    first: dict[int, int] = {}
+    for index, label in enumerate(labels):
+        first.setdefault(label, index)
+    chosen = [first[label] for label in sorted(first)][:classes]
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (datamodule.config.mean,
+                                                          datamodule.config.std))  # fmt: skip
+    before = torch.stack([plain[index][0] for index in chosen]) * std + mean
+    after = [
+        torch.stack([train[Draw(index, epoch, position)][0] for epoch in range(variants)])
+        for position, index in enumerate(chosen)
+    ]
+    names = [str(datamodule.class_names[labels[index]]) for index in chosen]
+    return before, torch.stack(after) * std + mean, names
+
+
+def _print_labels(datamodule: Any, console: Any) -> None:
+    """Print the label budget, and how evenly it is spread."""
+    from rich import box
+    from rich.table import Table
+
+    names = list(datamodule.class_names)
+    counts = {
+        split: Counter(int(label) for label in datamodule.images(split).labels) for split in SPLITS
+    }
+    train = counts["train"]
+    order: list[int] = list(range(len(names)))
+    if len(names) > MOST_LISTED:
+        order = sorted(order, key=lambda k: train[k])
+        order = [*order[: MOST_LISTED // 2], *order[-MOST_LISTED // 2 :]]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("class", overflow="fold")
+    for split in SPLITS:
+        table.add_column(split, justify="right")
+    table.add_column("of train", justify="right")
+    for k in order:
+        share = f"{100 * train[k] / train.total():.1f} %"
+        table.add_row(names[k], *(f"{counts[split][k]:,}" for split in SPLITS), share)
+    table.add_section()
+    table.add_row("all", *(f"{counts[split].total():,}" for split in SPLITS), "", style="bold")
+    console.print(table)
+    if len(order) < len(names):
+        console.print(f"the smallest and the largest of {len(names)} classes", style="dim")
+    budget = train.total() + counts["val"].total()
+    console.print(f"labels used: {budget:,}, those that choose the checkpoint included")
+    low, high = min(train[k] for k in range(len(names))), max(train.values())
+    if high > 1.5 * low:
+        console.print(
+            f"uneven: the largest class has {high / max(low, 1):.1f} times the images of the "
+            f"smallest; always answering '{names[train.most_common(1)[0][0]]}' is right for "
+            f"{100 * high / train.total():.0f} % of them. Look at F1 beside accuracy.",
+            style="yellow",
+            markup=False,
+        )

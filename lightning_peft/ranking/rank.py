@@ -1,0 +1,235 @@
+"""Ranking backbones by what their frozen features are worth on a task."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_peft._seeds import generator
+from lightning_peft.errors import DataError, MissingExtraError, near
+from lightning_peft.ranking.candidates import (
+    Candidate,
+    build,
+    count_parameters,
+    most_likely_reason,
+)
+from lightning_peft.ranking.features import Features, extract, milliseconds_per_image
+from lightning_peft.ranking.h_score import h_score
+from lightning_peft.ranking.linear_probe import Probe, linear_probe
+from lightning_peft.ranking.logme import logme
+from lightning_peft.ranking.neighbours import nearest_neighbours
+from lightning_peft.ranking.nleep import nleep
+
+__all__ = ["BY", "SCORES", "Ranking", "Row", "Skipped", "chances", "rank_candidates"]
+
+SCORES: dict[str, Callable[[Tensor, Tensor], float]] = {
+    "knn": nearest_neighbours,
+    "logme": logme,
+    "h_score": h_score,
+    "nleep": nleep,
+}
+"""The scores beside the probe, by name; of all, higher is better."""
+
+BY = ("probe", *SCORES)
+"""What a ranking can go by."""
+
+RESAMPLES = 2000
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One backbone and what was measured of it.
+
+    Attributes:
+        label: What the candidate is called.
+        parameters: Parameters without the head.
+        milliseconds: An image, forward, on this machine.
+        width: Number of features.
+        probe: Cross-validated accuracy of the linear probe, in [0, 1].
+        deviation: Its standard deviation over the folds.
+        first: How often its probe is the best one when the images are resampled, in [0, 1].
+        scores: The scores by name; None where its extra is not installed.
+    """
+
+    label: str
+    parameters: int
+    milliseconds: float
+    width: int
+    probe: float
+    deviation: float
+    first: float
+    scores: dict[str, float | None]
+
+    def value(self, by: str) -> float | None:
+        """What a ranking by this name goes by."""
+        return self.probe if by == "probe" else self.scores[by]
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """A candidate that was left out, and why."""
+
+    label: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+    """The backbones, the best first.
+
+    Attributes:
+        by: What they are ranked by.
+        rows: The backbones.
+        skipped: The candidates that are over a budget or could not be loaded.
+        images: Labelled images.
+        classes: Classes among them.
+        folds: Folds of the cross-validation.
+    """
+
+    by: str
+    rows: tuple[Row, ...]
+    skipped: tuple[Skipped, ...]
+    images: int
+    classes: int
+    folds: int
+
+
+def rank_candidates(
+    candidates: Sequence[Candidate],
+    batches_for: Callable[[Candidate], Iterable[Any]],
+    *,
+    by: str = "probe",
+    max_parameters: float | None = None,
+    max_milliseconds: float | None = None,
+    folds: int = 5,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    told: Callable[[str], None] = lambda line: None,
+) -> Ranking:
+    """Compute the features of each candidate once, and score them.
+
+    Args:
+        candidates: The backbones.
+        batches_for: Gives the images as a candidate expects them: batches of images
+            ``(B, C, H, W)`` and labels ``(B,)``, of the same images in the same order for all.
+        by: What to rank by: ``"probe"`` or a name of :data:`SCORES`.
+        max_parameters: Leave out backbones of more parameters; nothing of them is loaded.
+        max_milliseconds: Leave out backbones that take longer an image on this machine; they are
+            timed before their weights are downloaded.
+        folds: Folds of the probe's cross-validation.
+        seed: Seed of the folds, of the resampling and of random weights.
+        device: Where the features are computed.
+        told: Called with a line whenever a candidate is done or left out.
+
+    Returns:
+        The ranking. A candidate that cannot be loaded is among those skipped.
+
+    Raises:
+        DataError: If there is no such score, or the data does not serve.
+        MissingExtraError: If the score to rank by needs an extra that is not installed.
+    """
+    if by not in BY:
+        raise DataError(f"There is no score '{by}'. {near(by, BY)}")
+    rows: list[Row] = []
+    probes: list[Probe] = []
+    skipped: list[Skipped] = []
+    labels: Tensor | None = None
+    for candidate in candidates:
+        measured = _measure(candidate, batches_for, max_parameters, max_milliseconds, seed, device)
+        if isinstance(measured, Skipped):
+            skipped.append(measured)
+            told(f"{measured.label}: left out, {measured.reason}")
+            continue
+        features, parameters, milliseconds = measured
+        if labels is not None and not torch.equal(labels, features.labels):
+            raise DataError(
+                f"Expected the same images in the same order for every backbone, got other labels "
+                f"for {candidate.label}."
+            )
+        labels = features.labels
+        probe = linear_probe(features.values, labels, folds=folds, seed=seed)
+        scores = {name: _score(name, features, needed=name == by) for name in SCORES}
+        probes.append(probe)
+        rows.append(
+            Row(
+                candidate.label, parameters, milliseconds, features.values.shape[1],
+                probe.accuracy, probe.deviation, 0.0, scores,
+            )
+        )  # fmt: skip
+        told(f"{candidate.label}: {100 * probe.accuracy:.1f} % of {len(labels)} images")
+    found = chances([probe.correct for probe in probes], seed) if probes else []
+    rows = [dataclasses.replace(row, first=first) for row, first in zip(rows, found, strict=True)]
+    rows.sort(key=lambda row: (-_known(row.value(by)), -row.probe, row.parameters))
+    images = 0 if labels is None else len(labels)
+    classes = 0 if labels is None else len(labels.unique())
+    return Ranking(by, tuple(rows), tuple(skipped), images, classes, folds)
+
+
+def chances(correct: Sequence[Tensor], seed: int = 0) -> list[float]:
+    """Resample the images, and count how often each backbone is right most often.
+
+    A paired bootstrap (Efron, 1979): all backbones are judged on the same resampled images, so
+    images that are hard for all of them do not blur the comparison.
+
+    Args:
+        correct: For each backbone, whether it is right on each image, ``(N,)``.
+        seed: Seed of the resampling.
+
+    Returns:
+        The part of the resamples in which each is the best; those that tie share one.
+    """
+    table = torch.stack(list(correct)).double()  # (backbones, N)
+    n = table.shape[1]
+    wins = torch.zeros(len(table), dtype=torch.float64)
+    random = generator("bootstrap", seed)
+    for _ in range(RESAMPLES):
+        # counts of each image in a resample of n with replacement
+        drawn = torch.randint(n, (n,), generator=random).bincount(minlength=n).double()
+        right = table @ drawn
+        best = right == right.max()
+        wins += best / best.sum()
+    return [float(share) for share in wins / RESAMPLES]
+
+
+def _measure(
+    candidate: Candidate,
+    batches_for: Callable[[Candidate], Iterable[Any]],
+    max_parameters: float | None,
+    max_milliseconds: float | None,
+    seed: int,
+    device: torch.device | str,
+) -> tuple[Features, int, float] | Skipped:
+    """Give the features, the parameters and the time an image of a candidate, or why not."""
+    parameters = count_parameters(candidate.name)
+    if max_parameters is not None and parameters > max_parameters:
+        return Skipped(candidate.label, f"it has {parameters:,} parameters")
+    batches = batches_for(candidate)
+    images = next(iter(batches))[0]
+    if max_milliseconds is not None:
+        taken = milliseconds_per_image(build(candidate, weights=False), images, device)
+        if taken > max_milliseconds:
+            return Skipped(candidate.label, f"it takes {taken:.2f} ms an image")
+    try:
+        model = build(candidate, seed=seed)
+    except Exception as error:
+        # a download can fail in as many ways as there are hubs: the others are still ranked
+        return Skipped(candidate.label, most_likely_reason(error))
+    taken = milliseconds_per_image(model, images, device)
+    return extract(model, batches, device), parameters, taken
+
+
+def _score(name: str, features: Features, *, needed: bool) -> float | None:
+    try:
+        return SCORES[name](features.values, features.labels)
+    except MissingExtraError:
+        if needed:
+            raise
+        return None
+
+
+def _known(value: float | None) -> float:
+    return float("-inf") if value is None else value
