@@ -1,0 +1,348 @@
+"""Finding the longest frozen first part of a backbone, by running it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+from lightning_peft.caching.keys import batch_size
+from lightning_peft.caching.splice import NotSplit, Recording, Slot, Splice, Tap, Tree, Unit
+from lightning_peft.caching.trace import Call, devices_of, hooked, trace, undisturbed
+
+__all__ = ["Split", "difference", "find_split", "unlike"]
+
+_ROWS = 4  # samples that the search runs on
+_CLOSE = 1e-3  # how far rounding may move a feature when the batch is another
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A first part that can be skipped.
+
+    Attributes:
+        splice: What is skipped.
+        slots: What has to be kept for it.
+        share: Its part of the operations of a forward, in [0, 1].
+        where: Where it ends, in words.
+        why: Why it is not longer, in words.
+    """
+
+    splice: Splice
+    slots: tuple[Slot, ...]
+    share: float
+    where: str
+    why: str
+
+
+def find_split(
+    root: nn.Module,
+    forward: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    min_share: float,
+) -> Split:
+    """Find the longest first part whose output can be kept.
+
+    A few samples are run once with every module watched. The first part ends before the first
+    module that is trained, random or adapted; of the modules around that point, the innermost is
+    taken where the forward, run without what comes before and with what was kept, gives the same
+    bit for bit.
+
+    Args:
+        root: The backbone.
+        forward: Its own forward.
+        args: A batch.
+        kwargs: Its keyword arguments.
+        min_share: The smallest part of the operations for which it is worth it.
+
+    Returns:
+        The first part. Random state and buffers are as they were before.
+
+    Raises:
+        NotSplit: If there is none; the message says why.
+    """
+    size = batch_size(args, kwargs)
+    if size is None:
+        raise NotSplit("its forward is given no batch of tensors")
+    count = min(size, _ROWS)
+    few, many = (_rows((args, kwargs), size, n) for n in (max(1, count // 2), count))
+    search = _Search(root, forward, *many)
+    with undisturbed(root, search.devices), torch.enable_grad():
+        first, search.output = trace(root, forward, *many)
+    reasons: list[str] = []
+    end = _path(first)[-1]
+    why = f"'{end.name}': {end.why_not}" if end.why_not is not None and end.name else end.why_not
+    if first.why_not is None:
+        candidates = iter([_whole(root)])
+    else:
+        path = _path(first)
+        if len(path) == 1 and not first.calls:
+            raise NotSplit(f"it has no modules that could be skipped ({first.why_not})")
+        candidates = _candidates(root, path)
+    best = 0.0
+    for splice, share, where in candidates:
+        best = max(best, share)
+        for tried in _lighter(splice) if share >= min_share else ():
+            try:
+                slots = search.slots(tried)
+                search.check_rows(tried, slots, few, count)
+            except NotSplit as reason:
+                reasons.append(str(reason))
+            except Exception as error:  # code between modules may stumble over what is not there
+                reasons.append(f"{where}: {type(error).__name__}: {error}")
+            else:
+                return Split(tried, slots, share, where, why or "")
+    if not reasons:
+        raise NotSplit(
+            f"its frozen first part ends too early, with {best:.0%} of a forward (less than "
+            f"min_share={min_share:.0%}): {why}"
+        )
+    raise NotSplit(max(reasons, key=lambda reason: ("Error" not in reason, reasons.index(reason))))
+
+
+def _rows(tree: Any, size: int, count: int) -> Any:
+    """Give the first rows of a batch; copies, which may be part of a graph in any mode."""
+
+    def cut(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        of_batch = leaf.ndim > 0 and leaf.shape[0] == size
+        return (leaf[:count] if of_batch else leaf).detach().clone()
+
+    with torch.inference_mode(False):
+        return tree_map(cut, tree)
+
+
+# --- where it could end ---------------------------------------------------------------------------
+
+
+def _path(first: Call) -> list[Call]:
+    """Give the calls around the first thing that cannot be kept, the outermost first."""
+    path = [first]
+    while True:
+        inner = next((call for call in path[-1].calls if call.why_not is not None), None)
+        if inner is None:
+            return path
+        path.append(inner)
+
+
+def _whole(root: nn.Module) -> tuple[Splice, float, str]:
+    return Splice(root, (Unit("", root),), (Tap("", root, "out"),)), 1.0, "all of it"
+
+
+def _candidates(root: nn.Module, path: list[Call]) -> Iterator[tuple[Splice, float, str]]:
+    """Give the places where the first part could end, the longest first part first."""
+    total = max(path[0].flops_after, 1)
+    ends = path[-1]
+    before = [*_before(path, ends), *ends.calls]
+    own = any(p.requires_grad for p in ends.module.parameters(recurse=False))
+    if ends.calls and not own:  # it cannot be kept as a whole, but everything in it can
+        yield _after(root, before, total)
+    for call in reversed(path[1:]):
+        units = _before(path, call)
+        if units and call.clean_input and call.hookable:
+            earlier = sum(unit.module is call.module for unit in units)
+            tap = Tap(call.name, call.module, "in", earlier)
+            splice = Splice(root, _units(units), (*_watched_taps(units), tap))
+            yield splice, call.flops_before / total, f"up to '{call.name}'"
+    units = _before(path, ends)
+    if units:
+        yield _after(root, units, total)
+    while units and next(units[-1].module.parameters(), None) is None:
+        units.pop()  # behind the last weights: what follows may be read in several parts
+    if units:
+        yield _after(root, units, total)
+
+
+def _lighter(splice: Splice) -> Iterator[Splice]:
+    """Give a splice, and the same with what has no weights left running.
+
+    The tables of a rotary embedding are the same for all samples and come from such a module: they
+    cannot be kept by sample, and are as quickly made again.
+    """
+    yield splice
+    weighty = tuple(u for u in splice.units if next(u.module.parameters(), None) is not None)
+    skipped = {u.module for u in weighty}
+    taps = tuple(t for t in splice.taps[:-1] if t.module in skipped) + splice.taps[-1:]
+    if 0 < len(weighty) < len(splice.units) and _stands(taps[-1], skipped):
+        yield Splice(splice.root, weighty, taps)
+
+
+def _stands(tap: Tap, skipped: set[nn.Module]) -> bool:
+    return tap.side == "in" or tap.module in skipped
+
+
+def _after(root: nn.Module, calls: list[Call], total: int) -> tuple[Splice, float, str]:
+    """End behind the last call: what it gives is kept, whoever reads it."""
+    last = calls[-1]
+    taps = _watched_taps(calls)
+    number = sum(call.module is last.module for call in calls) - 1
+    if not any(t.module is last.module and t.side == "out" and t.call == number for t in taps):
+        taps = (*taps, Tap(last.name, last.module, "out", number))
+    return Splice(root, _units(calls), taps), last.flops_after / total, f"behind '{last.name}'"
+
+
+def _before(path: list[Call], end: Call) -> list[Call]:
+    """Give the outermost calls that are over when another begins."""
+    around = path[: path.index(end)]
+    found = [call for outer in around for call in outer.calls if call.left < end.entered]
+    return sorted(found, key=lambda call: call.entered)
+
+
+def _units(calls: list[Call]) -> tuple[Unit, ...]:
+    counts: dict[nn.Module, list[Call]] = {}
+    for call in calls:
+        counts.setdefault(call.module, []).append(call)
+    return tuple(Unit(same[0].name, module, len(same)) for module, same in counts.items())
+
+
+def _watched_taps(calls: list[Call]) -> tuple[Tap, ...]:
+    """Give the taps that the hooks of skipped modules need (a side network reads every block)."""
+    taps, numbers = [], dict.fromkeys((call.module for call in calls), 0)
+    for call in calls:
+        number = numbers[call.module]
+        numbers[call.module] += 1
+        if not hooked(call.module):
+            continue
+        if call.module._forward_pre_hooks:
+            taps.append(Tap(call.name, call.module, "in", number))
+        if call.module._forward_hooks:
+            taps.append(Tap(call.name, call.module, "out", number))
+    return tuple(taps)
+
+
+# --- whether it may end there ---------------------------------------------------------------------
+
+
+class _Search:
+    """Tries places to end on a few samples.
+
+    Attributes:
+        output: What the whole forward gives for them.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.root = root
+        self.forward = forward
+        self.args = args
+        self.kwargs = kwargs
+        self.size = batch_size(args, kwargs)
+        self.devices = devices_of((args, kwargs))
+        self.output: Any = None
+
+    def slots(self, splice: Splice) -> tuple[Slot, ...]:
+        """Say which tensors have to be kept, after trying that they are enough.
+
+        Raises:
+            NotSplit: If they cannot be kept or are not enough.
+        """
+        with undisturbed(self.root, self.devices), torch.enable_grad():
+            seen = splice.record(self.forward, self.args, self.kwargs)
+        needed: list[Slot] = []
+
+        def put(tap: int, now: Tree) -> Tree:
+            spoilt = _spoilt(seen.taps[tap], now, splice.taps[tap])
+            needed.extend(Slot(tap, i) for i in spoilt)
+            kept = [
+                seen.taps[tap].leaves[i] if i in spoilt else v for i, v in enumerate(now.leaves)
+            ]
+            return Tree(now.spec, kept)
+
+        with undisturbed(self.root, self.devices), torch.enable_grad():
+            output = splice.replay(self.forward, self.args, self.kwargs, seen.units, put)
+        for slot in needed:
+            self._check_slot(splice.taps[slot.tap], seen.taps[slot.tap].leaves[slot.leaf])
+        found = difference(self.output, output)
+        if found:
+            where = splice.taps[-1].name
+            raise NotSplit(
+                f"what comes after '{where}' reads more of what comes before than '{where}' is "
+                f"given ({found})"
+            )
+        return tuple(needed)
+
+    def _check_slot(self, tap: Tap, leaf: Any) -> None:
+        if not isinstance(leaf, Tensor):
+            raise NotSplit(f"'{tap.name}' depends on a {type(leaf).__name__} from before")
+        if leaf.requires_grad:
+            raise NotSplit(f"what '{tap.name}' is given depends on what is trained")
+        if leaf.ndim == 0 or leaf.shape[0] != self.size:
+            raise NotSplit(
+                f"'{tap.name}' depends on a tensor from before that is not by sample "
+                f"({tuple(leaf.shape)})"
+            )
+
+    def check_rows(self, splice: Splice, slots: tuple[Slot, ...], few: Any, size: int) -> None:
+        """Refuse features of a sample that depend on the rest of the batch.
+
+        Raises:
+            NotSplit: If they do, by more than rounding.
+        """
+        with undisturbed(self.root, self.devices), torch.enable_grad():
+            all_rows = splice.record(self.forward, self.args, self.kwargs, slots, first_part=True)
+            fewer = splice.record(self.forward, few[0], few[1], slots, first_part=True)
+        count = batch_size(*few)
+        for slot in slots:
+            whole = _leaf(all_rows, slot)
+            part = _leaf(fewer, slot)
+            if size > 1 and unlike(whole[:count], part):
+                raise NotSplit(
+                    f"what a sample gives at '{splice.taps[slot.tap].name}' depends on the other "
+                    "samples of its batch"
+                )
+
+
+def _leaf(seen: Recording, slot: Slot) -> Tensor:
+    leaf = seen.taps[slot.tap].leaves[slot.leaf]
+    assert isinstance(leaf, Tensor)
+    return leaf
+
+
+def _spoilt(real: Tree, now: Tree, tap: Tap) -> set[int]:
+    """Say which leaves are not what they were: they come from the part that was skipped."""
+    if real.spec != now.spec:
+        raise NotSplit(f"'{tap.name}' is given something else without what comes before")
+    both = list(enumerate(zip(real.leaves, now.leaves, strict=True)))
+    if tap.side == "out":
+        return {i for i, (then, _) in both if isinstance(then, Tensor)}
+    return {i for i, (then, after) in both if difference(then, after)}
+
+
+def unlike(left: Tensor, right: Tensor) -> bool:
+    """Say whether features differ by more than rounding."""
+    if left.shape != right.shape or left.dtype != right.dtype:
+        return True
+    if not left.is_floating_point():
+        return not torch.equal(left, right)
+    a, b = left.double(), right.double()
+    return bool(((a - b).abs().max() > _CLOSE * a.abs().max().clamp_min(1e-30)).item())
+
+
+def difference(left: Any, right: Any) -> str:
+    """Say how two values differ; empty where their tensors are the same bit for bit."""
+    mine, spec = tree_flatten(left)
+    theirs, other = tree_flatten(right)
+    if spec != other:
+        return "another structure"
+    for a, b in zip(mine, theirs, strict=True):
+        if isinstance(a, Tensor) != isinstance(b, Tensor):
+            return "another kind of value"
+        if isinstance(a, Tensor):
+            if a.shape != b.shape or a.dtype != b.dtype:
+                return f"{tuple(a.shape)} {a.dtype}, then {tuple(b.shape)} {b.dtype}"
+            if not torch.equal(a, b):
+                return f"{int((a != b).sum())} of {a.numel()} values"
+        elif type(a) is not type(b) or (isinstance(a, bool | int | float | str) and a != b):
+            return f"{a!r}, then {b!r}"
+    return ""
