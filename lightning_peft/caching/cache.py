@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from lightning_peft.caching.compare import difference, unlike
 from lightning_peft.caching.context import (
     context_of,
     frozen_tensors,
@@ -21,7 +22,8 @@ from lightning_peft.caching.context import (
     unfit,
 )
 from lightning_peft.caching.keys import batch_size, sample_keys
-from lightning_peft.caching.search import Split, difference, find_split, unlike
+from lightning_peft.caching.layout import laid_out
+from lightning_peft.caching.search import Split, find_split
 from lightning_peft.caching.splice import Blank, NotSplit, Recording, Tree, like
 from lightning_peft.caching.store import FeatureStore
 from lightning_peft.caching.trace import devices_of, random_states, undisturbed
@@ -46,6 +48,14 @@ class Count:
     found: int = 0
 
 
+@dataclass(frozen=True)
+class _Shapes:
+    """What the first part gives for one shape of batch: each unit, and each tensor that is kept."""
+
+    units: dict[tuple[int, int], Tree]
+    kept: list[Blank]
+
+
 @dataclass
 class _Mode:
     """What is known for one combination of module modes and autocast settings."""
@@ -55,8 +65,7 @@ class _Mode:
     fingerprint: str
     tensors: list[Tensor]
     versions: list[int]
-    shapes: dict[tuple[Any, ...], dict[tuple[int, int], Tree]] = field(default_factory=dict)
-    slots: list[Blank] = field(default_factory=list)
+    shapes: dict[tuple[Any, ...], _Shapes] = field(default_factory=dict)
     audited: bool = False
 
 
@@ -213,16 +222,17 @@ class PrefixCache:
         self.count.samples += size
         self.count.found += found
         shape = shape_of(args, kwargs)
-        if shape not in mode.shapes:
+        shapes = mode.shapes.get(shape)
+        if shapes is None:
             return self._first_of_shape(mode, shape, keys, forward, args, kwargs)
         if found < size:
             seen = mode.split.splice.record(forward, args, kwargs, mode.split.slots)
             self.store.put(keys, _features(mode, seen), mode.fingerprint)
             return seen.output
         if not mode.audited:
-            return self._audit(mode, keys, forward, args, kwargs)
+            return self._audit(mode, shapes, keys, forward, args, kwargs)
         self.count.cached += 1
-        return self._replay(mode, shape, self._take(mode, keys), forward, args, kwargs)
+        return self._replay(mode, shapes, self._take(shapes, keys), forward, args, kwargs)
 
     def _first_of_shape(
         self, mode: _Mode, shape: Any, keys: list[bytes], forward: Any, args: Any, kwargs: Any
@@ -239,11 +249,11 @@ class PrefixCache:
             self._estimate(mode, features, len(keys))
             if self.off is not None:
                 return seen.output
-            mode.slots = [like(tensor) for tensor in features]
-            mode.shapes[shape] = seen.units
+            shapes = _Shapes(seen.units, [like(tensor) for tensor in features])
+            mode.shapes[shape] = shapes
             with undisturbed(self.backbone, devices, before), _disable_current_modes():
-                moved = [_as(tensor.cpu(), tensor) for tensor in features]
-                output = self._replay(mode, shape, moved, forward, args, kwargs)
+                moved = [laid_out(t.cpu(), b) for t, b in zip(features, shapes.kept, strict=True)]
+                output = self._replay(mode, shapes, moved, forward, args, kwargs)
             found = difference(seen.output, output)
             if found:
                 raise NotSplit(f"the output with it is not the output without it ({found})")
@@ -253,11 +263,13 @@ class PrefixCache:
             self.store.put(keys, features, mode.fingerprint)
         return seen.output
 
-    def _audit(self, mode: _Mode, keys: list[bytes], forward: Any, args: Any, kwargs: Any) -> Any:
+    def _audit(
+        self, mode: _Mode, shapes: _Shapes, keys: list[bytes], forward: Any, args: Any, kwargs: Any
+    ) -> Any:
         """Compare what was kept, once, with what this other batch of the same samples gives."""
         mode.audited = True
         seen = mode.split.splice.record(forward, args, kwargs, mode.split.slots)
-        pairs = list(zip(_features(mode, seen), self._take(mode, keys), strict=True))
+        pairs = list(zip(_features(mode, seen), self._take(shapes, keys), strict=True))
         if any(unlike(now, kept) for now, kept in pairs):
             self.give_up("what was kept of a sample is not what its first part gives now")
         elif not all(torch.equal(now, kept) for now, kept in pairs):
@@ -267,22 +279,25 @@ class PrefixCache:
             )
         return seen.output
 
-    def _take(self, mode: _Mode, keys: list[bytes]) -> list[Tensor]:
+    def _take(self, shapes: _Shapes, keys: list[bytes]) -> list[Tensor]:
         taken = self.store.take(keys)
-        return [
-            _as(tensor, torch.empty(0, dtype=blank.dtype, device=blank.device), blank)
-            for tensor, blank in zip(taken, mode.slots, strict=True)
-        ]
+        return [laid_out(tensor, blank) for tensor, blank in zip(taken, shapes.kept, strict=True)]
 
     def _replay(
-        self, mode: _Mode, shape: Any, features: list[Tensor], forward: Any, args: Any, kwargs: Any
+        self,
+        mode: _Mode,
+        shapes: _Shapes,
+        features: list[Tensor],
+        forward: Any,
+        args: Any,
+        kwargs: Any,
     ) -> Any:
         kept = {(s.tap, s.leaf): f for s, f in zip(mode.split.slots, features, strict=True)}
 
         def put(tap: int, now: Tree) -> Tree:
             return Tree(now.spec, [kept.get((tap, i), leaf) for i, leaf in enumerate(now.leaves)])
 
-        return mode.split.splice.replay(forward, args, kwargs, mode.shapes[shape], put)
+        return mode.split.splice.replay(forward, args, kwargs, shapes.units, put)
 
     # --- what is known ----------------------------------------------------------------------------
 
@@ -375,25 +390,6 @@ class _CachedForward:
 
 def _features(mode: _Mode, seen: Recording) -> list[Tensor]:
     return [seen.taps[slot.tap].leaves[slot.leaf] for slot in mode.split.slots]
-
-
-def _as(tensor: Tensor, target: Tensor, blank: Blank | None = None) -> Tensor:
-    """Lay a tensor out in memory as it was when it was computed: kernels may differ by layout."""
-    shape = blank or like(target)
-    out = torch.empty_strided(
-        tuple(tensor.shape), _strides(tensor, shape), dtype=shape.dtype, device=shape.device
-    )
-    return out.copy_(tensor)
-
-
-def _strides(tensor: Tensor, blank: Blank) -> tuple[int, ...]:
-    """Give the strides of the same order of dimensions, without the gaps of a view."""
-    order = sorted(range(tensor.ndim), key=lambda d: (blank.stride[d], -d))
-    strides, step = [0] * tensor.ndim, 1
-    for dimension in order:
-        strides[dimension] = step
-        step *= max(tensor.shape[dimension], 1)
-    return tuple(strides)
 
 
 def _when(backbone: nn.Module) -> str:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
+from lightning_peft.caching.candidates import candidates, lighter, path, whole
+from lightning_peft.caching.compare import difference, unlike
 from lightning_peft.caching.keys import batch_size
-from lightning_peft.caching.splice import NotSplit, Recording, Slot, Splice, Tap, Tree, Unit
-from lightning_peft.caching.trace import Call, devices_of, hooked, trace, undisturbed
+from lightning_peft.caching.splice import NotSplit, Recording, Slot, Splice, Tap, Tree
+from lightning_peft.caching.trace import devices_of, trace, undisturbed
 
-__all__ = ["Split", "difference", "find_split", "unlike"]
+__all__ = ["Split", "find_split"]
 
 _ROWS = 4  # samples that the search runs on
-_CLOSE = 1e-3  # how far rounding may move a feature when the batch is another
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,19 +76,19 @@ def find_split(
     with undisturbed(root, search.devices), torch.enable_grad():
         first, search.output = trace(root, forward, *many)
     reasons: list[str] = []
-    end = _path(first)[-1]
+    end = path(first)[-1]
     why = f"'{end.name}': {end.why_not}" if end.why_not is not None and end.name else end.why_not
     if first.why_not is None:
-        candidates = iter([_whole(root)])
+        ends = iter([whole(root)])
     else:
-        path = _path(first)
-        if len(path) == 1 and not first.calls:
+        around = path(first)
+        if len(around) == 1 and not first.calls:
             raise NotSplit(f"it has no modules that could be skipped ({first.why_not})")
-        candidates = _candidates(root, path)
+        ends = candidates(root, around)
     best = 0.0
-    for splice, share, where in candidates:
+    for splice, share, where in ends:
         best = max(best, share)
-        for tried in _lighter(splice) if share >= min_share else ():
+        for tried in lighter(splice) if share >= min_share else ():
             try:
                 slots = search.slots(tried)
                 search.check_rows(tried, slots, few, count)
@@ -116,104 +117,6 @@ def _rows(tree: Any, size: int, count: int) -> Any:
 
     with torch.inference_mode(False):
         return tree_map(cut, tree)
-
-
-# --- where it could end ---------------------------------------------------------------------------
-
-
-def _path(first: Call) -> list[Call]:
-    """Give the calls around the first thing that cannot be kept, the outermost first."""
-    path = [first]
-    while True:
-        inner = next((call for call in path[-1].calls if call.why_not is not None), None)
-        if inner is None:
-            return path
-        path.append(inner)
-
-
-def _whole(root: nn.Module) -> tuple[Splice, float, str]:
-    return Splice(root, (Unit("", root),), (Tap("", root, "out"),)), 1.0, "all of it"
-
-
-def _candidates(root: nn.Module, path: list[Call]) -> Iterator[tuple[Splice, float, str]]:
-    """Give the places where the first part could end, the longest first part first."""
-    total = max(path[0].flops_after, 1)
-    ends = path[-1]
-    before = [*_before(path, ends), *ends.calls]
-    own = any(p.requires_grad for p in ends.module.parameters(recurse=False))
-    if ends.calls and not own:  # it cannot be kept as a whole, but everything in it can
-        yield _after(root, before, total)
-    for call in reversed(path[1:]):
-        units = _before(path, call)
-        if units and call.clean_input and call.hookable:
-            earlier = sum(unit.module is call.module for unit in units)
-            tap = Tap(call.name, call.module, "in", earlier)
-            splice = Splice(root, _units(units), (*_watched_taps(units), tap))
-            yield splice, call.flops_before / total, f"up to '{call.name}'"
-    units = _before(path, ends)
-    if units:
-        yield _after(root, units, total)
-    while units and next(units[-1].module.parameters(), None) is None:
-        units.pop()  # behind the last weights: what follows may be read in several parts
-    if units:
-        yield _after(root, units, total)
-
-
-def _lighter(splice: Splice) -> Iterator[Splice]:
-    """Give a splice, and the same with what has no weights left running.
-
-    The tables of a rotary embedding are the same for all samples and come from such a module: they
-    cannot be kept by sample, and are as quickly made again.
-    """
-    yield splice
-    weighty = tuple(u for u in splice.units if next(u.module.parameters(), None) is not None)
-    skipped = {u.module for u in weighty}
-    taps = tuple(t for t in splice.taps[:-1] if t.module in skipped) + splice.taps[-1:]
-    if 0 < len(weighty) < len(splice.units) and _stands(taps[-1], skipped):
-        yield Splice(splice.root, weighty, taps)
-
-
-def _stands(tap: Tap, skipped: set[nn.Module]) -> bool:
-    return tap.side == "in" or tap.module in skipped
-
-
-def _after(root: nn.Module, calls: list[Call], total: int) -> tuple[Splice, float, str]:
-    """End behind the last call: what it gives is kept, whoever reads it."""
-    last = calls[-1]
-    taps = _watched_taps(calls)
-    number = sum(call.module is last.module for call in calls) - 1
-    if not any(t.module is last.module and t.side == "out" and t.call == number for t in taps):
-        taps = (*taps, Tap(last.name, last.module, "out", number))
-    return Splice(root, _units(calls), taps), last.flops_after / total, f"behind '{last.name}'"
-
-
-def _before(path: list[Call], end: Call) -> list[Call]:
-    """Give the outermost calls that are over when another begins."""
-    around = path[: path.index(end)]
-    found = [call for outer in around for call in outer.calls if call.left < end.entered]
-    return sorted(found, key=lambda call: call.entered)
-
-
-def _units(calls: list[Call]) -> tuple[Unit, ...]:
-    counts: dict[nn.Module, list[Call]] = {}
-    for call in calls:
-        counts.setdefault(call.module, []).append(call)
-    return tuple(Unit(same[0].name, module, len(same)) for module, same in counts.items())
-
-
-def _watched_taps(calls: list[Call]) -> tuple[Tap, ...]:
-    """Give the taps that the hooks of skipped modules need (a side network reads every block)."""
-    taps, numbers = [], dict.fromkeys((call.module for call in calls), 0)
-    for call in calls:
-        number = numbers[call.module]
-        numbers[call.module] += 1
-        if not hooked(call.module):
-            continue
-        if call.module._forward_pre_hooks:
-            taps.append(Tap(call.name, call.module, "in", number))
-        if call.module._forward_hooks:
-            taps.append(Tap(call.name, call.module, "out", number))
-    return tuple(taps)
 
 
 # --- whether it may end there ---------------------------------------------------------------------
@@ -317,32 +220,3 @@ def _spoilt(real: Tree, now: Tree, tap: Tap) -> set[int]:
     if tap.side == "out":
         return {i for i, (then, _) in both if isinstance(then, Tensor)}
     return {i for i, (then, after) in both if difference(then, after)}
-
-
-def unlike(left: Tensor, right: Tensor) -> bool:
-    """Say whether features differ by more than rounding."""
-    if left.shape != right.shape or left.dtype != right.dtype:
-        return True
-    if not left.is_floating_point():
-        return not torch.equal(left, right)
-    a, b = left.double(), right.double()
-    return bool(((a - b).abs().max() > _CLOSE * a.abs().max().clamp_min(1e-30)).item())
-
-
-def difference(left: Any, right: Any) -> str:
-    """Say how two values differ; empty where their tensors are the same bit for bit."""
-    mine, spec = tree_flatten(left)
-    theirs, other = tree_flatten(right)
-    if spec != other:
-        return "another structure"
-    for a, b in zip(mine, theirs, strict=True):
-        if isinstance(a, Tensor) != isinstance(b, Tensor):
-            return "another kind of value"
-        if isinstance(a, Tensor):
-            if a.shape != b.shape or a.dtype != b.dtype:
-                return f"{tuple(a.shape)} {a.dtype}, then {tuple(b.shape)} {b.dtype}"
-            if not torch.equal(a, b):
-                return f"{int((a != b).sum())} of {a.numel()} values"
-        elif type(a) is not type(b) or (isinstance(a, bool | int | float | str) and a != b):
-            return f"{a!r}, then {b!r}"
-    return ""
