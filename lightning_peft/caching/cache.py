@@ -75,8 +75,9 @@ class PrefixCache:
     >>> backbone = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
     >>> _ = backbone[0].requires_grad_(False)
     >>> images = torch.randn(4, 8)
-    >>> with PrefixCache(backbone) as cache:
-    ...     torch.equal(backbone(images), backbone(images))
+    >>> with PrefixCache(backbone) as cache:  # computed, computed once more to compare, read back
+    ...     outputs = [backbone(images) for _ in range(3)]
+    >>> torch.equal(outputs[0], outputs[2])
     True
     >>> cache.count.cached, cache.where
     (1, "up to '2'")

@@ -127,6 +127,7 @@ class _Search:
 
     Attributes:
         output: What the whole forward gives for them.
+        seen: What the taps of the last place read.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class _Search:
         self.size = batch_size(args, kwargs)
         self.devices = devices_of((args, kwargs))
         self.output: Any = None
+        self.seen = Recording()
 
     def slots(self, splice: Splice) -> tuple[Slot, ...]:
         """Say which tensors have to be kept, after trying that they are enough.
@@ -151,7 +153,7 @@ class _Search:
             NotSplit: If they cannot be kept or are not enough.
         """
         with undisturbed(self.root, self.devices), torch.enable_grad():
-            seen = splice.record(self.forward, self.args, self.kwargs)
+            self.seen = seen = splice.record(self.forward, self.args, self.kwargs)
         needed: list[Slot] = []
 
         def put(tap: int, now: Tree) -> Tree:
@@ -193,11 +195,10 @@ class _Search:
             NotSplit: If they do, by more than rounding.
         """
         with undisturbed(self.root, self.devices), torch.enable_grad():
-            all_rows = splice.record(self.forward, self.args, self.kwargs, slots, first_part=True)
             fewer = splice.record(self.forward, few[0], few[1], slots, first_part=True)
         count = batch_size(*few)
         for slot in slots:
-            whole = _leaf(all_rows, slot)
+            whole = _leaf(self.seen, slot)
             part = _leaf(fewer, slot)
             if size > 1 and unlike(whole[:count], part):
                 raise NotSplit(

@@ -218,7 +218,7 @@ def test_an_error_in_the_middle_leaves_everything_in_place():
         assert cache.off is None
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.trace. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:FutureWarning")
 def test_compiled_and_scripted_backbones_are_left_alone():
     cache = PrefixCache(nn.Sequential(torch.jit.trace(nn.Linear(4, 4), rows()), nn.Linear(4, 2)))
     cache.install()
