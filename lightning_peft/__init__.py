@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from lightning_peft.adaptation import Adaptation, find_adaptation
     from lightning_peft.adapter_file import load_adapter
     from lightning_peft.adapting import adapt
+    from lightning_peft.caching.views import RepeatedViews
+    from lightning_peft.callbacks.cache import FeatureCache
     from lightning_peft.callbacks.efficiency import EfficiencyMonitor
     from lightning_peft.callbacks.finite import FiniteLoss, NonFiniteLossError
     from lightning_peft.callbacks.freeze import BackboneFreeze, Stage
@@ -84,6 +86,8 @@ _WHERE = {
     "lightning_peft.adaptation": ("Adaptation", "find_adaptation"),
     "lightning_peft.adapting": ("adapt",),
     "lightning_peft.adapter_file": ("load_adapter",),
+    "lightning_peft.caching.views": ("RepeatedViews",),
+    "lightning_peft.callbacks.cache": ("FeatureCache",),
     "lightning_peft.callbacks.efficiency": ("EfficiencyMonitor",),
     "lightning_peft.callbacks.finite": ("FiniteLoss", "NonFiniteLossError"),
     "lightning_peft.callbacks.freeze": ("BackboneFreeze", "Stage"),
@@ -174,6 +178,7 @@ __all__ = [
     "EfficiencyMonitor",
     "FacTTK",
     "FacTTT",
+    "FeatureCache",
     "FiniteLoss",
     "Full",
     "Houlsby",
@@ -195,6 +200,7 @@ __all__ = [
     "PEFTMixin",
     "Pfeiffer",
     "RepAdapter",
+    "RepeatedViews",
     "ScheduleError",
     "Stage",
     "TargetError",

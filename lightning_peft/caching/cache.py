@@ -1,0 +1,405 @@
+"""``PrefixCache``: stands in for a backbone's forward; its frozen first part runs once a sample."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from lightning_peft.caching.compare import difference, unlike
+from lightning_peft.caching.context import (
+    context_of,
+    frozen_tensors,
+    mode_of,
+    sampled,
+    shape_of,
+    unfit,
+)
+from lightning_peft.caching.keys import batch_size, sample_keys
+from lightning_peft.caching.layout import laid_out
+from lightning_peft.caching.search import Split, find_split
+from lightning_peft.caching.splice import Blank, NotSplit, Recording, Tree, like
+from lightning_peft.caching.store import FeatureStore
+from lightning_peft.caching.trace import devices_of, random_states, undisturbed
+
+__all__ = ["Count", "PrefixCache"]
+
+
+@dataclass
+class Count:
+    """How often features were found.
+
+    Attributes:
+        batches: Forwards of batches.
+        cached: Those whose first part was skipped.
+        samples: Samples in them.
+        found: Samples whose features were there.
+    """
+
+    batches: int = 0
+    cached: int = 0
+    samples: int = 0
+    found: int = 0
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """What the first part gives for one shape of batch: each unit, and each tensor that is kept."""
+
+    units: dict[tuple[int, int], Tree]
+    kept: list[Blank]
+
+
+@dataclass
+class _Mode:
+    """What is known for one combination of module modes and autocast settings."""
+
+    split: Split
+    context: bytes
+    fingerprint: str
+    tensors: list[Tensor]
+    versions: list[int]
+    shapes: dict[tuple[Any, ...], _Shapes] = field(default_factory=dict)
+    audited: bool = False
+
+
+class PrefixCache:
+    """Keeps what the frozen first part of a backbone gives, and skips that part.
+
+    >>> backbone = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
+    >>> _ = backbone[0].requires_grad_(False)
+    >>> images = torch.randn(4, 8)
+    >>> with PrefixCache(backbone) as cache:  # computed, computed once more to compare, read back
+    ...     outputs = [backbone(images) for _ in range(3)]
+    >>> torch.equal(outputs[0], outputs[2])
+    True
+    >>> cache.count.cached, cache.where
+    (1, "up to '2'")
+
+    A feature is known by the content of its sample, the frozen weights, the modes of the modules
+    and the settings of autocast, so any order of the data and any run may use it. A batch is read
+    back if all of its samples are known; otherwise the whole backbone runs and what is new is kept.
+    Nothing is trusted before it was compared: for every shape of batch the forward is run with and
+    without the cache and has to give the same bit for bit. What is trained may change at any time;
+    the first part is then looked for again.
+
+    Copies and pickles of the backbone run it whole.
+
+    Args:
+        backbone: Any module; its own forward is what is cached.
+        max_bytes: No more than this is kept.
+        directory: Where features are kept for other processes and later runs; None is memory.
+        min_share: The smallest part of a forward's operations that is worth it, in [0, 1].
+        samples: How many different samples there will be, for the estimate; None is not known.
+        say: Called with every message.
+
+    Attributes:
+        count: How often features were found.
+        calls: How often the backbone's forward was called at all.
+        made_in: How many samples had come when the features were last begun anew.
+        off: Why nothing is cached; None while it is on.
+        where: Where the first part ends; None before the first forward.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        *,
+        max_bytes: int = 4 * 2**30,
+        directory: str | os.PathLike[str] | None = None,
+        min_share: float = 0.1,
+        samples: Callable[[], int | None] = lambda: None,
+        say: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.backbone = backbone
+        self.store = FeatureStore(max_bytes, directory)
+        self.min_share = min_share
+        self.count = Count()
+        self.calls = 0
+        self.made_in = -1
+        self.off: str | None = None
+        self.where: str | None = None
+        self.paused = False
+        self._samples = samples
+        self._say = say
+        self._modes: dict[bytes, _Mode] = {}
+        self._refused: set[bytes] = set()
+        self._trained: tuple[int, ...] | None = None
+        self._inside = False
+        self._kept_forward: Any = None
+        self._sampled: dict[str, str] = {}
+
+    # --- on and off -------------------------------------------------------------------------------
+
+    def install(self) -> None:
+        """Stand in for the backbone's forward, until :meth:`remove`."""
+        table = self.backbone.__dict__
+        if isinstance(table.get("forward"), _CachedForward):
+            raise ValueError("this backbone has a feature cache already: remove it first")
+        self._kept_forward = table.get("forward")
+        table["forward"] = _CachedForward(self.backbone, self, self._kept_forward)
+        reason = unfit(self.backbone)
+        if reason:
+            self.give_up(reason)
+
+    def remove(self) -> None:
+        """Put the backbone's own forward back, and forget all features."""
+        standing = self.backbone.__dict__.get("forward")
+        if isinstance(standing, _CachedForward) and standing.cache is self:
+            if self._kept_forward is None:
+                del self.backbone.__dict__["forward"]
+            else:
+                self.backbone.__dict__["forward"] = self._kept_forward
+        self._forget()
+
+    def __enter__(self) -> PrefixCache:
+        self.install()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+    def give_up(self, reason: str) -> None:
+        """Run the backbone whole from now on, and say why.
+
+        Args:
+            reason: One clause.
+        """
+        self.off = reason
+        self._forget()
+        self._say(f"FeatureCache: off, {reason}.")
+
+    def verify(self) -> None:
+        """Look whether frozen weights are what they were, also behind autograd's back (``.data``).
+
+        Writes that autograd sees are noticed by every forward; this reads samples of the values.
+        """
+        self._look_for_changes()
+        if self._modes and sampled(self.backbone) != self._sampled:
+            self._say("FeatureCache: frozen weights were written to; the features are made again.")
+            self._forget()
+
+    def _forget(self) -> None:
+        self.made_in = self.count.samples
+        self.store.clear()
+        self._modes.clear()
+        self._refused.clear()
+
+    # --- a forward --------------------------------------------------------------------------------
+
+    def run(
+        self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Give what the forward gives, without its first part where that is known."""
+        self.calls += 1
+        if self.off is not None or self.paused or self._inside or torch.compiler.is_compiling():
+            return forward(*args, **kwargs)
+        self._inside = True
+        try:
+            return self._run(forward, args, kwargs)
+        finally:
+            self._inside = False
+
+    def _run(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        self._look_for_changes()
+        size = batch_size(args, kwargs)
+        if not size or any(
+            isinstance(leaf, Tensor) and (leaf.requires_grad or leaf.is_meta)
+            for leaf in tree_leaves((args, kwargs))
+        ):
+            return forward(*args, **kwargs)
+        mode = self._mode(forward, args, kwargs)
+        if mode is None:
+            return forward(*args, **kwargs)
+        keys = sample_keys(args, kwargs, mode.context)
+        found = sum(key in self.store for key in keys)
+        self.count.batches += 1
+        self.count.samples += size
+        self.count.found += found
+        shape = shape_of(args, kwargs)
+        shapes = mode.shapes.get(shape)
+        if shapes is None:
+            return self._first_of_shape(mode, shape, keys, forward, args, kwargs)
+        if found < size:
+            seen = mode.split.splice.record(forward, args, kwargs, mode.split.slots)
+            self.store.put(keys, _features(mode, seen), mode.fingerprint)
+            return seen.output
+        if not mode.audited:
+            return self._audit(mode, shapes, keys, forward, args, kwargs)
+        self.count.cached += 1
+        return self._replay(mode, shapes, self._take(shapes, keys), forward, args, kwargs)
+
+    def _first_of_shape(
+        self, mode: _Mode, shape: Any, keys: list[bytes], forward: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """Run a batch whole, and compare with what the cache would have given."""
+        devices = devices_of((args, kwargs))
+        before = random_states(devices)
+        seen = mode.split.splice.record(forward, args, kwargs, mode.split.slots)
+        try:
+            features = _features(mode, seen)
+            for tensor in features:
+                if tensor.ndim == 0 or len(tensor) != len(keys):
+                    raise NotSplit("a tensor that it needs is not by sample")
+            self._estimate(mode, features, len(keys))
+            if self.off is not None:
+                return seen.output
+            shapes = _Shapes(seen.units, [like(tensor) for tensor in features])
+            mode.shapes[shape] = shapes
+            with undisturbed(self.backbone, devices, before), _disable_current_modes():
+                moved = [laid_out(t.cpu(), b) for t, b in zip(features, shapes.kept, strict=True)]
+                output = self._replay(mode, shapes, moved, forward, args, kwargs)
+            found = difference(seen.output, output)
+            if found:
+                raise NotSplit(f"the output with it is not the output without it ({found})")
+        except NotSplit as reason:
+            self.give_up(str(reason))
+        else:
+            self.store.put(keys, features, mode.fingerprint)
+        return seen.output
+
+    def _audit(
+        self, mode: _Mode, shapes: _Shapes, keys: list[bytes], forward: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """Compare what was kept, once, with what this other batch of the same samples gives."""
+        mode.audited = True
+        seen = mode.split.splice.record(forward, args, kwargs, mode.split.slots)
+        pairs = list(zip(_features(mode, seen), self._take(shapes, keys), strict=True))
+        if any(unlike(now, kept) for now, kept in pairs):
+            self.give_up("what was kept of a sample is not what its first part gives now")
+        elif not all(torch.equal(now, kept) for now, kept in pairs):
+            self._say(
+                "FeatureCache: here a sample's features depend on its place in the batch by "
+                "rounding, so results equal those without the cache up to rounding."
+            )
+        return seen.output
+
+    def _take(self, shapes: _Shapes, keys: list[bytes]) -> list[Tensor]:
+        taken = self.store.take(keys)
+        return [laid_out(tensor, blank) for tensor, blank in zip(taken, shapes.kept, strict=True)]
+
+    def _replay(
+        self,
+        mode: _Mode,
+        shapes: _Shapes,
+        features: list[Tensor],
+        forward: Any,
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
+        kept = {(s.tap, s.leaf): f for s, f in zip(mode.split.slots, features, strict=True)}
+
+        def put(tap: int, now: Tree) -> Tree:
+            return Tree(now.spec, [kept.get((tap, i), leaf) for i, leaf in enumerate(now.leaves)])
+
+        return mode.split.splice.replay(forward, args, kwargs, shapes.units, put)
+
+    # --- what is known ----------------------------------------------------------------------------
+
+    def _look_for_changes(self) -> None:
+        """Look for the first part again if something else is trained or frozen weights changed."""
+        trained = tuple(id(p) for p in self.backbone.parameters() if p.requires_grad)
+        if self._trained is not None and trained != self._trained and self._modes:
+            self._say("FeatureCache: something else is trained now; the features are made again.")
+            self._forget()
+        elif any([t._version for t in m.tensors] != m.versions for m in self._modes.values()):
+            self._say("FeatureCache: frozen weights were written to; the features are made again.")
+            self._forget()
+        elif trained != self._trained:
+            self._refused.clear()
+        self._trained = trained
+
+    def _mode(self, forward: Any, args: Any, kwargs: Any) -> _Mode | None:
+        name = mode_of(self.backbone, args, kwargs)
+        if name in self._refused:
+            return None
+        known = self._modes.get(name)
+        if known is not None:
+            return known
+        try:
+            # what counts operations counts the step; and in inference mode, where validation runs,
+            # nothing would show that it depends on what is trained
+            with _disable_current_modes(), torch.inference_mode(False):
+                split = find_split(self.backbone, forward, args, kwargs, self.min_share)
+        except NotSplit as reason:
+            self._refused.add(name)
+            self._say(f"FeatureCache: nothing is cached {_when(self.backbone)}, {reason}.")
+            return None
+        tensors = list(frozen_tensors(self.backbone, split))
+        context = context_of(self.backbone, split, name)
+        versions = [tensor._version for tensor in tensors]
+        made = _Mode(split, context, context.hex(), tensors, versions)
+        self._modes[name] = made
+        self._sampled = sampled(self.backbone)
+        self.where = split.where
+        self.store.open(made.fingerprint)
+        return made
+
+    def _estimate(self, mode: _Mode, features: list[Tensor], size: int) -> None:
+        """Say what it will take before the first batch is kept, or turn it off."""
+        if mode.shapes or any(m.shapes for m in self._modes.values()):
+            return
+        each = sum(t.numel() * t.element_size() for t in features) / size
+        samples = self._samples()
+        total = None if samples is None else int(each * samples)
+        limit = _bytes(self.store.max_bytes)
+        what = f"{_bytes(each)} a sample" + (
+            "" if total is None else f", {_bytes(total)} for {samples:,} samples"
+        )
+        if total is not None and total > self.store.max_bytes:
+            self.give_up(f"it would keep {what}, more than max_bytes={limit}")
+            return
+        place = "in memory" if self.store.directory is None else f"in {self.store.directory}"
+        self._say(
+            f"FeatureCache: the first part of {type(self.backbone).__name__} "
+            f"({mode.split.where}, {mode.split.share:.0%} of a forward; {mode.split.why}) is "
+            f"frozen and runs once a sample; it keeps {what}, of at most {limit}, {place}"
+        )
+
+
+class _CachedForward:
+    """Stands in for the forward of one backbone.
+
+    An object, not a closure: a copy or a pickle of the backbone has one without a cache, which runs
+    the backbone's own forward.
+    """
+
+    def __init__(self, module: nn.Module, cache: PrefixCache | None, kept: Any) -> None:
+        self.module = module
+        self.cache = cache
+        self.kept = kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self.module, "cache": None, "kept": self.kept}
+
+    def _own(self, *args: Any, **kwargs: Any) -> Any:
+        if self.kept is not None:
+            return self.kept(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.cache is None:
+            return self._own(*args, **kwargs)
+        return self.cache.run(self._own, args, kwargs)
+
+
+def _features(mode: _Mode, seen: Recording) -> list[Tensor]:
+    return [seen.taps[slot.tap].leaves[slot.leaf] for slot in mode.split.slots]
+
+
+def _when(backbone: nn.Module) -> str:
+    return "in training mode" if backbone.training else "in evaluation mode"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "KB", "MB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"

@@ -1,0 +1,167 @@
+"""Rows of features by the key of their sample: in memory, or in files that are mapped."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_peft.caching.keys import KEY_BYTES
+
+__all__ = ["FeatureStore"]
+
+
+class FeatureStore:
+    """Keeps what a frozen prefix gives, a row for each sample.
+
+    In a directory, every batch is a file of its own, written under a temporary name, synced and
+    renamed: several processes may share the directory, and a crash leaves whole files only. The
+    files are safetensors, mapped and not read: what is used is in memory as long as there is room.
+
+    Args:
+        max_bytes: No more than this is kept.
+        directory: Where the files are; None keeps the rows in memory.
+
+    Attributes:
+        nbytes: How much is kept.
+        full: Whether something was left out because there was no room.
+        unreadable: Files that were passed over, and why.
+    """
+
+    def __init__(self, max_bytes: int, directory: str | os.PathLike[str] | None = None) -> None:
+        self.max_bytes = max_bytes
+        self.directory = None if directory is None else Path(directory)
+        self.nbytes = 0
+        self.full = False
+        self.unreadable: dict[str, str] = {}
+        self._where: dict[bytes, tuple[int, int]] = {}
+        self._chunks: list[list[Tensor]] = []
+        self._files: set[str] = set()
+        self._prefixes: set[str] = set()
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+        return len(self._where)
+
+    def __contains__(self, key: bytes) -> bool:
+        """Whether a sample is there."""
+        return key in self._where
+
+    def open(self, fingerprint: str) -> None:
+        """Take what the directory has for a prefix, now and at each :meth:`refresh`."""
+        self._prefixes.add(fingerprint)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take what other processes have written to the directory since."""
+        if self.directory is None or not self.directory.is_dir():
+            return
+        for path in sorted(self.directory.glob("*.safetensors")):
+            if path.name.partition("-")[0] in self._prefixes and path.name not in self._files:
+                self._map(path)
+
+    def put(self, keys: Sequence[bytes], features: Sequence[Tensor], fingerprint: str) -> None:
+        """Keep the rows of a batch that are not there yet, if there is room.
+
+        Args:
+            keys: The samples, ``B`` of them.
+            features: Tensors ``(B, ...)``; they are kept as they are and must not change later.
+            fingerprint: What the prefix is known by.
+        """
+        first = {key: row for row, key in reversed(list(enumerate(keys)))}
+        rows = sorted(row for key, row in first.items() if key not in self._where)
+        if not rows:
+            return
+        kept = [tensor.detach() for tensor in features]
+        if len(rows) < len(keys):
+            kept = [tensor[torch.tensor(rows, device=tensor.device)] for tensor in kept]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in kept)
+        if self.nbytes + size > self.max_bytes:
+            self.full = True
+            return
+        new = [keys[row] for row in rows]
+        if self.directory is None:
+            self._add(new, [tensor.cpu() for tensor in kept])
+        else:
+            self._prefixes.add(fingerprint)
+            self._map(self._write(new, kept, fingerprint))
+
+    def take(self, keys: Sequence[bytes]) -> list[Tensor]:
+        """Give the features of samples that are there.
+
+        Args:
+            keys: The samples, ``B`` of them.
+
+        Returns:
+            New tensors ``(B, ...)`` on the CPU.
+
+        Raises:
+            KeyError: If a sample is not there.
+        """
+        places = [self._where[key] for key in keys]
+        count = len(self._chunks[places[0][0]])
+        return [torch.stack([self._chunks[c][i][row] for c, row in places]) for i in range(count)]
+
+    def clear(self) -> None:
+        """Forget everything; files stay for another run."""
+        self._where.clear()
+        self._chunks.clear()
+        self._files.clear()
+        self._prefixes.clear()
+        self.nbytes = 0
+        self.full = False
+
+    def _add(self, keys: Sequence[bytes], tensors: list[Tensor]) -> None:
+        for row, key in enumerate(keys):
+            self._where.setdefault(key, (len(self._chunks), row))
+        self._chunks.append(tensors)
+        self.nbytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def _write(self, keys: Sequence[bytes], tensors: Sequence[Tensor], fingerprint: str) -> Path:
+        from safetensors.torch import save_file
+
+        assert self.directory is not None
+        self.directory.mkdir(parents=True, exist_ok=True)
+        name = uuid.uuid4().hex
+        content = {str(i): tensor.cpu().contiguous() for i, tensor in enumerate(tensors)}
+        table = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8)
+        content["keys"] = table.reshape(-1, KEY_BYTES)
+        temporary = self.directory / f".{name}.tmp"
+        try:
+            save_file(content, str(temporary))
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            path = self.directory / f"{fingerprint}-{name}.safetensors"
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return path
+
+    def _map(self, path: Path) -> None:
+        self._files.add(path.name)
+        try:
+            content = _load(path)
+            keys = [row.tobytes() for row in content.pop("keys").numpy()]
+            tensors = [content[str(i)] for i in range(len(content))]
+            lengths = {len(tensor) for tensor in tensors}
+            if lengths != {len(keys)}:
+                raise ValueError(f"{len(keys)} keys for rows of {sorted(lengths)}")
+        except Exception as error:  # whatever is wrong with a file, its samples are computed again
+            self.unreadable[path.name] = f"{type(error).__name__}: {error}"
+            return
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if self.nbytes + size > self.max_bytes:
+            self.full = True
+            return
+        self._add(keys, tensors)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return dict(load_file(str(path)))
