@@ -30,6 +30,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command("lightning_peft.cli.app", "adapt a backbone; what no command does"),
     "methods": Command("lightning_peft.cli.methods", "list the methods, and where they come from"),
     "plan": Command("lightning_peft.cli.plan", "what a method would do to a model"),
+    "continue": Command("lightning_peft.cli.continuing", "go on with a sweep that was interrupted"),
     "compare": Command("lightning_peft.cli.compare", "compare the runs below a directory"),
 }
 

@@ -156,11 +156,15 @@ def _row(
         total=Spread.of(_at(run, "seconds", "total") for run in done),
         seeds=tuple(run["seed"] for run in done),
         failed=tuple(
-            f"seed {run['seed']}: {run.get('error', 'unknown error')}"
+            f"seed {run['seed']}: {run.get('error', 'unknown error')}{_where(run)}"
             for run in runs
             if run["status"] != "completed"
         ),
     )
+
+
+def _where(run: Mapping[str, Any]) -> str:
+    return f" (in {run['directory']})" if "directory" in run else ""
 
 
 def _baselines(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
