@@ -1,7 +1,7 @@
-"""Kill a sweep with SIGKILL in the middle of a job, type it again, and compare the two tables.
+"""Kill a sweep with SIGKILL in the middle of a job, type it again, and compare.
 
 python benchmarks/kill_sweep.py                       # 4 jobs of 2 ranks each, on the CPU
-python benchmarks/kill_sweep.py --jobs 2 --ranks 1    # half a minute
+python benchmarks/kill_sweep.py --jobs 2 --ranks 1    # a minute
 """
 
 from __future__ import annotations
@@ -72,6 +72,19 @@ def table(directory: Path) -> list[dict[str, str]]:
     return [{key: row[key] for key in row if key not in TIMES} for row in rows]
 
 
+def different_weights(one: Path, other: Path) -> list[str]:
+    """The checkpoints whose weights are not the same bit for bit."""
+    import torch
+
+    found = []
+    for path in sorted(one.glob("*/checkpoints/*.ckpt")):
+        name = path.relative_to(one)
+        a, b = (torch.load(d / name, weights_only=True)["state_dict"] for d in (one, other))
+        if a.keys() != b.keys() or not all(torch.equal(a[key], b[key]) for key in a):
+            found.append(str(name))
+    return found
+
+
 def main() -> int:
     """Run the sweep twice, once interrupted; the exit status is 0 if the tables are equal."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -90,14 +103,17 @@ def main() -> int:
             print(f"the sweep failed: status {status}, and {again} when it went on")
             return 1
         tables = table(whole), table(killed)
+        different = different_weights(whole, killed)
     print(f"\n{told}")
     for name, rows in zip(("uninterrupted", "killed and continued"), tables, strict=True):
         print(f"\n{name}")
         for row in rows:
             print("  " + "  ".join(f"{key}={value}" for key, value in row.items()))
     equal = tables[0] == tables[1]
-    print(f"\nequal: {'yes' if equal else 'NO'}")
-    return 0 if equal else 1
+    print(f"\ntables equal: {'yes' if equal else 'NO'}")
+    told = "yes" if not different else f"NO: {', '.join(different)}"
+    print(f"weights equal, bit for bit: {told}")
+    return 0 if equal and not different else 1
 
 
 if __name__ == "__main__":

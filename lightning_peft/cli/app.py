@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lightning_peft.cli.errors import ConfigError, explain
+from lightning_peft.cli.errors import explain
 from lightning_peft.cli.paths import conf_dir
 from lightning_peft.errors import near
 
@@ -99,7 +99,9 @@ def main(args: Sequence[str]) -> int:
         return INTERRUPTED
     except Exception as error:
         status = _report([*failures, Failure(error)], wants_all)
-        _say_how_to_go_on()
+        if isinstance(error, RuntimeError):  # such as a process that died
+            _compare_what_there_is()
+            _say_how_to_go_on()
         return status
     status = _report(failures, wants_all) if failures else 0
     return JOB_FAILED if _failed_in_sweep(failures) else status
@@ -112,11 +114,8 @@ def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> float
     from lightning_peft.cli.sweep import in_sweep, isolated_job
 
     directory = str(cfg.output_dir) if in_sweep() else ""
-    try:
-        before = earlier_run(cfg) if in_sweep() else Earlier()
-    except ConfigError as error:  # its summary is not overwritten: it belongs to another job
-        failures.append(Failure(error))
-        return float("nan")
+    # raises for the directory of another job, whose summary is not overwritten
+    before = earlier_run(cfg) if in_sweep() else Earlier()
     if before.summary is not None:
         return before.objective
     if before.checkpoint is not None:
@@ -144,9 +143,20 @@ def _state() -> State:
     return STATE
 
 
+def _compare_what_there_is() -> None:
+    """Show the table of a sweep that Hydra gave up: the other jobs have run."""
+    from lightning_peft.cli.compare import compare
+
+    directory = _state().directory
+    if directory is not None:
+        compare(directory)
+
+
 def _say_how_to_go_on() -> None:
+    from lightning_peft.cli.sweep_record import FILE
+
     state = _state()
-    if state.directory is not None:
+    if state.directory is not None and (state.directory / FILE).is_file():
         words = f"lightning-peft continue {shlex.quote(str(state.directory))}"
         state.directory = None
         print(f"lightning-peft: the sweep goes on with: {words}", file=sys.stderr)

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.summary import write_json
 
-__all__ = ["FILE", "claim", "count_jobs", "quoted", "read_arguments", "swept"]
+__all__ = ["FILE", "check_directory", "count_jobs", "describe", "quoted", "read_arguments", "swept"]
 
 FILE = "sweep.json"
 FORMAT = 1
@@ -21,33 +20,28 @@ OF_THE_PLACE = ("hydra.mode=", "hydra.sweep.dir=")
 """Overrides that say that it is a sweep, and where."""
 
 
-def claim(config: Any) -> Path:
-    """Write into the directory of a sweep which sweep it is.
+def check_directory(directory: Path, record: dict[str, Any]) -> None:
+    """Refuse the directory of another sweep.
 
     Args:
-        config: The config of the sweep, its ``hydra`` part included.
-
-    Returns:
-        The directory.
+        directory: The directory of the sweep.
+        record: As :func:`describe` gives it.
 
     Raises:
         ConfigError: If the directory holds another sweep.
     """
-    directory = Path(config.hydra.sweep.dir)
     path = directory / FILE
-    record = _describe(config)
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if any(before.get(key) != record[key] for key in ("overrides", "params")):
-            raise ConfigError(
-                [
-                    f"{directory} holds another sweep: {_told(before)}; this one is "
-                    f"{_told(record)}. Type the same again to go on with it (or: lightning-peft "
-                    f"continue {shlex.quote(str(directory))}), or choose another hydra.sweep.dir."
-                ]
-            )
-    write_json(path, record)
-    return directory
+    if not path.is_file():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if any(before.get(key) != record[key] for key in ("overrides", "params")):
+        raise ConfigError(
+            [
+                f"{directory} holds another sweep: {_told(before)}; this one is {_told(record)}. "
+                "To go on with that one: lightning-peft continue "
+                f"{shlex.quote(str(directory))}. Otherwise choose another hydra.sweep.dir."
+            ]
+        )
 
 
 def read_arguments(directory: Path) -> list[str]:
@@ -126,7 +120,15 @@ def _overrides(config: Any) -> list[str]:
     return [str(word) for word in config.hydra.overrides.task]
 
 
-def _describe(config: Any) -> dict[str, Any]:
+def describe(config: Any) -> dict[str, Any]:
+    """Say which sweep it is.
+
+    Args:
+        config: The config of the sweep, its ``hydra`` part included.
+
+    Returns:
+        What ``sweep.json`` holds.
+    """
     from omegaconf import OmegaConf
 
     hydra = config.hydra

@@ -14,7 +14,15 @@ from hydra.experimental.callback import Callback
 
 from lightning_peft.cli.earlier import Earlier, earlier_run
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.sweep_record import claim, count_jobs, swept
+from lightning_peft.cli.optuna_study import go_on_with_study
+from lightning_peft.cli.summary import write_json
+from lightning_peft.cli.sweep_record import (
+    FILE,
+    check_directory,
+    count_jobs,
+    describe,
+    swept,
+)
 
 __all__ = ["STATE", "WholeSweep", "job_line", "own_part"]
 
@@ -49,26 +57,31 @@ class WholeSweep(Callback):
 
     jobs: int | None = None
     seconds: list[float] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
     swept: frozenset[str] = frozenset()
     _started: float = 0.0
     _counts: bool = True
 
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
-        """Claim the directory, and count the jobs."""
-        STATE.directory, STATE.failed = None, 0
-        self.jobs = count_jobs(config)
-        self.swept = frozenset(swept(config))
+        """Check the directory, and count the jobs."""
+        STATE.directory, STATE.failed = Path(config.hydra.sweep.dir), 0
+        self.record = describe(config)
         try:
-            STATE.directory = claim(config)
+            check_directory(STATE.directory, self.record)
         except ConfigError as error:
             print(f"lightning-peft: {error}", file=sys.stderr)
             # Hydra turns any other exception of a callback into a warning
             raise SystemExit(REFUSED) from None
+        go_on_with_study(config)
+        self.jobs = count_jobs(config)
+        self.swept = frozenset(swept(config))
 
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
         """Print the line of the job."""
         if not _in_sweep(config):
             return
+        # from here on the directory is this sweep's; a command line that is refused leaves none
+        write_json(Path(config.hydra.sweep.dir) / FILE, self.record)
         before = _found(config)
         words = [str(word) for word in config.hydra.overrides.task]
         apart = [word for word in words if word.partition("=")[0] in self.swept]
