@@ -91,3 +91,15 @@ def test_a_sweep_killed_in_the_middle_ends_in_the_table_of_the_whole_one(run, ra
     assert "killed: 1 of 2 jobs done" in done.stdout
     assert "tables equal: yes" in done.stdout
     assert "weights equal, bit for bit: yes" in done.stdout
+
+
+def test_the_example_trains_and_sweeps_in_an_application_that_is_not_ours(run, tmp_path):
+    script = str(ROOT / "examples" / "hydra_app" / "train.py")
+    methods = "lightning_peft/method@peft=lora,bitfit"
+    places = ("hydra.sweep.dir=sweep", "hydra/launcher=fresh")
+    done = run([script, "-m", methods, "trainer.max_steps=2", *places])
+    assert done.returncode == 0, done.stderr
+    for line in ("lightning_peft.LoRA: ", "lightning_peft.BitFit: "):
+        assert line in done.stdout
+    assert "parameters trained" in done.stdout
+    assert [p.name for p in sorted((tmp_path / "sweep").iterdir()) if p.is_dir()] == ["0", "1"]
