@@ -29,8 +29,8 @@ usage: lightning-peft [GROUP=CHOICE | KEY=VALUE ...]     train once
 
 FLAGS = {
     "-m": "sweep over comma-separated choices and values",
-    "hydra.sweep.dir=DIR": "where the sweep is kept; typed again, an interrupted sweep goes on: what is "
-    "done is not run again (as lightning-peft continue DIR)",
+    "hydra.sweep.dir=DIR": "where the sweep is kept; typed again, an interrupted sweep goes on: "
+    "what is done is not run again (as lightning-peft continue DIR)",
     "hydra/launcher=fresh": "each job of a sweep in a process of its own; for long sweeps, and DDP",
     "--cfg job": "show the composed config and stop (--resolve, --package KEY)",
     "--info defaults": "show where each part of the config comes from",

@@ -5,10 +5,11 @@ import shutil
 
 import pytest
 import torch
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 from lightning_peft.cli.earlier import CONFIG, LAST, Earlier, earlier_run
-from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.errors import ConfigError, explain
 from lightning_peft.cli.sweep_record import quoted
 from lightning_peft.cli.whole_sweep import job_line
 
@@ -160,3 +161,18 @@ def test_a_path_with_quotes_is_one_value_for_hydra():
     path = r"/it's here, {a}=\b"
     (override,) = OverridesParser.create().parse_overrides([f"resume={quoted(path)}"])
     assert override.value() == path
+
+
+@pytest.mark.parametrize(
+    ("file", "needs"),
+    [
+        ("hydra/sweeper/optuna", "hydra-optuna-sweeper"),
+        ("hydra/launcher/joblib", "hydra-joblib-launcher"),
+    ],
+)
+def test_a_plugin_that_is_not_installed_is_named_with_its_extra(file, needs):
+    error = MissingConfigException("no", missing_cfg_file=file, options=[f"{file}/../basic"])
+    told = explain(error)
+    assert told is not None
+    assert needs in told
+    assert "pip install 'lightning-peft[sweep]'" in told
