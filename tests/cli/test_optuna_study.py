@@ -23,6 +23,8 @@ def test_other_sweeps_are_left_alone(sweeper):
     assert config == before
 
 
+# optuna 2.10 and its SQLAlchemy are old: they use what Python and others have deprecated since
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_done_trials_are_counted_and_one_that_was_killed_is_told_as_failed(tmp_path):
     optuna = pytest.importorskip("optuna")
     storage = f"sqlite:///{tmp_path}/study.db"
