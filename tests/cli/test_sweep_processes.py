@@ -17,6 +17,7 @@ SWEEP = ("-m", "experiment=smoke", "hydra.sweep.dir=sweep", "method=linear_probe
 DDP = ("trainer=ddp", "trainer.accelerator=cpu")
 DYING = """
 import os
+import time
 from lightning.pytorch import Callback
 
 class Dying(Callback):
@@ -26,6 +27,8 @@ class Dying(Callback):
     def on_train_epoch_start(self, trainer, pl_module):
         if self.seed == 0 and trainer.global_rank == 1:
             os._exit(3)
+        if self.seed == 0:
+            time.sleep(300)  # in no collective that would fail: Lightning has to end this process
 """
 
 
