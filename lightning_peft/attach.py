@@ -5,10 +5,13 @@ The callback and the mixin both do this and nothing else; they differ in who car
 
 from __future__ import annotations
 
+import io
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import distributed, nn
 
 from lightning_peft.adaptation import Adaptation, find_adaptation
 from lightning_peft.adapter_file import adapt_from_description
@@ -190,6 +193,7 @@ def _save(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
     slim_checkpoint(pl_module, checkpoint)
     if "optimizer_states" in checkpoint and CHECKPOINT_KEY in checkpoint:  # a run can go on from it
         checkpoint[CHECKPOINT_KEY]["random_state"] = random_state()
+        checkpoint[CHECKPOINT_KEY]["random_states"] = _of_every_rank()
         checkpoint[CHECKPOINT_KEY]["steppers"] = {
             path: [stepper.state_dict() for stepper in adaptation.steppers()]
             for path, adaptation in find_adaptations(pl_module).items()
@@ -202,15 +206,34 @@ def _load(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
     strict = attachment is None or attachment.strict_backbone
     complete_checkpoint(pl_module, checkpoint, strict_backbone=strict)
     recorded = checkpoint.get(CHECKPOINT_KEY) or {}
-    pl_module.__dict__[_RANDOM_STATE] = recorded.get("random_state")
+    pl_module.__dict__[_RANDOM_STATE] = recorded.get("random_states") or [
+        recorded.get("random_state")
+    ]
     for path, adaptation in find_adaptations(pl_module).items():
         adaptation.restored_steppers = (recorded.get("steppers") or {}).get(path, [])
 
 
 def _go_on(pl_module: nn.Module) -> None:
     """Put the random state back just before the first iterator over the data draws from it."""
-    state = pl_module.__dict__.pop(_RANDOM_STATE, None)
+    states = pl_module.__dict__.pop(_RANDOM_STATE, None) or []
     trainer: Any = pl_module.trainer
-    # one state was written, by the first process: it must not become that of every process
-    if state is not None and trainer.ckpt_path is not None and trainer.world_size == 1:
-        restore_random_state(state)
+    # the state of one process must not become that of every process
+    if trainer.ckpt_path is not None and trainer.world_size == len(states):
+        state = states[trainer.global_rank]
+        if state is not None:
+            restore_random_state(state)
+
+
+def _of_every_rank() -> list[Any]:
+    """Collect the random states of all processes; nothing where there is one alone."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return []
+    size = distributed.get_world_size()
+    # a checkpoint that an exception makes may be made on one rank only: the others never answer
+    if size == 1 or sys.exc_info()[0] is not None:
+        return []
+    buffer = io.BytesIO()
+    torch.save(random_state(), buffer)  # tensors in a pickle of torch.distributed's do not survive
+    gathered: list[Any] = [None] * size
+    distributed.all_gather_object(gathered, buffer.getvalue())
+    return [torch.load(io.BytesIO(part), weights_only=True) for part in gathered]

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILT_FROM = ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "lightning_peft", "conf")
+PLUGINS = "hydra_plugins"
+BUILT_FROM = (
+    *("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"),
+    *("lightning_peft", PLUGINS, "conf"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +68,15 @@ def test_the_wheel_holds_every_config_and_data_file_and_nothing_else(wheel):
     }
     package = {
         path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "lightning_peft").rglob("*")
+        for part in ("lightning_peft", PLUGINS)
+        for path in (ROOT / part).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert configs
     assert names >= configs | package
     assert {name.partition("/")[0] for name in names} == {
         "lightning_peft",
+        PLUGINS,
         next(name for name in names if ".dist-info/" in name).partition("/")[0],
     }
 
@@ -86,3 +92,13 @@ def test_the_command_composes_the_configs_of_the_wheel(run, installed):
     assert composed.returncode == 0, composed.stderr
     assert "_target_: lightning_peft.LoRA" in composed.stdout
     assert "rank: 4" in composed.stdout
+
+
+def test_the_plugins_of_the_wheel_are_found_by_hydra(run, installed):
+    # from the installation: a namespace package has no __init__.py that another plugin could hide
+    assert not (installed / PLUGINS / "__init__.py").exists()
+    composed = run("hydra/launcher=fresh", "--cfg", "hydra", "--package", "hydra.launcher")
+    assert composed.returncode == 0, composed.stderr
+    assert "FreshLauncher" in composed.stdout
+    searched = run("--info", "searchpath")
+    assert "lightning-peft://" in searched.stdout

@@ -32,6 +32,7 @@ COMMANDS: dict[str, Command] = {
     "plan": Command("lightning_peft.cli.plan", "what a method would do to a model"),
     "rank": Command("lightning_peft.cli.rank", "which pretrained model suits the data, measured"),
     "show": Command("lightning_peft.cli.show", "the data, its augmentation and the schedule"),
+    "continue": Command("lightning_peft.cli.continuing", "go on with a sweep that was interrupted"),
     "compare": Command(
         "lightning_peft.cli.compare", "compare runs: table, tests, pictures, a page"
     ),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_peft.cli.errors import explain
 from lightning_peft.cli.paths import conf_dir
@@ -16,6 +17,8 @@ from lightning_peft.errors import near
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+    from lightning_peft.cli.whole_sweep import State
 
 __all__ = ["main"]
 
@@ -47,6 +50,17 @@ TAKES_A_VALUE = (
 )
 """Flags whose value may be the next word; that of ``--info`` may be left out."""
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+class Failure(NamedTuple):
+    """What went wrong, and the directory of the job where it was one of a sweep."""
+
+    error: BaseException
+    directory: str = ""
+
+
 log = logging.getLogger(__name__)
 
 
@@ -67,7 +81,7 @@ def main(args: Sequence[str]) -> int:
 
     typed = list(sys.argv)
     wants_all = os.environ.get(FULL_ERROR) == "1"
-    failures: list[BaseException] = []
+    failures: list[Failure] = []
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def app(cfg: DictConfig) -> float | None:
@@ -77,19 +91,36 @@ def main(args: Sequence[str]) -> int:
     try:
         with _for_hydra(args):
             app()
-    except SystemExit as stop:  # argparse refuses a flag, or --hydra-help is done
+    except SystemExit as stop:  # argparse refuses a flag, --hydra-help is done, or Ctrl-C
+        _say_how_to_go_on()
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except KeyboardInterrupt:
+        _say_how_to_go_on()
+        return INTERRUPTED
     except Exception as error:
-        return _report([error], wants_all)
-    return _report(failures, wants_all) if failures else 0
+        status = _report([*failures, Failure(error)], wants_all)
+        if isinstance(error, RuntimeError):  # such as a process that died
+            _compare_what_there_is()
+            _say_how_to_go_on()
+        return status
+    status = _report(failures, wants_all) if failures else 0
+    return JOB_FAILED if _failed_in_sweep(failures) else status
 
 
-def _job(cfg: DictConfig, args: Sequence[str], failures: list[BaseException]) -> float | None:
+def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> float | None:
     """Run one job; what goes wrong is kept, so that the jobs after it still run."""
+    from lightning_peft.cli.earlier import Earlier, earlier_run
     from lightning_peft.cli.summary import record_failure
-    from lightning_peft.cli.sweep import isolated_job
+    from lightning_peft.cli.sweep import in_sweep, isolated_job
 
-    with isolated_job(args):
+    directory = str(cfg.output_dir) if in_sweep() else ""
+    # raises for the directory of another job, whose summary is not overwritten
+    before = earlier_run(cfg) if in_sweep() else Earlier()
+    if before.summary is not None:
+        return before.objective
+    if before.checkpoint is not None:
+        cfg.resume = str(before.checkpoint)
+    with isolated_job(args, cfg.resume if before.checkpoint is not None else None):
         try:
             from lightning_peft.cli.train import train
 
@@ -97,8 +128,38 @@ def _job(cfg: DictConfig, args: Sequence[str], failures: list[BaseException]) ->
         except Exception as error:
             log.debug("the job failed", exc_info=error)
             record_failure(cfg, error)
-            failures.append(error)
+            failures.append(Failure(error, directory))
             return float("nan")
+
+
+def _failed_in_sweep(failures: Sequence[Failure]) -> bool:
+    """Whether a job of a sweep failed, in this process or in one of another launcher."""
+    return _state().failed > 0 or any(failure.directory for failure in failures)
+
+
+def _state() -> State:
+    from lightning_peft.cli.whole_sweep import STATE
+
+    return STATE
+
+
+def _compare_what_there_is() -> None:
+    """Show the table of a sweep that Hydra gave up: the other jobs have run."""
+    from lightning_peft.cli.compare import compare
+
+    directory = _state().directory
+    if directory is not None:
+        compare(directory)
+
+
+def _say_how_to_go_on() -> None:
+    from lightning_peft.cli.sweep_record import FILE
+
+    state = _state()
+    if state.directory is not None and (state.directory / FILE).is_file():
+        words = f"lightning-peft continue {shlex.quote(str(state.directory))}"
+        state.directory = None
+        print(f"lightning-peft: the sweep goes on with: {words}", file=sys.stderr)
 
 
 def _flags_first(args: Sequence[str]) -> list[str]:
@@ -128,11 +189,11 @@ def _unknown_flag(args: Sequence[str]) -> str | None:
     return None
 
 
-def _report(errors: Sequence[BaseException], wants_all: bool) -> int:
+def _report(failures: Sequence[Failure], wants_all: bool) -> int:
     """Print what went wrong, each thing once, and choose the exit status."""
     status = USAGE_ERROR
     seen: set[str] = set()
-    for error in errors:
+    for error, directory in failures:
         text = explain(error)
         if text is None or isinstance(error, RuntimeError):  # such as a loss that is not finite
             status = JOB_FAILED
@@ -142,8 +203,9 @@ def _report(errors: Sequence[BaseException], wants_all: bool) -> int:
         seen.add(told)
         if text is None or wants_all:
             traceback.print_exception(error)
+        where = f"{directory}: " if directory else ""
         for line in (text or f"the job failed with {type(error).__name__}: {error}").splitlines():
-            print(f"lightning-peft: {line}", file=sys.stderr)
+            print(f"lightning-peft: {where}{line}", file=sys.stderr)
     return status
 
 

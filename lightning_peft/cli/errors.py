@@ -17,6 +17,16 @@ from lightning_peft.errors import PEFTError, near
 __all__ = ["ConfigError", "dotted_keys", "explain", "missing_value", "nodes", "unknown_key"]
 
 
+OF_AN_EXTRA = {
+    "optuna": "hydra-optuna-sweeper",
+    "tpe": "hydra-optuna-sweeper",
+    "joblib": "hydra-joblib-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+}
+"""Sweepers and launchers of Hydra's plugins, and what they come with."""
+
+
 class ConfigError(PEFTError, ValueError):
     """A config that composes and yet cannot be run.
 
@@ -120,6 +130,9 @@ def _known(error: BaseException) -> str | None:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         options = [str(option).rpartition("/")[2] for option in error.options]
+        if choice in OF_AN_EXTRA and group.strip("/").startswith("hydra/"):
+            text = f"{group.strip('/')}={choice} needs {OF_AN_EXTRA[choice]}"
+            return f"{text}. It comes with: pip install 'lightning-peft[sweep]'"
         return f"there is no {group.strip('/')}={choice}. {near(choice, options, most=20)}"
     if isinstance(error, OverrideParseException):
         return _override(str(error.override), error)

@@ -29,6 +29,9 @@ usage: lightning-peft [GROUP=CHOICE | KEY=VALUE ...]     train once
 
 FLAGS = {
     "-m": "sweep over comma-separated choices and values",
+    "hydra.sweep.dir=DIR": "where the sweep is kept; typed again, an interrupted sweep goes on: "
+    "what is done is not run again (as lightning-peft continue DIR)",
+    "hydra/launcher=fresh": "each job of a sweep in a process of its own; for long sweeps, and DDP",
     "--cfg job": "show the composed config and stop (--resolve, --package KEY)",
     "--info defaults": "show where each part of the config comes from",
     "--config-dir DIR": "add a directory of your own groups and choices",
@@ -40,6 +43,7 @@ EXAMPLES = """\
   lightning-peft method=lora data.labels_per_class=10
   lightning-peft method=lora method.rank=4 lr=1e-3 trainer.max_steps=500
   lightning-peft -m method=lora,bitfit,full seed=0,1,2
+  lightning-peft -m method=lora,bitfit seed=0,1 hydra.sweep.dir=sweeps/a
 """
 
 
@@ -114,7 +118,7 @@ def help_text(args: Sequence[str] = (), root: Path | None = None) -> str:
             parts.append(_entry(f"{mark} {name}", comment))
     parts.append("\nSettings (each key of a group as well, such as method.rank=4)\n")
     parts += [_entry(f"{key}={default}", comment) for key, default, comment in settings(root)]
-    parts.append("\nFlags\n")
+    parts.append("\nFlags, and what a sweep takes\n")
     parts += [_entry(flag, text) for flag, text in FLAGS.items()]
     parts += ["\nExamples\n", EXAMPLES]
     return "".join(parts)

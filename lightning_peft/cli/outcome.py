@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lightning_peft.callbacks.efficiency import EfficiencyMonitor
 from lightning_peft.cli.pictures import predictions
-from lightning_peft.cli.summary import write_summary
+from lightning_peft.cli.summary import objective, write_summary
+from lightning_peft.cli.sweep import in_sweep
 from lightning_peft.data import baselines
 from lightning_peft.efficiency import count_parameters
 from lightning_peft.errors import MissingExtraError
@@ -69,27 +70,22 @@ def leave_files(
         status="completed",
         method=method,
         metrics=dict(metrics),
+        objective=dict(zip(("name", "value"), objective(cfg.objective, metrics), strict=True)),
         parameters=parameters,
         bytes=sizes,
         seconds={**seconds, "step": efficiency.get("step_seconds")},
         steps=parts.trainer.global_step,
         efficiency=efficiency,
         images=_images(parts),
+        ranks=parts.trainer.world_size,
         device=str(parts.trainer.strategy.root_device),
         baselines={name: getattr(baselines, name)(parts.datamodule) for name in cfg.baselines},
     )
-    if not _in_sweep():
+    if not in_sweep():
         from rich.console import Console
 
         Console().print(result_table(summary, directory))
     return summary
-
-
-def _in_sweep() -> bool:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def result_table(summary: Mapping[str, Any], directory: Path) -> Table:

@@ -29,6 +29,7 @@ class Run:
     lr: float
     resume: str | None
     test: bool
+    objective: str | None
     baselines: list[Literal["nearest_neighbour", "logistic_regression"]]
     output_dir: str
 

@@ -17,6 +17,8 @@ __all__ = [
     "FILE",
     "describe_run",
     "finite",
+    "objective",
+    "record_death",
     "record_failure",
     "write_json",
     "write_summary",
@@ -79,6 +81,21 @@ def describe_run(cfg: Any) -> dict[str, Any]:
     }
 
 
+def objective(name: str | None, metrics: Mapping[str, float]) -> tuple[str | None, float | None]:
+    """Find what a sweeper is told about a job.
+
+    Args:
+        name: The metric; by default the first validation metric, which chose the checkpoint.
+        metrics: What was measured.
+
+    Returns:
+        The metric and its value, each ``None`` where there is none.
+    """
+    if name is None:
+        name = next((metric for metric in metrics if metric.startswith("val/")), None)
+    return name, None if name is None else metrics.get(name)
+
+
 def write_summary(directory: Path, cfg: Any, *, status: str, **parts: Any) -> dict[str, Any]:
     """Write ``summary.json`` of a run.
 
@@ -108,6 +125,22 @@ def record_failure(cfg: Any, error: BaseException) -> None:
         write_summary(Path(cfg.output_dir), cfg, status="failed", error=told)
     except Exception:  # the config itself may be what is wrong
         return
+
+
+def record_death(directory: Path, cfg: Any, told: str) -> None:
+    """Write the summary of a job whose process died, unless the job could still do so itself.
+
+    Args:
+        directory: The directory of the job.
+        cfg: The config of the job.
+        told: How it ended.
+    """
+    try:
+        written = json.loads((directory / FILE).read_text(encoding="utf-8"))["status"] == "failed"
+    except (OSError, ValueError, KeyError, TypeError):
+        written = False
+    if not written and "seed" in cfg:
+        write_summary(directory, cfg, status="failed", error=told)
 
 
 def _versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A sweep: every job by itself, and a comparison of all of them at the end.
+"""A sweep: every job by itself.
 
 Lightning's DDP starts the other ranks by running ``sys.argv`` again. In a sweep that is the whole
 sweep, and what the first job leaves in the environment makes the second believe that its ranks are
@@ -12,12 +12,11 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from hydra.experimental.callback import Callback
+from lightning_peft.cli.sweep_record import quoted
 
-__all__ = ["CompareJobs", "isolated_job", "single_job_arguments"]
+__all__ = ["in_sweep", "isolated_job", "single_job_arguments"]
 
 DDP_ENVIRONMENT = (
     "LOCAL_RANK",
@@ -44,24 +43,32 @@ OF_THE_SWEEP = (
 """Overrides that make a sweep, and those that Lightning adds for a rank."""
 
 
+def in_sweep() -> bool:
+    """Whether this process runs the jobs of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
 @contextmanager
-def isolated_job(args: Sequence[str]) -> Iterator[None]:
+def isolated_job(args: Sequence[str], checkpoint: str | None = None) -> Iterator[None]:
     """Make one job of a sweep look like a run of its own; does nothing outside of a sweep.
 
     Args:
         args: The flags and overrides of the whole sweep.
+        checkpoint: What the job goes on with, on every rank.
     """
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
     from omegaconf import open_dict, read_write
 
-    config: Any = HydraConfig.get()
-    if config.mode != RunMode.MULTIRUN:
+    if not in_sweep():
         yield
         return
+    config: Any = HydraConfig.get()
     argv = sys.argv
     environment = {name: os.environ.get(name) for name in DDP_ENVIRONMENT}
-    sys.argv = [argv[0], *single_job_arguments(args, config)]
+    sys.argv = [argv[0], *single_job_arguments(args, config, checkpoint)]
     with read_write(config), open_dict(config):
         config.run.dir = config.runtime.output_dir  # where Lightning sends the other ranks
     try:
@@ -77,12 +84,15 @@ def isolated_job(args: Sequence[str]) -> Iterator[None]:
         _reset_rank(int(environment["LOCAL_RANK"] or 0))
 
 
-def single_job_arguments(args: Sequence[str], config: Any) -> list[str]:
+def single_job_arguments(
+    args: Sequence[str], config: Any, checkpoint: str | None = None
+) -> list[str]:
     """Write the command line that runs one job of a sweep as a plain run.
 
     Args:
         args: The flags and overrides of the whole sweep.
         config: The ``hydra`` part of the job's config.
+        checkpoint: What the job goes on with.
 
     Returns:
         Flags and overrides, without the program's name.
@@ -96,6 +106,8 @@ def single_job_arguments(args: Sequence[str], config: Any) -> list[str]:
         if value is not None:
             words += [f"--{name.replace('_', '-')}", value]
     words += list(config.overrides.task)
+    if checkpoint is not None:
+        words.append(f"resume={quoted(checkpoint)}")
     words += ["hydra.mode=RUN", f"hydra.job.num={config.job.num}", f"hydra.job.id={config.job.id}"]
     words += [o for o in config.overrides.hydra if not o.lstrip("+~").startswith(OF_THE_SWEEP)]
     return words
@@ -115,13 +127,3 @@ def _reset_rank(rank: int) -> None:
         module = sys.modules.get(name)
         if module is not None:
             module.rank_zero_only.rank = rank
-
-
-class CompareJobs(Callback):
-    """When a sweep is over, compare its runs: a table on the console, and files beside them."""
-
-    def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
-        """Write and print the comparison of the sweep's directory."""
-        from lightning_peft.cli.compare import compare
-
-        compare(Path(config.hydra.sweep.dir))

@@ -18,7 +18,8 @@ from lightning_peft.cli.errors import ConfigError, explain
 from lightning_peft.cli.help import default_choices, settings
 from lightning_peft.cli.paths import conf_dir
 from lightning_peft.cli.quiet import quiet
-from lightning_peft.cli.summary import write_summary, write_text
+from lightning_peft.cli.summary import objective, write_summary, write_text
+from lightning_peft.errors import near
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -45,8 +46,8 @@ def train(cfg: DictConfig) -> float | None:
         cfg: The composed config.
 
     Returns:
-        The validation accuracy of the best checkpoint, for a sweeper to maximise; ``None`` where
-        there is no validation.
+        The metric that the config names as its objective; by default the validation metric of the
+        best checkpoint, and ``None`` where there is no validation.
 
     Raises:
         ConfigError: If the config cannot be run.
@@ -87,8 +88,12 @@ def _run(cfg: DictConfig, leave_files: Callable[..., Any]) -> float | None:
     if parts.trainer.is_global_zero:
         seconds = {"fit": fitted - started, "total": time.perf_counter() - started}
         leave_files(cfg, parts, best, metrics, seconds)
-    score = [value for name, value in best.metrics.items() if name.startswith("val/")]
-    return score[0] if score else None
+    name, value = objective(cfg.objective, metrics)
+    if name is not None and value is None:
+        raise ConfigError(
+            [f"objective: expected a metric of the run, got '{name}'. {near(name, metrics)}"]
+        )
+    return value
 
 
 def build(cfg: DictConfig) -> Parts:

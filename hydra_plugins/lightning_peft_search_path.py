@@ -1,0 +1,16 @@
+"""Makes ``lightning_peft/method=lora`` a choice in every Hydra application of the environment."""
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+from lightning_peft.cli.mount import MountedConfigSource
+
+__all__ = ["LightningPeftSearchPath", "MountedConfigSource"]
+
+
+class LightningPeftSearchPath(SearchPathPlugin):
+    """Mount the configs at the end of the search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append the configs of this package, below their prefix."""
+        search_path.append(provider="lightning-peft", path=f"{MountedConfigSource.scheme()}://conf")
