@@ -33,12 +33,14 @@ if TYPE_CHECKING:
         BackboneMismatchError,
         CheckpointError,
         DataError,
+        ExportError,
         MethodError,
         MissingExtraError,
         PEFTError,
         ScheduleError,
         TargetError,
     )
+    from lightning_peft.exporting import ExportReport, export_model
     from lightning_peft.kernels import Acceleration, accelerate
     from lightning_peft.methods import (
         HF,
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
     from lightning_peft.modules.image import ImageClassifier
     from lightning_peft.param_groups import parameter_groups
     from lightning_peft.planning import AdaptationPlan, plan
+    from lightning_peft.switching import AdapterSwitch
 
 __version__ = "0.1.0"
 
@@ -102,12 +105,14 @@ _WHERE = {
         "BackboneMismatchError",
         "CheckpointError",
         "DataError",
+        "ExportError",
         "MethodError",
         "MissingExtraError",
         "PEFTError",
         "ScheduleError",
         "TargetError",
     ),
+    "lightning_peft.exporting": ("ExportReport", "export_model"),
     "lightning_peft.kernels": ("Acceleration", "accelerate"),
     "lightning_peft.methods": (
         "AdaLoRA",
@@ -146,6 +151,7 @@ _WHERE = {
     "lightning_peft.modules.image": ("ImageClassifier",),
     "lightning_peft.param_groups": ("parameter_groups",),
     "lightning_peft.planning": ("AdaptationPlan", "plan"),
+    "lightning_peft.switching": ("AdapterSwitch",),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -161,6 +167,7 @@ __all__ = [
     "AdaptationPlan",
     "AdapterFileError",
     "AdapterPlus",
+    "AdapterSwitch",
     "Augment",
     "BackboneFreeze",
     "BackboneMismatchError",
@@ -172,6 +179,8 @@ __all__ = [
     "DigitsDataModule",
     "DoRA",
     "EfficiencyMonitor",
+    "ExportError",
+    "ExportReport",
     "FacTTK",
     "FacTTT",
     "FiniteLoss",
@@ -208,6 +217,7 @@ __all__ = [
     "accelerate",
     "adapt",
     "create_method",
+    "export_model",
     "find_adaptation",
     "list_methods",
     "load_adapter",

@@ -30,6 +30,8 @@ COMMANDS: dict[str, Command] = {
     "train": Command("lightning_peft.cli.app", "adapt a backbone; what no command does"),
     "methods": Command("lightning_peft.cli.methods", "list the methods, and where they come from"),
     "plan": Command("lightning_peft.cli.plan", "what a method would do to a model"),
+    "export": Command("lightning_peft.cli.export", "write a trained model for serving"),
+    "predict": Command("lightning_peft.cli.predict", "classify the images of a folder"),
     "compare": Command("lightning_peft.cli.compare", "compare the runs below a directory"),
 }
 
