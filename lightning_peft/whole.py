@@ -28,7 +28,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         # opened here so that no other writer takes the name, with the permissions of any new file
         os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        mode = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(mode)  # whoever wrote may have put a file of its own there
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -50,6 +50,9 @@ def test_timm_loads_the_merged_weights_by_its_own_names(tmp_path):
     assert report.merged
     assert report.output_difference < 1e-5
     assert report.bytes == (tmp_path / "m.safetensors").stat().st_size
+    (tmp_path / "any").touch()
+    assert report.path.stat().st_mode == (tmp_path / "any").stat().st_mode
+    (tmp_path / "any").unlink()
     # the model goes on as it was
     assert not adaptation.merged
     assert torch.equal(model(images), expected)
