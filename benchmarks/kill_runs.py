@@ -96,9 +96,10 @@ SCENARIOS: dict[str, tuple[type[Classifier], Callable[[], list[L.Callback]]]] = 
         lambda: [lp.PEFT("lora", rank=2, dropout=0.1), lp.WarmupCosine(warmup=0.2)],
     ),
     "adalora": (Classifier, lambda: [lp.PEFT("adalora", rank=1, initial_rank=2)]),
-    "staged unfreezing": (Classifier, lambda: [
-            lp.BackboneFreeze(unfreeze=[lp.Stage(1, layers="last:1"), lp.Stage(2, lr=1e-3)])
-        ]),
+    "staged unfreezing": (
+        Classifier,
+        lambda: [lp.BackboneFreeze(unfreeze=[lp.Stage(1, layers="last:1"), lp.Stage(2, lr=1e-3)])],
+    ),
     "lora, weight averaging": (
         Classifier,
         lambda: [lp.PEFT("lora", rank=2), WeightAveraging()],

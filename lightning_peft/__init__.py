@@ -35,12 +35,14 @@ if TYPE_CHECKING:
         BackboneMismatchError,
         CheckpointError,
         DataError,
+        ExportError,
         MethodError,
         MissingExtraError,
         PEFTError,
         ScheduleError,
         TargetError,
     )
+    from lightning_peft.exporting import ExportReport, export_model
     from lightning_peft.kernels import Acceleration, accelerate
     from lightning_peft.methods import (
         HF,
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
     from lightning_peft.modules.image import ImageClassifier
     from lightning_peft.param_groups import parameter_groups
     from lightning_peft.planning import AdaptationPlan, plan
+    from lightning_peft.switching import AdapterSwitch
 
 __version__ = "0.1.0"
 
@@ -106,12 +109,14 @@ _WHERE = {
         "BackboneMismatchError",
         "CheckpointError",
         "DataError",
+        "ExportError",
         "MethodError",
         "MissingExtraError",
         "PEFTError",
         "ScheduleError",
         "TargetError",
     ),
+    "lightning_peft.exporting": ("ExportReport", "export_model"),
     "lightning_peft.kernels": ("Acceleration", "accelerate"),
     "lightning_peft.methods": (
         "AdaLoRA",
@@ -150,6 +155,7 @@ _WHERE = {
     "lightning_peft.modules.image": ("ImageClassifier",),
     "lightning_peft.param_groups": ("parameter_groups",),
     "lightning_peft.planning": ("AdaptationPlan", "plan"),
+    "lightning_peft.switching": ("AdapterSwitch",),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -165,6 +171,7 @@ __all__ = [
     "AdaptationPlan",
     "AdapterFileError",
     "AdapterPlus",
+    "AdapterSwitch",
     "Augment",
     "BackboneFreeze",
     "BackboneMismatchError",
@@ -176,6 +183,8 @@ __all__ = [
     "DigitsDataModule",
     "DoRA",
     "EfficiencyMonitor",
+    "ExportError",
+    "ExportReport",
     "FacTTK",
     "FacTTT",
     "FeatureCache",
@@ -214,6 +223,7 @@ __all__ = [
     "accelerate",
     "adapt",
     "create_method",
+    "export_model",
     "find_adaptation",
     "list_methods",
     "load_adapter",

@@ -10,10 +10,9 @@ data: nothing in it is ever executed or unpickled.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -29,13 +28,17 @@ from lightning_peft.errors import AdapterFileError, BackboneMismatchError, PEFTE
 from lightning_peft.fingerprint import differences
 from lightning_peft.methods.registry import method_from_config
 from lightning_peft.peft_format import from_peft_keys, peft_config_of, peft_state_of, to_peft_keys
+from lightning_peft.whole import written_whole
 
 __all__ = [
     "CONFIG_FILE",
     "FORMAT_VERSION",
     "WEIGHTS_FILE",
+    "StoredAdapter",
     "adapt_from_description",
+    "fitting_state",
     "load_adapter",
+    "read_adapter",
     "save_adapter",
     "versions",
 ]
@@ -78,8 +81,12 @@ def save_adapter(adaptation: Adaptation, directory: str | PathLike[str]) -> None
     target = Path(directory)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        _write_whole(target / WEIGHTS_FILE, weights)
-        _write_whole(target / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True).encode())
+        for name, content in (
+            (WEIGHTS_FILE, weights),
+            (CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True).encode()),
+        ):
+            with written_whole(target / name) as temporary:
+                temporary.write_bytes(content)
     except OSError as error:
         raise AdapterFileError(f"cannot write the adapter to {target}: {error}") from error
 
@@ -105,6 +112,59 @@ def load_adapter(
             named.
         MethodError: If the method cannot be applied to this model.
     """
+    stored = read_adapter(directory)
+    standing = find_adaptation(model)
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    adaptation = standing or adapt_from_description(model, stored.about, where=str(stored.path))
+    try:
+        state = fitting_state(adaptation, stored, strict_backbone=strict_backbone)
+    except PEFTError:
+        if standing is None:
+            adaptation.unload()
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+        raise
+    own = adaptation.model.state_dict()
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+    return model
+
+
+@dataclass(frozen=True)
+class StoredAdapter:
+    """An adapter directory as it was read; nothing is held against a model yet.
+
+    Attributes:
+        path: The directory.
+        config: What ``adapter_config.json`` holds.
+        tensors: The tensors, under the file's names.
+        about: The adaptation's description: see :meth:`Adaptation.describe`.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, Tensor]
+    about: dict[str, Any]
+
+    def state_for(self, adaptation: Adaptation) -> dict[str, Tensor]:
+        """Give the tensors under the names of an adapted model."""
+        peft_has_words = "peft_type" in self.config
+        return from_peft_keys(self.tensors, adaptation) if peft_has_words else dict(self.tensors)
+
+
+def read_adapter(directory: str | PathLike[str]) -> StoredAdapter:
+    """Read an adapter directory; adapters that ``peft`` wrote as well.
+
+    Args:
+        directory: An adapter directory.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        AdapterFileError: If a file is missing, truncated, tampered with, or no adapter's.
+    """
     path = Path(directory)
     config = _read_json(path / CONFIG_FILE)
     tensors, about = _read_weights(path / WEIGHTS_FILE)
@@ -112,35 +172,42 @@ def load_adapter(
         about = config["lightning_peft"]
     if about is None:
         about = _described_by_peft(config, path)
-    standing = find_adaptation(model)
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    adaptation = standing or adapt_from_description(model, about, where=str(path))
-    try:
-        if adaptation.method.to_config() != about["method"]:
-            raise AdapterFileError(
-                f"{path} holds {about['method']}, the model is adapted with "
-                f"{adaptation.method.to_config()}. Load it into a backbone that is not adapted."
-            )
-        _check_backbone(adaptation, about.get("fingerprint"), path, strict_backbone)
-        state = from_peft_keys(tensors, adaptation) if "peft_type" in config else tensors
-        own = adaptation.model.state_dict()
-        problems = key_problems(state, own, _saved(adaptation))
-        problems += [f"not finite: {n}" for n, t in state.items() if not _finite(t)]
-        if problems:
-            raise AdapterFileError(
-                f"{path / WEIGHTS_FILE} does not fit its own config "
-                f"({adaptation.method.name}): " + "; ".join(problems)
-            )
-    except PEFTError:
-        if standing is None:
-            adaptation.unload()
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
-        raise
-    with torch.no_grad():
-        for name, tensor in state.items():
-            own[name].copy_(tensor)
-    return model
+    return StoredAdapter(path, config, tensors, about)
+
+
+def fitting_state(
+    adaptation: Adaptation, stored: StoredAdapter, *, strict_backbone: bool = True
+) -> dict[str, Tensor]:
+    """Hold a stored adapter against an adapted model; neither is changed.
+
+    Args:
+        adaptation: The adaptation that is to take its values.
+        stored: What was read.
+        strict_backbone: Whether another backbone is an error (``True``) or a warning.
+
+    Returns:
+        The tensors under the model's names.
+
+    Raises:
+        AdapterFileError: If the method is another one or the entries do not fit it.
+        BackboneMismatchError: If the adapter was trained on another backbone.
+    """
+    path, about = stored.path, stored.about
+    if adaptation.method.to_config() != about["method"]:
+        raise AdapterFileError(
+            f"{path} holds {about['method']}, the model is adapted with "
+            f"{adaptation.method.to_config()}. Load it into a backbone that is not adapted."
+        )
+    _check_backbone(adaptation, about.get("fingerprint"), path, strict_backbone)
+    state = stored.state_for(adaptation)
+    problems = key_problems(state, adaptation.model.state_dict(), _saved(adaptation))
+    problems += [f"not finite: {n}" for n, t in state.items() if not _finite(t)]
+    if problems:
+        raise AdapterFileError(
+            f"{path / WEIGHTS_FILE} does not fit its own config "
+            f"({adaptation.method.name}): " + "; ".join(problems)
+        )
+    return state
 
 
 def adapt_from_description(model: nn.Module, about: Mapping[str, Any], where: str) -> Adaptation:
@@ -221,7 +288,7 @@ def _check_backbone(
     )
     if strict_backbone:
         raise BackboneMismatchError(message)
-    warnings.warn(message, stacklevel=3)
+    warnings.warn(message, stacklevel=4)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -261,23 +328,3 @@ def _absent(path: Path) -> str:
         f"expected an adapter directory with {CONFIG_FILE} and {WEIGHTS_FILE}, got {path.parent} "
         f"without {path.name}."
     )
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -16,6 +16,7 @@ __all__ = [
     "BackboneMismatchError",
     "CheckpointError",
     "DataError",
+    "ExportError",
     "MethodError",
     "MissingExtraError",
     "PEFTError",
@@ -56,6 +57,10 @@ class ScheduleError(PEFTError, ValueError):
 
 class DataError(PEFTError, ValueError):
     """Data that cannot serve the task as it was asked for."""
+
+
+class ExportError(PEFTError, ValueError):
+    """A model that cannot be written in the format that was asked for."""
 
 
 class MissingExtraError(PEFTError, ImportError):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Adapter
 
-__all__ = ["MergeReport", "merge_adapters", "output_of"]
+__all__ = ["MergeReport", "first_tensor", "merge_adapters", "output_of"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,16 @@ def output_of(model: nn.Module, inputs: Any) -> Tensor:
     finally:
         for module, mode in modes:
             module.training = mode
+    return first_tensor(output).float()
+
+
+def first_tensor(output: Any) -> Tensor:
+    """Give the first tensor of a model's output.
+
+    Args:
+        output: A tensor, a tuple, a mapping, or one of transformers' output classes, which are
+            mappings.
+    """
     while not isinstance(output, Tensor):
-        # a tuple, a mapping, or one of transformers' output classes, which are mappings
         output = next(iter(output.values() if isinstance(output, Mapping) else output))
-    return output.float()
+    return output

@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from lightning_peft.cli.comparison import METRICS, read_summaries
+from lightning_peft.cli.comparison import METRICS
+from lightning_peft.cli.runs import read_runs
 from lightning_peft.errors import DataError, require
 from lightning_peft.ranking.candidates import Candidate
 from lightning_peft.ranking.rank import BY, Ranking
@@ -54,12 +55,12 @@ def fine_tuned(directory: Path) -> dict[str, dict[str, float]]:
         DataError: If there is no completed run with an accuracy.
     """
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for summary in read_summaries(directory)[0]:
-        metrics = summary.get("metrics") or {}
-        accuracy = next((metrics[name] for name in METRICS if metrics.get(name) is not None), None)
-        model = _model_of(Path(summary["directory"]) / "config.yaml")
-        if summary["status"] == "completed" and accuracy is not None and model is not None:
-            found[str(summary["method"].get("name"))][model].append(float(accuracy))
+    for run in read_runs([directory])[0]:
+        values = (run.metrics.get(name) for name in METRICS)
+        accuracy = next((value for value in values if value is not None), None)
+        model = _model_of(run.directory / "config.yaml")
+        if run.completed and accuracy is not None and model is not None:
+            found[run.method][model].append(accuracy)
     if not found:
         raise DataError(
             f"Expected runs of fine-tuning below {directory} (summary.json and config.yaml), got "

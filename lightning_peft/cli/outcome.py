@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_peft.callbacks.efficiency import EfficiencyMonitor
 from lightning_peft.cli.pictures import predictions
+from lightning_peft.cli.served import write_facts
 from lightning_peft.cli.summary import objective, write_summary
 from lightning_peft.cli.sweep import in_sweep
 from lightning_peft.data import baselines
@@ -61,6 +62,7 @@ def leave_files(
         parameters = {"trained": report.trained, "total": report.total, "share": report.share}
         method = {"config": adaptation.method.to_config()}
         sizes["adapter"] = sum(f.stat().st_size for f in (directory / "adapter").iterdir())
+    write_facts(directory, parts.datamodule)
     if cfg.test:
         _write_test_set(parts, directory)
     efficiency = _efficiency(parts)

@@ -81,7 +81,7 @@ class Run:
         """Say in words how a run that did not complete stands."""
         who = "no seed" if self.seed is None else f"seed {self.seed}"
         if self.status == "failed":
-            return f"{who}: {self.error or 'unknown error'}"
+            return f"{who}: {self.error or 'unknown error'} (in {self.directory})"
         if self.status == "running" and self.started is not None:
             minutes = max(0.0, time.time() - self.started) / 60
             return f"{who}: running for {minutes:.0f} min"

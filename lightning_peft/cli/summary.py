@@ -6,12 +6,12 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning_peft.cli.errors import explain
+from lightning_peft.whole import written_whole
 
 __all__ = [
     "FILE",
@@ -33,18 +33,8 @@ PACKAGES = ("lightning-peft", "torch", "lightning", "peft", "timm", "torchmetric
 def write_text(path: Path, text: str) -> None:
     """Write a file in one step: a crash leaves the old one or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8"
-    ) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~_umask())  # a temporary file is its owner's alone
-            os.replace(file.name, path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -162,9 +152,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and value - value != 0.0:  # infinity and NaN
         return None
     return value
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

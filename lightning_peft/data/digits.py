@@ -155,6 +155,10 @@ class DigitsDataModule(pl.LightningDataModule):
             seed=self.seed,
         )
 
+    def eval_transform(self) -> Callable[[Any], Tensor]:
+        """A PIL image of a digit, as large as it is, to a tensor ``(C, H, W)`` as evaluated."""
+        return DigitTransform(self.config)
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the training sample, in an order that the epoch decides."""
         return train_loader(
@@ -188,6 +192,23 @@ class DigitsDataModule(pl.LightningDataModule):
 
     def _options(self) -> dict[str, Any]:
         return loader_options(self.num_workers, self.pin_memory) | {"collate_fn": as_is}
+
+
+class DigitTransform:
+    """Prepares a digit as :class:`DigitsDataModule` does: one interpolation, in float."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+
+    def __call__(self, image: Any) -> Tensor:
+        """A PIL image to a tensor ``(C, H, W)``."""
+        from torchvision.transforms.v2 import functional as transforms
+
+        config = self.config
+        pixels = transforms.to_dtype(transforms.pil_to_tensor(image), torch.float32, scale=True)
+        large = F.interpolate(pixels[None], size=config.image_size, mode=config.interpolation)[0]
+        large = large.clamp(0, 1).expand(config.channels, -1, -1)
+        return transforms.normalize(large, list(config.mean), list(config.std))
 
 
 def _plain(value: float | Sequence[float] | None) -> float | tuple[float, ...] | None:

@@ -247,6 +247,10 @@ class ImageFolderDataModule(pl.LightningDataModule):
             paths, labels, mode=self.config.pil_mode, transform=transform, seed=self.seed
         )
 
+    def eval_transform(self) -> Callable[[Any], Tensor]:
+        """A PIL image in ``config.pil_mode`` to a tensor ``(C, H, W)``, as evaluated."""
+        return self.config.eval_transform()
+
     def _train_transform(self) -> Callable[[Any], Tensor]:
         from torchvision.transforms import v2
 

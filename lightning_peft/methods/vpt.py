@@ -48,7 +48,7 @@ class Prompt(ChildAdapter):
         if not self.active:
             return None
         x: Tensor = args[0]
-        prompt = self.dropout(self.prompt).to(x.dtype).expand(len(x), -1, -1)
+        prompt = self.dropout(self.prompt).to(x.dtype).expand(x.shape[0], -1, -1)
         return (torch.cat([x, prompt], 1), *args[1:])
 
     def leave(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

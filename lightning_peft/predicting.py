@@ -1,0 +1,117 @@
+"""Classes of image files, a batch at a time; a file that cannot be read loses no other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_peft.merging import first_tensor
+
+__all__ = ["Prediction", "image_files", "predict_files"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes:
+        path: The file.
+        classes: The most probable classes, best first; empty where the file was not read.
+        probabilities: The probability of each.
+        error: Why it was not read; empty if it was.
+    """
+
+    path: Path
+    classes: tuple[int, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str = ""
+
+
+class _Files(Dataset[tuple[int, Tensor | None, str]]):
+    def __init__(
+        self, paths: Sequence[Path], mode: str, transform: Callable[[Any], Tensor]
+    ) -> None:
+        self.paths = paths
+        self.mode = mode
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
+        from PIL import Image
+
+        try:
+            with Image.open(self.paths[index]) as image:
+                return index, self.transform(image.convert(self.mode)), ""
+        except Exception as error:  # PIL raises whatever a broken file leads its decoders to
+            return index, None, f"{type(error).__name__}: {error}"
+
+
+def image_files(root: Path) -> list[Path]:
+    """List the images below a folder, sorted; hidden files and folders are left out."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            Path(folder, name)
+            for name in files
+            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+def predict_files(
+    model: nn.Module,
+    paths: Sequence[Path],
+    *,
+    mode: str,
+    transform: Callable[[Any], Tensor],
+    top: int = 1,
+    batch_size: int = 64,
+    num_workers: int = 0,
+) -> Iterator[Prediction]:
+    """Predict the classes of image files, in their order.
+
+    Args:
+        model: Images ``(B, C, H, W)`` to logits ``(B, classes)``, in evaluation mode.
+        paths: The files.
+        mode: PIL mode in which they are read, ``"L"`` or ``"RGB"``.
+        transform: PIL image to tensor ``(C, H, W)``, as the model was evaluated with.
+        top: How many classes of each.
+        batch_size: Images at a time.
+        num_workers: Processes that read.
+
+    Yields:
+        One prediction for each file, whether it could be read or not.
+    """
+    device = next(model.parameters()).device
+    loader: DataLoader[Any] = DataLoader(
+        _Files(paths, mode, transform),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=list,
+    )
+    for batch in loader:
+        images = [image for _, image, _ in batch if image is not None]
+        found: Iterator[tuple[list[float], list[int]]] = iter(())
+        if images:
+            with torch.inference_mode():
+                logits = first_tensor(model(torch.stack(images).to(device))).float()
+                values, classes = logits.softmax(-1).topk(min(top, logits.shape[-1]))
+            found = zip(values.tolist(), classes.tolist(), strict=True)
+        for index, image, error in batch:
+            if image is None:
+                yield Prediction(paths[index], error=error)
+            else:
+                probabilities, chosen = next(found)
+                yield Prediction(paths[index], tuple(chosen), tuple(probabilities))

@@ -1,0 +1,113 @@
+"""From a run to a file, and to the classes of images."""
+
+import csv
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+TINY = {"img_size": 24, "patch_size": 8, "in_chans": 1, "embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+def pictures(folder, count=6):
+    """Write digits as images of 8x8 pixels, nested, with one file that is no image."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    (folder / "some" / "deep").mkdir(parents=True)
+    levels = (load_digits().images[:count] * 255 / 16).round().astype("uint8")
+    for index in range(count):
+        image = Image.fromarray(levels[index])
+        image.save(folder / ("some" if index % 2 else "some/deep") / f"{index}.png")
+    (folder / "some" / "broken.png").write_bytes(b"no image")
+    return torch.from_numpy(levels)[:, None].float() / 255
+
+
+def plain_logits(weights, raw):
+    """The answer without this package: timm, the weights, and the data's resize by hand."""
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=10, **TINY).eval()
+    model.load_state_dict(load_file(weights))
+    large = torch.nn.functional.interpolate(raw, size=(24, 24), mode="bicubic").clamp(0, 1)
+    with torch.no_grad():
+        return model((large - 0.25) / 0.3)
+
+
+def test_a_run_is_exported_and_predicts_as_timm_does_with_the_file(train, command, tmp_path):
+    status, _, err = train("method=lora", "experiment=smoke", "hydra.run.dir=run")
+    assert status == 0, err
+    facts = json.loads((tmp_path / "run" / "serving.json").read_text())
+    assert facts["class_names"] == list("0123456789")
+    assert facts["preprocessing"]["input_size"] == [1, 24, 24]
+
+    status, out, err = command("export", "run", "--out", "served/m.safetensors")
+    assert status == 0, err
+    assert "difference" in out
+    card = json.loads((tmp_path / "served" / "m.safetensors.json").read_text())
+    assert card["class_names"] == list("0123456789")
+    assert card["output_difference"] < 1e-5
+
+    raw = pictures(tmp_path / "images")
+    status, out, err = command("predict", "run", "images", "--out", "p.csv", "--top", "2")
+    assert status == 1
+    assert "6 of 7 images" in out
+    assert "broken.png: UnidentifiedImageError" in err
+    with (tmp_path / "p.csv").open() as file:
+        rows = {row["path"]: row for row in csv.DictReader(file)}
+    assert list(rows) == sorted(rows, key=lambda path: path.split("/"))
+    probabilities = plain_logits(tmp_path / "served" / "m.safetensors", raw).softmax(-1)
+    for index, expected in enumerate(probabilities):
+        row = rows[f"some/{index}.png" if index % 2 else f"some/deep/{index}.png"]
+        best, second = expected.topk(2).indices.tolist()
+        assert (row["class"], row["class_2"]) == (str(best), str(second))
+        assert float(row["probability"]) == pytest.approx(float(expected[best]), abs=1e-5)
+
+    status, out, _ = command("predict", "run", "images")
+    assert status == 1
+    assert "some/deep/0.png" in out
+
+    # the adapter alone, with the backbone on the command line: here a random one, so another
+    words = ("model=timm", "model.backbone=vit_tiny_patch16_224", "model.pretrained=false")
+    kwargs = ",".join(f"{k}: {v}" for k, v in TINY.items())
+    words = (*words, f"model.backbone_kwargs={{{kwargs}}}")
+    status, _, err = command("export", "run/adapter", *words, "--out", "x.safetensors")
+    assert status == 2
+    assert "was trained on another backbone" in err
+    status, _, err = command("export", "run", *words, "--out", "x.safetensors")
+    assert status == 2
+    assert "a run has a config of its own" in err
+
+
+def test_an_adapter_directory_takes_its_backbone_from_the_command_line(command, tmp_path):
+    import lightning_peft as lp
+
+    model = timm.create_model("glyph_vit", pretrained=True, num_classes=7)
+    adaptation = lp.adapt(model, lp.LoRA(rank=2))
+    with torch.no_grad():
+        for parameter in adaptation.trained_parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    adaptation.save(tmp_path / "adapter")
+    status, _, err = command("export", "adapter", "model=glyph_vit", "--out", "m.safetensors")
+    assert status == 0, err
+    plain = timm.create_model("glyph_vit", num_classes=7).eval()
+    plain.load_state_dict(load_file(tmp_path / "m.safetensors"))
+    images = torch.randn(2, 1, 24, 24)
+    assert torch.allclose(plain(images), model.eval()(images), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["export", ".", "--out", "m"], "without config.yaml and without serving.json"),
+        (["export", ".", "--to", "onx", "--out", "m"], "no format 'onx'. Did you mean 'onnx'"),
+        (["predict", ".", "nowhere", "--top", "0"], "--top of at least 1, got 0"),
+        (["predict", ".", "nowhere"], "expected a folder of images, got nowhere"),
+        (["predict", ".", "."], "there is no image below ."),
+    ],
+)
+def test_what_cannot_be_served_is_told_in_a_line(command, words, message):
+    status, _, err = command(*words)
+    assert status == 2
+    assert err.startswith("lightning-peft: ")
+    assert message in err
