@@ -1,4 +1,4 @@
-"""An adapted backbone in shards: FSDP2, one unit a block, each adapter with the block it sits in."""
+"""An adapted backbone in shards: FSDP2, one unit a block, the adapter with its block."""
 
 from __future__ import annotations
 

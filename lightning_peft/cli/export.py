@@ -98,7 +98,7 @@ def _export(options: argparse.Namespace) -> ExportReport:
 
 
 def _told(report: ExportReport) -> str:
-    from lightning_peft.cli.compare import size
+    from lightning_peft.cli.wording import size
 
     lines = [f"wrote       {report.path} ({size(report.bytes)})", f"facts       {report.card}"]
     if report.output_difference is not None:

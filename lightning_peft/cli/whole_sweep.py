@@ -123,7 +123,7 @@ def job_line(
     Returns:
         Such as ``"job 2 of 4: method=lora seed=1 (about 3 min 20 s left)"``.
     """
-    from lightning_peft.cli.compare import duration
+    from lightning_peft.cli.wording import duration
 
     line = f"job {number + 1}{f' of {jobs}' if jobs else ''}: {' '.join(words)}".rstrip(": ")
     if before.summary is not None:
