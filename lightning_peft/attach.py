@@ -8,12 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_peft.adaptation import Adaptation, find_adaptation
-from lightning_peft.adapter_file import adapt_from_description
 from lightning_peft.adapting import adapt
-from lightning_peft.checkpoint import CHECKPOINT_KEY, complete_checkpoint, slim_checkpoint
+from lightning_peft.checkpoint import (
+    CHECKPOINT_KEY,
+    complete_checkpoint,
+    recorded_in,
+    slim_checkpoint,
+)
+from lightning_peft.description import adapt_from_description
 from lightning_peft.errors import CheckpointError, MethodError
 from lightning_peft.lifecycle import (
     after_configure_model,
@@ -112,29 +117,39 @@ def restore_adaptations(pl_module: nn.Module, checkpoint: dict[str, Any]) -> lis
     Raises:
         CheckpointError: If the checkpoint does not say how it was adapted.
     """
-    recorded = checkpoint.get(CHECKPOINT_KEY)
+    recorded = recorded_in(checkpoint)
     if recorded is None:
         raise CheckpointError(
             "expected a checkpoint that lightning-peft made, got one without the key "
             f"'{CHECKPOINT_KEY}'. Load it with the module's own load_from_checkpoint."
         )
-    made = []
+    made: list[Adaptation] = []
+    held = _held(checkpoint.get("state_dict"))
     for path, description in recorded["adaptations"].items():
         _, backbone = backbone_of(pl_module, path) if path else ("", pl_module)
-        made.append(adapt_from_description(backbone, description, where="the checkpoint"))
+        made.append(
+            adapt_from_description(backbone, description, where="the checkpoint", held=held)
+        )
         method = made[-1].method
         attach(
             pl_module,
             Attachment(
                 method,
                 backbone=path or None,
-                head=tuple(description["head"]) or False,
-                also_train=tuple(description["also_train"]),
-                batchnorm=description["batchnorm"],
-                backbone_dropout=description["backbone_dropout"],
+                head=made[-1].head or False,
+                also_train=made[-1].also_train,
+                batchnorm=made[-1].batchnorm,  # type: ignore[arg-type]
+                backbone_dropout=made[-1].backbone_dropout,  # type: ignore[arg-type]
             ),
         )
     return made
+
+
+def _held(state: Any) -> int:
+    """Count the bytes behind the tensors of a state: each storage once, whatever shapes it has."""
+    tensors = state.values() if isinstance(state, dict) else ()
+    storages = [t.untyped_storage() for t in tensors if isinstance(t, Tensor) and not t.is_sparse]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
 def _save(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
@@ -164,4 +179,9 @@ def _go_on(pl_module: nn.Module) -> None:
     trainer: Any = pl_module.trainer
     # one state was written, by the first process: it must not become that of every process
     if state is not None and trainer.ckpt_path is not None and trainer.world_size == 1:
-        restore_random_state(state)
+        try:
+            restore_random_state(state)
+        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint's random state cannot be put back: {error}. Was it tampered with?"
+            ) from error

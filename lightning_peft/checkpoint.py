@@ -9,14 +9,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_peft.adaptation import Adaptation
-from lightning_peft.adapter_file import FORMAT_VERSION, versions
-from lightning_peft.checks import key_problems
-from lightning_peft.errors import BackboneMismatchError, CheckpointError
+from lightning_peft.adapter_file import versions
+from lightning_peft.checks import key_problems, value_problems
+from lightning_peft.description import FORMAT_VERSION, check_description, check_format
+from lightning_peft.errors import AdapterFileError, BackboneMismatchError, CheckpointError
 from lightning_peft.fingerprint import differences
 from lightning_peft.lifecycle import find_adaptations
 from lightning_peft.shared import shared_names
 
-__all__ = ["CHECKPOINT_KEY", "complete_checkpoint", "slim_checkpoint"]
+__all__ = ["CHECKPOINT_KEY", "complete_checkpoint", "recorded_in", "slim_checkpoint"]
 
 CHECKPOINT_KEY = "lightning_peft"
 # weight averaging keeps the weights that are being trained beside the averaged ones
@@ -73,9 +74,10 @@ def complete_checkpoint(
         BackboneMismatchError: If the adapter was trained on another backbone.
     """
     adaptations = find_adaptations(pl_module)
-    recorded = checkpoint.get(CHECKPOINT_KEY)
     if not adaptations or "state_dict" not in checkpoint:
         return
+    recorded = recorded_in(checkpoint)
+    _check_sections(checkpoint)
     if recorded is not None:
         _check_recorded(adaptations, recorded, strict_backbone)
     own = pl_module.state_dict()
@@ -91,15 +93,66 @@ def complete_checkpoint(
         checkpoint[section] = _filled(state, own, adaptations, fresh=recorded is None)
 
 
+def recorded_in(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Give what lightning-peft put into a checkpoint, checked as data.
+
+    Args:
+        checkpoint: A checkpoint that was just read.
+
+    Returns:
+        Its entry ``lightning_peft``, or ``None`` if it has none.
+
+    Raises:
+        CheckpointError: If it is of a later format, or an entry is of the wrong type.
+    """
+    recorded = checkpoint.get(CHECKPOINT_KEY)
+    if recorded is None:
+        return None
+    try:
+        if not isinstance(recorded, dict) or not isinstance(recorded.get("adaptations"), dict):
+            raise AdapterFileError(f"expected its '{CHECKPOINT_KEY}' to name the adaptations")
+        if "format_version" not in recorded:
+            raise AdapterFileError("expected a format version, got none")
+        check_format(recorded, "the checkpoint")
+        for path, description in recorded["adaptations"].items():
+            if not isinstance(path, str) or not isinstance(description, dict):
+                raise AdapterFileError(f"expected descriptions by name, got {path!r:.80}")
+            check_description(description, f"'{path}'")
+            if not isinstance(description.get("fingerprint"), dict):
+                raise AdapterFileError(f"'{path}': expected the backbone's fingerprint, got none")
+        steppers = recorded.get("steppers") or {}
+        if not isinstance(steppers, dict) or not all(map(_are_states, steppers.values())):
+            raise AdapterFileError("expected the steppers' states in lists, got something else")
+    except AdapterFileError as error:
+        raise CheckpointError(f"the checkpoint cannot be read: {error}") from error
+    return recorded
+
+
+def _are_states(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _check_sections(checkpoint: Mapping[str, Any]) -> None:
+    for section in _SECTIONS:
+        state = checkpoint.get(section, {})
+        if not isinstance(state, Mapping):
+            raise CheckpointError(
+                f"expected '{section}' to hold tensors by name, got {state!r:.80}"
+            )
+        wrong = [
+            f"{name!r:.80} ({type(value).__name__})"
+            for name, value in state.items()
+            if not isinstance(name, str) or not isinstance(value, Tensor)
+        ]
+        if wrong:
+            raise CheckpointError(
+                f"expected '{section}' to hold tensors by name, got {', '.join(wrong[:8])}."
+            )
+
+
 def _check_recorded(
     adaptations: Mapping[str, Adaptation], recorded: Mapping[str, Any], strict_backbone: bool
 ) -> None:
-    number = recorded.get("format_version")
-    if not isinstance(number, int) or number > FORMAT_VERSION:
-        raise CheckpointError(
-            f"expected a checkpoint of format version {FORMAT_VERSION} or older, got {number!r}. "
-            "Update lightning-peft to read it."
-        )
     now = {_plain(path): adaptation for path, adaptation in adaptations.items()}
     problems, other = [], []
     for path, description in recorded["adaptations"].items():
@@ -154,7 +207,7 @@ def _filled(
             new = name in adapter or name not in adaptation.base_names.values()
             if new if fresh else not (name in trained or name in adapter):
                 optional.add(_join(path, name))
-    problems = key_problems(state, own, set(own) - optional)
+    problems = key_problems(state, own, set(own) - optional) + value_problems(state, own)
     if problems:
         raise CheckpointError(
             "the checkpoint does not fit the adapted module: "
