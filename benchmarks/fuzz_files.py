@@ -177,9 +177,9 @@ class Fuzzer:
             lp.load_adapter(copy.deepcopy(self.model), good)
         lp.load_from_checkpoint(Net, self.checkpoint)
 
-    def run(self, files: int) -> None:
+    def run(self, files: int, first: int) -> None:
         """Load as many files; the n-th depends on the seed and n alone."""
-        for number in range(files):
+        for number in range(first, first + files):
             rng = random.Random(f"{self.seed}.{number}")
             if rng.random() < CHECKPOINTS:
                 self._one_checkpoint(rng, number)
@@ -307,13 +307,13 @@ def _print_table(report: dict[str, Any]) -> None:
     console.print(f"findings: {len(report['findings'])}")
 
 
-def fuzz(files: int, seed: int) -> dict[str, Any]:
-    """Load as many spoiled files and give the account."""
+def fuzz(files: int, seed: int, first: int = 0) -> dict[str, Any]:
+    """Load as many spoiled files, from the first on, and give the account."""
     before = signal.signal(signal.SIGALRM, _alarm)
     try:
         with tempfile.TemporaryDirectory() as directory:
             fuzzer = Fuzzer(Path(directory), seed)
-            fuzzer.run(files)
+            fuzzer.run(files, first)
             return fuzzer.report()
     finally:
         signal.signal(signal.SIGALRM, before)
@@ -323,12 +323,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="go on from this number")
     parser.add_argument("--json", type=Path, help="write the account here too")
     arguments = parser.parse_args()
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + ROOM, resource.RLIM_INFINITY))
     sys.addaudithook(_audit)
-    report = fuzz(arguments.files, arguments.seed)
+    report = fuzz(arguments.files, arguments.seed, arguments.first)
     _print_table(report)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(report, indent=2))
