@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -31,8 +32,8 @@ HEADER = "lightning_peft"
 def save_adapter(adaptation: Adaptation, directory: str | PathLike[str]) -> None:
     """Write an adapter directory.
 
-    Each file is written under a temporary name, flushed to the disk and renamed: a crash leaves the
-    old file or the new one, never half of one.
+    Both files are written under temporary names, flushed to the disk and then renamed: a full disk
+    or a crash leaves the old files or the new ones, never half of one.
 
     Args:
         adaptation: What to save.
@@ -60,10 +61,13 @@ def save_adapter(adaptation: Adaptation, directory: str | PathLike[str]) -> None
     target = Path(directory)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        _write_whole(target / WEIGHTS_FILE, weights)
-        _write_whole(target / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True).encode())
+        told = json.dumps(config, indent=2, sort_keys=True).encode()
+        _write_together({target / WEIGHTS_FILE: weights, target / CONFIG_FILE: told})
     except OSError as error:
-        raise AdapterFileError(f"cannot write the adapter to {target}: {error}") from error
+        raise AdapterFileError(
+            f"cannot write the adapter to {target}: {error}. What was there before is left. Make "
+            "room or choose another directory, and save again."
+        ) from error
 
 
 def versions() -> dict[str, str]:
@@ -71,7 +75,20 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("lightning-peft", "torch", "peft")}
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def _write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write files of one directory: all of them whole, or, after an error, as they were."""
+    aside: dict[Path, str] = {}
+    try:
+        for path, content in contents.items():
+            aside[path] = _write_aside(path, content)
+        _replace(aside)
+    finally:
+        for temporary in aside.values():
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _write_aside(path: Path, content: bytes) -> str:
+    """Write a file under a temporary name, down to the disk, and give the name."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -79,10 +96,37 @@ def _write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    return temporary
+
+
+def _replace(aside: Mapping[Path, str]) -> None:
+    """Rename each file to its place; if one cannot be, put the earlier ones back."""
+    kept: dict[Path, Path | None] = {}
+    try:
+        for path, temporary in aside.items():
+            kept[path] = _second_name(path, f"{temporary}.kept")
+            os.replace(temporary, path)
+    except BaseException:
+        for path, before in kept.items():
+            if before is not None:
+                os.replace(before, path)
+        raise
+    finally:
+        for before in kept.values():
+            if before is not None:
+                before.unlink(missing_ok=True)
+
+
+def _second_name(path: Path, name: str) -> Path | None:
+    """Keep what a file holds now under a second name; where links are not known, it is lost."""
+    try:
+        os.link(path, name)
+    except OSError:
+        return None
+    return Path(name)
 
 
 def _umask() -> int:
