@@ -62,7 +62,7 @@ def parameters_named(model: nn.Module, patterns: str | Sequence[str]) -> tuple[s
     modules = [name for name, _ in model.named_modules() if name]
     parameters = [name for name, _ in model.named_parameters()]
     chosen: dict[str, None] = {}
-    problems = []
+    problems: list[str] = []
     for pattern in wanted:
         if len(problems) >= _MOST_PROBLEMS:
             break
