@@ -22,7 +22,7 @@ import traceback
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -313,7 +313,8 @@ def fuzz(files: int, seed: int, first: int = 0) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory() as directory:
             fuzzer = Fuzzer(Path(directory), seed)
-            fuzzer.run(files, first)
+            with suppress(KeyboardInterrupt):  # what was done until then is told
+                fuzzer.run(files, first)
             return fuzzer.report()
     finally:
         signal.signal(signal.SIGALRM, before)

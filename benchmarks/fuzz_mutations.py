@@ -3,6 +3,7 @@
 A mutation takes a random generator and the file or directory, and changes it in place.
 """
 
+import copy
 import json
 import os
 import pickle
@@ -100,11 +101,11 @@ def spoil(rng: random.Random, value: Json, extra: list[Json]) -> None:
         inside = inside[key]
     what = rng.random()
     if path and what < 0.7:
-        inside[path[-1]] = rng.choice([*HOSTILE, *extra])
+        inside[path[-1]] = copy.deepcopy(rng.choice([*HOSTILE, *extra]))
     elif path and what < 0.8:
         del inside[path[-1]]
     elif isinstance(inside, dict):
-        inside[rng.choice(KEYS)] = rng.choice([*OPTIONS, *extra])
+        inside[rng.choice(KEYS)] = copy.deepcopy(rng.choice([*OPTIONS, *extra]))
 
 
 # --- bytes ----------------------------------------------------------------------------------------

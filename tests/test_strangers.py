@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import DataLoader
 
 import lightning_peft as lp
 from lightning_peft.adapter_file import CONFIG_FILE, WEIGHTS_FILE
@@ -20,6 +21,7 @@ from lightning_peft.bounded import AllocationLimit
 from lightning_peft.patterns import slow_patterns
 from lightning_peft.snapshot import restored_after_error
 from tests.fixtures.backbone import Tiny, TinyModule
+from tests.trainers import quiet_trainer
 
 FORMAT_1 = Path(__file__).parent / "fixtures" / "format_1"
 
@@ -157,6 +159,14 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(tmp_path: Path)
     huge = b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\x00\x00\x00\x00\x10\x85R."
     with pytest.raises(lp.CheckpointError, match="got a bytearray"):
         lp.load_from_checkpoint(TinyModule, rewritten(source, tmp_path / "huge.ckpt", huge))
+
+
+def test_the_trainer_is_given_no_such_checkpoint(tmp_path: Path) -> None:
+    huge = b"\x80\x02c__builtin__\nbytearray\n\x8a\x05\x00\x00\x00\x00\x10\x85R."
+    file = rewritten(FORMAT_1 / "lightning.ckpt", tmp_path / "huge.ckpt", huge)
+    trainer = quiet_trainer(lp.PEFT("lora", rank=2), max_steps=4)
+    with pytest.raises(lp.CheckpointError, match="got a bytearray"):
+        trainer.fit(TinyModule(), DataLoader([torch.zeros(6)]), ckpt_path=str(file))
 
 
 def no_mapping(checkpoint: dict) -> None:
