@@ -232,7 +232,7 @@ class Fuzzer:
             outcome["is"] = type(error).__name__
         except (Exception, Hang) as error:
             outcome["is"] = type(error).__name__
-            if ours or isinstance(error, Hang | MemoryError):
+            if ours or isinstance(error, Hang):
                 self._find(what, f"{type(error).__name__}: {error}", traceback.format_exc(limit=-4))
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -310,6 +310,7 @@ def _print_table(report: dict[str, Any]) -> None:
 def fuzz(files: int, seed: int, first: int = 0) -> dict[str, Any]:
     """Load as many spoiled files, from the first on, and give the account."""
     before = signal.signal(signal.SIGALRM, _alarm)
+    stop = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with tempfile.TemporaryDirectory() as directory:
             fuzzer = Fuzzer(Path(directory), seed)
@@ -318,6 +319,7 @@ def fuzz(files: int, seed: int, first: int = 0) -> dict[str, Any]:
             return fuzzer.report()
     finally:
         signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGTERM, stop)
 
 
 def main() -> int:

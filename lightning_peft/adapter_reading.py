@@ -20,7 +20,12 @@ from torch import Tensor, nn
 from lightning_peft.adaptation import Adaptation, find_adaptation
 from lightning_peft.adapter_file import CONFIG_FILE, HEADER, WEIGHTS_FILE
 from lightning_peft.checks import key_problems, value_problems
-from lightning_peft.description import adapt_from_description, check_description, check_format
+from lightning_peft.description import (
+    adapt_from_description,
+    check_description,
+    check_format,
+    rewritten,
+)
 from lightning_peft.errors import AdapterFileError, BackboneMismatchError, PEFTError
 from lightning_peft.fingerprint import differences
 from lightning_peft.peft_format import described_by_peft, from_peft_keys
@@ -74,7 +79,7 @@ def load_adapter(
     check_format(about, str(path))
     check_description(about, str(path))
     standing = find_adaptation(model)
-    with restored_after_error(model):
+    with restored_after_error(model, () if standing is not None else rewritten(about, model)):
         adaptation = standing or adapt_from_description(
             model, about, str(path), held=sum(tensor.numel() for tensor in tensors.values())
         )

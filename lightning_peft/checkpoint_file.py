@@ -18,7 +18,7 @@ import torch
 
 from lightning_peft.errors import CheckpointError
 
-__all__ = ["check_checkpoint_file", "refuse_bomb"]
+__all__ = ["check_checkpoint_file"]
 
 _FILLED_WHEN_MADE = ("builtins bytearray", "__builtin__ bytearray")
 """What ``torch.load(weights_only=True)`` lets a pickle make in any size, and fill."""
@@ -69,35 +69,14 @@ def check_checkpoint_file(path: str | PathLike[str]) -> None:
             raise CheckpointError(f"{file}: expected '{key}' to hold entries by name.")
 
 
-def refuse_bomb(path: object) -> None:
-    """Refuse a checkpoint that asks for more memory than its size, before Lightning reads it.
-
-    Args:
-        path: What was given to ``fit(ckpt_path=...)``. What is no local archive is passed over:
-            reading it says what is wrong.
-
-    Raises:
-        CheckpointError: If it unpacks to more than its own size.
-    """
-    if isinstance(path, str | PathLike) and zipfile.is_zipfile(path):
-        try:
-            _check_memory(Path(path))
-        except CheckpointError:
-            raise
-        except Exception:  # a mangled archive: torch says so when it reads it
-            return
-
-
 def _check_archive(file: Path) -> None:
+    if not file.exists():
+        raise FileNotFoundError(file)
     if not zipfile.is_zipfile(file):
         raise CheckpointError(
             f"{file}: expected a checkpoint that torch.save wrote, got something else, or only a "
             "part of one."
         )
-    _check_memory(file)
-
-
-def _check_memory(file: Path) -> None:
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if sum(entry.file_size for entry in entries) > file.stat().st_size:

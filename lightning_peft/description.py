@@ -17,14 +17,16 @@ from lightning_peft.adaptation import Adaptation
 from lightning_peft.adapting import adapt
 from lightning_peft.bounded import AllocationLimit
 from lightning_peft.errors import AdapterFileError, PEFTError
-from lightning_peft.methods.base import Method
-from lightning_peft.methods.hf import HF
 from lightning_peft.methods.registry import method_from_config
-from lightning_peft.methods.union import Union
 from lightning_peft.patterns import slow_patterns, strings_in
-from lightning_peft.snapshot import restored_after_error
 
-__all__ = ["FORMAT_VERSION", "adapt_from_description", "check_description", "check_format"]
+__all__ = [
+    "FORMAT_VERSION",
+    "adapt_from_description",
+    "check_description",
+    "check_format",
+    "rewritten",
+]
 
 FORMAT_VERSION = 1
 
@@ -91,7 +93,7 @@ def adapt_from_description(
     """Adapt a backbone as :meth:`Adaptation.describe` says.
 
     Args:
-        model: The backbone; changed in place, and as it was before after any error.
+        model: The backbone; changed in place.
         about: The description, from an adapter's header or a checkpoint.
         where: What is being read, for the error.
         held: How many elements the file holds, which limits what may be allocated.
@@ -111,10 +113,7 @@ def adapt_from_description(
     try:
         method = method_from_config(about["method"])
         _refuse_slow(about, model, where)
-        with (
-            restored_after_error(model, _rewritten(method, model)),
-            AllocationLimit(model, held or 0, where),
-        ):
+        with AllocationLimit(model, held or 0, where):
             return adapt(
                 model,
                 method,
@@ -204,10 +203,17 @@ def _refuse_slow(about: Mapping[str, Any], model: nn.Module, where: str) -> None
         )
 
 
-def _rewritten(method: Method, model: nn.Module) -> list[str]:
-    """Name the parameters whose values an injection may write over (OLoRA takes its part out)."""
-    parts = method.methods if isinstance(method, Union) else (method,)
-    if any(isinstance(p, HF) and isinstance(p.options.get(_INITIAL), str) for p in parts):
+def rewritten(about: Mapping[str, Any], model: nn.Module) -> list[str]:
+    """Name the parameters whose values an injection may write over.
+
+    Where LoRA's initial values are taken from a weight (OLoRA), ``peft`` takes them out of it.
+
+    Args:
+        about: A description that was checked.
+        model: The backbone.
+    """
+    options = (config.get("options") for config in _method_configs(about["method"]))
+    if any(isinstance(o, Mapping) and isinstance(o.get(_INITIAL), str) for o in options):
         return [name for name, _ in model.named_parameters()]
     return []
 

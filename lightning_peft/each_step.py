@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_peft._namespace import pl
-from lightning_peft.checkpoint_file import refuse_bomb
 from lightning_peft.errors import CheckpointError, MethodError
 from lightning_peft.lifecycle import find_adaptations
 from lightning_peft.methods.base import Stepper
@@ -21,10 +20,6 @@ class EachStep(pl.Callback):
     def __init__(self) -> None:
         self._steppers: list[Stepper] = []
         self._done = 0
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Look at the checkpoint that the run goes on from, before it is read."""
-        refuse_bomb(trainer.ckpt_path)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the steppers, tell them the length of the run, and give back what was restored."""

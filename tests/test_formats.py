@@ -33,6 +33,7 @@ def test_an_adapter_of_each_format_gives_the_outputs_that_it_gave(version: str, 
     assert not torch.allclose(plain, output, atol=1e-2)
 
 
+@pytest.mark.filterwarnings("ignore:The loaded checkpoint was produced with Lightning")
 @pytest.mark.parametrize("version", FORMATS)
 def test_a_checkpoint_of_each_format_is_loaded_and_gone_on_from(version: str) -> None:
     file = FIXTURES / version / "lightning.ckpt"

@@ -86,7 +86,6 @@ class PEFT(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Stand in for the module's ``configure_model``, where the adaptation will happen."""
         self._refuse_company(trainer, pl_module)
-        self._each_step.setup(trainer, pl_module, stage)
         attach(pl_module, self.attachment)
 
     def _refuse_company(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
