@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all lint format backbone clean
+.PHONY: help setup demo test test-all test-oldest lint format backbone clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,6 +29,30 @@ test: lint ## Run every check
 test-all: lint ## Run every check, the slow tests included
 	$(TEST)
 
+# lowest-direct takes the lower bounds of pyproject.toml. torchvision comes with timm and decides which
+# torch can be had, so that it is named too; pytest is only what runs the tests.
+OLDEST := .venv-oldest
+OLD_BIN := $(OLDEST)/bin
+$(OLDEST)/.installed: pyproject.toml | setup
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(OLDEST)
+	VIRTUAL_ENV=$(OLDEST) $(BIN)/uv pip install --quiet --resolution lowest-direct \
+		--editable '.[data,text]' 'torchvision>=0.26' 'pytest>=8.4'
+	@touch $@
+
+CORE_TESTS := tests/test_adapter_file.py tests/test_formats.py tests/test_strangers.py \
+	tests/test_adaptation.py tests/test_lifecycle.py tests/test_targets.py tests/test_schedules.py \
+	tests/test_planning.py tests/callbacks/test_peft.py tests/kernels tests/methods
+
+# releases of different years warn of each other, which says nothing of this package
+test-oldest: $(OLDEST)/.installed ## Run the core of the tests with the oldest supported releases
+	OMP_NUM_THREADS=1 $(OLD_BIN)/python -m pytest -m "not slow" \
+		-W default::DeprecationWarning -W default::FutureWarning $(CORE_TESTS)
+	rm -rf build/both-ways
+	$(OLD_BIN)/python benchmarks/peft_both_ways.py write build/both-ways/oldest
+	$(BIN)/python benchmarks/peft_both_ways.py read build/both-ways/oldest
+	$(BIN)/python benchmarks/peft_both_ways.py write build/both-ways/newest
+	$(OLD_BIN)/python benchmarks/peft_both_ways.py read build/both-ways/newest
+
 lint: setup ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,4 +67,4 @@ backbone: setup ## Pretrain the shipped backbone again
 	$(BIN)/python -m lightning_peft.backbones.pretrain --out lightning_peft/backbones
 
 clean: ## Remove what was made, the environment included
-	rm -rf $(VENV) build dist outputs multirun .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist outputs multirun .pytest_cache .mypy_cache .ruff_cache

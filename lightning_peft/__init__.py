@@ -13,7 +13,7 @@ from lightning_peft.backbones._register import register_when_timm_is_imported
 
 if TYPE_CHECKING:
     from lightning_peft.adaptation import Adaptation, find_adaptation
-    from lightning_peft.adapter_file import load_adapter
+    from lightning_peft.adapter_reading import load_adapter
     from lightning_peft.adapting import adapt
     from lightning_peft.caching.views import RepeatedViews
     from lightning_peft.callbacks.cache import FeatureCache
@@ -88,9 +88,9 @@ __version__ = "0.1.0"
 _WHERE = {
     "lightning_peft.adaptation": ("Adaptation", "find_adaptation"),
     "lightning_peft.adapting": ("adapt",),
-    "lightning_peft.adapter_file": ("load_adapter",),
     "lightning_peft.caching.views": ("RepeatedViews",),
     "lightning_peft.callbacks.cache": ("FeatureCache",),
+    "lightning_peft.adapter_reading": ("load_adapter",),
     "lightning_peft.callbacks.efficiency": ("EfficiencyMonitor",),
     "lightning_peft.callbacks.finite": ("FiniteLoss", "NonFiniteLossError"),
     "lightning_peft.callbacks.freeze": ("BackboneFreeze", "Stage"),

@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 from lightning_peft.adaptation import Adaptation, find_adaptation
-from lightning_peft.adapter_file import adapt_from_description
 from lightning_peft.adapting import adapt
-from lightning_peft.checkpoint import CHECKPOINT_KEY, complete_checkpoint, slim_checkpoint
+from lightning_peft.checkpoint import (
+    CHECKPOINT_KEY,
+    complete_checkpoint,
+    recorded_in,
+    slim_checkpoint,
+)
+from lightning_peft.description import adapt_from_description
 from lightning_peft.errors import CheckpointError, MethodError
 from lightning_peft.lifecycle import (
     after_configure_model,
@@ -128,26 +133,29 @@ def restore_adaptations(pl_module: nn.Module, checkpoint: dict[str, Any]) -> lis
     Raises:
         CheckpointError: If the checkpoint does not say how it was adapted.
     """
-    recorded = checkpoint.get(CHECKPOINT_KEY)
+    recorded = recorded_in(checkpoint)
     if recorded is None:
         raise CheckpointError(
             "expected a checkpoint that lightning-peft made, got one without the key "
             f"'{CHECKPOINT_KEY}'. Load it with the module's own load_from_checkpoint."
         )
-    made = []
+    made: list[Adaptation] = []
+    held = _held(checkpoint.get("state_dict"))
     for path, description in recorded["adaptations"].items():
         _, backbone = backbone_of(pl_module, path) if path else ("", pl_module)
-        made.append(adapt_from_description(backbone, description, where="the checkpoint"))
+        made.append(
+            adapt_from_description(backbone, description, where="the checkpoint", held=held)
+        )
         method = made[-1].method
         attach(
             pl_module,
             Attachment(
                 method,
                 backbone=path or None,
-                head=tuple(description["head"]) or False,
-                also_train=tuple(description["also_train"]),
-                batchnorm=description["batchnorm"],
-                backbone_dropout=description["backbone_dropout"],
+                head=made[-1].head or False,
+                also_train=made[-1].also_train,
+                batchnorm=made[-1].batchnorm,  # type: ignore[arg-type]
+                backbone_dropout=made[-1].backbone_dropout,  # type: ignore[arg-type]
             ),
         )
     return made
@@ -189,6 +197,13 @@ def _is_a(strategy: object, name: str) -> bool:
     return any(cls.__name__ == name for cls in type(strategy).__mro__)
 
 
+def _held(state: Any) -> int:
+    """Count the bytes behind the tensors of a state: each storage once, whatever shapes it has."""
+    tensors = state.values() if isinstance(state, dict) else ()
+    storages = [t.untyped_storage() for t in tensors if isinstance(t, Tensor) and not t.is_sparse]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+
 def _save(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
     slim_checkpoint(pl_module, checkpoint)
     if "optimizer_states" in checkpoint and CHECKPOINT_KEY in checkpoint:  # a run can go on from it
@@ -218,10 +233,17 @@ def _go_on(pl_module: nn.Module) -> None:
     states = pl_module.__dict__.pop(_RANDOM_STATE, None) or []
     trainer: Any = pl_module.trainer
     # the state of one process must not become that of every process
-    if trainer.ckpt_path is not None and trainer.world_size == len(states):
-        state = states[trainer.global_rank]
-        if state is not None:
-            restore_random_state(state)
+    if trainer.ckpt_path is None or trainer.world_size != len(states):
+        return
+    state = states[trainer.global_rank]
+    if state is None:
+        return
+    try:
+        restore_random_state(state)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"the checkpoint's random state cannot be put back: {error}. Was it tampered with?"
+        ) from error
 
 
 def _of_every_rank() -> list[Any]:

@@ -9,9 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_peft.adaptation import Adaptation
-from lightning_peft.adapter_file import FORMAT_VERSION, versions
-from lightning_peft.checks import key_problems
-from lightning_peft.errors import BackboneMismatchError, CheckpointError
+from lightning_peft.adapter_file import versions
+from lightning_peft.checks import key_problems, value_problems
+from lightning_peft.description import FORMAT_VERSION, check_description, check_format
+from lightning_peft.errors import AdapterFileError, BackboneMismatchError, CheckpointError
 from lightning_peft.fingerprint import differences
 from lightning_peft.lifecycle import find_adaptations
 from lightning_peft.shared import shared_names
@@ -21,6 +22,7 @@ __all__ = [
     "check_recorded",
     "complete_checkpoint",
     "needed_keys",
+    "recorded_in",
     "slim_checkpoint",
 ]
 
@@ -79,9 +81,10 @@ def complete_checkpoint(
         BackboneMismatchError: If the adapter was trained on another backbone.
     """
     adaptations = find_adaptations(pl_module)
-    recorded = checkpoint.get(CHECKPOINT_KEY)
     if not adaptations or "state_dict" not in checkpoint:
         return
+    recorded = recorded_in(checkpoint)
+    _check_sections(checkpoint)
     if recorded is not None:
         check_recorded(adaptations, recorded, strict_backbone)
     own = pl_module.state_dict()
@@ -95,6 +98,63 @@ def complete_checkpoint(
         if recorded is None:
             state = _renamed(state, adaptations)
         checkpoint[section] = _filled(state, own, pl_module, fresh=recorded is None)
+
+
+def recorded_in(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Give what lightning-peft put into a checkpoint, checked as data.
+
+    Args:
+        checkpoint: A checkpoint that was just read.
+
+    Returns:
+        Its entry ``lightning_peft``, or ``None`` if it has none.
+
+    Raises:
+        CheckpointError: If it is of a later format, or an entry is of the wrong type.
+    """
+    recorded = checkpoint.get(CHECKPOINT_KEY)
+    if recorded is None:
+        return None
+    try:
+        if not isinstance(recorded, dict) or not isinstance(recorded.get("adaptations"), dict):
+            raise AdapterFileError(f"expected its '{CHECKPOINT_KEY}' to name the adaptations")
+        if "format_version" not in recorded:
+            raise AdapterFileError("expected a format version, got none")
+        check_format(recorded, "the checkpoint")
+        for path, description in recorded["adaptations"].items():
+            if not isinstance(path, str) or not isinstance(description, dict):
+                raise AdapterFileError(f"expected descriptions by name, got {path!r:.80}")
+            check_description(description, f"'{path}'")
+            if not isinstance(description.get("fingerprint"), dict):
+                raise AdapterFileError(f"'{path}': expected the backbone's fingerprint, got none")
+        steppers = recorded.get("steppers") or {}
+        if not isinstance(steppers, dict) or not all(map(_are_states, steppers.values())):
+            raise AdapterFileError("expected the steppers' states in lists, got something else")
+    except AdapterFileError as error:
+        raise CheckpointError(f"the checkpoint cannot be read: {error}") from error
+    return recorded
+
+
+def _are_states(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _check_sections(checkpoint: Mapping[str, Any]) -> None:
+    for section in _SECTIONS:
+        state = checkpoint.get(section, {})
+        if not isinstance(state, Mapping):
+            raise CheckpointError(
+                f"expected '{section}' to hold tensors by name, got {state!r:.80}"
+            )
+        wrong = [
+            f"{name!r:.80} ({type(value).__name__})"
+            for name, value in state.items()
+            if not isinstance(name, str) or not isinstance(value, Tensor)
+        ]
+        if wrong:
+            raise CheckpointError(
+                f"expected '{section}' to hold tensors by name, got {', '.join(wrong[:8])}."
+            )
 
 
 def check_recorded(
@@ -111,12 +171,6 @@ def check_recorded(
         CheckpointError: If it is of a newer format, or was made with another method.
         BackboneMismatchError: If the adapter was trained on another backbone.
     """
-    number = recorded.get("format_version")
-    if not isinstance(number, int) or number > FORMAT_VERSION:
-        raise CheckpointError(
-            f"expected a checkpoint of format version {FORMAT_VERSION} or older, got {number!r}. "
-            "Update lightning-peft to read it."
-        )
     now = {_plain(path): adaptation for path, adaptation in adaptations.items()}
     problems, other = [], []
     for path, description in recorded["adaptations"].items():
@@ -183,6 +237,7 @@ def _filled(
 ) -> dict[str, Tensor]:
     """Check the keys and add what may be absent: frozen entries, or a fresh adapter's."""
     problems = key_problems(state, own, needed_keys(pl_module, own, fresh=fresh))
+    problems += value_problems(state, own)
     if problems:
         raise CheckpointError(
             "the checkpoint does not fit the adapted module: "

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from lightning_peft.errors import MethodError, PEFTError, TargetError, near
 from lightning_peft.methods.selection import inside
 
-__all__ = ["Checks", "as_names", "key_problems", "parameters_named"]
+__all__ = ["Checks", "as_names", "key_problems", "parameters_named", "value_problems"]
+
+_MOST_PROBLEMS = 20
 
 
 class Checks:
@@ -60,8 +62,10 @@ def parameters_named(model: nn.Module, patterns: str | Sequence[str]) -> tuple[s
     modules = [name for name, _ in model.named_modules() if name]
     parameters = [name for name, _ in model.named_parameters()]
     chosen: dict[str, None] = {}
-    problems = []
+    problems: list[str] = []
     for pattern in wanted:
+        if len(problems) >= _MOST_PROBLEMS:
+            break
         roots = tuple(fnmatch.filter([*modules, *parameters], pattern))
         hits = [name for name in parameters if inside(name, roots)] if roots else []
         if not hits:
@@ -99,5 +103,31 @@ def key_problems(
             ("unknown", unknown),
             ("of another shape", shapes),
         )
+        if names
+    ]
+
+
+def value_problems(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Find the tensors that cannot be copied into a model's own without losing what they are.
+
+    Args:
+        state: What is about to be loaded; names that the model does not have are passed over.
+        own: The model's state dict.
+
+    Returns:
+        A phrase for each kind of problem; empty if all fit.
+    """
+    dtypes, places = [], []
+    for name, tensor in state.items():
+        if name not in own or own[name] is tensor:
+            continue
+        dtype = own[name].dtype
+        if tensor.dtype != dtype and not (tensor.is_floating_point() and dtype.is_floating_point):
+            dtypes.append(f"{name} (expected {dtype}, got {tensor.dtype})")
+        if tensor.layout != own[name].layout or (tensor.is_meta and not own[name].is_meta):
+            places.append(name)
+    return [
+        f"{len(names)} {what}: {', '.join(names)}"
+        for what, names in (("of another dtype", dtypes), ("without values", places))
         if names
     ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from lightning_peft._namespace import pl
-from lightning_peft.errors import MethodError
+from lightning_peft.errors import CheckpointError, MethodError
 from lightning_peft.lifecycle import find_adaptations
 from lightning_peft.methods.base import Stepper
 
@@ -39,7 +40,7 @@ class EachStep(pl.Callback):
             restored, adaptation.restored_steppers = adaptation.restored_steppers, []
             if trainer.ckpt_path is not None:
                 for stepper, state in zip(adaptation.steppers(), restored, strict=False):
-                    stepper.load_state_dict(state)
+                    _restore(stepper, state)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the gradients of penalties, as if they had been part of the loss."""
@@ -62,3 +63,13 @@ class EachStep(pl.Callback):
             self._done = trainer.global_step
             for stepper in self._steppers:
                 stepper.after_step(self._done)
+
+
+def _restore(stepper: Stepper, state: Mapping[str, Any]) -> None:
+    try:
+        stepper.load_state_dict(state)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the checkpoint's state of {type(stepper).__name__} does not fit this adaptation: "
+            f"{type(error).__name__}: {error}"
+        ) from error

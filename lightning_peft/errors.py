@@ -84,7 +84,8 @@ def near(word: str, options: Iterable[str], *, most: int = 8) -> str:
     'Known: bitfit, lora.'
     """
     known = sorted(set(options))
-    hits = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    # what is longer is no mistyped name, and comparing takes the square of the length
+    hits = difflib.get_close_matches(word, known, n=3, cutoff=0.6) if len(word) <= 300 else []
     if hits:
         return "Did you mean " + " or ".join(f"'{hit}'" for hit in hits) + "?"
     if not known:

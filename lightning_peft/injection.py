@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from lightning_peft.errors import MethodError
 from lightning_peft.fingerprint import backbone_fingerprint
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
 from lightning_peft.methods.selection import inside
+from lightning_peft.snapshot import restored_after_error
 
 __all__ = ["Injection", "inject"]
 
@@ -82,7 +82,7 @@ def inject(
     frozen = [n for n, _ in model.named_parameters() if n not in chosen]
     fingerprint = backbone_fingerprint(model, frozen, found.architecture)
 
-    with _all_or_nothing(model):
+    with restored_after_error(model):
         wanted = {id(before[name]) for name in chosen if name in before}
         asked = _inject_steps(model, plan)
         for module in model.modules():  # a new module begins in training mode, whatever the model
@@ -173,27 +173,3 @@ def _inject_steps(model: nn.Module, plan: Plan) -> set[int]:
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
-
-
-@contextmanager
-def _all_or_nothing(model: nn.Module) -> Iterator[None]:
-    """Put every module, hook and flag back as it was if an injection fails half-way."""
-    tables: list[tuple[dict[Any, Any], dict[Any, Any]]] = [
-        (table, dict(table))
-        for module in model.modules()
-        for table in (module._modules, module._forward_hooks, module._forward_pre_hooks)
-    ]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    attributes = dict(model.__dict__)
-    try:
-        yield
-    except BaseException:
-        for table, kept in tables:
-            table.clear()
-            table.update(kept)
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for key in set(model.__dict__) - set(attributes):
-            del model.__dict__[key]
-        model.__dict__.update(attributes)
-        raise

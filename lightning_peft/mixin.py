@@ -9,8 +9,10 @@ from torch import nn
 
 from lightning_peft.attach import Attachment, attach, restore_adaptations
 from lightning_peft.checkpoint import complete_checkpoint
+from lightning_peft.checkpoint_file import check_checkpoint_file
 from lightning_peft.checks import as_names
 from lightning_peft.each_step import EachStep
+from lightning_peft.errors import CheckpointError, PEFTError
 from lightning_peft.lifecycle import find_adaptations
 from lightning_peft.methods.registry import as_method
 
@@ -84,13 +86,15 @@ def load_from_checkpoint(
     Args:
         module_class: The LightningModule class.
         checkpoint_path: The checkpoint.
-        **kwargs: As for ``LightningModule.load_from_checkpoint``.
+        **kwargs: As for ``LightningModule.load_from_checkpoint``. Unlike there, ``weights_only`` is
+            ``True`` wherever the file lies: no code in it is run.
 
     Returns:
         The module, adapted, in the state of the checkpoint.
 
     Raises:
-        CheckpointError: If lightning-peft did not make the checkpoint, or its keys do not fit.
+        CheckpointError: If lightning-peft did not make the checkpoint, it is damaged, its keys do
+            not fit, or the class cannot be built from the hyperparameters in it.
         BackboneMismatchError: If the class builds another backbone.
     """
 
@@ -104,6 +108,16 @@ def load_from_checkpoint(
         module_class.__name__, (module_class,), {"on_load_checkpoint": on_load_checkpoint}
     )
     load = adapted.load_from_checkpoint  # type: ignore[attr-defined]
-    module: T = load(checkpoint_path, **kwargs)
+    if kwargs.setdefault("weights_only", True):
+        check_checkpoint_file(checkpoint_path)
+    try:
+        module: T = load(checkpoint_path, **kwargs)
+    except PEFTError:
+        raise
+    except Exception as error:  # a hyperparameter of the wrong kind surfaces as anything
+        raise CheckpointError(
+            f"{checkpoint_path}: expected a checkpoint that {module_class.__name__} can be built "
+            f"and loaded from, got {type(error).__name__}: {error}"
+        ) from error
     module.__class__ = module_class
     return module

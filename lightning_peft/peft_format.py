@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import tempfile
+import warnings
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.adaptation import Adaptation
-from lightning_peft.methods.hf import PeftMethod
+from lightning_peft.errors import AdapterFileError, MethodError
+from lightning_peft.methods.hf import HF, PeftMethod
 from lightning_peft.methods.hf_inject import ADAPTER_NAME, shared_entries
+from lightning_peft.methods.tuners import config_class, refusal
 from lightning_peft.shared import shared_names
 
-__all__ = ["from_peft_keys", "peft_config_of", "peft_state_of", "to_peft_keys"]
+__all__ = ["described_by_peft", "from_peft_keys", "peft_config_of", "peft_state_of", "to_peft_keys"]
 
 _TUNER = "base_model."
 _PREFIX = f"{_TUNER}model."
@@ -71,15 +76,73 @@ def from_peft_keys(tensors: Mapping[str, Tensor], adaptation: Adaptation) -> dic
     """Give tensors of a ``peft`` file under the names of the adapted model.
 
     An entry that the model does not know keeps the name that it has in the file.
+
+    Raises:
+        AdapterFileError: If two different entries have one name in the model.
     """
     names = _names_by_peft(adaptation, adaptation.model.state_dict())
-    inside = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}
     known = _derived(adaptation.model)
-    return {
-        names.get(key, key): tensor
-        for key, tensor in inside.items()
-        if key not in known or not torch.equal(known[key].to(tensor.dtype), tensor)
-    }
+    state: dict[str, Tensor] = {}
+    twice = []
+    for written, tensor in tensors.items():
+        key = written.removeprefix(_PREFIX)
+        if key in known and torch.equal(known[key].to(tensor.dtype), tensor):
+            continue
+        name = names.get(key, key)
+        if name in state and not torch.equal(state[name], tensor):  # RandLora writes both
+            twice.append(name)
+        state[name] = tensor
+    if twice:
+        raise AdapterFileError(f"expected each entry once, got {', '.join(twice[:8])} again.")
+    return state
+
+
+def described_by_peft(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Describe an adapter that ``peft`` wrote.
+
+    Args:
+        config: The content of its ``adapter_config.json``. What names other files, models or code
+            in it (``base_model_name_or_path``, ``auto_mapping``, ``revision``) is not looked at.
+        path: Where it was read, for the error.
+
+    Returns:
+        As :meth:`Adaptation.describe`, without a fingerprint, which ``peft`` does not keep.
+
+    Raises:
+        AdapterFileError: If it is no config of ``peft``, or one of a ``peft`` that knows settings
+            which the installed one does not.
+    """
+    kind = config.get("peft_type")
+    if not isinstance(kind, str):
+        raise AdapterFileError(
+            f"{path}: expected 'peft_type' or 'lightning_peft', got "
+            f"{sorted(config)[:12]}. Is this an adapter directory?"
+        )
+    reason = refusal(kind)
+    if reason is not None:
+        raise AdapterFileError(f"{path}: {reason}.")
+    cls = config_class(kind)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    beyond = [key for key, value in config.items() if key not in fields and value]
+    if beyond:
+        raise AdapterFileError(
+            f"{path}: expected settings that peft {version('peft')} knows for {kind}, got "
+            f"{', '.join(sorted(beyond)[:8])} (written by peft "
+            f"{config.get('peft_version', 'of an unknown version')!s:.40}). Update peft to read it."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are about a training that is over
+            made = cls(**{key: value for key, value in config.items() if key in fields})
+            method = HF.from_peft(made).to_config()
+    except MethodError as error:
+        raise AdapterFileError(f"{path}: {error}") from error
+    except Exception as error:  # a value of the wrong kind surfaces as anything
+        raise AdapterFileError(f"{path}: peft cannot read it: {error}") from error
+    saved = config.get("modules_to_save") or ()
+    if not isinstance(saved, list | tuple):
+        raise AdapterFileError(f"{path}: expected 'modules_to_save' to be a list, got {saved!r}.")
+    return {"method": method, "head": list(saved) or None}
 
 
 def _derived(model: nn.Module) -> dict[str, Tensor]:

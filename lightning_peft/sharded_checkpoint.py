@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_peft.checkpoint import CHECKPOINT_KEY, check_recorded, needed_keys
+from lightning_peft.checkpoint import check_recorded, needed_keys, recorded_in
 from lightning_peft.errors import CheckpointError
 from lightning_peft.lifecycle import find_adaptations
 
@@ -99,7 +99,7 @@ def read_trained_only(
 
 
 def _check(module: nn.Module, about: Mapping[str, Any], strict_backbone: bool) -> None:
-    recorded = about.get(CHECKPOINT_KEY)
+    recorded = recorded_in(about)
     if recorded is not None:
         check_recorded(find_adaptations(module), recorded, strict_backbone)
 

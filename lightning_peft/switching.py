@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.adaptation import find_adaptation
-from lightning_peft.adapter_file import (
+from lightning_peft.adapter_reading import (
     StoredAdapter,
-    adapt_from_description,
+    adapted_as,
     fitting_state,
     read_adapter,
 )
@@ -74,7 +74,7 @@ class AdapterSwitch:
         _refuse_different(stored[first], stored)
         flags = [(parameter, parameter.requires_grad) for parameter in backbone.parameters()]
         self._description = stored[first]
-        self.adaptation = adapt_from_description(backbone, stored[first].about, where=first)
+        self.adaptation = adapted_as(backbone, stored[first])
         self._strict = strict_backbone
         self._lock = threading.RLock()
         self._tensors = _owners(backbone)

@@ -18,6 +18,8 @@ __all__ = ["PRESETS", "layer_indices", "layer_of", "resolve"]
 PRESETS = ("auto", *ROLES)
 """The names that are looked up in the model's anatomy rather than among its modules' names."""
 
+_MOST_PROBLEMS = 20
+
 _RANGE = re.compile(r"(\d+)-(\d+)")
 
 
@@ -74,12 +76,10 @@ def resolve(
     wanted = search.entries(targets, "targets")
     if not wanted and not search.problems:
         search.problems.append("`targets` is empty: expected a preset, a name, a glob or 're:...'.")
-    chosen = {id(node) for entry in wanted for node in search.matches(entry)}
-    left_out = {
-        id(node)
-        for entry in search.entries(() if exclude is None else exclude, "exclude")
-        for node in search.matches(entry, anything=True)
-    }
+    chosen = search.all_matches(wanted)
+    left_out = search.all_matches(
+        search.entries(() if exclude is None else exclude, "exclude"), anything=True
+    )
     kept = None
     if layers is not None:
         try:
@@ -212,6 +212,15 @@ class _Search:
             else:
                 self.problems.append(f"`{argument}` expects non-empty strings, got {entry!r}.")
         return entries
+
+    def all_matches(self, entries: Iterable[str], *, anything: bool = False) -> set[int]:
+        """Find what several entries mean, up to a number of problems that nobody reads beyond."""
+        found: set[int] = set()
+        for entry in entries:
+            if len(self.problems) >= _MOST_PROBLEMS:
+                break
+            found.update(id(node) for node in self.matches(entry, anything=anything))
+        return found
 
     def matches(self, entry: str, *, anything: bool = False) -> list[Node]:
         """Find what an entry means; with `anything`, also what no adapter can be put on."""

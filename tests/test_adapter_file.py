@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -179,6 +180,72 @@ def test_a_directory_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     adaptation = lp.adapt(build("vit"), lp.LoRA(rank=2))
     with pytest.raises(lp.AdapterFileError, match="cannot write the adapter"):
         adaptation.save(tmp_path / "file" / "adapter")
+
+
+def content_of(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def full_after(monkeypatch: pytest.MonkeyPatch, name: str, calls: int) -> None:
+    """Let one call of the operating system fail as on a full disk, after some that succeed."""
+    real, left = getattr(os, name), [calls + 1]
+
+    def fails(*args, **kwargs):
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, name, fails)
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+@pytest.mark.parametrize("calls", [0, 1], ids=["first file", "second file"])
+def test_a_full_disk_leaves_both_files_as_they_were(name, calls, tmp_path, monkeypatch) -> None:
+    directory, _ = saved(tmp_path)
+    before = content_of(directory)
+    adaptation = lp.adapt(build("vit"), lp.LoRA(rank=3))
+    with monkeypatch.context() as patch:
+        full_after(patch, name, calls)
+        with pytest.raises(
+            lp.AdapterFileError, match=rf"to {directory}: .*No space left"
+        ) as raised:
+            adaptation.save(directory)
+    assert isinstance(raised.value.__cause__, OSError)
+    assert content_of(directory) == before
+    lp.load_adapter(build("vit"), directory)
+    adaptation.save(directory)
+    assert content_of(directory) != before
+    assert len(content_of(directory)) == 2
+
+
+def test_a_full_disk_leaves_an_empty_directory_empty(tmp_path, monkeypatch) -> None:
+    full_after(monkeypatch, "fsync", 1)
+    with pytest.raises(lp.AdapterFileError, match="What was there before is left"):
+        lp.adapt(build("vit"), lp.LoRA(rank=2)).save(tmp_path / "new")
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_a_directory_in_the_place_of_a_file_is_left(tmp_path: Path) -> None:
+    directory, _ = saved(tmp_path)
+    (directory / CONFIG_FILE).unlink()
+    (directory / CONFIG_FILE).mkdir()
+    weights = (directory / WEIGHTS_FILE).read_bytes()
+    with pytest.raises(lp.AdapterFileError, match="cannot write the adapter"):
+        lp.adapt(build("vit"), lp.LoRA(rank=3)).save(directory)
+    assert (directory / WEIGHTS_FILE).read_bytes() == weights
+    assert sorted(path.name for path in directory.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind root")
+def test_a_read_only_directory_is_named(tmp_path: Path) -> None:
+    directory, _ = saved(tmp_path)
+    before = content_of(directory)
+    directory.chmod(0o500)
+    with pytest.raises(lp.AdapterFileError, match=f"to {directory}: .*Permission denied"):
+        lp.adapt(build("vit"), lp.LoRA(rank=3)).save(directory)
+    directory.chmod(0o700)
+    assert content_of(directory) == before
 
 
 def test_saving_again_replaces_whole_files_and_leaves_nothing_else(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def load_run(directory: Path) -> Served:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from lightning_peft.adapter_file import load_adapter
+    from lightning_peft.adapter_reading import load_adapter
     from lightning_peft.data_config import data_config
     from lightning_peft.lifecycle import backbone_of
 
@@ -131,7 +131,7 @@ def load_with_backbone(
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
-    from lightning_peft.adapter_file import load_adapter, read_adapter
+    from lightning_peft.adapter_reading import load_adapter, read_adapter
     from lightning_peft.data_config import data_config
     from lightning_peft.lifecycle import backbone_of
 

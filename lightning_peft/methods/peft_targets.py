@@ -91,7 +91,7 @@ def matched_by_peft(config: PeftConfig, model: nn.Module) -> tuple[str, ...]:
     if not found and not getattr(config, "target_parameters", None):
         wanted = getattr(config, "target_modules", None)
         words = [wanted] if isinstance(wanted, str) else sorted(wanted or ())
-        hints = "; ".join(f"'{word}': {near(word, _ends(names))}" for word in words)
+        hints = "; ".join(f"'{word}': {near(word, _ends(names))}" for word in words[:8])
         raise TargetError(f"expected target_modules to match modules, matched none. {hints}")
     return found
 

@@ -1,0 +1,57 @@
+"""A model as it was: everything that an injection can change, put back after an error."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["restored_after_error"]
+
+_TABLES = (dict, OrderedDict, set)
+
+
+@contextmanager
+def restored_after_error(model: nn.Module, values_of: Collection[str] = ()) -> Iterator[None]:
+    """Put a model back as it was if the code inside fails, whatever the error is.
+
+    That is: the class of every module, its attributes, its tables of children, parameters, buffers
+    and hooks, which tensor each parameter holds, and what requires a gradient.
+
+    Args:
+        model: The model.
+        values_of: Names of parameters whose values may be written over in place; they are copied.
+    """
+    modules = [(module, type(module), _attributes(module)) for module in model.modules()]
+    tensors = [(p, p.data, p.requires_grad) for p in model.parameters()]
+    values = {name: model.get_parameter(name).detach().clone() for name in values_of}
+    try:
+        yield
+    except BaseException:
+        for module, kind, attributes in modules:
+            module.__class__ = kind
+            module.__dict__.clear()
+            for key, (value, content) in attributes.items():
+                if isinstance(value, _TABLES) and content is not None:
+                    value.clear()
+                    value.update(content)
+                module.__dict__[key] = value
+        for parameter, data, flag in tensors:
+            parameter.data = data
+            parameter.requires_grad_(flag)
+        with torch.no_grad():
+            for name, value in values.items():
+                model.get_parameter(name).copy_(value)
+        raise
+
+
+def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Give each attribute, and a copy of what it holds where it is a table."""
+    return {
+        key: (value, value.copy() if type(value) in _TABLES else None)
+        for key, value in module.__dict__.items()
+    }
