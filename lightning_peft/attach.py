@@ -75,13 +75,7 @@ class Attachment:
         path, backbone = backbone_of(pl_module, self.backbone)
         standing = find_adaptation(backbone)
         if standing is None:
-            if is_sharded(backbone):
-                raise MethodError(
-                    f"the backbone '{path}' was sharded before it was adapted, so nothing would "
-                    "reduce the adapter's gradients: expected it the other way round. Build the "
-                    "network in __init__, or call lp.adapt(...) before fully_shard(...), or leave "
-                    "the sharding to lightning-peft."
-                )
+            _refuse_shards(pl_module, path, backbone)
             adapt(
                 backbone,
                 self.method,
@@ -159,6 +153,21 @@ def restore_adaptations(pl_module: nn.Module, checkpoint: dict[str, Any]) -> lis
             ),
         )
     return made
+
+
+def _refuse_shards(pl_module: nn.Module, path: str, backbone: nn.Module) -> None:
+    if is_sharded(backbone):
+        raise MethodError(
+            f"the backbone '{path}' was sharded before it was adapted, so nothing would reduce the "
+            "adapter's gradients: expected it the other way round. Build the network in __init__, "
+            "or call lp.adapt(...) before fully_shard(...), or leave the sharding to "
+            "lightning-peft."
+        )
+    if not path and _is_a(_strategy(pl_module), "ModelParallelStrategy"):
+        raise MethodError(
+            f"sharding: {type(pl_module).__name__} is its own backbone, and its steps do not go "
+            "through its forward: put the network into an attribute."
+        )
 
 
 def _before_sharding(pl_module: nn.Module) -> None:

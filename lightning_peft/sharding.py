@@ -36,7 +36,7 @@ def shard(module: nn.Module, backbone: str, mesh: DeviceMesh) -> None:
 
     Args:
         module: The module around the backbone, such as a LightningModule; changed in place.
-        backbone: The attribute path of the backbone.
+        backbone: The attribute path of the backbone; it is never the module itself.
         mesh: A mesh of one dimension, such as ``device_mesh["data_parallel"]``.
 
     Raises:
@@ -45,7 +45,7 @@ def shard(module: nn.Module, backbone: str, mesh: DeviceMesh) -> None:
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    net = module.get_submodule(backbone) if backbone else module
+    net = module.get_submodule(backbone)
     blocks = anatomy(net).blocks
     _refuse(module, net, backbone, blocks)
     for name in blocks:
@@ -60,13 +60,8 @@ def shard(module: nn.Module, backbone: str, mesh: DeviceMesh) -> None:
 
 def _refuse(module: nn.Module, net: nn.Module, backbone: str, blocks: tuple[str, ...]) -> None:
     problems = []
-    if net is module:
-        problems.append(
-            f"{type(module).__name__} is its own backbone, and its steps do not go through its "
-            "forward: put the network into an attribute"
-        )
     own = [name for name, _ in module.named_parameters(recurse=False)]
-    if own and net is not module:
+    if own:
         problems.append(
             f"{', '.join(own)} of {type(module).__name__} belong to no layer, so nothing would "
             "bring their shards together: put them into a module with a forward"
