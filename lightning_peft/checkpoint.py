@@ -27,8 +27,6 @@ __all__ = [
 ]
 
 CHECKPOINT_KEY = "lightning_peft"
-# weight averaging keeps the weights that are being trained beside the averaged ones
-_SECTIONS = ("state_dict", "current_model_state")
 _COMPILED = "_orig_mod."
 
 
@@ -50,10 +48,8 @@ def slim_checkpoint(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
     for path, adaptation in adaptations.items():
         keep = adaptation.state_names()
         drop |= {_join(path, name) for name in adaptation.model.state_dict() if name not in keep}
-    for section in _SECTIONS:
-        if section in checkpoint:
-            state = checkpoint[section]
-            checkpoint[section] = {name: t for name, t in state.items() if name not in drop}
+    for holder, section in _sections(checkpoint):
+        holder[section] = {name: t for name, t in holder[section].items() if name not in drop}
     checkpoint[CHECKPOINT_KEY] = {
         "format_version": FORMAT_VERSION,
         "versions": versions(),
@@ -89,15 +85,26 @@ def complete_checkpoint(
         check_recorded(adaptations, recorded, strict_backbone)
     own = pl_module.state_dict()
     by_plain = {_plain(name): name for name in own}
-    for section in _SECTIONS:
-        if section not in checkpoint:
-            continue
+    for holder, section in _sections(checkpoint):
         state = {
-            by_plain.get(_plain(name), name): tensor for name, tensor in checkpoint[section].items()
+            by_plain.get(_plain(name), name): tensor for name, tensor in holder[section].items()
         }
         if recorded is None:
             state = _renamed(state, adaptations)
-        checkpoint[section] = _filled(state, own, pl_module, fresh=recorded is None)
+        holder[section] = _filled(state, own, pl_module, fresh=recorded is None)
+
+
+def _sections(checkpoint: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """Find where a checkpoint holds weights of the whole module, as a mapping and a key.
+
+    Averaging keeps a second set: ``WeightAveraging`` beside the first,
+    ``StochasticWeightAveraging`` in its own state.
+    """
+    callbacks = checkpoint.get("callbacks")
+    states = callbacks.values() if isinstance(callbacks, dict) else ()
+    found = [(checkpoint, key) for key in ("state_dict", "current_model_state")]
+    found += [(state, "average_model_state") for state in states if isinstance(state, dict)]
+    return [(holder, key) for holder, key in found if holder.get(key) is not None]
 
 
 def recorded_in(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -139,9 +146,9 @@ def _are_states(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
-def _check_sections(checkpoint: Mapping[str, Any]) -> None:
-    for section in _SECTIONS:
-        state = checkpoint.get(section, {})
+def _check_sections(checkpoint: dict[str, Any]) -> None:
+    for holder, section in _sections(checkpoint):
+        state = holder[section]
         if not isinstance(state, Mapping):
             raise CheckpointError(
                 f"expected '{section}' to hold tensors by name, got {state!r:.80}"

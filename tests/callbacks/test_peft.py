@@ -3,109 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import peft
 import pytest
 import torch
 from lightning.pytorch.callbacks import (
-    EarlyStopping,
-    LearningRateMonitor,
     ModelCheckpoint,
-    WeightAveraging,
 )
 from lightning.pytorch.demos.boring_classes import BoringModel
-from lightning.pytorch.demos.transformer import LightningTransformer
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader
 
 import lightning_peft as lp
-from tests.trainers import quiet_trainer
+from tests.callbacks.runs import (
+    Classifier,
+    Demo,
+    Words,
+    differing,
+    equal,
+    images,
+    state_of,
+    trainer,
+)
 from tests.zoo import build
-
-WORDS = 50
-
-
-class Words(Dataset):
-    """What the demo's WikiText2 gives, without the download."""
-
-    def __len__(self) -> int:
-        return 12
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        data = torch.randint(0, WORDS, (9,), generator=torch.Generator().manual_seed(index))
-        return data[:-1], data[1:]
-
-
-class Demo(LightningTransformer):
-    """Lightning's own demo; only the download of its text is left out."""
-
-    def __init__(self) -> None:
-        super().__init__(vocab_size=WORDS)
-
-    def prepare_data(self) -> None:
-        pass
-
-
-class Classifier(L.LightningModule):
-    """A user's module: a timm backbone, an optimizer over everything, nothing of this package."""
-
-    def __init__(self, name: str = "vit", lr: float = 1e-2, late: str = "init") -> None:
-        super().__init__()
-        self.save_hyperparameters()
-        self.net: nn.Module
-        if late == "init":
-            self.net = build(name).train()
-
-    def setup(self, stage: str) -> None:
-        if self.hparams["late"] == "setup" and not hasattr(self, "net"):
-            self.net = build(self.hparams["name"]).train()
-
-    def configure_model(self) -> None:
-        if self.hparams["late"] == "configure_model" and not hasattr(self, "net"):
-            self.net = build(self.hparams["name"]).train()
-
-    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-        loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-        self.log("loss", loss)
-        return loss
-
-    def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
-        self.log("val_loss", nn.functional.cross_entropy(self.net(batch[0]), batch[1]))
-
-    test_step = validation_step
-
-    def predict_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-        return self.net(batch[0])
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=self.hparams["lr"])
-
-
-def images(n: int = 8, shuffle: bool = False) -> DataLoader:
-    generator = torch.Generator().manual_seed(0)
-    data = torch.randn(n, 3, 32, 32, generator=generator)
-    return DataLoader(TensorDataset(data, torch.arange(n) % 3), batch_size=4, shuffle=shuffle)
-
-
-def trainer(tmp_path: Path, *callbacks: L.Callback, **settings: Any) -> L.Trainer:
-    writes = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
-    given = {"default_root_dir": tmp_path, "max_epochs": 1, "enable_checkpointing": writes}
-    return quiet_trainer(*callbacks, **{**given, **settings})
-
-
-def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-
-
-def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> set[str]:
-    return {name for name in a if not torch.equal(a[name], b[name])}
-
 
 # --- a module of Lightning's own, untouched --------------------------------------------
 
@@ -276,155 +197,6 @@ def test_a_checkpoint_without_our_key_cannot_be_loaded_by_us(tmp_path: Path) -> 
     tr.save_checkpoint(tmp_path / "full.ckpt")
     with pytest.raises(lp.CheckpointError, match="one without the key 'lightning_peft'"):
         lp.load_from_checkpoint(Classifier, tmp_path / "full.ckpt")
-
-
-# --- beside other callbacks and settings -----------------------------------------------
-
-
-def test_beside_checkpoint_early_stopping_schedule_monitor_accumulation_and_bf16(
-    tmp_path: Path,
-) -> None:
-    from lightning.pytorch.loggers import CSVLogger
-
-    module = Classifier()
-    before = state_of(module)
-    tr = trainer(
-        tmp_path,
-        lp.PEFT(["lora", "bitfit"]),
-        lp.WarmupCosine(warmup=0.5),
-        LearningRateMonitor(),
-        EarlyStopping("val_loss"),
-        ModelCheckpoint(tmp_path / "ckpt", monitor="val_loss", save_weights_only=True),
-        max_epochs=2,
-        accumulate_grad_batches=2,
-        precision="bf16-mixed",
-        logger=CSVLogger(tmp_path),
-        log_every_n_steps=1,
-    )
-    tr.fit(module, images(), images())
-    tr.test(module, images(), ckpt_path="best", verbose=False)
-    assert tr.global_step == 2
-    weight = module.net.blocks[0].attn.qkv
-    assert weight.lora_A["default"].weight.dtype == torch.float32
-    assert torch.equal(weight.base_layer.weight, before["net.blocks.0.attn.qkv.weight"])
-    assert not torch.equal(weight.base_layer.bias, before["net.blocks.0.attn.qkv.bias"])
-
-
-def test_weight_averaging_comes_after_and_its_checkpoints_are_slim_too(tmp_path: Path) -> None:
-    with pytest.raises(lp.MethodError, match="expected PEFT before WeightAveraging"):
-        trainer(tmp_path, WeightAveraging(), lp.PEFT()).fit(Classifier(), images())
-
-    def run(epochs: int, ckpt_path: Path | None = None) -> dict[str, torch.Tensor]:
-        module = Classifier()
-        keep = ModelCheckpoint(tmp_path / f"{epochs}", filename="{epoch}", save_top_k=-1)
-        averaging = WeightAveraging()
-        trainer(tmp_path, lp.PEFT("lora", rank=2), averaging, keep, max_epochs=epochs).fit(
-            module, images(), ckpt_path=ckpt_path
-        )
-        return state_of(module)
-
-    torch.manual_seed(0)
-    whole = run(3)
-    saved = torch.load(tmp_path / "3" / "epoch=0.ckpt", weights_only=True)
-    assert not any("base_layer.weight" in name for name in saved["current_model_state"])
-    assert not any("base_layer.weight" in name for name in saved["state_dict"])
-    torch.manual_seed(1)
-    assert differing(run(4, tmp_path / "3" / "epoch=2.ckpt"), whole)  # it trained on
-    torch.manual_seed(1)
-    resumed = trainer(tmp_path, lp.PEFT("lora", rank=2), WeightAveraging(), max_epochs=3)
-    module = Classifier()
-    resumed.fit(module, images(), ckpt_path=tmp_path / "3" / "epoch=0.ckpt")
-    assert differing(state_of(module), whole) == set()
-
-
-def test_a_compiled_backbone_and_a_plain_one_share_checkpoints(tmp_path: Path) -> None:
-    module = Classifier()
-    module.net = torch.compile(module.net, backend="eager")
-    tr = trainer(tmp_path, lp.PEFT("lora", rank=2))
-    tr.fit(module, images())
-    tr.save_checkpoint(tmp_path / "compiled.ckpt")
-    plain = Classifier()
-    trainer(tmp_path, lp.PEFT("lora", rank=2)).test(
-        plain, images(), ckpt_path=tmp_path / "compiled.ckpt", verbose=False
-    )
-    weights = {name.replace("_orig_mod.", ""): t for name, t in state_of(module).items()}
-    assert equal(weights, state_of(plain))
-
-
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "gradient checkpointing"])
-def test_gradient_checkpointing_gives_the_same_weights(tmp_path: Path, checkpointing: bool) -> None:
-    def run(on: bool) -> dict[str, torch.Tensor]:
-        module = Classifier()
-        module.net.set_grad_checkpointing(on)
-        torch.manual_seed(3)
-        trainer(tmp_path, lp.PEFT("lora", rank=2)).fit(module, images())
-        return state_of(module)
-
-    assert equal(run(checkpointing), run(False))
-
-
-def test_frozen_batchnorm_is_bit_equal_after_training_and_modes_survive_validation(
-    tmp_path: Path,
-) -> None:
-    module = Classifier("resnet")
-    before = state_of(module)
-    trainer(tmp_path, lp.PEFT("lora", rank=2), max_epochs=2).fit(module, images(), images())
-    assert not any(
-        "running" in name
-        for name in differing(
-            before,
-            {
-                **before,
-                **{
-                    n.replace(".base_layer", ""): t
-                    for n, t in state_of(module).items()
-                    if "lora" not in n
-                },
-            },
-        )
-    )
-    assert not module.net.bn1.training
-    assert module.net.layer1.training
-
-    module = Classifier("resnet")
-    trainer(tmp_path, lp.PEFT("lora", rank=2, batchnorm="train")).fit(module, images())
-    assert not torch.equal(module.net.bn1.running_mean, before["net.bn1.running_mean"])
-
-
-def test_a_backbone_in_eval_mode_is_put_into_training_mode_and_dropout_can_be_kept_off(
-    tmp_path: Path,
-) -> None:
-    def run(dropout: str) -> nn.Module:
-        module = Classifier("bert")
-        module.net.eval()  # as from_pretrained gives it
-        module.training_step = lambda batch, batch_idx: (
-            module.net(
-                input_ids=torch.ones(2, 4, dtype=torch.long), labels=torch.tensor([0, 1])
-            ).loss
-        )
-        module.configure_gradient_clipping = lambda *args, **kwargs: seen.update(
-            {name: part.training for name, part in module.net.named_modules()}
-        )
-        trainer(tmp_path, lp.PEFT("lora", rank=2, backbone_dropout=dropout)).fit(module, images())
-        return module
-
-    seen: dict[str, bool] = {}
-    run("train")
-    assert seen["bert.embeddings.dropout"]
-    run("eval")
-    assert not seen["bert.embeddings.dropout"]
-    assert seen["bert.encoder.layer.0.output.dense.lora_dropout"]
-
-
-def test_lr_find_runs_and_leaves_the_weights(tmp_path: Path) -> None:
-    from lightning.pytorch.tuner import Tuner
-
-    module = Classifier()
-    module.lr = 0.1
-    tr = trainer(tmp_path, lp.PEFT("lora", rank=2), max_epochs=4)
-    found = Tuner(tr).lr_find(module, images(), num_training=5, update_attr=False)
-    assert len(found.results["lr"]) == 5
-    tr.fit(module, images())
 
 
 # --- what it refuses -------------------------------------------------------------------
