@@ -90,6 +90,8 @@ class RankAllocation(Stepper):
             if pattern:
                 self.config.rank_pattern = pattern
         elif step == last:
+            if not self.allocator.exp_avg_ipt:  # a run of one or two steps has no step before this
+                self.allocator.update_ipt(self.model)
             _, pattern = self.allocator.update_and_allocate(self.model, step, force_mask=True)
             self.config.rank_pattern = pattern
             self.allocator.reset_ipt()

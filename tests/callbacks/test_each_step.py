@@ -142,6 +142,12 @@ def test_accumulated_gradients_are_one_step_and_one_penalty():
     assert sum(ranks(module.net)) == len(ranks(module.net)) * METHOD.rank
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_run_of_a_step_or_two_ends_at_the_ranks_too(steps):
+    module, _ = trained(max_steps=steps, max_epochs=-1)
+    assert sum(ranks(module.net)) <= 8 * METHOD.rank
+
+
 def test_a_run_without_a_length_is_refused():
     with pytest.raises(lp.MethodError, match="expected a run of known length"):
         trained(max_epochs=-1)

@@ -1,37 +1,22 @@
 """The callback on two processes (gloo, on the CPU)."""
 
+import json
+
 import lightning as L
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.multiprocessing import ProcessRaisedException
 
 import lightning_peft as lp
+from tests.contract.cases import REFUSED, SETTINGS
+from tests.distributed.ranks import Images, run_ranks, whole
 from tests.trainers import quiet_trainer
-from tests.zoo import CLASSES, build
 
 # torch's threads are idle at the fork, and the children run on one thread each
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"
 )
-
-
-class Images(L.LightningModule):
-    def __init__(self, backbone):
-        super().__init__()
-        self.net = build(backbone)
-
-    def training_step(self, batch):
-        images, labels = batch
-        return nn.functional.cross_entropy(self.net(images), labels)
-
-    def train_dataloader(self):
-        generator = torch.Generator().manual_seed(0)
-        images = torch.randn(8, 3, 32, 32, generator=generator)
-        return DataLoader(TensorDataset(images, torch.arange(8) % CLASSES), batch_size=2)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
 
 
 class Keep(L.Callback):
@@ -49,7 +34,7 @@ def test_every_rank_ends_with_the_same_adapter(method, tmp_path, monkeypatch):
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")  # set by the launcher; put back afterwards
         monkeypatch.delenv(name)
-    module = Images("vit")
+    module = Images()
     start = {name: value.clone() for name, value in module.state_dict().items()}
     method = lp.create_method(method, **({"rank": 2} if method in ("lora", "fact_tk") else {}))
     options = {"max_epochs": 2, "devices": 2, "strategy": "ddp_fork"}
@@ -77,3 +62,100 @@ def test_frozen_batchnorm_stays_still_when_it_is_synchronised():
     layers = [m for m in module.modules() if isinstance(m, nn.SyncBatchNorm)]
     assert layers
     assert all(int(layer.num_batches_tracked) == 0 for layer in layers)
+
+
+ON_THE_VIT = [name for name in lp.list_methods() if name != "hf" and (name, "vit") not in REFUSED]
+
+
+def fit_every_method(world: int, directory) -> None:
+    """Train every method for a few steps: a second step finds what the first did not use."""
+    differing = {}
+    for name in ON_THE_VIT:
+        module = Images()
+        method = lp.create_method(name, **SETTINGS.get(name, {}))
+        trainer = quiet_trainer(lp.PEFT(method), strategy="ddp", devices=world, max_epochs=1)
+        trainer.fit(module)
+        mine = whole(module)
+        for key, value in mine.items():
+            first = value.clone()
+            torch.distributed.broadcast(first, src=0)
+            if not torch.equal(first, value):
+                differing.setdefault(name, []).append(key)
+    (directory / f"{trainer.global_rank}.json").write_text(json.dumps(differing))
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_no_method_leaves_a_parameter_unused_or_ranks_apart(world, tmp_path):
+    run_ranks(world, fit_every_method, world, tmp_path)
+    assert len(ON_THE_VIT) > 20
+    for rank in range(world):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == {}
+
+
+class Rates(L.Callback):
+    """Keeps the learning rate of every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.seen.append(optimizer.param_groups[0]["lr"])
+
+
+def schedule(world, directory):
+    rates = Rates()
+    module = Images(batch_size=1)
+    trainer = quiet_trainer(
+        lp.PEFT("lora", rank=2),
+        lp.WarmupCosine(warmup=0.5),
+        rates,
+        strategy="ddp",
+        devices=world,
+        max_epochs=2,
+        accumulate_grad_batches=2,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module)
+    (directory / f"{trainer.global_rank}.json").write_text(json.dumps(rates.seen))
+
+
+def test_a_schedule_is_as_long_as_the_run_under_accumulation_on_two_ranks(tmp_path):
+    run_ranks(2, schedule, 2, tmp_path)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert len(first) == 4  # 8 images, 2 ranks, 2 batches a step, 2 epochs
+    assert max(first) == first[2] == pytest.approx(1e-2)  # the warm-up is half of the run
+    assert first[3] < first[2]
+
+
+class Breaks(Images):
+    def training_step(self, batch, batch_idx):
+        if self.global_rank == 1 and batch_idx == 1:
+            raise RuntimeError("rank 1 has lost its disk")
+        return super().training_step(batch)
+
+
+def break_one():
+    trainer = quiet_trainer(lp.PEFT("lora", rank=2), strategy="ddp", devices=2, max_epochs=2)
+    trainer.fit(Breaks())
+
+
+def test_a_rank_that_fails_stops_the_others_with_its_own_error():
+    with pytest.raises(ProcessRaisedException, match="rank 1 has lost its disk"):
+        run_ranks(2, break_one)
+
+
+@pytest.mark.slow
+def test_spawned_processes_train_too(tmp_path):
+    module = Images()
+    trainer = quiet_trainer(
+        lp.PEFT("lora", rank=2),
+        Keep(tmp_path),
+        strategy="ddp_spawn",
+        devices=2,
+        max_epochs=1,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
