@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -169,8 +170,10 @@ def kill_and_resume(scenario: str, kills: int, rng: random.Random, directory: Pa
     _process(scenario, alone).join()
     length = time.perf_counter() - started
     reference = torch.load(alone / "weights.pt", weights_only=True)
-    while outcome.kills < kills:
-        run = directory / f"run{outcome.runs}"
+    for number in itertools.count():
+        if outcome.kills >= kills:
+            break
+        run = directory / f"run{number}"
         killed = 0
         while not (run / "weights.pt").exists():
             process = _process(scenario, run)

@@ -5,13 +5,10 @@ The callback and the mixin both do this and nothing else; they differ in who car
 
 from __future__ import annotations
 
-import io
-import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from lightning_peft.adaptation import Adaptation, find_adaptation
 from lightning_peft.adapting import adapt
@@ -32,7 +29,7 @@ from lightning_peft.lifecycle import (
     is_backbone,
 )
 from lightning_peft.methods.base import Method
-from lightning_peft.rng import random_state, restore_random_state
+from lightning_peft.random_resume import resume_random_state
 from lightning_peft.sharded_checkpoint import TrainedOnlyLoad
 from lightning_peft.sharding import is_sharded, shard
 
@@ -40,7 +37,6 @@ __all__ = ["Attachment", "attach", "attachment_of", "restore_adaptations"]
 
 _KEY = "lightning_peft"
 _ATTRIBUTE = "_lightning_peft_attachment"
-_RANDOM_STATE = "_lightning_peft_random_state"
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ def attach(pl_module: nn.Module, attachment: Attachment) -> None:
     after_configure_model(pl_module, f"{_KEY}.shard", _shard)
     after_hook(pl_module, "on_save_checkpoint", _KEY, _save)
     after_hook(pl_module, "on_load_checkpoint", _KEY, _load)
-    after_hook(pl_module, "on_fit_start", _KEY, _go_on)
+    resume_random_state(pl_module)
 
 
 def attachment_of(pl_module: nn.Module) -> Attachment | None:
@@ -228,8 +224,6 @@ def _held(state: Any) -> int:
 def _save(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
     slim_checkpoint(pl_module, checkpoint)
     if "optimizer_states" in checkpoint and CHECKPOINT_KEY in checkpoint:  # a run can go on from it
-        checkpoint[CHECKPOINT_KEY]["random_state"] = random_state()
-        checkpoint[CHECKPOINT_KEY]["random_states"] = _of_every_rank()
         checkpoint[CHECKPOINT_KEY]["steppers"] = {
             path: [stepper.state_dict() for stepper in adaptation.steppers()]
             for path, adaptation in find_adaptations(pl_module).items()
@@ -242,41 +236,5 @@ def _load(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
     strict = attachment is None or attachment.strict_backbone
     complete_checkpoint(pl_module, checkpoint, strict_backbone=strict)
     recorded = checkpoint.get(CHECKPOINT_KEY) or {}
-    pl_module.__dict__[_RANDOM_STATE] = recorded.get("random_states") or [
-        recorded.get("random_state")
-    ]
     for path, adaptation in find_adaptations(pl_module).items():
         adaptation.restored_steppers = (recorded.get("steppers") or {}).get(path, [])
-
-
-def _go_on(pl_module: nn.Module) -> None:
-    """Put the random state back just before the first iterator over the data draws from it."""
-    states = pl_module.__dict__.pop(_RANDOM_STATE, None) or []
-    trainer: Any = pl_module.trainer
-    # the state of one process must not become that of every process
-    if trainer.ckpt_path is None or trainer.world_size != len(states):
-        return
-    state = states[trainer.global_rank]
-    if state is None:
-        return
-    try:
-        restore_random_state(state)
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"the checkpoint's random state cannot be put back: {error}. Was it tampered with?"
-        ) from error
-
-
-def _of_every_rank() -> list[Any]:
-    """Collect the random states of all processes; nothing where there is one alone."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return []
-    size = distributed.get_world_size()
-    # a checkpoint that an exception makes may be made on one rank only: the others never answer
-    if size == 1 or sys.exc_info()[0] is not None:
-        return []
-    buffer = io.BytesIO()
-    torch.save(random_state(), buffer)  # tensors in a pickle of torch.distributed's do not survive
-    gathered: list[Any] = [None] * size
-    distributed.all_gather_object(gathered, buffer.getvalue())
-    return [torch.load(io.BytesIO(part), weights_only=True) for part in gathered]

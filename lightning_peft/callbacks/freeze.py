@@ -16,6 +16,7 @@ from lightning_peft.callbacks._stages import Freezing, Plan, Stage, as_stages
 from lightning_peft.callbacks._trainer import is_a, warn_on_rank_zero
 from lightning_peft.errors import CheckpointError, MethodError, ScheduleError
 from lightning_peft.lifecycle import after_configure_model
+from lightning_peft.random_resume import resume_random_state
 
 __all__ = ["BackboneFreeze", "Stage"]
 
@@ -104,6 +105,7 @@ class BackboneFreeze(pl.Callback):
                 f"BackboneFreeze: {type(trainer.strategy).__name__} cannot train more parameters "
                 "in the middle of a run. Use DDP or one device, or leave unfreeze out."
             )
+        resume_random_state(pl_module)
         key = f"lightning_peft.BackboneFreeze.{self.freezing.backbone}"
         after_configure_model(pl_module, key, self.freezing)
 

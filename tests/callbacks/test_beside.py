@@ -393,3 +393,21 @@ def test_fabric_takes_an_adapted_model_and_a_few_lines(tmp_path: Path) -> None:
     whole = run(4, resume=False)
     run(2, resume=False)
     assert equal(run(4, resume=True), whole)
+
+
+def test_a_requeued_job_of_slurm_goes_on_from_the_checkpoint_that_was_left(tmp_path: Path) -> None:
+    def run(epochs: int) -> tuple[L.Trainer, dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        module = Classifier()
+        tr = trainer(tmp_path, lp.PEFT("lora", rank=2), max_epochs=epochs)
+        tr.fit(module, images(), images())
+        return tr, state_of(module)
+
+    _, whole = run(3)
+    stopped, _ = run(1)
+    # what Lightning does when Slurm says that the time is up
+    stopped.save_checkpoint(tmp_path / "hpc_ckpt_1.ckpt")
+    content = torch.load(tmp_path / "hpc_ckpt_1.ckpt", weights_only=True)
+    assert not any("base_layer" in name for name in content["state_dict"])
+    _, requeued = run(3)  # it is found by itself
+    assert equal(requeued, whole)

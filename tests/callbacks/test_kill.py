@@ -1,0 +1,24 @@
+"""Runs that are killed at random moments end as runs that are left alone; the short form."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kill_runs import SCENARIOS, kill_and_resume
+
+# torch's threads are idle at the fork, and the children run on one thread each
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning"
+)
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_killed_and_resumed_it_ends_bit_equal(scenario: str, tmp_path: Path) -> None:
+    outcome = kill_and_resume(scenario, 3, random.Random(0), tmp_path)
+    assert outcome.kills >= 3
+    assert outcome.runs >= 1
+    assert outcome.unequal == []
+    assert outcome.equal == outcome.runs
