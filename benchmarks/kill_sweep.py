@@ -25,7 +25,7 @@ TINY = (
     "data.backbone=glyph_vit",
 )
 SHORT = ("data.labels_per_class=4", "data.steps_per_epoch=4", "data.batch_size=8")
-TIMES = ("step_seconds", "total_seconds")
+TIMES = ("step_seconds", "total_seconds", "memory_bytes")
 
 
 def words(arguments: argparse.Namespace, directory: Path) -> list[str]:

@@ -40,6 +40,11 @@ def inject_tuner(config: PeftConfig, model: nn.Module, kind: str) -> None:
         # name of what the layers share, and refuses the tuners where that name matters
         tuner = tuner_class(model, config, adapter_name=ADAPTER_NAME)
     except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError) as error:
+        if any(parameter.is_meta for parameter in model.parameters()):
+            raise MethodError(
+                f"{kind}: peft reads the weights when it makes this adapter: expected a backbone "
+                f"with weights, got one on the meta device ({error})."
+            ) from error
         raise MethodError(
             f"{kind}: peft refuses to adapt this {type(model).__name__}: {error}"
         ) from error

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import lightning_peft as lp
+from tests.contract import tuners
 from tests.contract.cases import CASES, REFUSED, Case
 from tests.contract.test_promises import NO_WAY_BACK, adapted, move, relative
 from tests.zoo import ZOO, build, example_input, output_of
@@ -129,6 +130,11 @@ def test_merged_it_is_exported(case: Case) -> None:
 def test_it_is_planned_on_the_meta_device(case: Case) -> None:
     with torch.device("meta"):
         model = ZOO[case.backbone]()
+    if case.label in map(tuners.label, tuners.NEEDS_WEIGHTS):
+        with torch.device("meta"), pytest.raises(lp.MethodError, match="peft reads the weights"):
+            lp.adapt(model, case.method)
+        return
+    with torch.device("meta"):
         adaptation = lp.adapt(model, case.method)
     real, other = adapted(case)
     assert all(parameter.is_meta for parameter in model.parameters())

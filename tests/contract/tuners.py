@@ -66,6 +66,8 @@ NOT_IDENTITY = ("C3A", "FOURIERFT", "UNILORA", "VBLORA")
 NEARLY_IDENTITY = ("DEFT", "FROD", "HRA", "OSF")
 # peft's OSF writes into the weights for good and hooks closures into its layers
 NO_WAY_BACK = ("OSF",)
+# which read the weights when they are injected: the meta device has none
+NEEDS_WEIGHTS = ("ADAMSS", "BOFT", "FROD", "SHIRA", "UNILORA")
 NOT_MERGEABLE = {"LILY": "not supported for Lily"}
 
 
