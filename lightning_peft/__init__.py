@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from lightning_peft.modules.image import ImageClassifier
     from lightning_peft.param_groups import parameter_groups
     from lightning_peft.planning import AdaptationPlan, plan
+    from lightning_peft.sharding import shard
     from lightning_peft.switching import AdapterSwitch
 
 __version__ = "0.1.0"
@@ -150,11 +151,13 @@ _WHERE = {
         "create_method",
         "list_methods",
         "register_method",
+    "shard",
     ),
     "lightning_peft.mixin": ("PEFTMixin", "load_from_checkpoint"),
     "lightning_peft.modules.image": ("ImageClassifier",),
     "lightning_peft.param_groups": ("parameter_groups",),
     "lightning_peft.planning": ("AdaptationPlan", "plan"),
+    "lightning_peft.sharding": ("shard",),
     "lightning_peft.switching": ("AdapterSwitch",),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
