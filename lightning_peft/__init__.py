@@ -151,7 +151,6 @@ _WHERE = {
         "create_method",
         "list_methods",
         "register_method",
-    "shard",
     ),
     "lightning_peft.mixin": ("PEFTMixin", "load_from_checkpoint"),
     "lightning_peft.modules.image": ("ImageClassifier",),
@@ -234,6 +233,7 @@ __all__ = [
     "parameter_groups",
     "plan",
     "register_method",
+    "shard",
 ]
 
 
