@@ -165,6 +165,7 @@ def kill_and_resume(scenario: str, kills: int, rng: random.Random, directory: Pa
         What became of them.
     """
     outcome = Outcome()
+    train(scenario, directory / "warm")  # what it imports, no process has to import again
     alone = directory / "alone"
     started = time.perf_counter()
     _process(scenario, alone).join()

@@ -68,6 +68,20 @@ def _go_on(pl_module: nn.Module) -> None:
         raise CheckpointError(
             f"the checkpoint's random state cannot be put back: {error}. Was it tampered with?"
         ) from error
+    _draw_anew(trainer)
+
+
+def _draw_anew(trainer: Any) -> None:
+    """Make the iterator over the data again, if it was made before the state was put back.
+
+    It draws when it is made. A schedule that asks for the run's length has Lightning make it early.
+    """
+    fetcher = trainer.fit_loop._data_fetcher
+    if fetcher is None:
+        return
+    loaders = fetcher.combined_loader.flattened
+    if not any(hasattr(loader, "load_state_dict") for loader in loaders):  # it would lose its place
+        iter(fetcher)
 
 
 def _of_every_rank() -> list[Any]:

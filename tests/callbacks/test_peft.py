@@ -57,7 +57,11 @@ def test_lightnings_own_demo_trains_and_its_checkpoint_is_small(tmp_path: Path) 
             assert torch.equal(tensor, before[f"model.{renamed[name]}"]), name
 
 
-def test_resumed_it_ends_bit_equal_to_the_run_that_was_never_stopped(tmp_path: Path) -> None:
+# a schedule has Lightning make the iterator over the data before a checkpoint is restored
+@pytest.mark.parametrize("schedule", [(), (lp.WarmupCosine(warmup=0.2),)], ids=["", "schedule"])
+def test_resumed_it_ends_bit_equal_to_the_run_that_was_never_stopped(
+    schedule: tuple[L.Callback, ...], tmp_path: Path
+) -> None:
     def run(epochs: int, directory: Path, ckpt_path: Path | None = None) -> nn.Module:
         L.seed_everything(1 if ckpt_path is None else 99, verbose=False)  # another process
         module = Demo()
@@ -68,7 +72,8 @@ def test_resumed_it_ends_bit_equal_to_the_run_that_was_never_stopped(tmp_path: P
             L.seed_everything(2, verbose=False)
         loader = DataLoader(Words(), batch_size=4, shuffle=True)
         keep = ModelCheckpoint(directory, filename="{epoch}", save_top_k=-1)
-        trainer(tmp_path, lp.PEFT("lora", rank=4, dropout=0.1), keep, max_epochs=epochs).fit(
+        callbacks = [lp.PEFT("lora", rank=4, dropout=0.1), *schedule, keep]
+        trainer(tmp_path, *callbacks, max_epochs=epochs).fit(
             module, loader, ckpt_path=ckpt_path, weights_only=True
         )
         return module
