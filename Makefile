@@ -46,7 +46,8 @@ CORE_TESTS := tests/test_adapter_file.py tests/test_formats.py tests/test_strang
 # releases of different years warn of each other, which says nothing of this package
 test-oldest: $(OLDEST)/.installed ## Run the core of the tests with the oldest supported releases
 	OMP_NUM_THREADS=1 $(OLD_BIN)/python -m pytest -m "not slow" \
-		-W default::DeprecationWarning -W default::FutureWarning $(CORE_TESTS)
+		-W default::DeprecationWarning -W default::FutureWarning \
+		-W "ignore:The loaded checkpoint was produced with Lightning" $(CORE_TESTS)
 	rm -rf build/both-ways
 	$(OLD_BIN)/python benchmarks/peft_both_ways.py write build/both-ways/oldest
 	$(BIN)/python benchmarks/peft_both_ways.py read build/both-ways/oldest
