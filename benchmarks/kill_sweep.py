@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -61,7 +62,8 @@ def kill_in_the_middle(arguments: argparse.Namespace, directory: Path) -> str:
 
     (last,) = directory.glob(pattern)
     step = torch.load(last, weights_only=True)["global_step"]
-    done = len(list(directory.glob("*/summary.json")))
+    summaries = [json.loads(path.read_text()) for path in directory.glob("*/summary.json")]
+    done = sum(summary["status"] == "completed" for summary in summaries)
     return f"killed: {done} of {arguments.jobs} jobs done, the next at step {step}"
 
 
