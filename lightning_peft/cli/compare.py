@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_peft.cli.command import run_command
 from lightning_peft.cli.comparison import Comparison, comparison_of
+from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.runs import read_runs
 from lightning_peft.cli.summary import finite, write_json, write_text
 from lightning_peft.cli.tables import as_csv, as_json, comparison_table
@@ -16,8 +17,6 @@ from lightning_peft.cli.wording import told
 from lightning_peft.errors import MissingExtraError
 
 __all__ = ["compare", "main"]
-
-USAGE_ERROR = 2
 
 DESCRIPTION = """\
 Compare the runs below directories: the mean over the seeds of each method, the
@@ -48,10 +47,10 @@ def main(args: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
-    try:
-        options = _parser().parse_args(list(args))
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else USAGE_ERROR
+    return run_command(_parser(), args, _compare)
+
+
+def _compare(options: argparse.Namespace) -> int:
     directories: list[Path] = options.directories
     wrong = [
         f"expected a directory of runs, got {directory}"
@@ -61,17 +60,18 @@ def main(args: Sequence[str]) -> int:
     output: Path | None = options.output
     if output is not None and output.exists() and not output.is_dir():
         wrong.append(f"expected a directory to write to, got the file {output}")
-    if not wrong:
-        runs, unreadable = read_runs(directories)
-        if runs:
-            return _serve(options, comparison_of(runs, unreadable))
-        wrong = [
-            f"there is no summary.json below {' or '.join(map(str, directories))}. Runs are kept "
-            "in runs/ and sweeps/ of the directory that they were started in."
-        ]
-    for line in wrong:
-        print(f"lightning-peft: {line}", file=sys.stderr)
-    return USAGE_ERROR
+    if wrong:
+        raise ConfigError(wrong)
+    runs, unreadable = read_runs(directories)
+    if not runs:
+        where = " or ".join(map(str, directories))
+        raise ConfigError(
+            [
+                f"there is no summary.json below {where}. Runs are kept in runs/ and sweeps/ of "
+                "the directory that they were started in."
+            ]
+        )
+    return _serve(options, comparison_of(runs, unreadable))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.command import run_command
 from lightning_peft.cli.sweep_record import read_arguments
 
 __all__ = ["main"]
@@ -29,15 +29,11 @@ def main(args: Sequence[str]) -> int:
         "is tried again. The same as typing the sweep again with hydra.sweep.dir=DIR.",
     )
     parser.add_argument("directory", type=Path, help="the directory of the sweep")
-    try:
-        directory = parser.parse_args(list(args)).directory
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
-    try:
-        words = read_arguments(directory)
-    except ConfigError as error:
-        print(f"lightning-peft: {error}", file=sys.stderr)
-        return 2
+    return run_command(parser, args, _go_on)
+
+
+def _go_on(options: argparse.Namespace) -> int:
+    words = read_arguments(options.directory)
     from lightning_peft.cli.app import main as train
 
     sys.argv = [sys.argv[0], *words]  # what the jobs start their other ranks with

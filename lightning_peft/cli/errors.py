@@ -48,13 +48,13 @@ def explain(error: BaseException) -> str | None:
     Returns:
         The text, or ``None`` where the error is not one of a command line.
     """
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     chain = list(_chain(error))
     for link in chain:  # what this package refuses says by itself what was expected
         if isinstance(link, PEFTError):
             return str(link)
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
     for link in chain:
         text = _known(link)
         if text is not None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_peft.cli.errors import ConfigError, explain
+from lightning_peft.cli.command import run_command
+from lightning_peft.cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from lightning_peft.exporting import ExportReport
@@ -48,20 +48,11 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument(
         "--classes", type=int, help="classes of the head, where the adapter directory has none"
     )
-    try:
-        options = parser.parse_intermixed_args(list(args))
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
-    try:
-        report = _export(options)
-    except Exception as error:
-        text = explain(error)
-        if text is None:
-            raise
-        for line in text.splitlines():
-            print(f"lightning-peft: {line}", file=sys.stderr)
-        return 2
-    print(_told(report))
+    return run_command(parser, args, _serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    print(_told(_export(options)))
     return 0
 
 

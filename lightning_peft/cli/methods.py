@@ -6,7 +6,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lightning_peft.errors import PEFTError, near
+from lightning_peft.cli.command import run_command
+from lightning_peft.cli.errors import ConfigError
+from lightning_peft.errors import near
 
 __all__ = ["main"]
 
@@ -34,11 +36,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument(
         "--backbone", metavar="NAME", help="only those that serve this model of timm; no weights"
     )
-    try:
-        options = parser.parse_args(list(args))
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
-    return _tuners() if options.tuners else _methods(options)
+    return run_command(parser, args, lambda o: _tuners() if o.tuners else _methods(o))
 
 
 def _methods(options: argparse.Namespace) -> int:
@@ -46,19 +44,13 @@ def _methods(options: argparse.Namespace) -> int:
 
     names = list_methods(options.pattern)
     families = sorted({method_class(name).family for name in list_methods()})
-    wrong, refused = "", {}
     if not names:
-        wrong = f"there is no method '{options.pattern}'. {near(options.pattern, list_methods())}"
-    elif options.family is not None and options.family not in families:
-        wrong = f"there is no family '{options.family}'. Expected one of {', '.join(families)}."
-    elif options.backbone is not None:
-        try:
-            refused = _refused(options.backbone)
-        except PEFTError as error:
-            wrong = str(error)
-    if wrong:
-        print(f"lightning-peft: {wrong}", file=sys.stderr)
-        return 2
+        hint = near(options.pattern, list_methods())
+        raise ConfigError([f"there is no method '{options.pattern}'. {hint}"])
+    if options.family is not None and options.family not in families:
+        known = ", ".join(families)
+        raise ConfigError([f"there is no family '{options.family}'. Expected one of {known}."])
+    refused = {} if options.backbone is None else _refused(options.backbone)
     chosen = [
         name
         for name in names

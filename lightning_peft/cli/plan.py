@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_peft.cli.errors import explain
+from lightning_peft.cli.command import run_command
+from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.paths import conf_dir
 
 if TYPE_CHECKING:
@@ -42,22 +42,13 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--classes", type=int, default=10, help="classes of the new head")
     parser.add_argument("--batch", type=int, default=32, help="images a step, for the activations")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    try:
-        options = parser.parse_intermixed_args(list(args))
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
+    return run_command(parser, args, _serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
     if options.classes < 1 or options.batch < 1:
-        print("lightning-peft: expected --classes and --batch of at least 1", file=sys.stderr)
-        return 2
-    try:
-        found = _plan(options.overrides, options.classes, options.batch)
-    except Exception as error:
-        text = explain(error)
-        if text is None:
-            raise
-        for line in text.splitlines():
-            print(f"lightning-peft: {line}", file=sys.stderr)
-        return 2
+        raise ConfigError(["expected --classes and --batch of at least 1"])
+    found = _plan(options.overrides, options.classes, options.batch)
     print(json.dumps(found.to_dict(), indent=2) if options.json else found)
     return 0
 

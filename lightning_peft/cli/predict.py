@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_peft.cli.errors import ConfigError, explain
+from lightning_peft.cli.command import run_command
+from lightning_peft.cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from lightning_peft.predicting import Prediction
@@ -46,19 +47,11 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument(
         "--device", default="auto", help="such as cuda, mps or cpu; found by itself"
     )
-    try:
-        options = parser.parse_args(list(args))
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
-    try:
-        unread = _predict(options)
-    except Exception as error:
-        text = explain(error)
-        if text is None:
-            raise
-        for line in text.splitlines():
-            print(f"lightning-peft: {line}", file=sys.stderr)
-        return 2
+    return run_command(parser, args, _serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    unread = _predict(options)
     for item in unread[:SHOWN]:
         print(f"lightning-peft: not read: {item.path}: {item.error}", file=sys.stderr)
     if unread:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_peft.cli.errors import ConfigError, explain
+from lightning_peft.cli.command import run_command
+from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.paths import conf_dir
 from lightning_peft.cli.ranking_table import as_json, print_ranking, write_ranking
 from lightning_peft.errors import DataError
@@ -45,19 +46,11 @@ def main(args: Sequence[str]) -> int:
     Returns:
         The exit status: 1 where no candidate could be measured.
     """
-    try:
-        options = _parser().parse_intermixed_args(list(args))
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
-    try:
-        ranking, agreements = _rank(options)
-    except Exception as error:
-        text = explain(error)
-        if text is None:
-            raise
-        for line in text.splitlines():
-            print(f"lightning-peft: {line}", file=sys.stderr)
-        return 2
+    return run_command(_parser(), args, _serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    ranking, agreements = _rank(options)
     if options.out is not None:
         write_ranking(ranking, agreements, options.out)
     if options.json:

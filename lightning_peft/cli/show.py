@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_peft.cli.errors import ConfigError, explain
+from lightning_peft.cli.command import run_command
+from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.help import default_choices, settings
 from lightning_peft.cli.paths import conf_dir
 from lightning_peft.errors import MissingExtraError
@@ -46,21 +46,13 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=Path("preview"), help="directory [preview]")
     parser.add_argument("--variants", type=int, default=7, help="augmented versions of an image")
     parser.add_argument("--classes", type=int, default=12, help="classes in the picture at most")
-    try:
-        options = parser.parse_intermixed_args(list(args))
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
-    try:
-        if options.variants < 1 or options.classes < 1:
-            raise ConfigError(["expected --variants and --classes of at least 1"])
-        _show(options)
-    except Exception as error:
-        text = explain(error)
-        if text is None:
-            raise
-        for line in text.splitlines():
-            print(f"lightning-peft: {line}", file=sys.stderr)
-        return 2
+    return run_command(parser, args, _serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    if options.variants < 1 or options.classes < 1:
+        raise ConfigError(["expected --variants and --classes of at least 1"])
+    _show(options)
     return 0
 
 

@@ -1,0 +1,43 @@
+"""What every command beside training does: parse its words, serve them, say what was wrong."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from lightning_peft.cli import USAGE_ERROR
+from lightning_peft.cli.errors import explain
+
+__all__ = ["run_command"]
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    args: Sequence[str],
+    serve: Callable[[argparse.Namespace], int],
+) -> int:
+    """Run a command.
+
+    Args:
+        parser: Reads the words after the command.
+        args: The words.
+        serve: Does the work and gives the exit status. What it raises of a mistyped command line is
+            told in a line for each problem; any other error keeps its traceback.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        options = parser.parse_intermixed_args(list(args))
+    except SystemExit as stop:  # --help, or words that argparse has refused
+        return stop.code if isinstance(stop.code, int) else USAGE_ERROR
+    try:
+        return serve(options)
+    except Exception as error:
+        text = explain(error)
+        if text is None:
+            raise
+        for line in text.splitlines():
+            print(f"lightning-peft: {line}", file=sys.stderr)
+        return USAGE_ERROR
