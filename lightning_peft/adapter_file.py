@@ -10,9 +10,6 @@ the backbone's fingerprint) stands in the safetensors header, which ``peft`` doe
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Mapping
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -21,6 +18,7 @@ from lightning_peft.adaptation import Adaptation
 from lightning_peft.description import FORMAT_VERSION
 from lightning_peft.errors import AdapterFileError
 from lightning_peft.peft_format import peft_config_of, peft_state_of, to_peft_keys
+from lightning_peft.whole import written_together
 
 __all__ = ["CONFIG_FILE", "HEADER", "WEIGHTS_FILE", "save_adapter", "versions"]
 
@@ -61,8 +59,10 @@ def save_adapter(adaptation: Adaptation, directory: str | PathLike[str]) -> None
     target = Path(directory)
     try:
         target.mkdir(parents=True, exist_ok=True)
-        told = json.dumps(config, indent=2, sort_keys=True).encode()
-        _write_together({target / WEIGHTS_FILE: weights, target / CONFIG_FILE: told})
+        files = [target / WEIGHTS_FILE, target / CONFIG_FILE]
+        with written_together(files) as (weights_file, config_file):
+            weights_file.write_bytes(weights)
+            config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     except OSError as error:
         raise AdapterFileError(
             f"cannot write the adapter to {target}: {error}. What was there before is left. Make "
@@ -73,63 +73,3 @@ def save_adapter(adaptation: Adaptation, directory: str | PathLike[str]) -> None
 def versions() -> dict[str, str]:
     """Give the versions of what writes a file."""
     return {name: version(name) for name in ("lightning-peft", "torch", "peft")}
-
-
-def _write_together(contents: Mapping[Path, bytes]) -> None:
-    """Write files of one directory: all of them whole, or, after an error, as they were."""
-    aside: dict[Path, str] = {}
-    try:
-        for path, content in contents.items():
-            aside[path] = _write_aside(path, content)
-        _replace(aside)
-    finally:
-        for temporary in aside.values():
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _write_aside(path: Path, content: bytes) -> str:
-    """Write a file under a temporary name, down to the disk, and give the name."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return temporary
-
-
-def _replace(aside: Mapping[Path, str]) -> None:
-    """Rename each file to its place; if one cannot be, put the earlier ones back."""
-    kept: dict[Path, Path | None] = {}
-    try:
-        for path, temporary in aside.items():
-            kept[path] = _second_name(path, f"{temporary}.kept")
-            os.replace(temporary, path)
-    except BaseException:
-        for path, before in kept.items():
-            if before is not None:
-                os.replace(before, path)
-        raise
-    finally:
-        for before in kept.values():
-            if before is not None:
-                before.unlink(missing_ok=True)
-
-
-def _second_name(path: Path, name: str) -> Path | None:
-    """Keep what a file holds now under a second name; where links are not known, it is lost."""
-    try:
-        os.link(path, name)
-    except OSError:
-        return None
-    return Path(name)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

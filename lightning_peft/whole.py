@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["written_whole"]
+__all__ = ["written_together", "written_whole"]
 
 
 @contextmanager
@@ -24,16 +24,61 @@ def written_whole(path: Path) -> Iterator[Path]:
     Yields:
         The temporary name, with the file's own suffix.
     """
-    temporary = path.with_name(f".{secrets.token_hex(6)}.{path.name}")
-    try:
-        # opened here so that no other writer takes the name, with the permissions of any new file
-        os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        mode = temporary.stat().st_mode
+    with written_together([path]) as (temporary,):
         yield temporary
-        temporary.chmod(mode)  # whoever wrote may have put a file of its own there
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+
+
+@contextmanager
+def written_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Do as :func:`written_whole` does for several files: all are replaced, or none.
+
+    Args:
+        paths: The files; their directories have to be there.
+
+    Yields:
+        A temporary name for each.
+    """
+    aside = {path: path.with_name(f".{secrets.token_hex(6)}.{path.name}") for path in paths}
+    try:
+        for temporary in aside.values():
+            # opened here so that no other writer takes the name, with the permissions of a new file
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        modes = [temporary.stat().st_mode for temporary in aside.values()]
+        yield list(aside.values())
+        for temporary, mode in zip(aside.values(), modes, strict=True):
+            temporary.chmod(mode)  # whoever wrote may have put a file of its own there
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+        _replace(aside)
+    finally:
+        for temporary in aside.values():
+            temporary.unlink(missing_ok=True)
+
+
+def _replace(aside: Mapping[Path, Path]) -> None:
+    """Rename each file to its place; if one cannot be, put the earlier ones back."""
+    *earlier, last = aside
+    kept: dict[Path, Path | None] = {}
+    try:
+        for path in earlier:
+            kept[path] = _second_name(path, aside[path].with_name(f"{aside[path].name}.kept"))
+            os.replace(aside[path], path)
+        os.replace(aside[last], last)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        for path, before in kept.items():
+            if before is not None:
+                os.replace(before, path)
         raise
+    finally:
+        for before in kept.values():
+            if before is not None:
+                before.unlink(missing_ok=True)
+
+
+def _second_name(path: Path, name: Path) -> Path | None:
+    """Keep what a file holds now under a second name; where links are not known, it is lost."""
+    try:
+        os.link(path, name)
+    except OSError:
+        return None
+    return name

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_peft.caching.keys import KEY_BYTES
+from lightning_peft.whole import written_whole
 
 __all__ = ["FeatureStore"]
 
@@ -131,15 +132,9 @@ class FeatureStore:
         content = {str(i): tensor.cpu().contiguous() for i, tensor in enumerate(tensors)}
         table = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8)
         content["keys"] = table.reshape(-1, KEY_BYTES)
-        temporary = self.directory / f".{name}.tmp"
-        try:
+        path = self.directory / f"{fingerprint}-{name}.safetensors"
+        with written_whole(path) as temporary:
             save_file(content, str(temporary))
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            path = self.directory / f"{fingerprint}-{name}.safetensors"
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         return path
 
     def _map(self, path: Path) -> None:

@@ -17,7 +17,7 @@ def test_rows_come_back_by_key(on_disk, tmp_path):
     assert torch.equal(longs, ROWS[[4, 0, 3]].long())
     assert (len(store), KEYS[4] in store, KEYS[5] in store) == (5, True, False)
     assert store.nbytes == 5 * 4 * (4 + 8)
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError, match="x05"):
         store.take([KEYS[5]])
     store.clear()
     assert (len(store), store.nbytes) == (0, 0)
