@@ -20,6 +20,7 @@ from lightning_peft.checkpoint import (
 )
 from lightning_peft.description import adapt_from_description
 from lightning_peft.errors import CheckpointError, MethodError
+from lightning_peft.kinds import is_a
 from lightning_peft.lifecycle import (
     after_configure_model,
     after_hook,
@@ -160,7 +161,7 @@ def _refuse_shards(pl_module: nn.Module, path: str, backbone: nn.Module) -> None
             "or call lp.adapt(...) before fully_shard(...), or leave the sharding to "
             "lightning-peft."
         )
-    if not path and _is_a(_strategy(pl_module), "ModelParallelStrategy"):
+    if not path and is_a(_strategy(pl_module), "ModelParallelStrategy"):
         raise MethodError(
             f"sharding: {type(pl_module).__name__} is its own backbone, and its steps do not go "
             "through its forward: put the network into an attribute."
@@ -170,13 +171,13 @@ def _refuse_shards(pl_module: nn.Module, path: str, backbone: nn.Module) -> None
 def _before_sharding(pl_module: nn.Module) -> None:
     """Adapt a network that is there already before the module's own code shards it."""
     strategy = _strategy(pl_module)
-    if _is_a(strategy, "FSDPStrategy"):
+    if is_a(strategy, "FSDPStrategy"):
         raise MethodError(
             "expected ModelParallelStrategy (FSDP2), got FSDPStrategy: it cannot resume from a "
             "checkpoint that holds what is trained only. Use "
             "ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1)."
         )
-    if _is_a(strategy, "ModelParallelStrategy") and any(map(is_backbone, pl_module.children())):
+    if is_a(strategy, "ModelParallelStrategy") and any(map(is_backbone, pl_module.children())):
         pl_module.__dict__[_ATTRIBUTE](pl_module)
 
 
@@ -184,7 +185,7 @@ def _average_the_adapted(pl_module: nn.Module) -> None:
     """Let averaging that copied the module before it was adapted copy it once more."""
     trainer = pl_module.__dict__.get("_trainer")
     for callback in getattr(trainer, "callbacks", ()):
-        if not _is_a(callback, "StochasticWeightAveraging"):
+        if not is_a(callback, "StochasticWeightAveraging"):
             continue
         copied = callback._average_model
         if copied is not None and not find_adaptations(copied):
@@ -194,7 +195,7 @@ def _average_the_adapted(pl_module: nn.Module) -> None:
 def _shard(pl_module: nn.Module) -> None:
     """Shard what the module did not shard itself, and read trained-only checkpoints."""
     strategy = _strategy(pl_module)
-    if not _is_a(strategy, "ModelParallelStrategy"):
+    if not is_a(strategy, "ModelParallelStrategy"):
         return
     attachment = attachment_of(pl_module)
     strategy.load_checkpoint = TrainedOnlyLoad(
@@ -207,11 +208,6 @@ def _shard(pl_module: nn.Module) -> None:
 
 def _strategy(pl_module: nn.Module) -> Any:
     return getattr(pl_module.__dict__.get("_trainer"), "strategy", None)
-
-
-def _is_a(strategy: object, name: str) -> bool:
-    """Compare by name: importing a strategy's module only to compare with it is not free."""
-    return any(cls.__name__ == name for cls in type(strategy).__mro__)
 
 
 def _held(state: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ __all__ = [
     "complete_checkpoint",
     "needed_keys",
     "recorded_in",
+    "refuse_unfit",
     "slim_checkpoint",
 ]
 
@@ -232,11 +233,26 @@ def needed_keys(
     for path, adaptation in find_adaptations(pl_module).items():
         trained = set(adaptation.trained_names())
         adapter = set(adaptation.adapter_names())
+        backbone = set(adaptation.base_names.values())
         for name in adaptation.model.state_dict():
-            new = name in adapter or name not in adaptation.base_names.values()
+            new = name in adapter or name not in backbone
             if new if fresh else not (name in trained or name in adapter):
                 optional.add(_join(path, name))
     return set(own) - optional
+
+
+def refuse_unfit(problems: Sequence[str]) -> None:
+    """Refuse a checkpoint that does not fit, if there is a problem.
+
+    Raises:
+        CheckpointError: It names all of them.
+    """
+    if problems:
+        raise CheckpointError(
+            "the checkpoint does not fit the adapted module: "
+            + "; ".join(problems)
+            + ". Was it made with another method, rank, target or head?"
+        )
 
 
 def _filled(
@@ -244,13 +260,7 @@ def _filled(
 ) -> dict[str, Tensor]:
     """Check the keys and add what may be absent: frozen entries, or a fresh adapter's."""
     problems = key_problems(state, own, needed_keys(pl_module, own, fresh=fresh))
-    problems += value_problems(state, own)
-    if problems:
-        raise CheckpointError(
-            "the checkpoint does not fit the adapted module: "
-            + "; ".join(problems)
-            + ". Was it made with another method, rank, target or head?"
-        )
+    refuse_unfit([*problems, *value_problems(state, own)])
     shared = {
         _join(path, name): _join(path, first)
         for path, adaptation in find_adaptations(pl_module).items()

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_peft.checkpoint import check_recorded, needed_keys, recorded_in
+from lightning_peft.checkpoint import check_recorded, needed_keys, recorded_in, refuse_unfit
+from lightning_peft.checks import key_problems
 from lightning_peft.errors import CheckpointError
 from lightning_peft.lifecycle import find_adaptations
 
@@ -113,7 +114,11 @@ def _read_shards(path: Path, module: nn.Module, optimizers: list[torch.optim.Opt
     )
 
     stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-    there = {key.removeprefix(f"{_STATE}.") for key in stored if key.startswith(f"{_STATE}.")}
+    there = {
+        key.removeprefix(f"{_STATE}."): torch.empty(entry.size, device="meta")
+        for key, entry in stored.items()
+        if key.startswith(f"{_STATE}.") and isinstance(entry, dcp.metadata.TensorStorageMetadata)
+    }
     own = get_model_state_dict(module)
     state = {name: own[name] for name in _chosen(there, module, own)}
     dcp.load({_STATE: state}, checkpoint_id=path)
@@ -137,7 +142,7 @@ def _read_whole(
 
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
     state = whole.pop(_STATE)
-    names = _chosen(set(state), module, get_model_state_dict(module))
+    names = _chosen(state, module, get_model_state_dict(module))
     set_model_state_dict(module, {name: state[name] for name in names}, options=options)
     states = whole.get("optimizer_states", [])
     for optimizer, saved in zip(optimizers, states, strict=True):
@@ -145,21 +150,11 @@ def _read_whole(
         set_optimizer_state_dict(module, optimizer, optim_state_dict=named, options=options)
 
 
-def _chosen(there: set[str], module: nn.Module, own: Mapping[str, Any]) -> list[str]:
-    """Check the keys both ways, and give those that are read."""
-    missing = sorted(needed_keys(module, own) - there)
-    unknown = sorted(there - set(own))
-    problems = [
-        f"{len(names)} {what}: {', '.join(names)}"
-        for what, names in (("missing", missing), ("unknown", unknown))
-        if names
-    ]
-    if problems:
-        raise CheckpointError(
-            "the checkpoint does not fit the adapted module: "
-            + "; ".join(problems)
-            + ". Was it made with another method, rank, target or head?"
-        )
+def _chosen(
+    there: Mapping[str, torch.Tensor], module: nn.Module, own: Mapping[str, Any]
+) -> list[str]:
+    """Check keys and shapes both ways, and give the keys that are read."""
+    refuse_unfit(key_problems(there, own, needed_keys(module, own)))
     return [name for name in own if name in there]
 
 

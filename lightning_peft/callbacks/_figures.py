@@ -9,7 +9,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_peft.attach import attachment_of
-from lightning_peft.callbacks._trainer import is_a
 from lightning_peft.checkpoint import slim_checkpoint
 from lightning_peft.efficiency import (
     count_parameters,
@@ -19,15 +18,15 @@ from lightning_peft.efficiency import (
     predicted_optimizer_state_bytes,
     tensor_bytes,
 )
+from lightning_peft.kinds import SHARDING, is_a
 from lightning_peft.lifecycle import find_adaptations
 from lightning_peft.report import human_bytes
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-__all__ = ["SHARDING", "Figures", "print_table", "static_figures"]
+__all__ = ["Figures", "print_table", "static_figures"]
 
-SHARDING = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 
 Figures = dict[str, float | int | None]
 """Figures by name; ``None`` where one cannot be had."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import warnings
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-__all__ = ["is_a", "trainer_import", "warn_on_rank_zero"]
+__all__ = ["trainer_import", "warn_on_rank_zero"]
 
 
 def trainer_import(trainer: pl.Trainer, submodule: str) -> ModuleType:
@@ -25,15 +25,6 @@ def trainer_import(trainer: pl.Trainer, submodule: str) -> ModuleType:
             if cls.__module__.startswith(f"{namespace}."):
                 return importlib.import_module(f"{namespace}.{submodule}")
     raise TypeError(f"expected a Lightning Trainer, got {type(trainer).__name__}")
-
-
-def is_a(instance: Any, *names: str) -> bool:
-    """Say whether an object is of a class, by the class's name.
-
-    Each of the two namespaces has a class of its own under the same name, and importing a
-    strategy's module only to compare with it is not free.
-    """
-    return any(cls.__name__ in names for cls in type(instance).__mro__)
 
 
 def warn_on_rank_zero(trainer: pl.Trainer, message: str) -> None:

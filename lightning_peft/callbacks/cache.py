@@ -12,13 +12,12 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_peft._namespace import pl, pl_import
 from lightning_peft.caching import PrefixCache, RepeatedViews
-from lightning_peft.callbacks._trainer import is_a
 from lightning_peft.errors import MethodError
+from lightning_peft.kinds import SHARDING, is_a
 from lightning_peft.lifecycle import backbone_of
 
 __all__ = ["FeatureCache"]
 
-_SHARDING = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
 _PATIENCE = 8  # batches of an epoch after which rare hits are seen to be rare
 _RARE = 0.1
 
@@ -104,7 +103,7 @@ class FeatureCache(pl.Callback):
         )
         self._epochs, self._made = 0, None
         self.cache.install()
-        if self.cache.off is None and is_a(trainer.strategy, *_SHARDING):
+        if self.cache.off is None and is_a(trainer.strategy, *SHARDING):
             self.cache.give_up(f"{type(trainer.strategy).__name__} keeps parts of a module apart")
         elif self.cache.off is None and "_orig_mod" in path.split("."):
             self.cache.give_up("the backbone is compiled")

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from lightning_peft._namespace import pl
-from lightning_peft.callbacks._figures import SHARDING, Figures, print_table, static_figures
+from lightning_peft.callbacks._figures import Figures, print_table, static_figures
 from lightning_peft.callbacks._steps import StepTimer
-from lightning_peft.callbacks._trainer import is_a, trainer_import
+from lightning_peft.callbacks._trainer import trainer_import
 from lightning_peft.efficiency import FlopCounter, uncompiled
+from lightning_peft.kinds import SHARDING, is_a
 
 __all__ = ["EfficiencyMonitor"]
 

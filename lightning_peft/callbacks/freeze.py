@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 from lightning_peft._namespace import pl
 from lightning_peft.callbacks._regroup import Part, check_schedulers, regroup
 from lightning_peft.callbacks._stages import Freezing, Plan, Stage, as_stages
-from lightning_peft.callbacks._trainer import is_a, warn_on_rank_zero
+from lightning_peft.callbacks._trainer import warn_on_rank_zero
 from lightning_peft.errors import CheckpointError, MethodError, ScheduleError
+from lightning_peft.kinds import SHARDING, is_a
 from lightning_peft.lifecycle import after_configure_model
 from lightning_peft.random_resume import resume_random_state
 
@@ -99,8 +100,7 @@ class BackboneFreeze(pl.Callback):
                 "expected PEFT before BackboneFreeze in the list of callbacks, got it after: the "
                 "adapter has to be there when the rest is frozen."
             )
-        unable = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
-        if self.freezing.stages and is_a(trainer.strategy, *unable):
+        if self.freezing.stages and is_a(trainer.strategy, *SHARDING):
             raise ScheduleError(
                 f"BackboneFreeze: {type(trainer.strategy).__name__} cannot train more parameters "
                 "in the middle of a run. Use DDP or one device, or leave unfreeze out."

@@ -13,6 +13,7 @@ from lightning_peft.attach import Attachment, attach, attachment_of
 from lightning_peft.checks import as_names
 from lightning_peft.each_step import EachStep
 from lightning_peft.errors import MethodError
+from lightning_peft.kinds import is_a
 from lightning_peft.lifecycle import find_adaptations
 from lightning_peft.methods.registry import as_method
 
@@ -103,7 +104,7 @@ class PEFT(pl.Callback):
             )
         for callback in callbacks[: callbacks.index(self)]:
             # it copies the model in its own setup, and the copy would have no adapter
-            if any(cls.__name__ == "WeightAveraging" for cls in type(callback).__mro__):
+            if is_a(callback, "WeightAveraging"):
                 raise MethodError(
                     f"expected PEFT before {type(callback).__name__} in the list of callbacks, got "
                     "it after: the averaged copy would be made of a model without the adapter."

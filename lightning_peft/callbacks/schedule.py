@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from torch.optim import Optimizer
 
 from lightning_peft._namespace import pl
-from lightning_peft.callbacks._trainer import is_a, trainer_import, warn_on_rank_zero
+from lightning_peft.callbacks._trainer import trainer_import, warn_on_rank_zero
 from lightning_peft.errors import ScheduleError
+from lightning_peft.kinds import is_a
 from lightning_peft.schedules import Kind, Multiplier, MultiplierLR
 
 __all__ = ["Schedule", "WarmupConstant", "WarmupCosine", "WarmupLinear", "WarmupStableDecay"]
