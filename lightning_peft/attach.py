@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_peft.adaptation import Adaptation, find_adaptation
 from lightning_peft.adapting import adapt
+from lightning_peft.averaging import keep_averages
 from lightning_peft.checkpoint import (
     CHECKPOINT_KEY,
     complete_checkpoint,
@@ -99,11 +100,11 @@ def attach(pl_module: nn.Module, attachment: Attachment) -> None:
     pl_module.__dict__[_ATTRIBUTE] = attachment
     before_configure_model(pl_module, _KEY, _before_sharding)
     after_configure_model(pl_module, _KEY, attachment)
-    after_configure_model(pl_module, f"{_KEY}.average", _average_the_adapted)
     after_configure_model(pl_module, f"{_KEY}.shard", _shard)
     after_hook(pl_module, "on_save_checkpoint", _KEY, _save)
     after_hook(pl_module, "on_load_checkpoint", _KEY, _load)
     resume_random_state(pl_module)
+    keep_averages(pl_module)
 
 
 def attachment_of(pl_module: nn.Module) -> Attachment | None:
@@ -179,17 +180,6 @@ def _before_sharding(pl_module: nn.Module) -> None:
         )
     if is_a(strategy, "ModelParallelStrategy") and any(map(is_backbone, pl_module.children())):
         pl_module.__dict__[_ATTRIBUTE](pl_module)
-
-
-def _average_the_adapted(pl_module: nn.Module) -> None:
-    """Let averaging that copied the module before it was adapted copy it once more."""
-    trainer = pl_module.__dict__.get("_trainer")
-    for callback in getattr(trainer, "callbacks", ()):
-        if not is_a(callback, "StochasticWeightAveraging"):
-            continue
-        copied = callback._average_model
-        if copied is not None and not find_adaptations(copied):
-            callback.setup(trainer, pl_module, "fit")
 
 
 def _shard(pl_module: nn.Module) -> None:

@@ -195,6 +195,26 @@ def test_stochastic_weight_averaging_averages_what_is_trained(tmp_path: Path) ->
     assert lp.find_adaptation(module.net) is not None
 
 
+@pytest.mark.parametrize(
+    "averaging",
+    [WeightAveraging, lambda: StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1)],
+    ids=["running", "stochastic"],
+)
+def test_a_run_killed_behind_its_last_checkpoint_still_ends_in_the_average(
+    averaging, tmp_path: Path
+) -> None:
+    def run(ckpt_path: Path | None = None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        module = Classifier()
+        keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        tr = trainer(tmp_path, lp.PEFT("lora", rank=2), averaging(), keep, max_epochs=3)
+        tr.fit(module, images(), images(), ckpt_path=ckpt_path)
+        return state_of(module)
+
+    whole = run()
+    assert differing(run(tmp_path / "epoch=2.ckpt"), whole) == set()
+
+
 def test_the_batch_size_finder_leaves_an_adapter_that_has_not_been_trained(tmp_path: Path) -> None:
     class Data(L.LightningDataModule):
         batch_size = 2
