@@ -4,7 +4,8 @@ The plain forward makes two more tensors of the output's size (the update, and t
 backward as many of the input's. Here the update is added into the product that is there already
 (``addmm``), or, where there are many rows, folded into the weight first: then forward and the
 gradient of the input are one product each. Only what the backward pass needs is kept: ``x`` if
-``A`` is trained, ``x A^T`` of ``rank`` features otherwise, never the update.
+``A`` is trained (or what ``x`` was made from, see :mod:`lightning_peft.kernels.rebuild`),
+``x A^T`` of ``rank`` features otherwise, never the update.
 
 The orders are F1, F2, B1 and B5 of Cherniuk et al., "Run LoRA Run: Faster and Lighter LoRA
 Implementations", 2023 (https://arxiv.org/abs/2312.03415).
@@ -19,16 +20,34 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["low_rank_linear", "merges_backward", "merges_forward"]
+from lightning_peft.kernels.rebuild import Memory, Recipe, is_looked_at, recipe_of
 
-_EXACT = (torch.float32, torch.float64)
+__all__ = [
+    "EXACT",
+    "autocast_dtype",
+    "exactly",
+    "low_rank_linear",
+    "merges_backward",
+    "merges_forward",
+]
+
+EXACT = (torch.float32, torch.float64)
 """Dtypes in which the sum ``W + s B A`` may be rounded: not half precision."""
 
 
 def low_rank_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+    *,
+    dropout: float = 0.0,
+    memory: Memory = "high",
+    training: bool = False,
 ) -> Tensor:
-    """Compute ``x W^T + bias + scale (x A^T) B^T`` for a frozen ``W``.
+    """Compute ``x W^T + bias + scale (dropout(x) A^T) B^T`` for a frozen ``W``.
 
     Autocast is honoured: under it the products are in its dtype. Low-precision weights with
     float32 ``A`` and ``B`` are multiplied in the weights' dtype; no float32 copy of ``x`` is made.
@@ -40,6 +59,11 @@ def low_rank_linear(
         a: ``A``, ``(r, n)``.
         b: ``B``, ``(m, r)``.
         scale: The factor s.
+        dropout: Probability with which the input of ``A`` is dropped.
+        memory: What may be made again in the backward pass instead of being kept.
+        training: Then, of an activation function whose result is made again, the backward pass is
+            run here too and in place. ``torch.autograd.grad`` does not see that result as a part of
+            the graph; tensor hooks and ``retain_grad`` on it are respected.
 
     Returns:
         ``(..., m)``.
@@ -48,22 +72,38 @@ def low_rank_linear(
     >>> low_rank_linear(x, w, None, torch.ones(1, 3), torch.ones(4, 1), 0.5)[0]
     tensor([1.5000, 1.5000, 1.5000, 1.5000])
     """
-    dtype = weight.dtype
-    if _autocasts(x.device.type) and dtype in (torch.float32, torch.bfloat16):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = autocast_dtype(x, weight)
     flat = x.reshape(-1, x.shape[-1]).to(dtype)
+    recipe = recipe_of(x, memory) if a.requires_grad else None
+    through = recipe is not None and training and recipe.slopes and not is_looked_at(x)
+    if recipe is not None and not through:
+        recipe = recipe.detached()
+    how = None if recipe is None else recipe.with_tensors(())
     out = _LowRank.apply(
-        flat, weight.to(dtype), None if bias is None else bias.to(dtype), a, b, scale
+        flat.detach() if through else flat,
+        weight.to(dtype),
+        None if bias is None else bias.to(dtype),
+        a,
+        b,
+        scale,
+        dropout,
+        how,
+        *(() if recipe is None else recipe.tensors),
     )
     assert isinstance(out, Tensor)
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
-def _autocasts(device: str) -> bool:
-    return device != "meta" and torch.is_autocast_enabled(device)
+def autocast_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """The dtype to multiply in: that of autocast, where it is on, or the weight's."""
+    device = x.device.type
+    castable = weight.dtype in (torch.float32, torch.bfloat16)
+    if device != "meta" and castable and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return weight.dtype
 
 
-def _exactly(device: str) -> AbstractContextManager[Any]:
+def exactly(device: str) -> AbstractContextManager[Any]:
     """Switch autocast off: the dtypes are chosen already, and the backward has to use the same."""
     return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
 
@@ -88,43 +128,74 @@ class _LowRank(torch.autograd.Function):
         a: Tensor,
         b: Tensor,
         scale: float,
+        dropout: float,
+        recipe: Recipe | None,
+        *made_from: Tensor | None,
     ) -> Tensor:
         down, up = a.to(x.dtype), b.to(x.dtype)
-        with _exactly(x.device.type):
-            ctx.scale = scale
-            trains_a = ctx.needs_input_grad[3]
-            if x.dtype in _EXACT and merges_forward(len(x), *reversed(weight.shape)):
-                out = F.linear(x, torch.addmm(weight, up, down, alpha=scale), bias)
-                hidden = None if trains_a else x @ down.T
+        ctx.scale, ctx.dropout, ctx.recipe, ctx.dtype = scale, dropout, recipe, x.dtype
+        trains_a = ctx.needs_input_grad[3]
+        hidden = mask = None
+        with exactly(x.device.type):
+            if dropout:
+                dropped, mask = torch.native_dropout(x, dropout, True)
             else:
-                hidden = x @ down.T
+                dropped = x
+            ctx.merges = x.dtype in EXACT and not dropout
+            if ctx.merges and merges_forward(len(x), *reversed(weight.shape)):
+                out = F.linear(x, torch.addmm(weight, up, down, alpha=scale), bias)
+                if not trains_a:
+                    hidden = F.linear(x, down)
+            else:
+                hidden = F.linear(dropped, down)
                 out = F.linear(x, weight, bias).addmm_(hidden, up.T, alpha=scale)
-        # with x kept for A, x A^T is cheaper to compute again than to keep
-        kept = (x, None) if trains_a else (None, hidden)
-        ctx.save_for_backward(*kept, weight, a, b)
+        # with x there for A, x A^T is cheaper to compute again than to keep
+        if trains_a:
+            hidden = None
+        kept = (None,) if not trains_a or recipe is not None else (x,)
+        ctx.save_for_backward(weight, a, b, mask, hidden, *kept, *made_from)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, hidden, weight, a, b = ctx.saved_tensors
-        needs_x, _, _, needs_a, needs_b, _ = ctx.needs_input_grad
+        weight, a, b, mask, hidden, x, *made_from = ctx.saved_tensors
+        takes_x, _, _, needs_a, needs_b, _, _, _, *goes_through = ctx.needs_input_grad
+        needs_x = takes_x or any(goes_through)
         down, up = a.to(grad.dtype), b.to(grad.dtype)
         grad_x = grad_a = grad_b = None
-        with _exactly(grad.device.type):
-            merged = (
-                needs_x and grad.dtype in _EXACT and merges_backward(len(grad), weight.shape[0])
-            )
+        with exactly(grad.device.type):
+            recipe = ctx.recipe and ctx.recipe.with_tensors(made_from)
+            if x is None and (needs_a or (needs_b and hidden is None)):
+                x = recipe.make().to(ctx.dtype)
+                x = x.reshape(-1, x.shape[-1])
+            merged = needs_x and ctx.merges and merges_backward(len(grad), weight.shape[0])
             grad_hidden = grad[:, :0]
+            # which side is transposed matters: products with a side of `rank` have a slow order
             if needs_a or (needs_x and not merged):
-                grad_hidden = (grad @ up).mul_(ctx.scale)
+                grad_hidden = F.linear(grad, (up.T * ctx.scale).contiguous())
+            if needs_a or (needs_b and hidden is None):
+                x = _dropped(x, mask, ctx.dropout)
             if needs_b:
-                given = x @ down.T if hidden is None else hidden
-                grad_b = (grad.T @ given).mul_(ctx.scale).to(b.dtype)
+                given = F.linear(x, down) if hidden is None else hidden
+                grad_b = (given.T @ grad).T.mul(ctx.scale).to(b.dtype)
             if needs_a:
                 grad_a = (grad_hidden.T @ x).to(a.dtype)
+            del x  # made again, it is as large as the gradient that comes now
             if merged:
                 grad_x = grad @ torch.addmm(weight, up, down, alpha=ctx.scale)
-            elif needs_x:
+            elif needs_x and mask is None:
                 grad_x = (grad @ weight).addmm_(grad_hidden, down)
-        return grad_x, None, None, grad_a, grad_b, None
+            elif needs_x:
+                grad_x = (grad @ weight).add_(_dropped(grad_hidden @ down, mask, ctx.dropout))
+            if any(goes_through):
+                grad_x, goes_through = None, [recipe.back(grad_x)]
+            else:
+                goes_through = [None] * len(goes_through)
+        return grad_x, None, None, grad_a, grad_b, None, None, None, *goes_through
+
+
+def _dropped(x: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    if mask is None:
+        return x
+    return x * mask * (1 / (1 - dropout) if dropout < 1 else 0.0)

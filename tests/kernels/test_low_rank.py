@@ -122,17 +122,17 @@ def test_a_model_of_peft_is_faster_and_the_same(rows):
     calls = []
     fast = low_rank.low_rank_linear
 
-    def counted(*args):
+    def counted(*args, **options):
         calls.append(args)
-        return fast(*args)
+        return fast(*args, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning_peft.kernels.fast_lora.low_rank_linear", counted)
+        patch.setattr("lightning_peft.kernels.fast_layers.low_rank_linear", counted)
         model(torch.randn(rows, 6))
     assert len(calls) == 2
 
 
-def not_called(*args):
+def not_called(*args, **options):
     raise AssertionError("the fast forward was used")
 
 
@@ -163,19 +163,37 @@ def test_what_the_fast_forward_does_not_know_is_done_by_peft(change, monkeypatch
     torch.manual_seed(1)
     change(plain)
     x = torch.randn(3, 6)
-    monkeypatch.setattr("lightning_peft.kernels.fast_lora.low_rank_linear", not_called)
+    monkeypatch.setattr("lightning_peft.kernels.fast_layers.low_rank_linear", not_called)
     torch.testing.assert_close(model(x), plain(x), rtol=0, atol=0)
 
 
-def test_dropout_in_training_is_left_to_peft(monkeypatch):
-    model = layer(lora_dropout=0.5)
-    accelerate(model)
-    model.eval()
-    x = torch.randn(3, 6)
-    expected = model(x)
-    monkeypatch.setattr("lightning_peft.kernels.fast_lora.low_rank_linear", not_called)
-    model.train()
-    assert not torch.equal(model(x), expected)
+@pytest.mark.parametrize("rows", [3, 200])
+def test_dropout_draws_what_peft_draws(rows):
+    plain = layer(lora_dropout=0.5)
+    model = copy.deepcopy(plain)
+    assert len(accelerate(model).fast) == 2
+    x = torch.randn(rows, 6)
+    torch.manual_seed(1)
+    expected, own = result(plain, x)
+    torch.manual_seed(1)
+    got, slopes = result(model, x)
+    torch.testing.assert_close(got, expected)
+    for name, gradient in own.items():
+        torch.testing.assert_close(slopes[name], gradient, msg=name)
+    torch.testing.assert_close(model.eval()(x), plain.eval()(x))
+
+
+@pytest.mark.parametrize("needs", list(itertools.product([False, True], repeat=3))[1:], ids=str)
+def test_with_dropout_the_gradients_are_those_of_finite_differences(needs):
+    x, weight, bias, a, b = tensors(*SHAPES[1])
+    for tensor, flag in zip((x, a, b), needs, strict=True):
+        tensor.requires_grad_(flag)
+
+    def function(x, a, b):
+        torch.manual_seed(0)  # the same draw each time
+        return low_rank_linear(x, weight, bias, a, b, 0.7, dropout=0.4)
+
+    assert torch.autograd.gradcheck(function, (x, a, b))
 
 
 @pytest.mark.parametrize(
@@ -190,13 +208,6 @@ def test_layers_that_cannot_be_fast_say_why(options, reason):
     assert not done.fast
     assert set(done.plain.values()) == {reason}
     assert f"2 as peft has them: {reason}" in str(done)
-
-
-def test_convolutions_stay_as_they_are():
-    model = build("resnet")
-    lp.adapt(model, "lora", rank=2)
-    done = accelerate(model)
-    assert set(done.plain.values()) == {"Conv2d is another kind of layer"}
 
 
 @pytest.mark.parametrize("base", [torch.float32, torch.bfloat16])

@@ -1,0 +1,129 @@
+"""``peft``'s LoRA layers with the fast forward, where it applies."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_peft.kernels.convolution import Geometry, low_rank_conv
+from lightning_peft.kernels.low_rank import low_rank_linear
+from lightning_peft.kernels.rebuild import Memory
+
+__all__ = ["MEMORY", "fast_classes"]
+
+MEMORY = "_lightning_peft_memory"
+"""The attribute of a layer that holds what it may make again."""
+
+
+def _memory(layer: nn.Module) -> Memory:
+    memory: Memory = layer.__dict__.get(MEMORY, "default")
+    return memory
+
+
+def _active(layer: Any, downs: Any) -> str | None:
+    """Name the one adapter that the fast forward may use now, if it may be used."""
+    if layer.disable_adapters or layer.merged_adapters:
+        return None
+    active = [name for name in layer.active_adapters if name in downs]
+    if len(active) != 1:
+        return None
+    name: str = active[0]
+    if name in layer.lora_variant or layer.lora_bias.get(name, False):
+        return None
+    base = layer.base_layer
+    if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks:
+        return None
+    if any(parameter.requires_grad for parameter in base.parameters()):  # such as its bias
+        return None
+    return name
+
+
+def _dropout(layer: Any, name: str) -> float:
+    """The probability with which the input of an adapter is dropped now."""
+    dropout = layer.lora_dropout[name]
+    return dropout.p if layer.training and isinstance(dropout, nn.Dropout) else 0.0
+
+
+def __getattr__(name: str) -> Any:
+    # for pickles, which name the class; peft takes seconds to import, and only its users pay
+    for fast in fast_classes().values() if name.startswith("Fast") else ():
+        if fast.__name__ == name:
+            return fast
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@functools.cache
+def fast_classes() -> dict[type, type]:
+    """Give the fast class of each class of ``peft`` that has one; made when ``peft`` is there."""
+    from peft.tuners.lora import layer as lora
+
+    class FastLinear(lora.Linear):
+        """LoRA on a linear layer: see :func:`low_rank_linear`."""
+
+        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            """The fast forward; otherwise that of ``peft``."""
+            name = None if args or kwargs else _active(self, self.lora_A)
+            base = self.base_layer
+            if name is None:
+                result: Tensor = super().forward(x, *args, **kwargs)
+                return result
+            return low_rank_linear(
+                x,
+                base.weight if isinstance(base, nn.Linear) else base.weight.T,
+                base.bias,
+                self.lora_A[name].weight,
+                self.lora_B[name].weight,
+                self.scaling[name],
+                dropout=_dropout(self, name),
+                memory=_memory(self),
+                training=self.training,
+            )
+
+    class FastEmbedding(lora.Embedding):
+        """LoRA on an embedding: the update is added into the rows that were looked up."""
+
+        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            """The fast forward; otherwise that of ``peft``."""
+            name = None if args or kwargs else _active(self, self.lora_embedding_A)
+            if name is None or self.input_fns.get(name) or self.output_fns.get(name):
+                result: Tensor = super().forward(x, *args, **kwargs)
+                return result
+            found: Tensor = self.base_layer(x)
+            down, up = self.lora_embedding_A[name].T, self.lora_embedding_B[name]
+            hidden = self._embed(x, down).to(found.dtype).flatten(0, -2)
+            flat = found.view(-1, found.shape[-1])
+            return flat.addmm(hidden, up.T.to(found.dtype), alpha=self.scaling[name]).view_as(found)
+
+    def convolution(of_peft: type) -> type:
+        class FastConv(of_peft):  # type: ignore[misc, valid-type]
+            """LoRA on a convolution: see :func:`low_rank_conv`."""
+
+            def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+                """The fast forward; otherwise that of ``peft``."""
+                name = None if args or kwargs else _active(self, self.lora_A)
+                base = self.base_layer
+                unbatched = x.dim() != base.weight.dim()
+                if name is None or unbatched or _dropout(self, name):
+                    result: Tensor = super().forward(x, *args, **kwargs)
+                    return result
+                return low_rank_conv(
+                    x,
+                    base.weight,
+                    base.bias,
+                    self.lora_A[name].weight,
+                    self.lora_B[name].weight,
+                    self.scaling[name],
+                    Geometry(base.stride, base.padding, base.dilation),
+                    memory=_memory(self),
+                )
+
+        return FastConv
+
+    made = {lora.Linear: FastLinear, lora.Embedding: FastEmbedding}
+    made.update({cls: convolution(cls) for cls in (lora.Conv1d, lora.Conv2d, lora.Conv3d)})
+    for of_peft, fast in made.items():
+        fast.__module__ = __name__
+        fast.__name__ = fast.__qualname__ = f"Fast{of_peft.__name__}"
+    return made
