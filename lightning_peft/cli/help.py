@@ -68,7 +68,7 @@ def default_choices(root: Path) -> dict[str, str]:
     for line in lines[start:]:
         if line.strip() and not line.startswith((" ", "#")):
             break
-        if match := re.match(r"\s+- (\w+): (\w+)", line):
+        if match := re.match(r"\s+- ([\w/]+): (\w+)", line):
             group, choice = match.groups()
             found[group] = "" if choice == "null" else choice
     return found
