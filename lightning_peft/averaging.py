@@ -96,6 +96,8 @@ def _share(adaptation: Adaptation, copied: nn.Module) -> None:
     own = {id(tensor) for name, tensor in tensors if name in kept}
     twins = dict(copied.named_modules(remove_duplicate=False))
     for path, part in adaptation.model.named_modules(remove_duplicate=False):
+        if path not in twins:  # what a callback has put in since the copy was made
+            continue
         for key, parameter in part._parameters.items():
             if id(parameter) not in own:
                 twins[path]._parameters[key] = parameter

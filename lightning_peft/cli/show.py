@@ -117,6 +117,8 @@ def _rates(cfg: DictConfig, num_classes: int) -> dict[str, float]:
 
     from lightning_peft.cli.quiet import quiet
 
+    if "pretrained" not in cfg.model:  # a module of somebody's own, which may fetch weights
+        return {"all": float(cfg.optimizer.lr)}
     with quiet(), torch.random.fork_rng():
         # the rates do not depend on the weights: none are fetched
         module = instantiate(cfg.model, num_classes=num_classes, pretrained=False, _convert_="all")

@@ -86,8 +86,14 @@ def test_the_schedule_is_that_of_the_run(command, monkeypatch, words, steps, war
 def test_groups_with_rates_of_their_own_are_lines_of_their_own(command, monkeypatch):
     figures = captured(monkeypatch)
     monkeypatch.setattr(previews, "samples", lambda *args, **kwargs: "samples.png")
-    words = ("data.labels_per_class=1", "lr=0.5", "model.layer_decay=0.5", "schedule=wsd")
-    status, _, err = command("show", *words)
+    words = ("data.labels_per_class=1", "lr=0.5", "schedule=wsd")
+    status, _, err = command("show", *words, "model.lora_plus=4")
+    assert status == 0, err
+    axes = figures.pop()
+    assert [max(line.get_ydata()) for line in axes.lines] == [2.0, 0.5]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["lora_b: 2", "all: 0.5"]
+    status, _, err = command("show", *words, "model.layer_decay=0.5")
     assert status == 0, err
     (axes,) = figures
     tops = [max(line.get_ydata()) for line in axes.lines]
