@@ -7,6 +7,7 @@ sees, and averaging what lies on the disk changes nothing of how a run trains or
 from __future__ import annotations
 
 import argparse
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,8 @@ def _serve(options: argparse.Namespace) -> int:
     from lightning_peft.cli.quiet import quiet
 
     candidates = _candidates(options)
+    # imported before it is quiet: Lightning gives its loggers handlers when it is imported
+    importlib.import_module("lightning_peft._namespace")
     with quiet():
         summary = _cook(candidates, options)
     console = Console()
