@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lightning_peft.callbacks.efficiency import EfficiencyMonitor
     from lightning_peft.callbacks.finite import FiniteLoss, NonFiniteLossError
     from lightning_peft.callbacks.freeze import BackboneFreeze, Stage
+    from lightning_peft.callbacks.l2sp import L2SP
     from lightning_peft.callbacks.peft import PEFT
     from lightning_peft.callbacks.schedule import (
         WarmupConstant,
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from lightning_peft.param_groups import parameter_groups
     from lightning_peft.planning import AdaptationPlan, plan
     from lightning_peft.sharding import shard
+    from lightning_peft.soup import average_adapters, average_updates, greedy_soup, soup
     from lightning_peft.switching import AdapterSwitch
 
 __version__ = "0.1.0"
@@ -95,6 +97,7 @@ _WHERE = {
     "lightning_peft.callbacks.efficiency": ("EfficiencyMonitor",),
     "lightning_peft.callbacks.finite": ("FiniteLoss", "NonFiniteLossError"),
     "lightning_peft.callbacks.freeze": ("BackboneFreeze", "Stage"),
+    "lightning_peft.callbacks.l2sp": ("L2SP",),
     "lightning_peft.callbacks.peft": ("PEFT",),
     "lightning_peft.callbacks.schedule": (
         "WarmupConstant",
@@ -157,6 +160,7 @@ _WHERE = {
     "lightning_peft.param_groups": ("parameter_groups",),
     "lightning_peft.planning": ("AdaptationPlan", "plan"),
     "lightning_peft.sharding": ("shard",),
+    "lightning_peft.soup": ("average_adapters", "average_updates", "greedy_soup", "soup"),
     "lightning_peft.switching": ("AdapterSwitch",),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
@@ -164,6 +168,7 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 __all__ = [
     "HF",
     "IA3",
+    "L2SP",
     "PEFT",
     "SSF",
     "Acceleration",
@@ -224,9 +229,12 @@ __all__ = [
     "WarmupStableDecay",
     "accelerate",
     "adapt",
+    "average_adapters",
+    "average_updates",
     "create_method",
     "export_model",
     "find_adaptation",
+    "greedy_soup",
     "list_methods",
     "load_adapter",
     "load_from_checkpoint",
@@ -234,6 +242,7 @@ __all__ = [
     "plan",
     "register_method",
     "shard",
+    "soup",
 ]
 
 

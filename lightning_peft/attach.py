@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_peft.adaptation import Adaptation, find_adaptation
 from lightning_peft.adapting import adapt
-from lightning_peft.averaging import keep_averages
+from lightning_peft.averaging import keep_averages, save_average
 from lightning_peft.checkpoint import (
     CHECKPOINT_KEY,
     complete_checkpoint,
@@ -208,6 +208,7 @@ def _held(state: Any) -> int:
 
 
 def _save(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
+    save_average(pl_module, checkpoint)
     slim_checkpoint(pl_module, checkpoint)
     if "optimizer_states" in checkpoint and CHECKPOINT_KEY in checkpoint:  # a run can go on from it
         checkpoint[CHECKPOINT_KEY]["steppers"] = {

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
+from lightning_peft.adaptation import find_adaptation
 from lightning_peft.anatomy import anatomy
 from lightning_peft.anatomy.tree import is_norm
 from lightning_peft.errors import MethodError
+from lightning_peft.methods.factors import second_factors
 from lightning_peft.methods.selection import inside
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ def parameter_groups(
     *,
     layer_decay: float | None = None,
     head_lr: float | None = None,
+    head_weight_decay: float | None = None,
+    adapter_weight_decay: float | None = None,
+    lora_plus: float | None = None,
     head: str | Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     r"""Group the trained parameters of a module for an optimizer.
@@ -44,12 +49,20 @@ def parameter_groups(
     (https://arxiv.org/abs/2003.10555); Bao et al., "BEiT", 2022
     (https://arxiv.org/abs/2106.08254).
 
+    With ``lora_plus``, the second factor ``B`` of every low-rank update learns at that multiple of
+    the rate of ``A``: Hayou et al., "LoRA+", 2024 (https://arxiv.org/abs/2402.12354).
+
     Args:
         module: The model, or the LightningModule that holds it; adapted or not.
         lr: The full learning rate.
         weight_decay: The weight decay of the parameters that decay.
         layer_decay: The factor from one block to the one before, in (0, 1]; ``None`` for one rate.
         head_lr: A rate of its own for the head.
+        head_weight_decay: A weight decay of its own for what decays of the head.
+        adapter_weight_decay: A weight decay of its own for what decays of the adapters: the
+            parameters that an adaptation added.
+        lora_plus: How many times as fast as ``A`` the factor ``B`` learns; the paper takes 16.
+            ``None`` for the same.
         head: Names or globs of the head's modules, where they are not found by themselves.
 
     Returns:
@@ -57,15 +70,20 @@ def parameter_groups(
 
     Raises:
         MethodError: If nothing is trained, an argument is out of its range, or layer-wise decay is
-            asked of a model without repeated blocks.
+            asked of a model without repeated blocks, a weight decay for adapters of one without
+            adapters, or ``lora_plus`` of one without low-rank updates.
         TargetError: If ``head`` names nothing.
 
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
     >>> [(g["name"], len(g["params"])) for g in parameter_groups(net, 1e-3, 0.05)]
     [('decay', 1), ('no_decay', 3)]
     """
-    problems = list(_problems(lr, weight_decay, layer_decay, head_lr))
+    settings = _Settings(
+        lr, weight_decay, layer_decay, head_lr, head_weight_decay, adapter_weight_decay, lora_plus
+    )
     trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    adapters, factors = _adapter_names(module), second_factors(module)
+    problems = list(settings.problems(adapters, factors))
     if not trained:
         problems.append(
             f"expected trained parameters in this {type(module).__name__}, got none that require a "
@@ -82,23 +100,102 @@ def parameter_groups(
         )
     undecayed = _undecayed(module)
 
-    groups: dict[tuple[int, bool, bool], dict[str, Any]] = {}
+    groups: dict[_Kind, dict[str, Any]] = {}
     for name, parameter in trained:
-        depth = depths.parameters[name] if layer_decay is not None else depths.last
-        in_head = head_lr is not None and inside(name, found.head)
-        decays = name not in undecayed
-        key = (depth, in_head, not decays)
-        if key not in groups:
-            rate = lr if layer_decay is None else lr * layer_decay ** (depths.last - depth)
-            label = "head_" if in_head else f"layer_{depth}_" if layer_decay is not None else ""
-            groups[key] = {
-                "params": [],
-                "lr": head_lr if in_head else rate,
-                "weight_decay": weight_decay if decays else 0.0,
-                "name": f"{label}{'decay' if decays else 'no_decay'}",
-            }
-        groups[key]["params"].append(parameter)
-    return [groups[key] for key in sorted(groups)]
+        kind = _Kind(
+            depths.parameters[name] if layer_decay is not None else depths.last,
+            settings.head_apart and inside(name, found.head),
+            adapter_weight_decay is not None and name in adapters,
+            lora_plus is not None and name in factors,
+            name in undecayed,
+        )
+        if kind not in groups:
+            groups[kind] = settings.group(kind, depths.last)
+        groups[kind]["params"].append(parameter)
+    return [groups[kind] for kind in sorted(groups)]
+
+
+class _Kind(NamedTuple):
+    """What tells one group from another."""
+
+    depth: int
+    head: bool
+    adapter: bool
+    second_factor: bool
+    undecayed: bool
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The arguments of :func:`parameter_groups` that are numbers."""
+
+    lr: float
+    weight_decay: float
+    layer_decay: float | None
+    head_lr: float | None
+    head_weight_decay: float | None
+    adapter_weight_decay: float | None
+    lora_plus: float | None
+
+    @property
+    def head_apart(self) -> bool:
+        return self.head_lr is not None or self.head_weight_decay is not None
+
+    def group(self, kind: _Kind, last: int) -> dict[str, Any]:
+        """Give an empty group with its rate, its weight decay and its name."""
+        rate, decay = self.lr, self.weight_decay
+        label = ""
+        if self.layer_decay is not None:
+            rate *= self.layer_decay ** (last - kind.depth)
+            label = f"layer_{kind.depth}_"
+        if kind.head:
+            label = "head_"
+            rate = rate if self.head_lr is None else self.head_lr
+            decay = decay if self.head_weight_decay is None else self.head_weight_decay
+        if kind.adapter and self.adapter_weight_decay is not None:
+            label += "adapter_"
+            decay = self.adapter_weight_decay
+        if kind.second_factor and self.lora_plus is not None:
+            label += "lora_b_"
+            rate *= self.lora_plus
+        return {
+            "params": [],
+            "lr": rate,
+            "weight_decay": 0.0 if kind.undecayed else decay,
+            "name": f"{label}{'no_decay' if kind.undecayed else 'decay'}",
+        }
+
+    def problems(self, adapters: set[str], factors: set[str]) -> Iterator[str]:
+        """Say what is wrong with the numbers, and with asking them of this model."""
+        for name in ("lr", "head_lr", "weight_decay", "head_weight_decay", "adapter_weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 <= value < float("inf")):
+                yield f"expected {name} to be a number from 0, got {value!r}"
+        decay, plus = self.layer_decay, self.lora_plus
+        if decay is not None and not (_is_number(decay) and 0 < decay <= 1):
+            yield f"expected layer_decay to be a number in (0, 1], got {decay!r}"
+        if plus is not None and not (_is_number(plus) and 0 < plus < float("inf")):
+            yield f"expected lora_plus to be a number above 0, got {plus!r}"
+        elif plus is not None and not factors:
+            yield (
+                "expected low-rank updates for lora_plus, found none: use it with 'lora' and its "
+                "kin, or leave it out"
+            )
+        if self.adapter_weight_decay is not None and not adapters:
+            yield (
+                "expected adapters for adapter_weight_decay, found none: the method trains the "
+                "backbone in place, so weight_decay is the one to set"
+            )
+
+
+def _adapter_names(module: nn.Module) -> set[str]:
+    """Name the parameters that adaptations brought, wherever they are in a module."""
+    names: set[str] = set()
+    for path, part in module.named_modules():
+        adaptation = find_adaptation(part)
+        if adaptation is not None:
+            names |= {f"{path}.{name}" if path else name for name in adaptation.adapter_names()}
+    return names
 
 
 @dataclass(frozen=True)
@@ -164,16 +261,6 @@ def _undecayed(module: nn.Module) -> set[str]:
             if parameter.ndim <= 1 or norm or "bias" in key or vector or token:
                 names.add(f"{prefix}{key}")
     return names
-
-
-def _problems(
-    lr: float, weight_decay: float, layer_decay: float | None, head_lr: float | None
-) -> Iterator[str]:
-    for name, rate in (("lr", lr), ("head_lr", head_lr), ("weight_decay", weight_decay)):
-        if rate is not None and not (_is_number(rate) and 0 <= rate < float("inf")):
-            yield f"expected {name} to be a number from 0, got {rate!r}"
-    if layer_decay is not None and not (_is_number(layer_decay) and 0 < layer_decay <= 1):
-        yield f"expected layer_decay to be a number in (0, 1], got {layer_decay!r}"
 
 
 def _is_number(value: Any) -> bool:

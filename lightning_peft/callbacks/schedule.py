@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from torch.optim import Optimizer
@@ -12,6 +12,7 @@ from lightning_peft._namespace import pl
 from lightning_peft.callbacks._trainer import trainer_import, warn_on_rank_zero
 from lightning_peft.errors import ScheduleError
 from lightning_peft.kinds import is_a
+from lightning_peft.lengths import Length, as_length
 from lightning_peft.schedules import Kind, Multiplier, MultiplierLR
 
 __all__ = ["Schedule", "WarmupConstant", "WarmupCosine", "WarmupLinear", "WarmupStableDecay"]
@@ -35,7 +36,8 @@ class Schedule(pl.Callback):
     its own optimizer: the module need not step it.
 
     Args:
-        warmup: The warm-up; a float in [0, 1) is a fraction of the run, an int is optimizer steps.
+        warmup: The warm-up: a part of the run (0.1 or ``"10%"``), optimizer steps (500 or
+            ``"500 steps"``) or epochs (``"2 epochs"``).
         final: The part of the rate that is left at the end.
         total_steps: The optimizer steps of the run, where the trainer cannot know them.
 
@@ -48,7 +50,7 @@ class Schedule(pl.Callback):
     kind: ClassVar[Kind]
 
     def __init__(
-        self, warmup: float | int = 0.1, *, final: float = 0.0, total_steps: int | None = None
+        self, warmup: float | int | str = 0.1, *, final: float = 0.0, total_steps: int | None = None
     ) -> None:
         self.warmup = warmup
         self.final = final
@@ -60,16 +62,8 @@ class Schedule(pl.Callback):
             raise ScheduleError(f"{type(self).__name__}: " + "; ".join(problems))
 
     def _problems(self) -> Iterator[str]:
-        warmup, total = self.warmup, self.total_steps
-        if isinstance(warmup, bool) or not isinstance(warmup, int | float):
-            yield f"expected warmup to be a fraction (float) or steps (int), got {warmup!r}"
-        elif isinstance(warmup, int) and warmup < 0:
-            yield f"expected warmup to be steps from 0, got {warmup}"
-        elif isinstance(warmup, float) and not 0 <= warmup < 1:
-            yield (
-                f"expected a fractional warmup to be in [0, 1), got {warmup}; "
-                "for optimizer steps pass an int"
-            )
+        total = self.total_steps
+        yield from _no_length(self.warmup, "warmup")
         if isinstance(self.final, bool) or not 0 <= self.final <= 1:
             yield f"expected final to be a part of the rate in [0, 1], got {self.final!r}"
         if total is not None and (
@@ -77,30 +71,35 @@ class Schedule(pl.Callback):
         ):
             yield f"expected total_steps to be a whole number from 1, got {total!r}"
 
-    def multiplier(self, total_steps: int) -> Multiplier:
+    def multiplier(
+        self, total_steps: int | None, epoch_steps: Sequence[int] | int | None = None
+    ) -> Multiplier:
         """Give the schedule of a run of so many optimizer steps.
 
-        A fractional warm-up is rounded to whole steps.
+        Parts of the run and of an epoch are rounded to whole steps.
 
         Args:
-            total_steps: The length of the run.
+            total_steps: The length of the run; ``None`` if it has none.
+            epoch_steps: The optimizer steps of an epoch, or of each of the first epochs where they
+                differ; ``None`` if nobody knows.
 
         Raises:
-            ScheduleError: If the warm-up does not fit into the run.
+            ScheduleError: If the warm-up does not fit into the run, or the schedule needs a length
+                that is not known.
         """
         try:
-            return Multiplier(
-                total_steps, self._warmup_steps(total_steps), self.kind, self.final, self._decay()
-            )
+            warmup = as_length(self.warmup, "warmup").steps(total_steps, epoch_steps)
+            total = self._end(warmup) if total_steps is None else total_steps
+            return Multiplier(total, warmup, self.kind, self.final, self._decay(total, epoch_steps))
         except ScheduleError as error:
             raise ScheduleError(f"{type(self).__name__}: {error}") from None
 
-    def _warmup_steps(self, total_steps: int) -> int:
-        if isinstance(self.warmup, float):
-            return round(self.warmup * total_steps)
-        return self.warmup
+    def _end(self, warmup_steps: int) -> int:
+        """The last step that the schedule has to know of in a run without an end."""
+        raise ScheduleError("expected a run of known length")
 
-    def _decay(self) -> float:
+    def _decay(self, total_steps: int, epoch_steps: Sequence[int] | int | None) -> float:
+        """The part of the run that decays, for the shapes that ask for it."""
         return 0.1
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -110,11 +109,11 @@ class Schedule(pl.Callback):
             return  # nothing is trained
         automatic = pl_module.automatic_optimization
         total = self._length(trainer, automatic)
-        if getattr(trainer, "fast_dev_run", False) and isinstance(self.warmup, int):
+        if getattr(trainer, "fast_dev_run", False) and total is not None and not self._is_a_part():
             # a dry run of a few steps is not what the warm-up was written for
-            multiplier = Multiplier(total, min(self.warmup, total), "constant")
+            multiplier = Multiplier(total, 0, "constant")
         else:
-            multiplier = self.multiplier(total)
+            multiplier = self.multiplier(total, _epoch_steps(trainer) if automatic else None)
         optimizers = self._optimizers(trainer)
 
         config = trainer_import(trainer, "utilities.types").LRSchedulerConfig
@@ -153,7 +152,17 @@ class Schedule(pl.Callback):
         self._handles = []
         self._schedulers = []
 
-    def _length(self, trainer: pl.Trainer, automatic: bool) -> int:
+    def needs_length(self) -> bool:
+        """Whether the run has to have an end for this schedule."""
+        return True
+
+    def _is_a_part(self) -> bool:
+        return all(length.unit == "part" for length in self._lengths())
+
+    def _lengths(self) -> list[Length]:
+        return [as_length(self.warmup, "warmup")]
+
+    def _length(self, trainer: pl.Trainer, automatic: bool) -> int | None:
         if self.total_steps is not None:
             return self.total_steps
         name = type(self).__name__
@@ -165,7 +174,8 @@ class Schedule(pl.Callback):
         estimate = _estimated_steps(trainer)
         if not 0 < estimate < float("inf"):
             raise ScheduleError(
-                f"{name}: expected a run of known length, got max_epochs={trainer.max_epochs}, "
+                f"{name}: expected a run of known length, as its decay or a warm-up that is a part "
+                f"of the run needs, got max_epochs={trainer.max_epochs}, "
                 f"max_steps={trainer.max_steps} and {trainer.num_training_batches} batches an "
                 f"epoch. Pass {name}(total_steps=...), or Trainer(max_steps=...)."
             )
@@ -199,15 +209,34 @@ class Schedule(pl.Callback):
 def _estimated_steps(trainer: pl.Trainer) -> float:
     """Give the optimizer steps of the whole run; infinite, or below 0, if nobody knows."""
     estimate = trainer.estimated_stepping_batches
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    changing = [c for c in callbacks if is_a(c, "GradientAccumulationScheduler")]
     batches, epochs = trainer.num_training_batches, trainer.max_epochs
-    if not changing or not isinstance(batches, int) or epochs is None or epochs < 0:
+    changing = _changing_accumulation(trainer)
+    if changing is None or not isinstance(batches, int) or epochs is None or epochs < 0:
         return estimate
     # Lightning's estimate takes the accumulation of this moment, before that callback sets its own
-    factor = changing[0].get_accumulate_grad_batches
-    total = sum(math.ceil(batches / factor(epoch)) for epoch in range(epochs))
+    total = sum(math.ceil(batches / changing(epoch)) for epoch in range(epochs))
     return total if trainer.max_steps == -1 else min(total, trainer.max_steps)
+
+
+def _epoch_steps(trainer: pl.Trainer) -> list[int] | None:
+    """Give the optimizer steps of the first epochs, the last number for all later ones."""
+    if trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()
+    batches = trainer.num_training_batches
+    if not isinstance(batches, int):
+        return None
+    changing = _changing_accumulation(trainer)
+    if changing is None:
+        return [math.ceil(batches / trainer.accumulate_grad_batches)]
+    last = max(changing.__self__.scheduling)  # type: ignore[attr-defined]
+    return [math.ceil(batches / changing(epoch)) for epoch in range(last + 1)]
+
+
+def _changing_accumulation(trainer: pl.Trainer) -> Callable[[int], int] | None:
+    """Give what says how many batches make a step in each epoch, if that changes."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    changing = [c for c in callbacks if is_a(c, "GradientAccumulationScheduler")]
+    return changing[0].get_accumulate_grad_batches if changing else None
 
 
 class WarmupCosine(Schedule):
@@ -216,7 +245,8 @@ class WarmupCosine(Schedule):
     Loshchilov and Hutter, 2017 (https://arxiv.org/abs/1608.03983).
 
     Args:
-        warmup: The warm-up; a float in [0, 1) is a fraction of the run, an int is optimizer steps.
+        warmup: The warm-up: a part of the run (0.1 or ``"10%"``), optimizer steps (500 or
+            ``"500 steps"``) or epochs (``"2 epochs"``).
         final: The part of the rate that is left at the end.
         total_steps: The optimizer steps of the run, where the trainer cannot know them.
     """
@@ -228,7 +258,8 @@ class WarmupLinear(Schedule):
     """Warm up linearly, then decay linearly. See :class:`Schedule`.
 
     Args:
-        warmup: The warm-up; a float in [0, 1) is a fraction of the run, an int is optimizer steps.
+        warmup: The warm-up: a part of the run (0.1 or ``"10%"``), optimizer steps (500 or
+            ``"500 steps"``) or epochs (``"2 epochs"``).
         final: The part of the rate that is left at the end.
         total_steps: The optimizer steps of the run, where the trainer cannot know them.
     """
@@ -239,22 +270,30 @@ class WarmupLinear(Schedule):
 class WarmupConstant(Schedule):
     """Warm up linearly, then keep the full rate. See :class:`Schedule`.
 
-    With a warm-up in steps the length of the run does not matter, and need not be known.
+    With a warm-up in steps or epochs the length of the run does not matter, and need not be known.
 
     Args:
-        warmup: The warm-up; a float in [0, 1) is a fraction of the run, an int is optimizer steps.
+        warmup: The warm-up: a part of the run (0.1 or ``"10%"``), optimizer steps (500 or
+            ``"500 steps"``) or epochs (``"2 epochs"``).
         total_steps: The optimizer steps of the run, where the trainer cannot know them.
     """
 
     kind: ClassVar[Kind] = "constant"
 
-    def __init__(self, warmup: float | int = 0.1, *, total_steps: int | None = None) -> None:
+    def __init__(self, warmup: float | int | str = 0.1, *, total_steps: int | None = None) -> None:
         super().__init__(warmup, final=1.0, total_steps=total_steps)
 
-    def _length(self, trainer: pl.Trainer, automatic: bool) -> int:
-        if isinstance(self.warmup, int) and self.total_steps is None:
-            return max(self.warmup, 1)
+    def _length(self, trainer: pl.Trainer, automatic: bool) -> int | None:
+        if self.total_steps is None and not self.needs_length():
+            return None
         return super()._length(trainer, automatic)
+
+    def needs_length(self) -> bool:
+        """See :meth:`Schedule.needs_length`."""
+        return self._is_a_part()
+
+    def _end(self, warmup_steps: int) -> int:
+        return max(warmup_steps, 1)
 
 
 class WarmupStableDecay(Schedule):
@@ -263,8 +302,9 @@ class WarmupStableDecay(Schedule):
     Hu et al., "MiniCPM", 2024 (https://arxiv.org/abs/2404.06395). See :class:`Schedule`.
 
     Args:
-        warmup: The warm-up; a float in [0, 1) is a fraction of the run, an int is optimizer steps.
-        decay_fraction: The fraction of the run that decays, rounded to whole steps.
+        warmup: The warm-up: a part of the run (0.1 or ``"10%"``), optimizer steps (500 or
+            ``"500 steps"``) or epochs (``"2 epochs"``).
+        decay: The last part that decays, given as the warm-up is.
         final: The part of the rate that is left at the end.
         total_steps: The optimizer steps of the run, where the trainer cannot know them.
     """
@@ -273,22 +313,40 @@ class WarmupStableDecay(Schedule):
 
     def __init__(
         self,
-        warmup: float | int = 0.1,
+        warmup: float | int | str = 0.1,
         *,
-        decay_fraction: float = 0.1,
+        decay: float | int | str = 0.1,
         final: float = 0.0,
         total_steps: int | None = None,
     ) -> None:
-        self.decay_fraction = decay_fraction
+        self.decay = decay
         super().__init__(warmup, final=final, total_steps=total_steps)
 
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()
-        if isinstance(self.decay_fraction, bool) or not 0 <= self.decay_fraction <= 1:
-            yield f"expected decay_fraction to be in [0, 1], got {self.decay_fraction!r}"
+        yield from _no_length(self.decay, "decay")
 
-    def _decay(self) -> float:
-        return self.decay_fraction
+    def _lengths(self) -> list[Length]:
+        return [*super()._lengths(), as_length(self.decay, "decay")]
+
+    def _decay(self, total_steps: int, epoch_steps: Sequence[int] | int | None) -> float:
+        length = as_length(self.decay, "decay")
+        if length.unit == "part":
+            return length.amount
+        steps = length.steps(total_steps, epoch_steps)
+        if steps > total_steps:
+            raise ScheduleError(
+                f"the decay of {steps} steps is longer than the run of {total_steps} steps: decay "
+                "for less, or train for longer"
+            )
+        return steps / total_steps
+
+
+def _no_length(value: object, name: str) -> Iterator[str]:
+    try:
+        as_length(value, name)
+    except ScheduleError as error:
+        yield str(error)
 
 
 class _Follow:

@@ -33,6 +33,7 @@ COMMANDS: dict[str, Command] = {
     "rank": Command("lightning_peft.cli.rank", "which pretrained model suits the data, measured"),
     "show": Command("lightning_peft.cli.show", "the data, its augmentation and the schedule"),
     "continue": Command("lightning_peft.cli.continuing", "go on with a sweep that was interrupted"),
+    "soup": Command("lightning_peft.cli.soup", "average the best checkpoints of runs"),
     "export": Command("lightning_peft.cli.export", "write a trained model for serving"),
     "predict": Command("lightning_peft.cli.predict", "classify the images of a folder"),
     "compare": Command(

@@ -127,6 +127,9 @@ def _known(error: BaseException) -> str | None:
         ValidationError,
     )
 
+    # Lightning's own word for settings that cannot be trained with
+    if type(error).__name__ == "MisconfigurationException":
+        return " ".join(str(error).split())
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         options = [str(option).rpartition("/")[2] for option in error.options]

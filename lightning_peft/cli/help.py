@@ -27,6 +27,25 @@ usage: lightning-peft [GROUP=CHOICE | KEY=VALUE ...]     train once
        lightning-peft COMMAND [--help | ...]
 """
 
+REGULARISERS = {
+    "method.dropout": "of the adapter's input, where the method has it (lightning-peft methods)",
+    "model.head_dropout": "of the features before the head",
+    "model.drop_path": "skips residual branches, the last block's this often (stochastic depth)",
+    "model.label_smoothing": "part of the target that is spread over all classes",
+    "model.mixup": "alpha of mixup; model.cutmix that of CutMix",
+    "optimizer.weight_decay": "of everything that decays: no biases, norms, tokens",
+    "model.adapter_weight_decay": "of adapters, where it is another",
+    "model.head_weight_decay": "of the head, where it is another",
+    "model.head_lr": "learning rate of the head, where it is another",
+    "model.layer_decay": "factor of the rate from each block to the one before it",
+    "model.lora_plus": "factor of the rate of B over that of A in low-rank updates (LoRA+)",
+    "callbacks.l2sp.strength": "decay to the pretrained values of what is trained in place",
+    "callbacks.average.decay": "with callbacks/average=ema: of the moving average, each step",
+    "callbacks.stop.patience": "with callbacks/stop=early: validations without a gain",
+    "schedule.warmup": "0.1 or 10% of the run, 500 or '500 steps', '2 epochs'",
+}
+"""What holds a training back, and the key of each."""
+
 FLAGS = {
     "-m": "sweep over comma-separated choices and values",
     "hydra.sweep.dir=DIR": "where the sweep is kept; typed again, an interrupted sweep goes on: "
@@ -68,7 +87,7 @@ def default_choices(root: Path) -> dict[str, str]:
     for line in lines[start:]:
         if line.strip() and not line.startswith((" ", "#")):
             break
-        if match := re.match(r"\s+- (\w+): (\w+)", line):
+        if match := re.match(r"\s+- ([\w/]+): (\w+)", line):
             group, choice = match.groups()
             found[group] = "" if choice == "null" else choice
     return found
@@ -118,6 +137,8 @@ def help_text(args: Sequence[str] = (), root: Path | None = None) -> str:
             parts.append(_entry(f"{mark} {name}", comment))
     parts.append("\nSettings (each key of a group as well, such as method.rank=4)\n")
     parts += [_entry(f"{key}={default}", comment) for key, default, comment in settings(root)]
+    parts.append("\nRegularisation (docs/regularisation.md)\n")
+    parts += [_entry(key, text) for key, text in REGULARISERS.items()]
     parts.append("\nFlags, and what a sweep takes\n")
     parts += [_entry(flag, text) for flag, text in FLAGS.items()]
     parts += ["\nExamples\n", EXAMPLES]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -79,12 +79,14 @@ def _montage(before: Tensor, after: Tensor) -> tuple[Tensor, tuple[int, int]]:
     return canvas, (height, width)
 
 
-def learning_rate(multiplier: Multiplier, lr: float, path: Path, *, title: str) -> Path:
+def learning_rate(
+    multiplier: Multiplier, rates: Mapping[str, float], path: Path, *, title: str
+) -> Path:
     """Draw the learning rate at every step of a run.
 
     Args:
         multiplier: The schedule of the run.
-        lr: The full learning rate.
+        rates: The full learning rate of each parameter group, by the group's name.
         path: The PNG to write.
         title: What stands above the picture.
 
@@ -95,9 +97,17 @@ def learning_rate(multiplier: Multiplier, lr: float, path: Path, *, title: str) 
         MissingExtraError: If matplotlib is not installed.
     """
     total, warmup = multiplier.total_steps, multiplier.warmup_steps
-    rates = [lr * multiplier(step) for step in range(total)]
+    parts = [multiplier(step) for step in range(total)]
+    lr = max(rates.values())
     figure, axes = _figure(7.2, 3.6)
-    axes.plot(range(total), rates, linewidth=2, color="#1f6feb", marker="o" if total < 20 else None)
+    for number, (name, rate) in enumerate(sorted(rates.items(), key=lambda item: -item[1])):
+        axes.plot(
+            range(total), [rate * part for part in parts], linewidth=2, label=f"{name}: {rate:.3g}",
+            color="#1f6feb", alpha=1 - 0.8 * number / len(rates),
+            marker="o" if total < 20 else None,
+        )  # fmt: skip
+    if len(rates) > 1:
+        axes.legend(fontsize=7.5, frameon=False, loc="upper right")
     if warmup:
         axes.axvspan(0, warmup - 1, color="#1f6feb", alpha=0.08, linewidth=0)
         axes.annotate(

@@ -32,6 +32,10 @@ NOISE = (
     r"You have overridden `on_before_batch_transfer` in `LightningModule`.*",
     # a run may end before its first validation; after one, a wrong name is an error
     r"`ModelCheckpoint\(monitor=.*\)` could not find the monitored key.*",
+    # the adapter comes in through configure_model; what is frozen is not copied
+    r"You're using the WeightAveraging callback with a model that overrides.*",
+    # SWA puts its own schedule, which it steps every epoch, in the place of the one of the run
+    r"SWA is currently only supported every epoch\. Found .*",
     # Lightning uses what torch has renamed
     r"`isinstance\(treespec, LeafSpec\)` is deprecated.*",
 )

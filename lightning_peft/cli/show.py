@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_peft.cli.command import run_command
 from lightning_peft.cli.errors import ConfigError
@@ -41,7 +41,8 @@ def main(args: Sequence[str]) -> int:
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="GROUP=CHOICE | KEY=VALUE",
-        help="as for training, such as: data=digits augment=strong schedule=wsd schedule.warmup=20",
+        help="as for training, such as: data=digits augment=strong schedule=wsd "
+        "'schedule.warmup=2 epochs'",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("preview"), help="directory [preview]")
     parser.add_argument("--variants", type=int, default=7, help="augmented versions of an image")
@@ -68,7 +69,7 @@ def _show(options: argparse.Namespace) -> None:
         cfg = compose("config", ["name=show", f"output_dir={options.out}", *options.overrides])
     known = {*default_choices(conf_dir()), *(setting.key for setting in settings(conf_dir()))}
     plain = check_values(cfg, frozenset(known))
-    check_targets({key: plain[key] for key in ("data", "schedule", "trainer")})
+    check_targets({key: plain[key] for key in ("data", "model", "method", "schedule", "trainer")})
     schedule = None if cfg.schedule is None else instantiate(cfg.schedule, _convert_="all")
     datamodule = instantiate(cfg.data, _convert_="all")
     with quiet():
@@ -97,17 +98,54 @@ def _pictures(
             return [*lines, f"the learning rate is {cfg.optimizer.lr:g} at every step"]
         if not hasattr(schedule, "multiplier"):
             return [*lines, f"no picture of {type(schedule).__name__}: it is not one of ours"]
-        multiplier = schedule.multiplier(planned_steps(cfg, datamodule, schedule))
-        lr, steps = float(cfg.optimizer.lr), multiplier.total_steps
+        length = planned_steps(cfg, datamodule, schedule)
+        multiplier = schedule.multiplier(length.total, length.epoch)
+        rates = _rates(cfg, datamodule.num_classes)
+        lr, steps = max(rates.values()), multiplier.total_steps
         last = lr * multiplier(steps - 1)
         title = f"{type(schedule).__name__}: {steps:,} steps, from {lr:g} to {last:.2g} at the last"
-        path = previews.learning_rate(multiplier, lr, options.out / "schedule.png", title=title)
+        path = previews.learning_rate(multiplier, rates, options.out / "schedule.png", title=title)
     except MissingExtraError as error:
         return [f"no picture: {error}"]
     return [*lines, f"picture    {path}"]
 
 
-def planned_steps(cfg: DictConfig, datamodule: Any, schedule: Any = None) -> int:
+def _rates(cfg: DictConfig, num_classes: int) -> dict[str, float]:
+    """Find the full rate of each parameter group; groups of one rate are one line."""
+    import torch
+    from hydra.utils import instantiate
+
+    from lightning_peft.cli.quiet import quiet
+
+    if "pretrained" not in cfg.model:  # a module of somebody's own, which may fetch weights
+        return {"all": float(cfg.optimizer.lr)}
+    with quiet(), torch.random.fork_rng():
+        # the rates do not depend on the weights: none are fetched
+        module = instantiate(cfg.model, num_classes=num_classes, pretrained=False, _convert_="all")
+        peft = cfg.callbacks.get("peft")
+        if peft is not None:
+            instantiate(peft, _convert_="all").attachment(module)
+        groups = module.configure_optimizers().param_groups
+    names: dict[float, list[str]] = {}
+    for group in groups:
+        label = str(group.get("name", "all")).removesuffix("no_decay").removesuffix("decay")
+        names.setdefault(float(group["lr"]), []).append(label.strip("_") or "all")
+    return {", ".join(dict.fromkeys(found)): rate for rate, found in names.items()}
+
+
+class Planned(NamedTuple):
+    """How long a run will be, in optimizer steps on one device.
+
+    Attributes:
+        total: The whole run; ``None`` if it ends when somebody stops it.
+        epoch: An epoch.
+    """
+
+    total: int | None
+    epoch: int
+
+
+def planned_steps(cfg: DictConfig, datamodule: Any, schedule: Any = None) -> Planned:
     """Work out how many optimizer steps a run on one device will make.
 
     Args:
@@ -119,10 +157,9 @@ def planned_steps(cfg: DictConfig, datamodule: Any, schedule: Any = None) -> int
         The steps.
 
     Raises:
-        ConfigError: If the run has no length: neither steps nor epochs are given.
+        ConfigError: If the schedule needs a run with a length, and neither steps nor epochs are
+            given.
     """
-    if getattr(schedule, "total_steps", None):
-        return int(schedule.total_steps)
     trainer = cfg.trainer
     batches = len(datamodule.train_dataloader())
     limit = trainer.get("limit_train_batches")
@@ -130,17 +167,22 @@ def planned_steps(cfg: DictConfig, datamodule: Any, schedule: Any = None) -> int
         batches = int(batches * limit)
     elif limit is not None:
         batches = min(batches, limit)
+    epoch = -(-batches // trainer.accumulate_grad_batches)
+    if getattr(schedule, "total_steps", None):
+        return Planned(int(schedule.total_steps), epoch)
     found = []
     if (trainer.get("max_steps") or -1) > 0:
         found.append(trainer.max_steps)
     if (trainer.get("max_epochs") or -1) > 0:
-        found.append(trainer.max_epochs * -(-batches // trainer.accumulate_grad_batches))
-    if not found:
-        raise ConfigError(
-            ["the run has no length: set trainer.max_steps or trainer.max_epochs, or "
-             "+schedule.total_steps"]
-        )  # fmt: skip
-    return int(min(found))
+        found.append(trainer.max_epochs * epoch)
+    if found:
+        return Planned(int(min(found)), epoch)
+    if schedule is not None and not schedule.needs_length():
+        return Planned(None, epoch)
+    raise ConfigError(
+        ["the run has no length: set trainer.max_steps or trainer.max_epochs, or "
+         "+schedule.total_steps"]
+    )  # fmt: skip
 
 
 def _samples(datamodule: Any, classes: int, variants: int) -> tuple[Tensor, Tensor, list[str]]:

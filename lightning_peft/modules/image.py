@@ -58,6 +58,10 @@ class ImageClassifier(pl.LightningModule):
         cutmix: Alpha of CutMix; 0 is off.
         lr: Learning rate.
         weight_decay: Weight decay of what should decay (see :func:`parameter_groups`).
+        head_lr: A learning rate of its own for the head.
+        head_weight_decay: A weight decay of its own for the head.
+        adapter_weight_decay: A weight decay of its own for adapters.
+        lora_plus: How many times as fast as A the factor B of low-rank updates learns (LoRA+).
         layer_decay: Factor of the learning rate from each block to the one before it; None is 1.
         optimizer: Called with the parameter groups, such as ``functools.partial(torch.optim.SGD,
             momentum=0.9)``; AdamW by default. It is not among the hyperparameters of a checkpoint.
@@ -83,6 +87,10 @@ class ImageClassifier(pl.LightningModule):
         cutmix: float = 0.0,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
+        head_lr: float | None = None,
+        head_weight_decay: float | None = None,
+        adapter_weight_decay: float | None = None,
+        lora_plus: float | None = None,
         layer_decay: float | None = None,
         optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
         class_names: Sequence[str] | None = None,
@@ -108,7 +116,13 @@ class ImageClassifier(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.lr = lr
         self.weight_decay = weight_decay
-        self.layer_decay = layer_decay
+        self.group_settings: dict[str, Any] = {
+            "head_lr": head_lr,
+            "head_weight_decay": head_weight_decay,
+            "adapter_weight_decay": adapter_weight_decay,
+            "lora_plus": lora_plus,
+            "layer_decay": layer_decay,
+        }
         self.optimizer = optimizer
         self.backbone = build_backbone(
             backbone,
@@ -215,7 +229,7 @@ class ImageClassifier(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimizer over what is trained, weight decay where it belongs."""
-        groups = parameter_groups(self, self.lr, self.weight_decay, layer_decay=self.layer_decay)
+        groups = parameter_groups(self, self.lr, self.weight_decay, **self.group_settings)
         return torch.optim.AdamW(groups) if self.optimizer is None else self.optimizer(groups)
 
     def _evaluate(

@@ -66,12 +66,20 @@ def expected(total, warmup, kind="cosine", steps=None, **options):
         (WarmupConstant(3), expected(12, 3, "constant")),
         (WarmupConstant(0.25), expected(12, 3, "constant")),
         (
-            WarmupStableDecay(2, decay_fraction=0.5),
+            WarmupStableDecay(2, decay=0.5),
             expected(12, 2, "warmup_stable_decay", decay_fraction=0.5),
         ),
         (WarmupCosine(0.1, total_steps=40), expected(40, 4, steps=12)),
+        (WarmupCosine("25%"), expected(12, 3)),
+        (WarmupLinear("4 steps"), expected(12, 4, "linear")),
+        (WarmupConstant("1 epoch"), expected(12, 6, "constant")),
+        (WarmupCosine("0.5 epochs"), expected(12, 3)),
+        (
+            WarmupStableDecay("2 steps", decay="1 epoch"),
+            expected(12, 2, "warmup_stable_decay", decay_fraction=0.5),
+        ),
     ],
-    ids=["cosine", "final", "linear", "constant", "constant-fraction", "stable", "total"],
+    ids=lambda value: type(value).__name__ if isinstance(value, L.Callback) else "",
 )
 def test_every_step_uses_the_scheduled_rate(schedule, sequence):
     net = Net()
@@ -93,6 +101,24 @@ def test_the_length_is_counted_in_optimizer_steps(options, total):
     net = Net()
     trainer(WarmupCosine(2), **options).fit(net)
     assert net.used == expected(total, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "callbacks", "total", "warmup"),
+    [
+        ({"accumulate_grad_batches": 4, "max_epochs": 3}, [], 6, 2),
+        ({"max_steps": 9, "max_epochs": -1}, [], 9, 6),
+        ({"max_epochs": 3}, [{0: 3, 1: 2}], 8, 2),
+    ],
+    ids=["accumulation", "no epochs", "changing accumulation"],
+)
+def test_an_epoch_of_warmup_is_the_optimizer_steps_of_the_first_epoch(
+    options, callbacks, total, warmup
+):
+    net = Net()
+    changing = [L.callbacks.GradientAccumulationScheduler(c) for c in callbacks]
+    trainer(WarmupCosine("1 epoch"), *changing, **options).fit(net)
+    assert net.used == expected(total, warmup)
 
 
 def test_a_second_fit_starts_the_schedule_again():
@@ -291,10 +317,34 @@ def test_a_run_without_a_length_is_refused(net, options):
 
 
 def test_a_run_without_a_length_can_be_given_one_or_need_none():
-    for schedule in (WarmupCosine(2, total_steps=4), WarmupConstant(2)):
+    for schedule in (WarmupCosine(2, total_steps=4), WarmupConstant("2 steps")):
         net = Endless()
         trainer(schedule, max_epochs=1, limit_train_batches=4).fit(net)
         assert net.used[:2] == expected(4, 2)[:2]
+
+
+def test_epochs_of_no_known_length_are_refused():
+    with pytest.raises(
+        ScheduleError, match=r"WarmupConstant: .*in epochs \(1 epoch\) needs epochs"
+    ):
+        trainer(WarmupConstant("1 epoch"), max_steps=4).fit(Endless())
+
+
+def test_an_endless_run_takes_a_warmup_in_epochs_and_refuses_a_part_of_itself():
+    net = Net()
+    stop = StopAfter(8, None)
+    stop.on_train_batch_end = lambda trainer, *args: setattr(
+        trainer, "should_stop", trainer.global_step >= 8
+    )
+    trainer(WarmupConstant("1 epoch"), stop, max_epochs=-1).fit(net)
+    assert net.used[:8] == expected(6, 6, "constant", steps=8)
+    with pytest.raises(ScheduleError, match=r"a part of the run needs, got max_epochs=-1"):
+        trainer(WarmupConstant("10%"), max_epochs=-1).fit(Net())
+
+
+def test_a_decay_longer_than_the_run_is_refused():
+    with pytest.raises(ScheduleError, match=r"the decay of 18 steps is longer than the run of 12"):
+        trainer(WarmupStableDecay(0, decay="3 epochs")).fit(Net())
 
 
 @pytest.mark.parametrize(
@@ -339,13 +389,14 @@ def test_no_optimizer_is_refused():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: WarmupCosine(True), r"expected warmup to be a fraction .* got True"),
-        (lambda: WarmupCosine("0.1"), r"expected warmup to be a fraction .* got '0.1'"),
-        (lambda: WarmupCosine(1.0), r"expected a fractional warmup to be in \[0, 1\), got 1.0"),
-        (lambda: WarmupLinear(-1), r"WarmupLinear: expected warmup to be steps from 0, got -1"),
+        (lambda: WarmupCosine(True), r"expected warmup as a part of the run .* got True"),
+        (lambda: WarmupCosine("0.1"), r"as a part .*'500 steps'.*'2 epochs'.* got '0.1'"),
+        (lambda: WarmupCosine("3"), r"0.1 or '10%'.*'500 steps'.*'2 epochs'.* got '3'"),
+        (lambda: WarmupCosine(1.0), r"'500 steps'.*'2 epochs'.* got 1.0: .*point .* in \[0, 1\)"),
+        (lambda: WarmupLinear(-1), r"WarmupLinear: expected warmup to be from 0, got -1"),
         (lambda: WarmupCosine(final=1.5), r"expected final to be a part .* got 1.5"),
         (lambda: WarmupCosine(total_steps=0), r"expected total_steps .* from 1, got 0"),
-        (lambda: WarmupStableDecay(decay_fraction=2), r"expected decay_fraction .* got 2"),
+        (lambda: WarmupStableDecay(decay=2.0), r"expected decay as a part .* got 2"),
         (lambda: WarmupCosine(-1, final=2, total_steps=0.5), r"warmup .*; .*final .*; .*total_st"),
     ],
 )

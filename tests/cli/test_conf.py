@@ -15,7 +15,7 @@ from lightning_peft.cli.paths import conf_dir
 ROOT = conf_dir()
 METHODS = sorted(path.stem for path in (ROOT / "method").glob("*.yaml"))
 CHOICES = sorted(
-    f"{path.parent.name}={path.stem}"
+    f"{group}={path.stem}"
     for group in default_choices(ROOT)
     for path in (ROOT / group).glob("*.yaml")
 )

@@ -55,6 +55,19 @@ def test_show_a_folder_says_where_its_classes_are_uneven(command, folder):
         (["trainer.limit_train_batches=0.2", "trainer.max_epochs=10", "schedule=wsd"], 50, 5),
         (["trainer.limit_train_batches=3", "trainer.max_epochs=2", "schedule.warmup=0"], 6, 0),
         (["+schedule.total_steps=90", "schedule=constant"], 90, 9),
+        (["schedule.warmup=10%", "trainer.max_steps=40"], 40, 4),
+        (["schedule.warmup=30 steps"], 250, 30),
+        (["schedule=wsd", "schedule.warmup=2 epochs", "trainer.limit_train_batches=9"], 250, 18),
+        (
+            [
+                "schedule=constant",
+                "schedule.warmup=2 epochs",
+                "trainer.max_steps=-1",
+                "trainer.limit_train_batches=9",
+            ],
+            18,
+            18,
+        ),
     ],
 )
 def test_the_schedule_is_that_of_the_run(command, monkeypatch, words, steps, warmup):
@@ -65,8 +78,30 @@ def test_the_schedule_is_that_of_the_run(command, monkeypatch, words, steps, war
     )
     status, _, err = command("show", "data.labels_per_class=1", "lr=0.5", *words)
     assert status == 0, err
-    multiplier, lr, _ = drawn[0]
-    assert (multiplier.total_steps, multiplier.warmup_steps, lr) == (steps, warmup, 0.5)
+    multiplier, rates, _ = drawn[0]
+    assert (multiplier.total_steps, multiplier.warmup_steps) == (steps, warmup)
+    assert rates == {"all": 0.5}
+
+
+def test_groups_with_rates_of_their_own_are_lines_of_their_own(command, monkeypatch):
+    figures = captured(monkeypatch)
+    monkeypatch.setattr(previews, "samples", lambda *args, **kwargs: "samples.png")
+    words = ("data.labels_per_class=1", "lr=0.5", "schedule=wsd")
+    status, _, err = command("show", *words, "model.lora_plus=4")
+    assert status == 0, err
+    axes = figures.pop()
+    assert [max(line.get_ydata()) for line in axes.lines] == [2.0, 0.5]
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["lora_b: 2", "all: 0.5"]
+    status, _, err = command("show", *words, "model.layer_decay=0.5")
+    assert status == 0, err
+    (axes,) = figures
+    tops = [max(line.get_ydata()) for line in axes.lines]
+    # LoRA sits in the blocks, and the head has the full rate
+    assert tops == pytest.approx([0.5 * 0.5**depth for depth in range(len(tops))])
+    assert len(tops) > 3
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels[0].endswith(": 0.5")
 
 
 @pytest.mark.parametrize(
@@ -74,7 +109,8 @@ def test_the_schedule_is_that_of_the_run(command, monkeypatch, words, steps, war
     [
         (["trainer.max_steps=-1"], "the run has no length: set trainer.max_steps"),
         (["augment=stong"], "there is no augment=stong. Did you mean 'strong'"),
-        (["schedule.warmup=1.5"], "expected a fractional warmup to be in [0, 1), got 1.5"),
+        (["schedule.warmup=1.0"], "optimizer steps (500 or '500 steps') or epochs ('2 epochs')"),
+        (["schedule.warmup='3'"], "epochs ('2 epochs'), got '3'"),
         (["schedule.warmup=300"], "the warm-up of 300 steps is longer than the run of 250 steps"),
         (["data=folder"], "data.root needs a value"),
         (["--classes", "0"], "expected --variants and --classes of at least 1"),
@@ -119,7 +155,7 @@ def test_the_rows_hold_each_image_and_its_versions(monkeypatch, tmp_path):
 def test_the_line_is_the_learning_rate_of_every_step(monkeypatch, tmp_path):
     figures = captured(monkeypatch)
     multiplier = Multiplier(50, 10, "cosine")
-    previews.learning_rate(multiplier, 0.02, tmp_path / "x.png", title="t")
+    previews.learning_rate(multiplier, {"all": 0.02}, tmp_path / "x.png", title="t")
     steps, rates = figures[0].lines[0].get_data()
     assert list(steps) == list(range(50))
     assert list(rates) == pytest.approx([0.02 * multiplier(step) for step in range(50)])

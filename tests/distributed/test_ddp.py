@@ -5,6 +5,7 @@ import json
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import nn
 from torch.multiprocessing import ProcessRaisedException
 
@@ -46,6 +47,23 @@ def test_every_rank_ends_with_the_same_adapter(method, tmp_path, monkeypatch):
     new = set(first) - set(start)
     assert new
     assert not torch.equal(first["net.head.weight"], start["net.head.weight"])
+
+
+def test_every_rank_is_pulled_to_one_start_and_has_one_average(tmp_path, monkeypatch):
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    module = Images()
+    start = {name: value.clone() for name, value in module.state_dict().items()}
+    stages = lp.BackboneFreeze(unfreeze=[{"epoch": 1, "layers": "last:1"}])
+    callbacks = [lp.PEFT("linear_probe"), stages, lp.L2SP(0.5), EMAWeightAveraging(decay=0.5)]
+    options = {"max_epochs": 3, "devices": 2, "strategy": "ddp_fork"}
+    quiet_trainer(*callbacks, Keep(tmp_path), **options).fit(module)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    moved = {name for name, value in first.items() if not torch.equal(value, start[name])}
+    assert any(name.startswith("net.blocks.1.") for name in moved)
+    assert not any(name.startswith("net.blocks.0.") for name in moved)
 
 
 class Synchronise(L.Callback):
