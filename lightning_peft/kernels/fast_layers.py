@@ -97,7 +97,7 @@ def fast_classes() -> dict[type, type]:
             return flat.addmm(hidden, up.T.to(found.dtype), alpha=self.scaling[name]).view_as(found)
 
     def convolution(of_peft: type) -> type:
-        class FastConv(of_peft):  # type: ignore[misc, valid-type]
+        class FastConv(of_peft):
             """LoRA on a convolution: see :func:`low_rank_conv`."""
 
             def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -121,7 +121,7 @@ def fast_classes() -> dict[type, type]:
 
         return FastConv
 
-    made = {lora.Linear: FastLinear, lora.Embedding: FastEmbedding}
+    made: dict[type, type] = {lora.Linear: FastLinear, lora.Embedding: FastEmbedding}
     made.update({cls: convolution(cls) for cls in (lora.Conv1d, lora.Conv2d, lora.Conv3d)})
     for of_peft, fast in made.items():
         fast.__module__ = __name__

@@ -86,8 +86,9 @@ def recipe_of(x: Tensor, memory: Memory) -> Recipe | None:
         memory: What may be made again.
 
     Returns:
-        The recipe, from tensors with their history; ``None`` where ``x`` has to be kept: its history is another, or something else
-        (activation checkpointing, offloading, a compiler) decides what is kept.
+        The recipe, from tensors with their history; ``None`` where ``x`` has to be kept: its
+        history is another, or something else (activation checkpointing, offloading, a compiler)
+        decides what is kept.
     """
     if memory == "high" or torch.compiler.is_compiling() or x.grad_fn is None:
         return None
