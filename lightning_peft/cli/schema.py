@@ -32,6 +32,7 @@ class Run:
     objective: str | None
     baselines: list[Literal["nearest_neighbour", "logistic_regression"]]
     output_dir: str
+    shots: int | None  # with experiment=few_shot
 
 
 @dataclass
@@ -65,6 +66,7 @@ class Data:
     """Of the data modules."""
 
     labels_per_class: int | None
+    val_per_class: int | None
     batch_size: int
     steps_per_epoch: int | None
     num_workers: int | None

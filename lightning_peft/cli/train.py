@@ -15,8 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_peft.cli.check import check_targets, check_values
 from lightning_peft.cli.errors import ConfigError, explain
-from lightning_peft.cli.help import default_choices, settings
-from lightning_peft.cli.paths import conf_dir
+from lightning_peft.cli.known import experiment_of_job, known_keys
 from lightning_peft.cli.quiet import quiet
 from lightning_peft.cli.summary import objective, write_summary, write_text
 from lightning_peft.errors import near
@@ -52,9 +51,7 @@ def train(cfg: DictConfig) -> float | None:
     Raises:
         ConfigError: If the config cannot be run.
     """
-    root = conf_dir()
-    known = {*default_choices(root), *(setting.key for setting in settings(root))}
-    plain = check_values(cfg, frozenset(known))
+    plain = check_values(cfg, known_keys(experiment_of_job()))
 
     # what is heavy is imported from here on, and is no part of the time that is measured
     from lightning_peft._namespace import pl
