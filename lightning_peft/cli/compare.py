@@ -14,6 +14,7 @@ from lightning_peft.cli.runs import read_runs
 from lightning_peft.cli.summary import finite, write_json, write_text
 from lightning_peft.cli.swept import swept_numbers, swept_table
 from lightning_peft.cli.tables import as_csv, as_json, comparison_table
+from lightning_peft.cli.vtab_means import vtab_means, vtab_table
 from lightning_peft.cli.wording import told
 from lightning_peft.errors import MissingExtraError
 
@@ -151,6 +152,8 @@ def _publish(comparison: Comparison, output: Path) -> None:
     console.print(comparison_table(comparison, console.width))
     for swept in swept_numbers(comparison):
         console.print(swept_table(swept, comparison.metric))
+    if means := vtab_means(comparison):
+        console.print(vtab_table(means))
     for contrast in comparison.contrasts:
         console.print(told(contrast), markup=False, highlight=False)
     for row in comparison.rows:

@@ -87,8 +87,8 @@ def accuracy_by_number(swept: Swept, metric: str, path: Path) -> Path:
         axes.errorbar(
             values, [100 * spread.mean for spread in found],
             yerr=[100 * spread.deviation for spread in found],
-            label=line.label, capsize=3, elinewidth=0.8,
-            **({"color": "0.6", "linestyle": ":"} if line.baseline else {"marker": "o"}),
+            label=line.label, capsize=3, elinewidth=0.8, fmt=":" if line.baseline else "-o",
+            color="0.6" if line.baseline else None,
         )  # fmt: skip
     if swept.is_log:
         axes.set_xscale("log")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
 from lightning_peft.cli.values import complaint
+from lightning_peft.data.vtab_tasks import TaskName
 
 __all__ = ["SCHEMAS", "type_problems"]
 
@@ -71,6 +72,8 @@ class Data:
     steps_per_epoch: int | None
     num_workers: int | None
     seed: int
+    task: TaskName  # of VTAB-1k
+    phase: Literal["choose", "final"]
 
 
 @dataclass

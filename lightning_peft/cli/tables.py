@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_peft.cli.comparison import Comparison, Row, Spread
 from lightning_peft.cli.significance import Contrast
 from lightning_peft.cli.swept import swept_json, swept_numbers
+from lightning_peft.cli.vtab_means import vtab_json, vtab_means
 from lightning_peft.cli.wording import duration, percent, size
 
 if TYPE_CHECKING:
@@ -128,6 +129,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "rows": [_row(row) for row in comparison.rows],
         "contrasts": [_contrast(contrast) for contrast in comparison.contrasts],
         "swept": [swept_json(swept) for swept in swept_numbers(comparison)],
+        "vtab": vtab_json(vtab_means(comparison)),
         "front": [row.label for row in comparison.front()],
         "best": None if best is None else str(best.directory),
         "images": dict(comparison.images),

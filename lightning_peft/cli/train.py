@@ -189,14 +189,20 @@ def best_checkpoint(parts: Parts, directory: Path) -> Best:
             score = float(callback.best_model_score)
             return Best(Path(callback.best_model_path), {callback.monitor: score})
     for callback in written:
-        if callback.save_weights_only:
-            return Best(Path(callback.best_model_path), {})
-    metrics: dict[str, float] = {}
-    if parts.datamodule.val_dataloader() not in (None, []):
-        metrics = _floats(trainer.validate(parts.module, parts.datamodule, verbose=False))
+        if callback.save_weights_only:  # of the last weights
+            return Best(Path(callback.best_model_path), _validated(parts))
+    metrics = _validated(parts)
     path = directory / "checkpoints" / "best.ckpt"
     trainer.save_checkpoint(path, weights_only=True)
     return Best(path, metrics)
+
+
+def _validated(parts: Parts) -> dict[str, float]:
+    """Validate the weights as they are now, where the data has something to validate them on."""
+    trainer: Any = parts.trainer
+    if not trainer.limit_val_batches or parts.datamodule.val_dataloader() in (None, []):
+        return {}
+    return _floats(trainer.validate(parts.module, parts.datamodule, verbose=False))
 
 
 def _floats(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:

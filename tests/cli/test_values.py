@@ -99,7 +99,7 @@ def test_schemas_agree_with_what_they_stand_for():
 
     targets = {
         "trainer": [Trainer],
-        "data": [lp.DigitsDataModule, lp.ImageFolderDataModule],
+        "data": [lp.DigitsDataModule, lp.ImageFolderDataModule, lp.VTABDataModule],
         "optimizer": [torch.optim.AdamW, torch.optim.SGD],
     }
     for group, classes in targets.items():
