@@ -34,6 +34,7 @@ class Run:
     baselines: list[Literal["nearest_neighbour", "logistic_regression"]]
     output_dir: str
     shots: int | None  # with experiment=few_shot
+    tuned_lr: float  # with recipes whose rate is chosen for each task
 
 
 @dataclass

@@ -26,6 +26,9 @@ NEEDED = {  # what has no default, and what is interpolated from Hydra's own par
     "data=folder": ["data.root=images"],
     "data=vtab": ["data.root=vtab-1k", "data.task=cifar"],
 }
+for path in (ROOT / "experiment").glob("vtab*.yaml"):
+    rate = ["tuned_lr=0.5"] if "tuned_lr: ???" in path.read_text() else []
+    NEEDED[f"experiment={path.stem}"] = [*NEEDED["data=vtab"], *rate]
 OF_A_PLUGIN = {"experiment=optuna": "hydra_plugins.hydra_optuna_sweeper"}
 OPTIONAL = ("wandb", "mlflow")
 
