@@ -11,7 +11,7 @@ import types
 from dataclasses import field, make_dataclass
 from typing import Any, Optional, Union, get_args, get_origin, get_type_hints
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import Container, DictConfig, OmegaConf
 
 from lightning_peft.cli.schema import Method, Schedule, is_ours
 
@@ -23,7 +23,7 @@ SCHEMAS = {"method": Method, "schedule": Schedule}
 """The types of the keys of a group."""
 
 
-def structured(config: DictConfig | ListConfig, group: str) -> DictConfig | ListConfig:
+def structured(config: Container, group: str) -> Container:
     """Give what a choice of a group builds a schema.
 
     The schema is of the keys that the choice has. ``hf``, whose keys are the tuner's, and what
