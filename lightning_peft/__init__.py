@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lightning_peft.data.augment import Augment
     from lightning_peft.data.digits import DigitsDataModule
     from lightning_peft.data.folder import ImageFolderDataModule
+    from lightning_peft.data.vtab import VTABDataModule
     from lightning_peft.errors import (
         AdapterFileError,
         BackboneMismatchError,
@@ -108,6 +109,7 @@ _WHERE = {
     "lightning_peft.data.augment": ("Augment",),
     "lightning_peft.data.digits": ("DigitsDataModule",),
     "lightning_peft.data.folder": ("ImageFolderDataModule",),
+    "lightning_peft.data.vtab": ("VTABDataModule",),
     "lightning_peft.errors": (
         "AdapterFileError",
         "BackboneMismatchError",
@@ -223,6 +225,7 @@ __all__ = [
     "Union",
     "VPTDeep",
     "VPTShallow",
+    "VTABDataModule",
     "WarmupConstant",
     "WarmupCosine",
     "WarmupLinear",

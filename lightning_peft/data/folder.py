@@ -94,6 +94,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
             :class:`DataConfig`; None is timm's default (224 pixels, ImageNet statistics).
         labels_per_class: Training images of each class; None takes all.
         val_fraction: Part of each class's training images that validates, if there is no ``val``.
+        val_per_class: Images of each class that validate, instead of a fraction.
         test_fraction: Part of each class that is the test set, if there is no ``train``.
         seed: Seed of the sample, of the order and of the augmentation.
         image_size: Height and width in pixels, instead of the backbone's.
@@ -123,6 +124,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         *,
         labels_per_class: int | None = None,
         val_fraction: float = 0.1,
+        val_per_class: int | None = None,
         test_fraction: float = 0.2,
         seed: int = 0,
         image_size: int | None = None,
@@ -143,6 +145,8 @@ class ImageFolderDataModule(pl.LightningDataModule):
             for name, value in fractions.items()
             if not 0 <= value < 1
         ]
+        if val_per_class is not None and val_per_class < 0:
+            wrong.append(f"val_per_class of 0 or more, got {val_per_class}")
         if verify not in (levels := ("header", "decode", "none")):
             wrong.append(f"verify as one of {levels}, got '{verify}': {near(verify, levels)}")
         if wrong:
@@ -159,6 +163,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
             )
         self.labels_per_class = labels_per_class
         self.val_fraction = val_fraction
+        self.val_per_class = val_per_class
         self.test_fraction = test_fraction
         self.seed = seed
         self.batch_size = batch_size
@@ -206,10 +211,11 @@ class ImageFolderDataModule(pl.LightningDataModule):
         test = sorted(index for c, found in fixed.items() for index in found[: cut[c]])
         pool = [index for c, found in fixed.items() for index in found[cut[c] :]]
         ranked = ranked_by_class([labels[i] for i in pool], [keys[i] for i in pool], str(self.seed))
-        share = 0.0 if "val" in folders else self.val_fraction
         chosen, val = few_labels(
             {c: [pool[i] for i in ranked.get(c, ())] for c in fixed},
-            validation={c: _part(share, ranked.get(c, ())) for c in fixed},
+            validation={
+                c: 0 if "val" in folders else self._validating(ranked.get(c, ())) for c in fixed
+            },
             labels_per_class=self.labels_per_class,
             class_names=train.class_names,
         )
@@ -221,6 +227,12 @@ class ImageFolderDataModule(pl.LightningDataModule):
         for name in folders.keys() - {"train"}:
             files[name] = (list(folders[name].paths), list(folders[name].labels))
         self.files, self._class_names = files, train.class_names
+
+    def _validating(self, found: Sequence[int]) -> int:
+        """How many of a class's images validate."""
+        if self.val_per_class is None:
+            return _part(self.val_fraction, found)
+        return self.val_per_class
 
     def _read(self) -> dict[str, Folder]:
         if not self.root.is_dir():
