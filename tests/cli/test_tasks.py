@@ -106,6 +106,19 @@ def test_the_whole_way(train, command, images, tmp_path, kind):
     assert ("Reliability" in page) == (kind != "regression")
 
 
+@pytest.mark.parametrize(("kind", "told"), [("multilabel", "label"), ("regression", "deviation")])
+def test_show_and_rank(command, images, kind, told):
+    words = ("data=folder", f"data.root={images}", f"data.labels={kind}.csv", "data.num_workers=0",
+             "data.flip_safe=true")  # fmt: skip
+    status, out, err = command("show", *words)
+    assert status == 0, err
+    assert "images: 29 train, 3 val, 8 test" in out
+    assert told in out
+    status, _, err = command("rank", "models=[glyph_vit:random]", *words)
+    assert status != 0
+    assert f"got the task '{kind}'" in err
+
+
 def test_numbers_have_no_settings_of_classes(train, images):
     words = (f"data.root={images}", "data.labels=regression.csv", "model.mixup=0.2")
     status, _, err = train(*SHORT, *words, "model.label_smoothing=0.1")

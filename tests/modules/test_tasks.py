@@ -1,5 +1,6 @@
 """Binary and multilabel classifiers: losses, checks, checkpoints, calibration, predictions."""
 
+import dataclasses
 import logging
 
 import lightning.pytorch as pl
@@ -197,3 +198,38 @@ def test_nothing_is_chosen_on_the_test_set(tmp_path, kind):
     run = trainer(tmp_path, kind(monitor="test/accuracy"), enable_checkpointing=True)
     with pytest.raises(DataError, match=rf"{kind.__name__} watches test/accuracy; watch val/acc"):
         run.fit(classifier("binary"), loader("binary"))
+
+
+class Results(pl.Callback):
+    def on_test_end(self, run, module):
+        found = module.test_results()
+        content = {
+            "metrics": found.metrics,
+            "images": len(found.targets),
+            "ends": found.intervals(replicates=300),
+            "bins": [dataclasses.asdict(item) for item in found.reliability()],
+        }
+        torch.save(content, f"{run.default_root_dir}/{module.global_rank}.pt")
+
+
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded, use of fork",
+    "ignore:Using `DistributedSampler` with the dataloaders",  # 24 images: none is repeated
+)
+@pytest.mark.parametrize("task", ["multiclass", "multilabel"])
+def test_two_ranks_test_as_one(tmp_path, task):
+    module, data = classifier(task), loader(task)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    trainer(tmp_path / "one", Results()).test(module, data, verbose=False)
+    two = trainer(tmp_path / "two", Results(), strategy="ddp_fork", devices=2)
+    two.test(module, data, verbose=False)
+    one = torch.load(tmp_path / "one" / "0.pt")
+    ranks = [torch.load(tmp_path / "two" / f"{rank}.pt") for rank in (0, 1)]
+    assert ranks[0] == ranks[1], "the very same interval on each rank"
+    assert ranks[0]["images"] == one["images"] == 24
+    assert ranks[0]["metrics"] == pytest.approx(one["metrics"], rel=1e-5)
+    for mine, other in zip(ranks[0]["bins"], one["bins"], strict=True):
+        assert mine == pytest.approx(other, rel=1e-5)
+    for name, ends in one["ends"].items():  # in another order of the images
+        assert ranks[0]["ends"][name] == pytest.approx(ends, abs=0.15)
