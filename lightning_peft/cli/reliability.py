@@ -82,11 +82,12 @@ def reliability_chart(bins: Sequence[ReliabilityBin], task: str = "multiclass") 
         plot.column(100 * item.low, 100 * item.high, 100 * item.accuracy, 0, name=text)
     plot.line([(0.0, 0.0), (100.0, 100.0)], 0, kind="front")
     plot.line([(100 * item.confidence, 100 * item.accuracy) for item in bins], 1, name="found")
+    for item in bins:
+        plot.name_point(50 * (item.low + item.high), 100 * item.accuracy, f"{item.count:,}")
     each = "labels of images" if task == "multilabel" else "images"
     note = (
         "On the dashed line, what the model says is what happens; below it, the model is too sure. "
         f"Columns are the bins, the line joins their means; {total:,} {each}, expected calibration "
-        f"error {error:.4f}. Bins of few images say little: rest the pointer on a column for its "
-        "count."
+        f"error {error:.4f}. The numbers are how many are in a bin: few say little."
     )
     return Chart(title, plot.markup(), note)

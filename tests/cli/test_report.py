@@ -248,6 +248,7 @@ def test_the_reliability_of_the_best_run(tmp_path, run):
     assert "80 to 100 %: 160 of 200, sure by 95.0 %, true 90.0 %" in words
     assert "expected calibration error 0.0500" in words, "0.2 * 0.05 + 0.8 * 0.05"
     assert text.count('class="column s0"') == 2
+    assert {"40", "160"} <= {part.strip() for part in Page(text).text}
 
 
 @pytest.mark.parametrize(
