@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     )
     from lightning_peft.mixin import PEFTMixin, load_from_checkpoint
     from lightning_peft.modules.image import ImageClassifier
+    from lightning_peft.modules.regression import ImageRegressor
     from lightning_peft.param_groups import parameter_groups
     from lightning_peft.planning import AdaptationPlan, plan
     from lightning_peft.sharding import shard
@@ -159,6 +160,7 @@ _WHERE = {
     ),
     "lightning_peft.mixin": ("PEFTMixin", "load_from_checkpoint"),
     "lightning_peft.modules.image": ("ImageClassifier",),
+    "lightning_peft.modules.regression": ("ImageRegressor",),
     "lightning_peft.param_groups": ("parameter_groups",),
     "lightning_peft.planning": ("AdaptationPlan", "plan"),
     "lightning_peft.sharding": ("shard",),
@@ -203,6 +205,7 @@ __all__ = [
     "Hydra",
     "ImageClassifier",
     "ImageFolderDataModule",
+    "ImageRegressor",
     "LadderSideTuning",
     "LastBlocks",
     "LinearProbe",

@@ -155,7 +155,7 @@ def _publish(comparison: Comparison, output: Path) -> None:
     if means := vtab_means(comparison):
         console.print(vtab_table(means))
     for contrast in comparison.contrasts:
-        console.print(told(contrast), markup=False, highlight=False)
+        console.print(told(contrast, comparison.metric), markup=False, highlight=False)
     for row in comparison.rows:
         for failure in row.failed:
             console.print(f"failed: {row.label}, {failure}", style="red", markup=False)
@@ -180,7 +180,7 @@ def _files(comparison: Comparison, output: Path) -> list[str]:
         path = accuracy_against_parameters(comparison, output / "comparison.png")
         paths = [path] if path is not None else []
         paths += [
-            accuracy_by_number(swept, comparison.metric, output / f"comparison_{swept.name}.png")
+            accuracy_by_number(comparison, swept, output / f"comparison_{swept.name}.png")
             for swept in swept_numbers(comparison)
         ]
     except MissingExtraError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.comparison import Comparison, Row
-from lightning_peft.cli.wording import percent
+from lightning_peft.cli.wording import score
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -124,7 +124,7 @@ def swept_table(swept: Swept, metric: str) -> Table:
         table.add_column(f"{value:g}", justify="right", no_wrap=True)
     for line in swept.lines:
         rows = dict(line.points)
-        texts = [percent(rows[v].accuracy) if v in rows else "-" for v in swept.values]
+        texts = [score(rows[v].accuracy, metric) if v in rows else "-" for v in swept.values]
         table.add_row(*map(Text, [line.label, *texts]), style="dim" if line.baseline else "")
     return table
 
