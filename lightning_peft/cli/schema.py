@@ -13,6 +13,7 @@ from typing import Any, Literal, get_type_hints
 
 from lightning_peft.cli.values import complaint
 from lightning_peft.data.vtab_tasks import TaskName
+from lightning_peft.metric_names import Task
 
 __all__ = ["CALLBACKS", "SCHEMAS", "Method", "Schedule", "is_ours", "type_problems"]
 
@@ -77,7 +78,7 @@ class Data:
     steps_per_epoch: int | None
     num_workers: int | None
     seed: int
-    task: TaskName  # of VTAB-1k
+    task: TaskName | Task | None  # of VTAB-1k, or what the labels of a folder are
     phase: Literal["choose", "final"]
 
 
@@ -123,9 +124,9 @@ class Method:
 class Schedule:
     """Of the schedules of this package."""
 
-    warmup: float | int
+    warmup: float | int | str
     final: float
-    decay_fraction: float
+    decay: float | int | str
     total_steps: int | None
 
 

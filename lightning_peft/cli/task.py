@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_peft.cli.check import locate
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.metric_names import MAIN, is_test, lower_is_better
+from lightning_peft.metric_names import MAIN, TASKS, is_test, lower_is_better
 
 __all__ = ["check_objective", "fit_to_task", "head_arguments", "refuse_test_monitors", "task_of"]
 
@@ -21,7 +21,8 @@ DEFAULT = f"val/{MAIN['multiclass']}"
 
 def task_of(datamodule: Any) -> str:
     """The task of a data module; classes that exclude each other where it does not say."""
-    return str(getattr(datamodule, "task", None) or "multiclass")
+    task = getattr(datamodule, "task", None)
+    return task if task in TASKS else "multiclass"
 
 
 def head_arguments(target: str, num_classes: int) -> dict[str, int]:

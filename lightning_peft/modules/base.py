@@ -16,7 +16,7 @@ from torchmetrics import MetricCollection
 from lightning_peft._namespace import pl
 from lightning_peft.data_config import DataConfig, data_config
 from lightning_peft.errors import DataError
-from lightning_peft.metric_names import Task, is_test
+from lightning_peft.metric_names import TASKS, Task, is_test
 from lightning_peft.modules.evaluation import Evaluation
 from lightning_peft.modules.metrics import Gathered, values_of
 from lightning_peft.outputs import Outputs
@@ -71,7 +71,8 @@ class ImageModule(pl.LightningModule):
             raise DataError("Expected nothing to be chosen on the test set: " + "; ".join(wrong))
         data = getattr(self.trainer, "datamodule", None)
         found = getattr(data, "num_classes", None)
-        task = getattr(data, "task", None) or self.task
+        task = getattr(data, "task", None)
+        task = task if task in TASKS else self.task  # a data module may call something else so
         # two classes may be told apart by one output or by two
         same = task == self.task or {task, self.task} == {"binary", "multiclass"}
         if not same:

@@ -151,9 +151,9 @@ def test_without_validation_nothing_is_calibrated(train):
     assert "calibrate: it takes a validation split" in err
 
 
-@pytest.mark.parametrize("name", ["best", "early_stopping"])
+@pytest.mark.parametrize("name", ["best", "stop"])
 def test_nothing_is_chosen_on_the_test_set(train, name):
-    words = ("callbacks=early_stopping", f"callbacks.{name}.monitor=test/accuracy")
+    words = ("callbacks/stop=early", f"callbacks.{name}.monitor=test/accuracy")
     status, _, err = train(*words)
     assert status == 2
     assert f"callbacks.{name}.monitor: 'test/accuracy' is of the test set" in err

@@ -84,8 +84,8 @@ def test_an_annotation_that_cannot_be_evaluated_hides_no_other():
             "method.rank: expected a whole number, got 'two'.",
         ),
         (
-            {"schedule": {"_target_": "lightning_peft.WarmupCosine", "warmup": "long"}},
-            "schedule.warmup: expected a number or a whole number, got 'long'.",
+            {"schedule": {"_target_": "lightning_peft.WarmupCosine", "final": "low"}},
+            "schedule.final: expected a number, got 'low'.",
         ),
         (
             {"callbacks": {"peft": {"_target_": "lightning_peft.PEFT", "batchnorm": "frozn"}}},
