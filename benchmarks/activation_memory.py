@@ -6,9 +6,10 @@
 What is counted are the bytes that torch allocates during one forward and one backward pass, at
 their peak: activations, gradients and whatever the operations need on their way, not the weights,
 which are there before. The record of the CPU's allocator is read, so that the figure does not
-depend on the machine's load. Beside LoRA of peft and of lightning-peft with each setting of `memory` stand
-full fine-tuning, peft under activation checkpointing of every block (a second forward pass for the
-least memory), and the limit: everything frozen and the gradient taken down to the input.
+depend on the machine's load. Beside LoRA of peft and of lightning-peft with each setting of
+`memory` stand full fine-tuning, peft under activation checkpointing of every block (a second
+forward pass for the least memory), and the limit: everything frozen and the gradient taken down to
+the input.
 """
 
 from __future__ import annotations

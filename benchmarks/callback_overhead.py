@@ -27,7 +27,7 @@ from typing import Any
 import lightning as L
 import timm
 import torch
-from lora_step import CHOICES, with_lp
+from lora_step import CHOICES, CLOCKS, with_lp
 from peers import Classifier, lightning_steps
 from rich.console import Console
 from rich.table import Table
@@ -85,7 +85,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
     Args:
         options: ``backbone``, ``model_settings``, ``rank``, ``targets``, ``batch``, ``steps``,
-            ``rounds``.
+            ``rounds``, ``clock``.
 
     Returns:
         Seconds of a step ``bare`` and ``with`` the callbacks, their ``ratio`` with its ``spread``,
@@ -106,7 +106,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         for name in ("bare", "with") if number % 2 else ("with", "bare"):
             callbacks = ours(options) if name == "with" else []
             clock = Hooks(callbacks)
-            taken = lightning_steps(module, loader, *callbacks)
+            taken = lightning_steps(module, loader, *callbacks, now=CLOCKS[options.clock])
             if number:
                 seconds[name].append(taken)
                 if callbacks:
@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--targets", choices=CHOICES, default="all-linear")
     parser.add_argument("--steps", type=int, default=10, help="batches of an epoch")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of epochs")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of this process")
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     options = parser.parse_args()

@@ -21,6 +21,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import peft
 import timm
@@ -32,6 +33,7 @@ from torch import nn
 import lightning_peft as lp
 
 CHOICES = {"all-linear": ["qkv", "attn.proj", "fc1", "fc2"], "qkv": ["qkv"]}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 VARIANTS = ("limit", "lightning-peft", "low", "high", "peft", "full")
 
 
@@ -131,16 +133,20 @@ def step_of(
     return step
 
 
-def seconds_of(step: Callable[[], None]) -> float:
-    """Time one step."""
-    started = time.perf_counter()
-    step()
-    return time.perf_counter() - started
+def timed(step: Callable[[], None], clock: Callable[[], float]) -> Callable[[], float]:
+    """Make what takes a step and gives its seconds."""
+
+    def seconds() -> float:
+        started = clock()
+        step()
+        return clock() - started
+
+    return seconds
 
 
 def interleaved(
     timers: dict[str, Callable[[], float]], rounds: int, base: str = "limit"
-) -> dict[str, dict[str, object]]:
+) -> dict[str, dict[str, Any]]:
     """Time variants in turn, round by round.
 
     Args:
@@ -149,7 +155,7 @@ def interleaved(
         base: The variant that ratios are to.
 
     Returns:
-        For each variant the median ``seconds``, the median ``ratio`` and its ``spread`` (least and
+        For each variant the ``times`` and their median ``seconds``, the median ``ratio`` and its ``spread`` (least and
         greatest), ratios being to the base of the same round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in timers}
@@ -158,11 +164,12 @@ def interleaved(
             taken = timer()
             if number:
                 seconds[name].append(taken)
-    figures: dict[str, dict[str, object]] = {}
+    figures: dict[str, dict[str, Any]] = {}
     for name, times in seconds.items():
         ratios = [mine / other for mine, other in zip(times, seconds[base], strict=True)]
         figures[name] = {
             "seconds": statistics.median(times),
+            "times": times,
             "ratio": statistics.median(ratios),
             "spread": [min(ratios), max(ratios)],
         }
@@ -181,6 +188,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="both kinds of LoRA compiled too")
     parser.add_argument("--peers", action="store_true", help="other trainers too (extra 'bench')")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, help="of the variants, these")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of this process")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
@@ -196,16 +204,16 @@ def main() -> None:
     timers: dict[str, Callable[[], float]] = {}
     for name, model in models.items():
         step = step_of(name, model, images, labels, options.optimizer)
-        timers[name] = lambda step=step: seconds_of(step)  # type: ignore[misc]
+        timers[name] = timed(step, CLOCKS[options.clock])
     if options.peers:
         from peers import peers
 
-        timers.update(peers(options, images, labels))
+        timers.update(peers(options, images, labels, CLOCKS[options.clock]))
     figures = interleaved(timers, options.rounds)
 
     table = Table("variant", "seconds a step", "to the limit", "spread")
     for name, row in figures.items():
-        low, high = row["spread"]  # type: ignore[misc]
+        low, high = row["spread"]
         values = (f"{row['seconds']:.3f}", f"{row['ratio']:.3f}")
         table.add_row(name, *values, f"{low:.3f} - {high:.3f}")
     Console().print(table)

@@ -53,12 +53,13 @@ class Classifier(L.LightningModule):
 class Clock(L.Callback):
     """Notes when batches start."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
+        self.now = now
         self.starts: list[float] = []
 
     def on_train_batch_start(self, *args: Any) -> None:
         """Note the time."""
-        self.starts.append(time.perf_counter())
+        self.starts.append(self.now())
 
 
 def step_seconds(starts: list[float]) -> float:
@@ -67,7 +68,10 @@ def step_seconds(starts: list[float]) -> float:
 
 
 def lightning_steps(
-    module: L.LightningModule, loader: DataLoader, *callbacks: L.Callback, **settings: Any
+    module: L.LightningModule,
+    loader: DataLoader,
+    *callbacks: L.Callback,
+    now: Callable[[], float] = time.perf_counter,
 ) -> float:
     """Train for one epoch under Lightning.
 
@@ -75,12 +79,12 @@ def lightning_steps(
         module: The module.
         loader: Its batches.
         *callbacks: Of the trainer.
-        **settings: Of the trainer.
+        now: The clock.
 
     Returns:
         The seconds of a step.
     """
-    clock = Clock()
+    clock = Clock(now)
     quiet: dict[str, Any] = {
         "accelerator": "cpu",
         "logger": False,
@@ -91,14 +95,14 @@ def lightning_steps(
     }
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")  # advice about workers and such
-        trainer = L.Trainer(
-            callbacks=[clock, *callbacks], default_root_dir=folder, **{**quiet, **settings}
-        )
+        trainer = L.Trainer(callbacks=[clock, *callbacks], default_root_dir=folder, **quiet)
         trainer.fit(module, loader)
     return step_seconds(clock.starts)
 
 
-def hugging_face(net: nn.Module, data: TensorDataset, batch: int) -> float:
+def hugging_face(
+    net: nn.Module, data: TensorDataset, batch: int, now: Callable[[], float]
+) -> float:
     """Train for a few steps under the Trainer of transformers."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
     from transformers.modeling_outputs import ImageClassifierOutput
@@ -114,7 +118,7 @@ def hugging_face(net: nn.Module, data: TensorDataset, batch: int) -> float:
 
     class Started(TrainerCallback):
         def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
-            starts.append(time.perf_counter())
+            starts.append(now())
 
     starts: list[float] = []
     rows = [{"pixel_values": image, "labels": label} for image, label in data]
@@ -137,7 +141,7 @@ def hugging_face(net: nn.Module, data: TensorDataset, batch: int) -> float:
     return step_seconds(starts)
 
 
-def scheduler(net: nn.Module, loader: DataLoader) -> float:
+def scheduler(net: nn.Module, loader: DataLoader, now: Callable[[], float]) -> float:
     """Train the head and the last quarter of the blocks in full, by finetuning-scheduler."""
     from finetuning_scheduler import FinetuningScheduler
 
@@ -154,11 +158,14 @@ def scheduler(net: nn.Module, loader: DataLoader) -> float:
             logging_level=logging.ERROR,
             log_dir=folder,
         )
-        return lightning_steps(Classifier(net), loader, callback)
+        return lightning_steps(Classifier(net), loader, callback, now=now)
 
 
 def peers(
-    options: argparse.Namespace, images: Tensor, labels: Tensor
+    options: argparse.Namespace,
+    images: Tensor,
+    labels: Tensor,
+    now: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Callable[[], float]]:
     """Prepare what else trains the same model on the same images.
 
@@ -166,6 +173,7 @@ def peers(
         options: As for ``lora_step.variants``.
         images: One batch.
         labels: Its class numbers.
+        now: The clock.
 
     Returns:
         For each peer that is installed, what gives the seconds of a step.
@@ -179,10 +187,10 @@ def peers(
     ours, theirs = Classifier(with_lp(base, options)), Classifier(with_peft(base, options))
     hf, part = with_peft(base, options), copy.deepcopy(base)
     found: dict[str, Callable[[], float]] = {
-        "Lightning, lightning-peft": lambda: lightning_steps(ours, loader),
-        "Lightning, peft": lambda: lightning_steps(theirs, loader),
-        "transformers Trainer, peft": lambda: hugging_face(hf, data, len(images)),
-        "finetuning-scheduler, last quarter in full": lambda: scheduler(part, loader),
+        "Lightning, lightning-peft": lambda: lightning_steps(ours, loader, now=now),
+        "Lightning, peft": lambda: lightning_steps(theirs, loader, now=now),
+        "transformers Trainer, peft": lambda: hugging_face(hf, data, len(images), now),
+        "finetuning-scheduler, last quarter in full": lambda: scheduler(part, loader, now),
     }
     for name, package in _absent():
         print(f"{name}: left out, {package} is not installed (pip install 'lightning-peft[bench]')")
