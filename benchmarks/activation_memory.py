@@ -18,9 +18,8 @@ import argparse
 import json
 from pathlib import Path
 
-import timm
 import torch
-from lora_step import CHOICES, forward_and_backward, variants
+from lora_step import CHOICES, batch_of, forward_and_backward, variants
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -65,9 +64,7 @@ def measured(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         For each variant its peak in bytes, and as a ratio to that of peft.
     """
     torch.manual_seed(0)
-    size = timm.get_pretrained_cfg(options.backbone).input_size
-    images = torch.randn(options.batch, *size)
-    labels = torch.randint(0, 10, (options.batch,))
+    images, labels = batch_of(options)
     peaks = {}
     for name in NAMES:
         base, _, how = name.partition(", ")
@@ -102,7 +99,6 @@ def draw(figures: dict[str, dict[str, float]], title: str, path: Path) -> None:
         color=["#2f6db3" if name in ours else "#b9bec5" for name in names],
     )
     axes.bar_label(bars, [f"{figures[name]['ratio']:.2f}" for name in names], padding=4)
-    axes.axvline(1, color="#555", linewidth=0.8)
     axes.set_xlabel("peak bytes of a forward and backward pass, peft = 1")
     axes.set_title(title, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)

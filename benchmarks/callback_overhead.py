@@ -130,7 +130,9 @@ def main() -> None:
     parser.add_argument("--targets", choices=CHOICES, default="all-linear")
     parser.add_argument("--steps", type=int, default=10, help="batches of an epoch")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of epochs")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of this process")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: of this process; with --threads 1"
+    )
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     options = parser.parse_args()

@@ -49,9 +49,9 @@ def measured_at(
     """
     size, batch = point["size"], point["batch"]
     images, labels = torch.randn(batch, 3, size, size), torch.randint(0, 10, (batch,))
+    settings = {"depth": point["depth"], "img_size": size}
     given = argparse.Namespace(
-        **{**vars(options), "rank": point["rank"]},
-        model_settings={"depth": point["depth"], "img_size": size},
+        **{**vars(options), "rank": point["rank"], "model_settings": settings}
     )
     models = variants(given, images, ("limit", "lightning-peft", "peft"))
 
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--targets", choices=CHOICES, default="all-linear")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--grow", nargs="+", choices=GROWS, default=list(GROWS))
-    parser.add_argument("--clock", choices=CLOCKS, default="wall")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: with --threads 1")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     parser.add_argument("--picture", type=Path, help="draw them")

@@ -84,6 +84,13 @@ def variants(
     return {name: make[name]() for name in names}
 
 
+def batch_of(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make random images of the backbone's size, and class numbers."""
+    channels, *edges = timm.get_pretrained_cfg(options.backbone).input_size
+    edge = getattr(options, "model_settings", {}).get("img_size", edges[0])
+    return torch.randn(options.batch, channels, edge, edge), torch.randint(10, (options.batch,))
+
+
 def compiled(models: dict[str, nn.Module], images: torch.Tensor) -> dict[str, nn.Module]:
     """Compile both kinds of LoRA; without a compiler, say why not and give nothing."""
     found = {}
@@ -155,8 +162,8 @@ def interleaved(
         base: The variant that ratios are to.
 
     Returns:
-        For each variant the ``times`` and their median ``seconds``, the median ``ratio`` and its ``spread`` (least and
-        greatest), ratios being to the base of the same round.
+        For each variant the ``times`` and their median ``seconds``, the median ``ratio`` and its
+        ``spread`` (least and greatest), ratios being to the base of the same round.
     """
     seconds: dict[str, list[float]] = {name: [] for name in timers}
     for number in range(rounds + 1):
@@ -188,15 +195,15 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="both kinds of LoRA compiled too")
     parser.add_argument("--peers", action="store_true", help="other trainers too (extra 'bench')")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, help="of the variants, these")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: of this process")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: of this process; with --threads 1"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    size = timm.get_pretrained_cfg(options.backbone).input_size
-    images = torch.randn(options.batch, *size)
-    labels = torch.randint(0, 10, (options.batch,))
+    images, labels = batch_of(options)
     names = dict.fromkeys(["limit", *(options.only or VARIANTS)])
     models = variants(options, images, names)
     if options.compile:
