@@ -133,9 +133,11 @@ def main() -> None:
     parser.add_argument(
         "--clock", choices=CLOCKS, default="wall", help="cpu: of this process; with --threads 1"
     )
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--profile", action="store_true", help="print where the time goes")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     options.model_settings = {"img_size": options.img_size}
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     profiler = cProfile.Profile()
