@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,11 @@ from lightning_peft.anatomy.fast_path import fast_path_off, fast_path_on
 from lightning_peft.checks import key_problems
 from lightning_peft.errors import CheckpointError, MethodError, TargetError, near
 from lightning_peft.injection import Injection
+from lightning_peft.kernels import Acceleration, Memory, accelerate, acceleration_of
 from lightning_peft.merging import MergeReport, merge_adapters
 from lightning_peft.methods.base import Adapter, Method, Site, Stepper
 from lightning_peft.methods.hf_inject import SHARED
+from lightning_peft.methods.memory import check_memory, refuse_no_fast_layer
 from lightning_peft.methods.selection import inside
 from lightning_peft.modes import hold_in_eval, is_held, release
 from lightning_peft.shared import shared_names
@@ -165,6 +168,22 @@ class Adaptation:
         own = [f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)]
         trains = bool(own) and self._trained.issuperset(own)
         return isinstance(module, _NormBase) and not trains
+
+    def set_memory(self, memory: Memory) -> None:
+        """Say anew what LoRA layers make again in the backward pass: see :func:`adapt`.
+
+        Args:
+            memory: ``"default"``, ``"low"`` or ``"high"``.
+
+        Raises:
+            MethodError: As for :func:`adapt`; then nothing is changed.
+        """
+        check_memory(self.method, memory)
+        if not self.method.accelerated:
+            return
+        standing = acceleration_of(self.model) or Acceleration((), {})
+        refuse_no_fast_layer(self.method, replace(standing, memory=memory))
+        accelerate(self.model, memory)
 
     # --- its state --------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from lightning_peft.description import (
 )
 from lightning_peft.errors import AdapterFileError, BackboneMismatchError, PEFTError
 from lightning_peft.fingerprint import differences
+from lightning_peft.kernels import Memory
 from lightning_peft.peft_format import described_by_peft, from_peft_keys
 from lightning_peft.snapshot import restored_after_error
 
@@ -38,7 +39,11 @@ _MOST_CONFIG_BYTES = 16 << 20
 
 
 def load_adapter(
-    model: nn.Module, directory: str | PathLike[str], *, strict_backbone: bool = True
+    model: nn.Module,
+    directory: str | PathLike[str],
+    *,
+    strict_backbone: bool = True,
+    memory: Memory | None = None,
 ) -> nn.Module:
     """Load an adapter into a fresh backbone; adapters that ``peft`` wrote as well.
 
@@ -48,6 +53,7 @@ def load_adapter(
         directory: An adapter directory. Nothing in it is executed or unpickled, and no other file
             is read, whatever it names.
         strict_backbone: Whether another backbone is an error (``True``) or a warning.
+        memory: As for :func:`adapt`; ``None`` leaves a backbone that is adapted already as it is.
 
     Returns:
         The same model, adapted. :func:`find_adaptation` gives the handle.
@@ -57,7 +63,7 @@ def load_adapter(
             entries do not fit the method that it names.
         BackboneMismatchError: If the adapter was trained on another backbone; what differs is
             named.
-        MethodError: If the method cannot be applied to this model.
+        MethodError: If the method cannot be applied to this model, or not with this ``memory``.
         TargetError: If a selection in the config does not fit this model.
 
     The model is as it was before after any error.
@@ -66,8 +72,10 @@ def load_adapter(
     standing = find_adaptation(model)
     rewritten_too = () if standing is not None else rewritten(stored.about, model)
     with restored_after_error(model, rewritten_too):
-        adaptation = standing or adapted_as(model, stored)
+        adaptation = standing or adapted_as(model, stored, memory or "default")
         state = fitting_state(adaptation, stored, strict_backbone=strict_backbone)
+        if standing is not None and memory is not None:
+            standing.set_memory(memory)
     own = adaptation.model.state_dict()
     with torch.no_grad():
         for name, tensor in state.items():
@@ -143,19 +151,20 @@ def read_adapter(directory: str | PathLike[str]) -> StoredAdapter:
     return StoredAdapter(path, config, tensors, about)
 
 
-def adapted_as(model: nn.Module, stored: StoredAdapter) -> Adaptation:
+def adapted_as(model: nn.Module, stored: StoredAdapter, memory: Memory = "default") -> Adaptation:
     """Adapt a backbone as a stored adapter says; its values are not loaded yet.
 
     Args:
         model: The backbone; changed in place.
         stored: What was read.
+        memory: As for :func:`adapt`.
 
     Raises:
         AdapterFileError: If the description asks for more than the file holds.
         MethodError: If the method cannot be applied to this model.
     """
     held = sum(tensor.numel() for tensor in stored.tensors.values())
-    return adapt_from_description(model, stored.about, str(stored.path), held=held)
+    return adapt_from_description(model, stored.about, str(stored.path), held, memory)
 
 
 def fitting_state(

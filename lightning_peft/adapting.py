@@ -12,6 +12,8 @@ from lightning_peft.anatomy import anatomy
 from lightning_peft.checks import Checks, as_names, parameters_named
 from lightning_peft.errors import MethodError
 from lightning_peft.injection import inject, refuse_bypassed
+from lightning_peft.kernels import Memory
+from lightning_peft.methods.memory import check_memory
 from lightning_peft.methods.registry import as_method
 
 __all__ = ["adapt"]
@@ -25,6 +27,7 @@ def adapt(
     also_train: str | Sequence[str] = (),
     batchnorm: Literal["frozen", "train"] = "frozen",
     backbone_dropout: Literal["train", "eval"] = "train",
+    memory: Memory = "default",
     **settings: Any,
 ) -> Adaptation:
     """Adapt a backbone in place.
@@ -41,6 +44,10 @@ def adapt(
             evaluation mode, so that its statistics stay; ``"train"`` lets them go on changing.
         backbone_dropout: ``"eval"`` keeps the backbone's own dropout and drop-path off while
             training; the adapter's and the head's dropout are not touched.
+        memory: What LoRA layers make again in the backward pass instead of keeping it:
+            ``"default"`` the output of an activation function, ``"low"`` that of a layer norm as
+            well, ``"high"`` nothing. It changes no result but by rounding and is no part of a
+            file: see :func:`accelerate`.
         **settings: Settings of the method, if it is given by name.
 
     Returns:
@@ -48,7 +55,8 @@ def adapt(
 
     Raises:
         MethodError: If the method is unknown, wrongly configured or cannot serve this backbone, or
-            the backbone is adapted already.
+            the backbone is adapted already, or ``memory="low"`` is asked of a method without fast
+            LoRA layers.
         TargetError: If a selection does not fit the model.
 
     The model is unchanged after an error, and errors that do not depend on each other come
@@ -65,6 +73,8 @@ def adapt(
     checks = Checks()
     checks.one_of("batchnorm", batchnorm, ("frozen", "train"))
     checks.one_of("backbone_dropout", backbone_dropout, ("train", "eval"))
+    with checks:
+        check_memory(chosen, memory)
     more: tuple[str, ...] = ()
     with checks:
         more = parameters_named(model, also_train)
@@ -79,7 +89,7 @@ def adapt(
     assert found is not None
     assert plan is not None
 
-    injection = inject(model, chosen, plan, found, more)
+    injection = inject(model, chosen, plan, found, more, memory)
     adaptation = Adaptation(
         model=model,
         method=chosen,

@@ -21,6 +21,7 @@ from lightning_peft.checkpoint import (
 )
 from lightning_peft.description import adapt_from_description
 from lightning_peft.errors import CheckpointError, MethodError
+from lightning_peft.kernels import Memory
 from lightning_peft.kinds import is_a
 from lightning_peft.lifecycle import (
     after_configure_model,
@@ -31,6 +32,7 @@ from lightning_peft.lifecycle import (
     is_backbone,
 )
 from lightning_peft.methods.base import Method
+from lightning_peft.methods.memory import check_memory
 from lightning_peft.random_resume import resume_random_state
 from lightning_peft.sharded_checkpoint import TrainedOnlyLoad
 from lightning_peft.sharding import is_sharded, shard
@@ -53,6 +55,10 @@ class Attachment:
         batchnorm: As for :func:`adapt`.
         backbone_dropout: As for :func:`adapt`.
         strict_backbone: Whether a checkpoint of another backbone is an error.
+        memory: As for :func:`adapt`; ``None`` leaves a backbone that is adapted already as it is.
+
+    Raises:
+        MethodError: If ``memory`` is unknown, or not for this method.
     """
 
     method: Method
@@ -62,6 +68,11 @@ class Attachment:
     batchnorm: Literal["frozen", "train"] = "frozen"
     backbone_dropout: Literal["train", "eval"] = "train"
     strict_backbone: bool = True
+    memory: Memory | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory is not None:
+            check_memory(self.method, self.memory)
 
     def __call__(self, pl_module: nn.Module) -> None:
         """Adapt the module's backbone, unless it is adapted so already.
@@ -81,6 +92,7 @@ class Attachment:
                 also_train=self.also_train,
                 batchnorm=self.batchnorm,
                 backbone_dropout=self.backbone_dropout,
+                memory=self.memory or "default",
             )
         elif standing.method.to_config() != self.method.to_config():
             raise MethodError(
@@ -88,6 +100,8 @@ class Attachment:
                 f"{standing.method} already: expected the same method again, got {self.method}. "
                 "Build the module anew, or give both methods as one list."
             )
+        elif self.memory is not None:
+            standing.set_memory(self.memory)
 
 
 def attach(pl_module: nn.Module, attachment: Attachment) -> None:
@@ -113,12 +127,15 @@ def attachment_of(pl_module: nn.Module) -> Attachment | None:
     return found if isinstance(found, Attachment) else None
 
 
-def restore_adaptations(pl_module: nn.Module, checkpoint: dict[str, Any]) -> list[Adaptation]:
+def restore_adaptations(
+    pl_module: nn.Module, checkpoint: dict[str, Any], memory: Memory | None = None
+) -> list[Adaptation]:
     """Adapt a fresh module as a checkpoint says, so that its keys can be loaded.
 
     Args:
         pl_module: A LightningModule whose network is built and not adapted.
         checkpoint: A checkpoint that lightning-peft made.
+        memory: As for :func:`adapt`.
 
     Returns:
         The adaptations; the checkpoint's values are not loaded yet.
@@ -137,7 +154,9 @@ def restore_adaptations(pl_module: nn.Module, checkpoint: dict[str, Any]) -> lis
     for path, description in recorded["adaptations"].items():
         _, backbone = backbone_of(pl_module, path) if path else ("", pl_module)
         made.append(
-            adapt_from_description(backbone, description, where="the checkpoint", held=held)
+            adapt_from_description(
+                backbone, description, "the checkpoint", held, memory or "default"
+            )
         )
         method = made[-1].method
         attach(
@@ -149,6 +168,7 @@ def restore_adaptations(pl_module: nn.Module, checkpoint: dict[str, Any]) -> lis
                 also_train=made[-1].also_train,
                 batchnorm=made[-1].batchnorm,  # type: ignore[arg-type]
                 backbone_dropout=made[-1].backbone_dropout,  # type: ignore[arg-type]
+                memory=memory,
             ),
         )
     return made

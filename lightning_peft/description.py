@@ -17,6 +17,7 @@ from lightning_peft.adaptation import Adaptation
 from lightning_peft.adapting import adapt
 from lightning_peft.bounded import AllocationLimit
 from lightning_peft.errors import AdapterFileError, PEFTError
+from lightning_peft.kernels import Memory
 from lightning_peft.methods.registry import method_from_config
 from lightning_peft.patterns import slow_patterns, strings_in
 
@@ -88,7 +89,11 @@ def check_description(about: Mapping[str, Any], where: str) -> None:
 
 
 def adapt_from_description(
-    model: nn.Module, about: Mapping[str, Any], where: str, held: int | None = None
+    model: nn.Module,
+    about: Mapping[str, Any],
+    where: str,
+    held: int | None = None,
+    memory: Memory = "default",
 ) -> Adaptation:
     """Adapt a backbone as :meth:`Adaptation.describe` says.
 
@@ -97,6 +102,7 @@ def adapt_from_description(
         about: The description, from an adapter's header or a checkpoint.
         where: What is being read, for the error.
         held: How many elements the file holds, which limits what may be allocated.
+        memory: As for :func:`adapt`; no file says it.
 
     Returns:
         The adaptation.
@@ -121,6 +127,7 @@ def adapt_from_description(
                 also_train=tuple(about.get("also_train", ())),
                 batchnorm=about.get("batchnorm", "frozen"),
                 backbone_dropout=about.get("backbone_dropout", "train"),
+                memory=memory,
             )
     except PEFTError:
         raise

@@ -13,7 +13,9 @@ from lightning_peft.anatomy.bypass import bypassed
 from lightning_peft.anatomy.fast_path import fast_path_layers, fast_path_off
 from lightning_peft.errors import MethodError
 from lightning_peft.fingerprint import backbone_fingerprint
+from lightning_peft.kernels import Memory, accelerate
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
+from lightning_peft.methods.memory import refuse_no_fast_layer
 from lightning_peft.methods.selection import inside
 from lightning_peft.snapshot import restored_after_error
 
@@ -55,7 +57,12 @@ class Injection:
 
 
 def inject(
-    model: nn.Module, method: Method, plan: Plan, found: Anatomy, also_train: tuple[str, ...]
+    model: nn.Module,
+    method: Method,
+    plan: Plan,
+    found: Anatomy,
+    also_train: tuple[str, ...],
+    memory: Memory = "default",
 ) -> Injection:
     """Carry out a plan.
 
@@ -65,13 +72,14 @@ def inject(
         plan: What to do.
         found: The backbone's anatomy.
         also_train: Names of parameters to train beside the method's.
+        memory: What fast LoRA layers may make again in the backward pass.
 
     Returns:
         What was done.
 
     Raises:
-        MethodError: If a library refuses the injection or nothing would be trained; the model is as
-            it was before.
+        MethodError: If a library refuses the injection, nothing would be trained or no layer is
+            fast where memory is to be saved; the model is as it was before.
     """
     in_head = {name for name, _ in model.named_parameters() if inside(name, found.head)}
     adapted = {site.module for site in plan.sites if inside(site.module, found.head)}
@@ -85,6 +93,8 @@ def inject(
     with restored_after_error(model):
         wanted = {id(before[name]) for name in chosen if name in before}
         asked = _inject_steps(model, plan)
+        if memory != "default" and method.accelerated:
+            refuse_no_fast_layer(method, accelerate(model, memory))
         for module in model.modules():  # a new module begins in training mode, whatever the model
             if id(module) not in modules:
                 module.training = model.training

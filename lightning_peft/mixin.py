@@ -13,6 +13,7 @@ from lightning_peft.checkpoint_file import check_checkpoint_file
 from lightning_peft.checks import as_names
 from lightning_peft.each_step import EachStep
 from lightning_peft.errors import CheckpointError, PEFTError
+from lightning_peft.kernels import Memory
 from lightning_peft.lifecycle import find_adaptations
 from lightning_peft.methods.registry import as_method
 
@@ -76,7 +77,11 @@ def _attachment(value: Any) -> Attachment:
 
 
 def load_from_checkpoint(
-    module_class: type[T], checkpoint_path: str | PathLike[str], **kwargs: Any
+    module_class: type[T],
+    checkpoint_path: str | PathLike[str],
+    *,
+    memory: Memory | None = None,
+    **kwargs: Any,
 ) -> T:
     """Load a checkpoint that the ``PEFT`` callback made, into a class that knows nothing of it.
 
@@ -86,6 +91,8 @@ def load_from_checkpoint(
     Args:
         module_class: The LightningModule class.
         checkpoint_path: The checkpoint.
+        memory: As for :func:`adapt`; no checkpoint says it. ``None`` is ``"default"``, or what a
+            class with the mixin says.
         **kwargs: As for ``LightningModule.load_from_checkpoint``. Unlike there, ``weights_only`` is
             ``True`` wherever the file lies: no code in it is run.
 
@@ -96,13 +103,17 @@ def load_from_checkpoint(
         CheckpointError: If lightning-peft did not make the checkpoint, it is damaged, its keys do
             not fit, or the class cannot be built from the hyperparameters in it.
         BackboneMismatchError: If the class builds another backbone.
+        MethodError: If ``memory`` is unknown, or not for the checkpoint's method.
     """
 
     def on_load_checkpoint(self: nn.Module, checkpoint: dict[str, Any]) -> None:
         module_class.on_load_checkpoint(self, checkpoint)  # type: ignore[attr-defined]
         if not find_adaptations(self):
-            restore_adaptations(self, checkpoint)
+            restore_adaptations(self, checkpoint, memory)
             complete_checkpoint(self, checkpoint)
+        elif memory is not None:
+            for adaptation in find_adaptations(self).values():
+                adaptation.set_memory(memory)
 
     adapted = type(
         module_class.__name__, (module_class,), {"on_load_checkpoint": on_load_checkpoint}

@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from lightning_peft.kernels import Acceleration, acceleration_of
+
 if TYPE_CHECKING:
     from lightning_peft.adaptation import Adaptation
 
@@ -27,6 +29,8 @@ class Report:
         total: All parameters of the adapted model.
         trained_bytes: Bytes of the trained parameters: the size of an adapter file without its
             header.
+        acceleration: Which LoRA layers have the fast forward, why others do not, and what they make
+            again in the backward pass; ``None`` without LoRA layers.
     """
 
     method: str
@@ -37,6 +41,7 @@ class Report:
     backbone: int
     total: int
     trained_bytes: int
+    acceleration: Acceleration | None = None
 
     @property
     def share(self) -> float:
@@ -45,7 +50,8 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Give the report as plain JSON types."""
-        return {**asdict(self), "share": self.share}
+        speed = None if self.acceleration is None else self.acceleration.to_dict()
+        return {**asdict(self), "share": self.share, "acceleration": speed}
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -71,6 +77,8 @@ class Report:
         console.print(table)
         console.print(f"sites: {sites}", highlight=False)
         console.print(f"trained bytes: {human_bytes(self.trained_bytes)}", highlight=False)
+        if self.acceleration is not None:
+            console.print(f"speed: {self.acceleration}", highlight=False)
         return out.getvalue().rstrip()
 
 
@@ -106,6 +114,7 @@ def make_report(adaptation: Adaptation) -> Report:
         trained_bytes=sum(
             p.numel() * p.element_size() for name, p in model.named_parameters() if name in trained
         ),
+        acceleration=acceleration_of(model),
     )
 
 

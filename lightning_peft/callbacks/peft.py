@@ -13,6 +13,7 @@ from lightning_peft.attach import Attachment, attach, attachment_of
 from lightning_peft.checks import as_names
 from lightning_peft.each_step import EachStep
 from lightning_peft.errors import MethodError
+from lightning_peft.kernels import Memory
 from lightning_peft.kinds import is_a
 from lightning_peft.lifecycle import find_adaptations
 from lightning_peft.methods.registry import as_method
@@ -49,12 +50,17 @@ class PEFT(pl.Callback):
             leaves them there); ``"eval"`` keeps the backbone's own dropout off.
         strict_backbone: Whether a checkpoint of another backbone is an error (``True``) or a
             warning.
+        memory: What LoRA layers make again in the backward pass instead of keeping it:
+            ``"default"`` the output of an activation function, ``"low"`` that of a layer norm as
+            well, ``"high"`` nothing. It belongs to the run and is in no checkpoint.
+            ``None`` is ``"default"``, and leaves a backbone that is adapted already as it is.
         check_gradients: Whether to stop after two steps if an adapter gets no gradient, which means
             that the model never calls the module that it sits on.
         **settings: Settings of the method, if it is given by name.
 
     Raises:
-        MethodError: If the method or a setting is unknown or out of range.
+        MethodError: If the method or a setting is unknown or out of range, or ``memory="low"`` is
+            asked of a method without fast LoRA layers.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class PEFT(pl.Callback):
         batchnorm: Literal["frozen", "train"] = "frozen",
         backbone_dropout: Literal["train", "eval"] = "train",
         strict_backbone: bool = True,
+        memory: Memory | None = None,
         check_gradients: bool = True,
         **settings: Any,
     ) -> None:
@@ -78,6 +85,7 @@ class PEFT(pl.Callback):
             batchnorm=batchnorm,
             backbone_dropout=backbone_dropout,
             strict_backbone=strict_backbone,
+            memory=memory,
         )
         self.check_gradients = check_gradients
         self._each_step = EachStep()

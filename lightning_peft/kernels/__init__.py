@@ -1,6 +1,19 @@
 """Faster forward and backward passes for adapters, equal to the plain ones up to rounding."""
 
-from lightning_peft.kernels.fast_lora import Acceleration, accelerate
+from lightning_peft.kernels.fast_lora import (
+    Acceleration,
+    accelerate,
+    acceleration_of,
+    memory_problem,
+)
 from lightning_peft.kernels.low_rank import low_rank_linear
+from lightning_peft.kernels.rebuild import Memory
 
-__all__ = ["Acceleration", "accelerate", "low_rank_linear"]
+__all__ = [
+    "Acceleration",
+    "Memory",
+    "accelerate",
+    "acceleration_of",
+    "low_rank_linear",
+    "memory_problem",
+]

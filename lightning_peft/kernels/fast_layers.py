@@ -11,13 +11,14 @@ from lightning_peft.kernels.convolution import Geometry, low_rank_conv
 from lightning_peft.kernels.low_rank import low_rank_linear
 from lightning_peft.kernels.rebuild import Memory
 
-__all__ = ["MEMORY", "fast_classes"]
+__all__ = ["MEMORY", "fast_classes", "memory_of"]
 
 MEMORY = "_lightning_peft_memory"
 """The attribute of a layer that holds what it may make again."""
 
 
-def _memory(layer: nn.Module) -> Memory:
+def memory_of(layer: nn.Module) -> Memory:
+    """What a layer may make again."""
     memory: Memory = layer.__dict__.get(MEMORY, "default")
     return memory
 
@@ -77,7 +78,7 @@ def fast_classes() -> dict[type, type]:
                 self.lora_B[name].weight,
                 self.scaling[name],
                 dropout=_dropout(self, name),
-                memory=_memory(self),
+                memory=memory_of(self),
                 training=self.training,
             )
 
@@ -116,7 +117,7 @@ def fast_classes() -> dict[type, type]:
                     self.lora_B[name].weight,
                     self.scaling[name],
                     Geometry(base.stride, base.padding, base.dilation),
-                    memory=_memory(self),
+                    memory=memory_of(self),
                 )
 
         return FastConv

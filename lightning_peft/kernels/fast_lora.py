@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
 from lightning_peft.errors import MethodError
-from lightning_peft.kernels.fast_layers import MEMORY, fast_classes
+from lightning_peft.kernels.fast_layers import MEMORY, fast_classes, memory_of
 from lightning_peft.kernels.rebuild import Memory
 
-__all__ = ["Acceleration", "accelerate", "memory_problem"]
+__all__ = ["Acceleration", "accelerate", "acceleration_of", "memory_problem"]
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,26 @@ class Acceleration:
     Attributes:
         fast: Names of the layers.
         plain: For each other LoRA layer, the reason.
-        memory: What the fast layers may make again in the backward pass.
+        memory: What the fast layers may make again in the backward pass; ``"mixed"`` where parts of
+            the model were accelerated in different ways.
     """
 
     fast: tuple[str, ...]
     plain: dict[str, str]
-    memory: Memory = "default"
+    memory: Memory | Literal["mixed"] = "default"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give it as plain JSON types: counts, and how many layers each reason keeps."""
+        reasons = dict(Counter(self.plain.values()))
+        return {"fast": len(self.fast), "plain": reasons, "memory": self.memory}
 
     def __str__(self) -> str:
-        what = {"default": "", "low": ", low in memory", "high": ", nothing made again"}
+        what = {
+            "default": "",
+            "low": ", low in memory",
+            "high": ", nothing made again",
+            "mixed": ", mixed settings of memory",
+        }
         lines = [f"{len(self.fast)} LoRA layers with the fast forward{what[self.memory]}"]
         for reason, count in Counter(self.plain.values()).items():
             lines.append(f"{count} as peft has them: {reason}")
@@ -78,11 +90,38 @@ def accelerate(model: nn.Module, memory: Memory = "default") -> Acceleration:
     return Acceleration(tuple(fast), plain, memory)
 
 
+def acceleration_of(model: nn.Module) -> Acceleration | None:
+    """Say which LoRA layers of a model are fast now, without changing one.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        What :func:`accelerate` came to, or ``None`` for a model without LoRA layers.
+    """
+    if "peft.tuners.lora" not in sys.modules:  # then nobody has made such a layer
+        return None
+    from peft.tuners.lora import LoraLayer
+
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)}
+    if not layers:
+        return None
+    quick = tuple(fast_classes().values())
+    fast = tuple(name for name, layer in layers.items() if isinstance(layer, quick))
+    plain = {
+        name: _reason(layer) or "nobody accelerated it"
+        for name, layer in layers.items()
+        if name not in fast
+    }
+    settings = {memory_of(layers[name]) for name in fast} or {"default"}
+    return Acceleration(fast, plain, settings.pop() if len(settings) == 1 else "mixed")
+
+
 def memory_problem(memory: Any) -> str | None:
     """Say what is wrong with a value of ``memory``, if anything."""
-    if memory in get_args(Memory):
+    if isinstance(memory, str) and memory in get_args(Memory):
         return None
-    return f"memory: expected 'default', 'low' or 'high', got {memory!r}"
+    return f"memory: expected 'default', 'low' or 'high', got {memory!r}."
 
 
 def _reason(layer: Any) -> str | None:

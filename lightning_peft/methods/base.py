@@ -136,6 +136,8 @@ class Method(ABC):
             output can only be had back from a copy of them.
         keeps_original: Whether that copy is kept (it is small), so that ``disabled()`` works.
         mergeable: Whether what is added is a linear change of weights that can be folded in.
+        accelerated: Whether it brings LoRA layers with the fast forward of
+            :mod:`lightning_peft.kernels`, which the setting ``memory`` is for.
     """
 
     name: ClassVar[str]
@@ -146,6 +148,7 @@ class Method(ABC):
     changes_backbone: ClassVar[bool] = False
     keeps_original: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
+    accelerated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         # Hydra hands over its own list and mapping types; they are neither hashable nor JSON

@@ -26,6 +26,7 @@ class DoRA(LoRA):
     family: ClassVar[str] = "low-rank"
     formula: ClassVar[str] = "m (W + s B A) / |W + s B A|"
     summary: ClassVar[str] = "LoRA on the direction, a trained magnitude"
+    accelerated: ClassVar[bool] = False
     reference: ClassVar[str] = "https://arxiv.org/abs/2402.09353"
 
     def _extra(self) -> dict[str, Any]:

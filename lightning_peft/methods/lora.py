@@ -56,6 +56,7 @@ class LoRA(PeftMethod):
     formula: ClassVar[str] = "W + (alpha / r) B A"
     summary: ClassVar[str] = "low-rank updates beside frozen weights"
     reference: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
+    accelerated: ClassVar[bool] = True
 
     rank: int = 8
     alpha: float | None = None

@@ -82,6 +82,11 @@ class Union(Method):
         """Whether any part trains the backbone's own parameters."""
         return any(part.changes_backbone for part in self.methods)
 
+    @property
+    def accelerated(self) -> bool:  # type: ignore[override]
+        """Whether any part brings fast LoRA layers."""
+        return any(part.accelerated for part in self.methods)
+
     def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
         """See :meth:`Method.plan`."""
         plans = [part.plan(anatomy, model) for part in self.methods]

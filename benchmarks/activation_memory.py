@@ -1,0 +1,133 @@
+"""The most memory that one training step takes, beside that of peft.
+
+    python benchmarks/activation_memory.py                           # ViT-S/16, batch 16, float32
+    python benchmarks/activation_memory.py --picture memory.png --out memory.json
+
+What is counted are the bytes that torch allocates during one forward and one backward pass, at
+their peak: activations, gradients and whatever the operations need on their way, not the weights,
+which are there before. The record of the CPU's allocator is read, so that the figure does not
+depend on the machine's load. Beside LoRA of peft and of lightning-peft with each setting of
+`memory` stand full fine-tuning, peft under activation checkpointing of every block (a second
+forward pass for the least memory), and the limit: everything frozen and the gradient taken down to
+the input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from lora_step import CHOICES, batch_of, forward_and_backward, variants
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from lightning_peft.report import human_bytes
+
+NAMES = ("limit", "peft, checkpointed", "low", "lightning-peft", "high", "peft", "full")
+
+
+def peak_bytes(model: nn.Module, images: Tensor, labels: Tensor) -> int:
+    """Measure what one forward and one backward pass allocate.
+
+    Args:
+        model: The model; its gradients are gone before and there afterwards.
+        images: Its input.
+        labels: Class numbers.
+
+    Returns:
+        The largest sum of bytes that were allocated and not freed, from the beginning of the pass.
+    """
+    model.zero_grad(set_to_none=True)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        forward_and_backward(model, images, labels)
+    assert record.profiler is not None
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    held = peak = 0
+    for event in events:
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def measured(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Measure every variant.
+
+    Args:
+        options: ``backbone``, ``batch``, ``rank``, ``targets``.
+
+    Returns:
+        For each variant its peak in bytes, and as a ratio to that of peft.
+    """
+    torch.manual_seed(0)
+    images, labels = batch_of(options)
+    peaks = {}
+    for name in NAMES:
+        base, _, how = name.partition(", ")
+        model = variants(options, images, [base])[base]
+        if how:
+            model.get_base_model().set_grad_checkpointing()  # type: ignore[operator]
+        given = images.clone().requires_grad_(True) if name == "limit" else images
+        forward_and_backward(model, given, labels)  # what is made at the first call only
+        given.grad = None
+        peaks[name] = peak_bytes(model, given, labels)
+    return {name: {"bytes": p, "ratio": p / peaks["peft"]} for name, p in peaks.items()}
+
+
+def draw(figures: dict[str, dict[str, float]], title: str, path: Path) -> None:
+    """Draw the ratios as bars.
+
+    Args:
+        figures: What :func:`measured` gave.
+        title: Above the picture.
+        path: Where it goes; the ending says the format.
+    """
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(7, 3.2), layout="constrained")
+    axes = picture.add_subplot()
+    ours = ("low", "lightning-peft", "high")
+    names = list(figures)[::-1]
+    labels = [f"lightning-peft, {n}" if n in ours[::2] else n for n in names]
+    bars = axes.barh(
+        labels,
+        [figures[name]["ratio"] for name in names],
+        color=["#2f6db3" if name in ours else "#b9bec5" for name in names],
+    )
+    axes.bar_label(bars, [f"{figures[name]['ratio']:.2f}" for name in names], padding=4)
+    axes.set_xlabel("peak bytes of a forward and backward pass, peft = 1")
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.1)
+    picture.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="vit_small_patch16_224")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--targets", choices=CHOICES, default="all-linear")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--picture", type=Path, help="draw them")
+    options = parser.parse_args()
+    figures = measured(options)
+    table = Table("variant", "peak", "to peft")
+    for name, row in figures.items():
+        table.add_row(name, human_bytes(row["bytes"]), f"{row['ratio']:.3f}")
+    Console().print(table)
+    if options.out:
+        about = {k: v for k, v in vars(options).items() if k not in ("out", "picture")}
+        options.out.write_text(json.dumps({**about, "figures": figures}, indent=2) + "\n")
+    if options.picture:
+        what = f"{options.backbone}, batch {options.batch}, LoRA of rank {options.rank}"
+        draw(figures, what, options.picture)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Which methods the setting ``memory`` is for, and what is wrong with a value of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_peft.errors import MethodError
+from lightning_peft.kernels import Acceleration, memory_problem
+from lightning_peft.methods.base import Method
+from lightning_peft.methods.registry import list_methods, method_class
+
+__all__ = ["check_memory", "refuse_no_fast_layer"]
+
+
+def check_memory(method: Method, memory: Any) -> None:
+    """Check a value of ``memory`` before a model is looked at.
+
+    Args:
+        method: The method that it is given with.
+        memory: What was asked for.
+
+    Raises:
+        MethodError: If it is none of the three, or ``"low"`` with a method that has no fast layer,
+            so that nothing would be saved.
+    """
+    problem = memory_problem(memory)
+    if problem is not None:
+        raise MethodError(problem)
+    if memory == "low" and not method.accelerated:
+        raise MethodError(
+            f"memory='low': expected a method with fast LoRA layers ({_served()}), got "
+            f"'{method.name}', whose backward pass it would not change. Leave memory out, or "
+            "choose one of these."
+        )
+
+
+def refuse_no_fast_layer(method: Method, done: Acceleration) -> None:
+    """Refuse ``memory="low"`` where, on this backbone, not one layer is fast.
+
+    Raises:
+        MethodError: It says why each layer is not.
+    """
+    if done.memory == "low" and not done.fast:
+        raise MethodError(
+            f"memory='low': expected a LoRA layer with the fast forward, got none from "
+            f"'{method.name}' on this backbone: {done}. Leave memory out, or choose other targets."
+        )
+
+
+def _served() -> str:
+    names = [name for name in list_methods() if method_class(name).accelerated is True]
+    return ", ".join([*names, "hf with tuner 'lora'"])
