@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lightning_peft.data.augment import Augment
     from lightning_peft.data.digits import DigitsDataModule
     from lightning_peft.data.folder import ImageFolderDataModule
+    from lightning_peft.data.text import TextDataModule
     from lightning_peft.errors import (
         AdapterFileError,
         BackboneMismatchError,
@@ -80,6 +81,8 @@ if TYPE_CHECKING:
     )
     from lightning_peft.mixin import PEFTMixin, load_from_checkpoint
     from lightning_peft.modules.image import ImageClassifier
+    from lightning_peft.modules.regression import ImageRegressor
+    from lightning_peft.modules.text import TextClassifier
     from lightning_peft.param_groups import parameter_groups
     from lightning_peft.planning import AdaptationPlan, plan
     from lightning_peft.sharding import shard
@@ -108,6 +111,7 @@ _WHERE = {
     "lightning_peft.data.augment": ("Augment",),
     "lightning_peft.data.digits": ("DigitsDataModule",),
     "lightning_peft.data.folder": ("ImageFolderDataModule",),
+    "lightning_peft.data.text": ("TextDataModule",),
     "lightning_peft.errors": (
         "AdapterFileError",
         "BackboneMismatchError",
@@ -157,6 +161,8 @@ _WHERE = {
     ),
     "lightning_peft.mixin": ("PEFTMixin", "load_from_checkpoint"),
     "lightning_peft.modules.image": ("ImageClassifier",),
+    "lightning_peft.modules.regression": ("ImageRegressor",),
+    "lightning_peft.modules.text": ("TextClassifier",),
     "lightning_peft.param_groups": ("parameter_groups",),
     "lightning_peft.planning": ("AdaptationPlan", "plan"),
     "lightning_peft.sharding": ("shard",),
@@ -201,6 +207,7 @@ __all__ = [
     "Hydra",
     "ImageClassifier",
     "ImageFolderDataModule",
+    "ImageRegressor",
     "LadderSideTuning",
     "LastBlocks",
     "LinearProbe",
@@ -220,6 +227,8 @@ __all__ = [
     "ScheduleError",
     "Stage",
     "TargetError",
+    "TextClassifier",
+    "TextDataModule",
     "Union",
     "VPTDeep",
     "VPTShallow",

@@ -30,6 +30,7 @@ from lightning_peft.adapter_file import versions
 from lightning_peft.data_config import DataConfig, data_config
 from lightning_peft.errors import ExportError, MethodError, near, require
 from lightning_peft.merging import output_of
+from lightning_peft.outputs import Outputs
 from lightning_peft.tracing import ONNX_LIMIT, Trace, run_onnx, run_torch_export, trace
 from lightning_peft.whole import written_whole
 
@@ -75,6 +76,7 @@ def export_model(
     example_inputs: Any = None,
     preprocessing: DataConfig | None = None,
     class_names: Sequence[str] | None = None,
+    outputs: Outputs | None = None,
 ) -> ExportReport:
     """Write a model for serving; the model itself stays as it is.
 
@@ -89,6 +91,8 @@ def export_model(
             mapping of keyword arguments); random images where the model says which it expects.
         preprocessing: How images are prepared; by default what the backbone says of itself.
         class_names: What the outputs stand for.
+        outputs: How they are read (which the file itself does not do): the task, the temperature,
+            the mean and deviation of numbers.
 
     Returns:
         What was written, and how near to the model its output is.
@@ -116,6 +120,7 @@ def export_model(
             target.parent.mkdir(parents=True, exist_ok=True)
             report = _write_file(network, format, target, inputs, positional)
         card = _card(report, network, adaptation, preprocessing, class_names)
+        card["outputs"] = None if outputs is None else outputs.to_dict()
         with written_whole(report.card) as temporary:
             temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     except OSError as error:

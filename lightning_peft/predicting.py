@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_peft.merging import first_tensor
+from lightning_peft.outputs import Outputs
 
 __all__ = ["Prediction", "image_files", "predict_files"]
 
@@ -25,6 +26,8 @@ class Prediction:
         path: The file.
         classes: The most probable classes, best first; empty where the file was not read.
         probabilities: The probability of each.
+        values: The probability of each label, or each number; empty of classes that exclude each
+            other.
         error: Why it was not read; empty if it was.
     """
 
@@ -32,6 +35,7 @@ class Prediction:
     classes: tuple[int, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str = ""
+    values: tuple[float, ...] = ()
 
 
 class _Files(Dataset[tuple[int, Tensor | None, str]]):
@@ -79,21 +83,24 @@ def predict_files(
     top: int = 1,
     batch_size: int = 64,
     num_workers: int = 0,
+    outputs: Outputs | None = None,
 ) -> Iterator[Prediction]:
-    """Predict the classes of image files, in their order.
+    """Predict the classes, labels or numbers of image files, in their order.
 
     Args:
-        model: Images ``(B, C, H, W)`` to logits ``(B, classes)``, in evaluation mode.
+        model: Images ``(B, C, H, W)`` to outputs ``(B, K)``, in evaluation mode.
         paths: The files.
         mode: PIL mode in which they are read, ``"L"`` or ``"RGB"``.
         transform: PIL image to tensor ``(C, H, W)``, as the model was evaluated with.
         top: How many classes of each.
         batch_size: Images at a time.
         num_workers: Processes that read.
+        outputs: How the outputs are read; a softmax over classes by default.
 
     Yields:
         One prediction for each file, whether it could be read or not.
     """
+    read = Outputs() if outputs is None else outputs
     device = next(model.parameters()).device
     loader: DataLoader[Any] = DataLoader(
         _Files(paths, mode, transform),
@@ -103,15 +110,23 @@ def predict_files(
     )
     for batch in loader:
         images = [image for _, image, _ in batch if image is not None]
-        found: Iterator[tuple[list[float], list[int]]] = iter(())
+        found: Iterator[Tensor] = iter(())
         if images:
             with torch.inference_mode():
-                logits = first_tensor(model(torch.stack(images).to(device))).float()
-                values, classes = logits.softmax(-1).topk(min(top, logits.shape[-1]))
-            found = zip(values.tolist(), classes.tolist(), strict=True)
+                found = iter(read(first_tensor(model(torch.stack(images).to(device)))).cpu())
         for index, image, error in batch:
             if image is None:
                 yield Prediction(paths[index], error=error)
             else:
-                probabilities, chosen = next(found)
-                yield Prediction(paths[index], tuple(chosen), tuple(probabilities))
+                yield _prediction(paths[index], next(found), read, top)
+
+
+def _prediction(path: Path, values: Tensor, read: Outputs, top: int) -> Prediction:
+    if read.task == "regression":
+        return Prediction(path, values=tuple(values.tolist()))
+    if read.task == "multilabel":
+        chosen = [k for k in values.argsort(descending=True).tolist() if values[k] > 0.5]
+        probabilities = tuple(values[chosen].tolist())
+        return Prediction(path, tuple(chosen), probabilities, values=tuple(values.tolist()))
+    best, classes = values.topk(min(top, len(values)))
+    return Prediction(path, tuple(classes.tolist()), tuple(best.tolist()))

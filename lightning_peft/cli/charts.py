@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lightning_peft.cli.comparison import Comparison, Row
 from lightning_peft.cli.curves import RATE, Band, Curve, band, thin
 from lightning_peft.cli.svg import Plot, linear_axis, log_axis, series_class
-from lightning_peft.cli.wording import duration, percent
+from lightning_peft.cli.wording import duration, score
 
 __all__ = ["Chart", "against", "curves_of", "learning_curves", "rates"]
 
@@ -48,44 +48,45 @@ def against(comparison: Comparison, quantity: str, name: str) -> Chart | None:
         The chart, or ``None`` where no row has both.
     """
     rows = [(i, row) for i, row in enumerate(comparison.rows) if getattr(row, quantity)]
-    placed = [(i, row, *_place(row, quantity)) for i, row in rows if row.accuracy]
+    scale = comparison.scale
+    placed = [(i, row, *_place(row, quantity, scale)) for i, row in rows if row.accuracy]
     if not placed:
         return None
     levels = [row for row in comparison.rows if row.baseline and row.accuracy]
     heights = [y + sign * spread for *_, y, spread in placed for sign in (-1, 1)]
-    heights += [100 * row.accuracy.mean for row in levels if row.accuracy]
+    heights += [scale * row.accuracy.mean for row in levels if row.accuracy]
     metric = comparison.metric.replace("/", " ")
     front = comparison.front(quantity)
     best = ", ".join(row.label for row in front)
     title = f"{metric} against {name}"
     plot = Plot(
         log_axis([x for _, _, x, _, _ in placed], name),
-        linear_axis(heights, f"{metric} (%)", margin=0.1),
+        linear_axis(heights, comparison.axis, margin=0.1),
         title,
         f"{len(placed)} points; on the Pareto front: {best}",
     )
     for row in levels:
-        plot.level(100 * row.accuracy.mean if row.accuracy else 0.0, row.label)
-    plot.line(_stairs([_place(row, quantity)[:2] for row in front]), 0, kind="front")
+        plot.level(scale * row.accuracy.mean if row.accuracy else 0.0, row.label)
+    plot.line(_stairs([_place(row, quantity, scale)[:2] for row in front]), 0, kind="front")
     for i, row, x, y, spread in placed:
         cost = duration(x) if name.endswith("time (s)") else f"{x:,.0f} {name}"
-        told = f"{i + 1}. {row.label}: {percent(row.accuracy)}, {cost}"
+        told = f"{i + 1}. {row.label}: {score(row.accuracy, comparison.metric)}, {cost}"
         plot.point(x, y, i, spread=spread, mark=str(i + 1), name=told)
     for _, row, x, y, _ in placed:
         plot.name_point(x, y, row.label)
     note = (
         "The numbers are the ranks of the table. Bars are one standard deviation over the seeds. "
-        f"The stairs are the Pareto front, where nothing costs less and is as accurate: {best}."
+        f"The stairs are the Pareto front, where nothing costs less and is as good: {best}."
     )
     return Chart(title, plot.markup(), note)
 
 
-def _place(row: Row, quantity: str) -> tuple[float, float, float]:
-    """Give a row's cost, and its metric and the deviation of that in percent."""
+def _place(row: Row, quantity: str, scale: float) -> tuple[float, float, float]:
+    """Give a row's cost, and its metric and the deviation of that as they are shown."""
     assert row.accuracy is not None
     floor = 1.0 if quantity == "trained" else 1e-6  # a logarithm is taken of it
     cost = max(getattr(row, quantity).mean, floor)
-    return cost, 100 * row.accuracy.mean, 100 * row.accuracy.deviation
+    return cost, scale * row.accuracy.mean, scale * row.accuracy.deviation
 
 
 def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -99,14 +100,16 @@ def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def learning_curves(comparison: Comparison, logs: Logs) -> list[Chart]:
-    """Plot how the validation accuracy rises and the training loss falls.
+    """Plot how the metric in validation and the training loss went.
 
     Args:
         comparison: What to plot.
         logs: What the runs logged.
     """
+    bare = comparison.metric.partition("/")[2]
+    name = f"validation {bare}" + (" (%)" if comparison.scale != 1 else "")
     drawn = [
-        curves_of(comparison, logs, "val/accuracy", "validation accuracy (%)", scale=100.0),
+        curves_of(comparison, logs, f"val/{bare}", name, scale=comparison.scale),
         curves_of(comparison, logs, "train/loss", "training loss"),
     ]
     return [chart for chart in drawn if chart is not None]

@@ -148,7 +148,7 @@ def _publish(comparison: Comparison, output: Path) -> None:
     console.print()
     console.print(comparison_table(comparison, console.width))
     for contrast in comparison.contrasts:
-        console.print(told(contrast), markup=False, highlight=False)
+        console.print(told(contrast, comparison.metric), markup=False, highlight=False)
     for row in comparison.rows:
         for failure in row.failed:
             console.print(f"failed: {row.label}, {failure}", style="red", markup=False)

@@ -14,11 +14,12 @@ from typing import Any
 
 from lightning_peft.cli.runs import Run
 from lightning_peft.cli.significance import Contrast, contrast, holm
+from lightning_peft.metric_names import is_share, lower_is_better
 
 __all__ = ["Comparison", "Row", "Spread", "comparison_of"]
 
-METRICS = ("test/accuracy", "val/accuracy")
-"""What a row is judged by: the first of these that the runs have."""
+METRICS = ("test/accuracy", "val/accuracy", "test/rmse", "val/rmse")
+"""What a row is judged by where the runs do not agree: the first of these that they have."""
 
 BASELINES = {"nearest_neighbour": "1-NN on pixels", "logistic_regression": "logistic on pixels"}
 """What the reference points are called."""
@@ -100,6 +101,21 @@ class Comparison:
     unreadable: tuple[Path, ...] = field(default=())
 
     @property
+    def lower(self) -> bool:
+        """Whether less of the metric is better."""
+        return lower_is_better(self.metric)
+
+    @property
+    def scale(self) -> float:
+        """What the metric is multiplied by where it is shown: 100 for percent."""
+        return 100.0 if is_share(self.metric) else 1.0
+
+    @property
+    def axis(self) -> str:
+        """What the metric is called on an axis."""
+        return self.metric.replace("/", " ") + (" (%)" if is_share(self.metric) else "")
+
+    @property
     def leader(self) -> Row | None:
         """The best row that is no reference point."""
         return next((row for row in self.rows if row.accuracy and not row.baseline), None)
@@ -111,7 +127,7 @@ class Comparison:
         return all(row.by_seed.keys() == own[0].by_seed.keys() for row in own)
 
     def front(self, quantity: str = "trained") -> tuple[Row, ...]:
-        """Give the rows on the Pareto front: nothing costs no more and is as accurate.
+        """Give the rows on the Pareto front: nothing costs no more and is as good.
 
         Args:
             quantity: What is to be low, by the name of the row's attribute.
@@ -120,19 +136,20 @@ class Comparison:
             The rows, the cheapest first.
         """
         costs = [(getattr(row, quantity), row) for row in self.rows if row.accuracy]
-        # of two that cost the same, the more accurate first: it keeps the other off the front
+        sign = 1.0 if self.lower else -1.0
+        # of two that cost the same, the better first: it keeps the other off the front
         rising = sorted(
             (
-                (cost.mean, -row.accuracy.mean, i)
+                (cost.mean, sign * row.accuracy.mean, i)
                 for i, (cost, row) in enumerate(costs)
                 if cost and row.accuracy
             )
         )
         found: list[Row] = []
         best = 0.0
-        for _, negative, position in rising:
-            if not found or negative < best:
-                best = negative
+        for _, badness, position in rising:
+            if not found or badness < best:
+                best = badness
                 found.append(costs[position][1])
         return tuple(found)
 
@@ -148,10 +165,13 @@ def comparison_of(runs: Sequence[Run], unreadable: Sequence[Path] = ()) -> Compa
         The comparison.
     """
     done = [run for run in runs if run.completed]
-    metric = next((m for m in METRICS if any(m in run.metrics for run in done)), METRICS[0])
+    metric = metric_of(done)
+    sign = 1.0 if lower_is_better(metric) else -1.0
     rows = [_row(label, found, metric) for label, found in _groups(runs)]
-    rows += _baselines(runs)
-    rows.sort(key=lambda row: (row.baseline, -row.accuracy.mean if row.accuracy else float("inf")))
+    rows += _baselines(runs) if metric.endswith("/accuracy") else []
+    rows.sort(
+        key=lambda row: (row.baseline, sign * row.accuracy.mean if row.accuracy else float("inf"))
+    )
     scored = [run for run in done if metric in run.metrics]
     images = [run.images for run in runs if run.images]
     kinds = {"GPU" if run.on_gpu else "process" for run in done if run.peak_memory is not None}
@@ -159,11 +179,28 @@ def comparison_of(runs: Sequence[Run], unreadable: Sequence[Path] = ()) -> Compa
         metric=metric,
         rows=tuple(rows),
         contrasts=_contrasts(rows),
-        best=max(scored, key=lambda run: run.metrics[metric], default=None),
+        best=min(scored, key=lambda run: sign * run.metrics[metric], default=None),
         images=images[0] if images and all(found == images[0] for found in images) else {},
         memory="mixed" if len(kinds) > 1 else next(iter(kinds), ""),
         unreadable=tuple(unreadable),
     )
+
+
+def metric_of(runs: Sequence[Run]) -> str:
+    """Choose what runs are judged by: their objective, on the test set where it was measured there.
+
+    Args:
+        runs: Those that completed.
+
+    Returns:
+        The metric. Where the runs have several objectives or none, accuracy; of numbers the error.
+    """
+    names = {run.objective for run in runs if run.objective is not None}
+    found = list(METRICS)
+    if len(names) == 1:
+        bare = next(iter(names)).partition("/")[2]
+        found = [f"test/{bare}", f"val/{bare}", *found]
+    return next((m for m in found if any(m in run.metrics for run in runs)), METRICS[0])
 
 
 def _groups(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:

@@ -85,6 +85,7 @@ def _export(options: argparse.Namespace) -> ExportReport:
             options.to,
             preprocessing=served.preprocessing,
             class_names=served.class_names,
+            outputs=served.outputs,
         )
 
 

@@ -15,10 +15,13 @@ from lightning_peft.cli.pictures import predictions
 from lightning_peft.cli.served import write_facts
 from lightning_peft.cli.summary import objective, write_summary
 from lightning_peft.cli.sweep import in_sweep
+from lightning_peft.cli.task import task_of
 from lightning_peft.data import baselines
 from lightning_peft.efficiency import count_parameters
 from lightning_peft.errors import MissingExtraError
 from lightning_peft.lifecycle import find_adaptations
+from lightning_peft.metric_names import MAIN, written
+from lightning_peft.outputs import Outputs
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -62,7 +65,7 @@ def leave_files(
         parameters = {"trained": report.trained, "total": report.total, "share": report.share}
         method = {"config": adaptation.method.to_config()}
         sizes["adapter"] = sum(f.stat().st_size for f in (directory / "adapter").iterdir())
-    write_facts(directory, parts.datamodule)
+    write_facts(directory, parts.datamodule, getattr(parts.module, "outputs", None))
     if cfg.test:
         _write_test_set(parts, directory)
     efficiency = _efficiency(parts)
@@ -72,6 +75,7 @@ def leave_files(
         status="completed",
         method=method,
         metrics=dict(metrics),
+        intervals_95=_intervals(cfg, parts),
         objective=dict(zip(("name", "value"), objective(cfg.objective, metrics), strict=True)),
         parameters=parameters,
         bytes=sizes,
@@ -80,6 +84,8 @@ def leave_files(
         efficiency=efficiency,
         images=_images(parts),
         ranks=parts.trainer.world_size,
+        task=task_of(parts.datamodule),
+        temperature=getattr(parts.module, "temperature", None) if cfg.calibrate else None,
         device=str(parts.trainer.strategy.root_device),
         baselines={name: getattr(baselines, name)(parts.datamodule) for name in cfg.baselines},
     )
@@ -106,11 +112,19 @@ def result_table(summary: Mapping[str, Any], directory: Path) -> Table:
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
+    intervals = summary.get("intervals_95") or {}
     for name, value in summary["metrics"].items():
-        share = "accuracy" in name or name.endswith("f1")
-        bold = name == "test/accuracy"
-        text = f"{100 * value:.1f} %" if share else f"{value:.4f}"
-        table.add_row(name.replace("/", " "), f"[bold]{text}[/bold]" if bold else text)
+        text = written(name, value)
+        if name == f"test/{MAIN.get(str(summary.get('task')), 'accuracy')}":
+            text = f"[bold]{text}[/bold]"
+        if name in intervals:
+            low, high = (written(name, end) for end in intervals[name])
+            text += f"  [dim]{low.removesuffix(' %')} to {high}[/dim]"
+        table.add_row(name.replace("/", " "), text)
+    if intervals:
+        table.add_row("", "[dim]95 % intervals: other test images, this very model[/dim]")
+    if summary.get("temperature"):
+        table.add_row("temperature", f"{summary['temperature']:.3f}, fitted on validation")
     for name, value in summary["baselines"].items():
         table.add_row(BASELINES.get(name, name), f"{100 * value:.1f} %")
     parameters, seconds = summary["parameters"], summary["seconds"]
@@ -133,12 +147,28 @@ def _write_test_set(parts: Parts, directory: Path) -> None:
         return
     evaluation = results()
     evaluation.write_csv(directory)
+    if evaluation.confusion is None:  # a picture shows one class for each image
+        return
     images, labels, probabilities = some_predictions(parts)
     names = [row.name for row in evaluation.classes]
     try:
         predictions(images, labels, probabilities, names, directory / "predictions.png")
     except MissingExtraError as error:
         log.info("no picture of predictions: %s", error)
+
+
+def _intervals(cfg: DictConfig, parts: Parts) -> dict[str, tuple[float, float]]:
+    """The bootstrap intervals of a test; none where nothing was tested, or too little."""
+    results = getattr(parts.module, "test_results", None)
+    if not (cfg.test and cfg.bootstrap and results is not None):
+        return {}
+    evaluation = results()
+    if len(evaluation.targets) < 2:
+        return {}
+    found: dict[str, tuple[float, float]] = evaluation.intervals(
+        replicates=cfg.bootstrap, seed=cfg.seed
+    )
+    return found
 
 
 def some_predictions(parts: Parts, count: int = 32) -> tuple[Tensor, list[int], Tensor]:
@@ -159,10 +189,11 @@ def some_predictions(parts: Parts, count: int = 32) -> tuple[Tensor, list[int], 
     module = parts.module
     was_training = module.training
     module.eval()
+    read: Any = module.outputs if hasattr(module, "outputs") else Outputs()
     with torch.inference_mode():
         logits = module(images.to(next(module.parameters()).device))
     module.train(was_training)
-    return images, [int(label) for _, label in found], logits.float().softmax(-1).cpu()
+    return images, [int(label) for _, label in found], read(logits).cpu()
 
 
 def _images(parts: Parts) -> dict[str, int]:

@@ -41,8 +41,9 @@ def accuracy_against_parameters(comparison: Comparison, path: Path) -> Path | No
         return None
     many = len(points) > MOST_LABELS
     figure, axes = _figure(8.6 if many else 7.0, 5.2 if many else 4.4)
-    _numbered(axes, points) if many else _named(axes, points)
-    front = [_place(row) for row in comparison.front() if row.trained]
+    scale = comparison.scale
+    _numbered(axes, points, scale) if many else _named(axes, points, scale)
+    front = [_place(row, scale) for row in comparison.front() if row.trained]
     # between two points only what the cheaper one reaches is known to be had
     axes.step(
         [x for x, _, _ in front], [y for _, y, _ in front], where="post",
@@ -50,7 +51,7 @@ def accuracy_against_parameters(comparison: Comparison, path: Path) -> Path | No
     )  # fmt: skip
     for row in comparison.rows:
         if row.baseline and row.accuracy:
-            y = 100 * row.accuracy.mean
+            y = scale * row.accuracy.mean
             axes.axhline(y, color="0.6", linestyle=":", linewidth=1)
             axes.annotate(
                 row.label, (0.995, y), xycoords=("axes fraction", "data"), ha="right", va="bottom",
@@ -59,26 +60,26 @@ def accuracy_against_parameters(comparison: Comparison, path: Path) -> Path | No
     axes.set_xscale("log")
     axes.margins(x=0.18, y=0.12)
     axes.set_xlabel("trained parameters")
-    axes.set_ylabel(f"{comparison.metric.replace('/', ' ')} (%)")
+    axes.set_ylabel(comparison.axis)
     axes.grid(visible=True, which="major", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return _save(figure, path)
 
 
-def _named(axes: Axes, points: Sequence[Row]) -> None:
+def _named(axes: Axes, points: Sequence[Row], scale: float) -> None:
     """Draw points with their names beside them."""
     for row in points:
-        x, y, spread = _place(row)
+        x, y, spread = _place(row, scale)
         axes.errorbar(x, y, yerr=spread, fmt="o", capsize=3)
         axes.annotate(row.label, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=9)
 
 
-def _numbered(axes: Axes, points: Sequence[Row]) -> None:
+def _numbered(axes: Axes, points: Sequence[Row], scale: float) -> None:
     """Draw points with a number in each and the names beside the picture, where none overlap."""
     from matplotlib.lines import Line2D
 
     for number, row in enumerate(points, 1):
-        x, y, spread = _place(row)
+        x, y, spread = _place(row, scale)
         bars = axes.errorbar(x, y, yerr=spread, fmt="o", markersize=11, elinewidth=0.6)
         for bar in bars.lines[2]:
             bar.set_alpha(0.35)
@@ -93,12 +94,12 @@ def _numbered(axes: Axes, points: Sequence[Row]) -> None:
     )  # fmt: skip
 
 
-def _place(row: Row) -> tuple[float, float, float | None]:
-    """Give a row's parameters, its accuracy and the deviation, both in percent."""
+def _place(row: Row, scale: float) -> tuple[float, float, float | None]:
+    """Give a row's parameters, its metric and the deviation, as they are shown."""
     assert row.accuracy is not None
     assert row.trained is not None
-    spread = 100 * row.accuracy.deviation or None
-    return max(row.trained.mean, 1.0), 100 * row.accuracy.mean, spread
+    spread = scale * row.accuracy.deviation or None
+    return max(row.trained.mean, 1.0), scale * row.accuracy.mean, spread
 
 
 def predictions(

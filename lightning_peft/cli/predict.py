@@ -14,6 +14,7 @@ from lightning_peft.cli.command import run_command
 from lightning_peft.cli.errors import ConfigError
 
 if TYPE_CHECKING:
+    from lightning_peft.cli.served import Served
     from lightning_peft.predicting import Prediction
 
 __all__ = ["main"]
@@ -33,8 +34,8 @@ def main(args: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="lightning-peft predict",
-        description="Classify the images below a folder with the model of a run, prepared as its "
-        "own data was in evaluation.",
+        description="Predict the class, the labels or the numbers of each image below a folder "
+        "with the model of a run, prepared as its own data was in evaluation.",
     )
     parser.add_argument("run", type=Path, help="a run's directory")
     parser.add_argument("images", type=Path, help="a folder of images, or of folders of images")
@@ -91,13 +92,15 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
         top=options.top,
         batch_size=options.batch,
         num_workers=options.workers,
+        outputs=served.outputs,
     )
     unread: list[Prediction] = []
-    rows = _rows(_watched(found, len(paths)), options, served.class_names, unread)
+    header = _header(served, options.top)
+    rows = _rows(_watched(found, len(paths)), options, served, unread)
     if options.out == "-":
-        _print(rows, options.top)
+        _print(rows, header)
     else:
-        with _csv(Path(options.out), options.top) as writer:
+        with _csv(Path(options.out), header) as writer:
             writer.writerows(rows)
         print(f"wrote  {options.out} ({len(paths) - len(unread)} of {len(paths)} images)")
     return unread
@@ -106,27 +109,40 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
 def _rows(
     found: Iterable[Prediction],
     options: argparse.Namespace,
-    names: tuple[str, ...] | None,
+    served: Served,
     unread: list[Prediction],
 ) -> Iterator[list[str]]:
     """Lay out what was read, and put aside what was not."""
+    names = served.class_names
     for item in found:
         if item.error:
             unread.append(item)
             continue
         row = [item.path.relative_to(options.images).as_posix()]
-        for label, probability in zip(item.classes, item.probabilities, strict=True):
-            row += [str(label) if names is None else names[label], f"{probability:.6f}"]
+        called = [str(k) if names is None else names[k] for k in item.classes]
+        if served.outputs.task == "regression":
+            row += [f"{value:.6g}" for value in item.values]
+        elif served.outputs.task == "multilabel":
+            row += ["|".join(called), *(f"{value:.6f}" for value in item.values)]
+        else:
+            for name, probability in zip(called, item.probabilities, strict=True):
+                row += [name, f"{probability:.6f}"]
         yield row
 
 
-def _header(top: int) -> list[str]:
+def _header(served: Served, top: int) -> list[str]:
+    """Name the columns: classes, or labels and the probability of each, or numbers."""
+    task, names = served.outputs.task, served.class_names or ()
+    if task == "regression":
+        return ["path", *(names or [f"number_{k}" for k in range(len(served.outputs.mean or "1"))])]
+    if task == "multilabel":
+        return ["path", "labels", *(f"probability_{name}" for name in names)]
     more = [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("class", "probability")]
     return ["path", "class", "probability", *more]
 
 
 @contextmanager
-def _csv(path: Path, top: int) -> Iterator[Any]:
+def _csv(path: Path, header: Sequence[str]) -> Iterator[Any]:
     from lightning_peft.whole import written_whole
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,16 +151,16 @@ def _csv(path: Path, top: int) -> Iterator[Any]:
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(_header(top))
+        writer.writerow(header)
         yield writer
 
 
-def _print(rows: Iterator[list[str]], top: int) -> None:
+def _print(rows: Iterator[list[str]], header: Sequence[str]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*_header(top), box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False)
     count = 0
     for row in rows:
         count += 1

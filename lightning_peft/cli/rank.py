@@ -13,6 +13,7 @@ from lightning_peft.cli.command import run_command
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.paths import conf_dir
 from lightning_peft.cli.ranking_table import as_json, print_ranking, write_ranking
+from lightning_peft.cli.task import task_of
 from lightning_peft.errors import DataError
 
 if TYPE_CHECKING:
@@ -216,6 +217,11 @@ def _batches_for(cfg: DictConfig) -> Callable[[Candidate], Iterable[Any]]:
         datamodule = instantiate(cfg.data, _convert_="all")
         datamodule.prepare_data()
         datamodule.setup("fit")
+        if (task := task_of(datamodule)) not in ("multiclass", "binary"):
+            raise DataError(
+                f"Expected images of classes that exclude each other, got the task '{task}': the "
+                "scores that rank backbones are of classes."
+            )
         if not hasattr(datamodule, "plain_dataloader"):
             raise DataError(
                 "Expected a data module with plain_dataloader(split), which gives the training "

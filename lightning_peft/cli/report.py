@@ -16,9 +16,11 @@ from lightning_peft.cli.charts import Chart, Logs, against, learning_curves, rat
 from lightning_peft.cli.classes import ClassTables, class_tables
 from lightning_peft.cli.comparison import Comparison, Row
 from lightning_peft.cli.curves import read_log
+from lightning_peft.cli.reliability import read_bins, reliability_chart
 from lightning_peft.cli.runs import Run
 from lightning_peft.cli.tables import QUANTITIES, cells, columns, notes, runs_of
 from lightning_peft.cli.wording import difference, p_value, verdict
+from lightning_peft.metric_names import is_share, written
 
 __all__ = ["report_page"]
 
@@ -82,6 +84,8 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         ],
         "unreadable": [str(path) for path in comparison.unreadable],
         "contrasts": comparison.contrasts,
+        "metric": comparison.metric,
+        "in_points": is_share(comparison.metric),
         "about_tests": ABOUT_TESTS,
         "sections": _sections(comparison),
         "best": None if comparison.best is None else _best(comparison.best, comparison),
@@ -96,7 +100,7 @@ def _row(rank: int, row: Row, comparison: Comparison) -> dict[str, Any]:
         "rank": rank,
         "label": row.label,
         "style": style,
-        "cells": list(zip(cells(row), values, strict=True)),
+        "cells": list(zip(cells(row, comparison.metric), values, strict=True)),
         "runs": runs_of(row),
         "done": len(row.seeds),
     }
@@ -109,9 +113,10 @@ def _sections(comparison: Comparison) -> list[tuple[str, list[Chart]]]:
         if row.runs
     }
     costs = (("trained", "trained parameters"), ("total", "total time (s)"))
+    bare = comparison.metric.partition("/")[2].replace("_", " ").capitalize()
     scatters = [against(comparison, quantity, name) for quantity, name in costs]
     return [
-        ("Accuracy and what it costs", [chart for chart in scatters if chart is not None]),
+        (f"{bare} and what it costs", [chart for chart in scatters if chart is not None]),
         ("Learning curves", learning_curves(comparison, logs)),
         ("Learning rate", [chart for chart in (rates(comparison, logs),) if chart is not None]),
     ]
@@ -121,13 +126,14 @@ def _best(run: Run, comparison: Comparison) -> dict[str, Any]:
     tables = class_tables(run.directory)
     label = next((row.label for row in comparison.rows if run in row.runs), run.method)
     seed = "" if run.seed is None else f", seed {run.seed}"
-    metric = comparison.metric.replace("/", " ")
+    metric, value = comparison.metric.replace("/", " "), run.metrics[comparison.metric]
     return {
-        "told": f"{label}{seed}: {metric} {100 * run.metrics[comparison.metric]:.1f} %.",
+        "told": f"{label}{seed}: {metric} {written(comparison.metric, value)}.",
         "directory": str(run.directory),
         "tables": tables,
         "matrix": _matrix(tables) if tables and len(tables.classes) <= MOST_MATRIX else None,
         "mistakes": tables.mistakes[:MOST_MISTAKES] if tables else (),
+        "reliability": reliability_chart(read_bins(run.directory), run.task),
         "picture": _picture(run.directory / "predictions.png"),
     }
 

@@ -46,6 +46,9 @@ class Run:
         on_gpu: Whether the peak is the GPU's.
         images: How many images each split has.
         baselines: Accuracy of the reference points.
+        objective: The metric that a sweeper was told, or that chose the checkpoint.
+        intervals: The 95 % interval of each metric of the test, over its images.
+        task: What the labels are.
         error: What went wrong.
         started: Seconds since the epoch, where they are known.
     """
@@ -64,6 +67,9 @@ class Run:
     on_gpu: bool = False
     images: Mapping[str, int] = field(default_factory=dict)
     baselines: Mapping[str, float] = field(default_factory=dict)
+    objective: str | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    task: str = "multiclass"
     error: str = ""
     started: float | None = None
 
@@ -134,6 +140,7 @@ def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | N
     efficiency = _numbers(summary.get("efficiency"))
     gpu = efficiency.get("peak_cuda_bytes")
     process = _mapping(summary.get("process"))
+    objective = _mapping(summary.get("objective"))
     seed = summary.get("seed")
     return Run(
         directory=directory,
@@ -150,6 +157,9 @@ def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | N
         on_gpu=gpu is not None,
         images={name: int(count) for name, count in _numbers(summary.get("images")).items()},
         baselines=_numbers(summary.get("baselines")),
+        objective=name if isinstance(name := objective.get("name"), str) else None,
+        intervals=_intervals(summary.get("intervals_95")),
+        task=str(summary.get("task") or "multiclass"),
         error=str(summary.get("error") or ""),
         started=_numbers(process).get("started"),
     )
@@ -194,6 +204,16 @@ def _numbers(value: Any) -> dict[str, float]:
                 continue
             if math.isfinite(number):
                 found[str(key)] = number
+    return found
+
+
+def _intervals(value: Any) -> dict[str, tuple[float, float]]:
+    """Keep the pairs of finite numbers of a mapping."""
+    found = {}
+    for key, item in _mapping(value).items():
+        ends = _numbers(dict(enumerate(item))) if isinstance(item, list) else {}
+        if len(ends) == 2 and len(item) == 2:
+            found[str(key)] = (ends["0"], ends["1"])
     return found
 
 

@@ -30,6 +30,9 @@ class Run:
     resume: str | None
     test: bool
     objective: str | None
+    calibrate: Literal["temperature"] | None
+    bootstrap: int
+    allow_test_objective: bool
     baselines: list[Literal["nearest_neighbour", "logistic_regression"]]
     output_dir: str
 

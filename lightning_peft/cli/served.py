@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.paths import conf_dir
 from lightning_peft.cli.summary import write_json
+from lightning_peft.cli.task import head_arguments
+from lightning_peft.outputs import Outputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -30,21 +32,25 @@ class Served:
         backbone: The adapted backbone; images to logits.
         preprocessing: What it expects of its images.
         transform: A PIL image in ``preprocessing.pil_mode`` to a tensor ``(C, H, W)``.
-        class_names: Name of each class, if they are known.
+        class_names: Name of each class, label or number, if they are known.
+        outputs: How what the backbone gives is read.
     """
 
     backbone: nn.Module
     preprocessing: DataConfig
     transform: Callable[[Any], Tensor]
     class_names: tuple[str, ...] | None
+    outputs: Outputs = field(default_factory=Outputs)
 
 
-def write_facts(directory: Path, datamodule: Any) -> None:
+def write_facts(directory: Path, datamodule: Any, outputs: Outputs | None = None) -> None:
     """Write what serving needs to know of the data: it may be elsewhere by then.
 
     Args:
         directory: The run's directory.
         datamodule: What the run was trained on.
+        outputs: How the outputs of the module are read; a module of the user's own has its logits
+            turned into probabilities by a softmax.
     """
     config = getattr(datamodule, "config", None)
     names = getattr(datamodule, "class_names", None)
@@ -52,6 +58,7 @@ def write_facts(directory: Path, datamodule: Any) -> None:
         "num_classes": datamodule.num_classes,
         "class_names": None if names is None else [str(name) for name in names],
         "preprocessing": None if config is None else asdict(config),
+        "outputs": (outputs or Outputs()).to_dict(),
     }
     write_json(directory / FACTS, facts)
 
@@ -93,7 +100,8 @@ def load_run(directory: Path) -> Served:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)  # where the backbone was random, it is so in the same way
         datamodule = instantiate(cfg.data, _convert_="all")
-        module = instantiate(cfg.model, num_classes=facts["num_classes"], _convert_="all")
+        size = head_arguments(str(cfg.model.get("_target_")), facts["num_classes"])
+        module = instantiate(cfg.model, _convert_="all", **size)
     peft = (cfg.get("callbacks") or {}).get("peft") or {}
     backbone = backbone_of(module, peft.get("backbone"))[1]
     if adapter.is_dir():
@@ -108,6 +116,7 @@ def load_run(directory: Path) -> Served:
         preprocessing=preprocessing,
         transform=preprocessing.eval_transform() if own is None else own(),
         class_names=_names(facts["class_names"]),
+        outputs=Outputs.from_dict(facts.get("outputs")),
     )
 
 

@@ -12,6 +12,7 @@ from lightning_peft.cli.command import run_command
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.help import default_choices, settings
 from lightning_peft.cli.paths import conf_dir
+from lightning_peft.cli.task import task_of
 from lightning_peft.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -192,11 +193,7 @@ def _samples(datamodule: Any, classes: int, variants: int) -> tuple[Tensor, Tens
     from lightning_peft.data.sampling import Draw
 
     plain, train = datamodule.plain_dataloader("train").dataset, datamodule.images("train")
-    labels = [int(label) for label in train.labels]
-    first: dict[int, int] = {}
-    for index, label in enumerate(labels):
-        first.setdefault(label, index)
-    chosen = [first[label] for label in sorted(first)][:classes]
+    chosen, names = _chosen(datamodule, list(train.labels), classes)
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (datamodule.config.mean,
                                                           datamodule.config.std))  # fmt: skip
     before = torch.stack([plain[index][0] for index in chosen]) * std + mean
@@ -204,12 +201,58 @@ def _samples(datamodule: Any, classes: int, variants: int) -> tuple[Tensor, Tens
         torch.stack([train[Draw(index, epoch, position)][0] for epoch in range(variants)])
         for position, index in enumerate(chosen)
     ]
-    names = [str(datamodule.class_names[labels[index]]) for index in chosen]
     return before, torch.stack(after) * std + mean, names
+
+
+def _chosen(datamodule: Any, labels: Sequence[Any], most: int) -> tuple[list[int], list[str]]:
+    """Choose images to be shown, and what stands beside each: one of each class, or some."""
+    names = list(datamodule.class_names)
+    task = task_of(datamodule)
+    if task in ("multiclass", "binary"):
+        first: dict[int, int] = {}
+        for index, label in enumerate(int(label) for label in labels):
+            first.setdefault(label, index)
+        chosen = [first[label] for label in sorted(first)][:most]
+        return chosen, [str(names[int(labels[index])]) for index in chosen]
+    count = min(most, len(labels))
+    chosen = sorted({round(i * (len(labels) - 1) / max(count - 1, 1)) for i in range(count)})
+    if task == "multilabel":
+        told = ["|".join(n for n, yes in zip(names, labels[i], strict=True) if yes) for i in chosen]
+        return chosen, [text or "none" for text in told]
+    rows = [label if isinstance(label, tuple) else (label,) for label in labels]
+    return chosen, [" ".join(f"{number:.4g}" for number in rows[i]) for i in chosen]
+
+
+def _print_targets(datamodule: Any, console: Any) -> None:
+    """Print how many images have each label, or what the numbers are like."""
+    from rich import box
+    from rich.table import Table
+
+    files = {split: list(datamodule.images(split).labels) for split in SPLITS}
+    task, names = task_of(datamodule), list(datamodule.class_names)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("label" if task == "multilabel" else "number", overflow="fold")
+    if task == "multilabel":
+        counts = [datamodule.class_counts(split) for split in SPLITS]
+        columns = [[f"{n:,}" for n in found] for found in counts]
+        shown: Sequence[str] = SPLITS
+    else:
+        shown = ("mean in train", "deviation")
+        columns = [[f"{v:.6g}" for v in found] for found in datamodule.target_statistics()]
+    for name in shown:
+        table.add_column(name, justify="right")
+    for row in zip(names, *columns, strict=True):
+        table.add_row(*row)
+    console.print(table)
+    told = ", ".join(f"{len(found):,} {split}" for split, found in files.items())
+    console.print(f"images: {told}", highlight=False)
 
 
 def _print_labels(datamodule: Any, console: Any) -> None:
     """Print the label budget, and how evenly it is spread."""
+    if task_of(datamodule) in ("multilabel", "regression"):
+        _print_targets(datamodule, console)
+        return
     from rich import box
     from rich.table import Table
 

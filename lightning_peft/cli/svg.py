@@ -154,6 +154,23 @@ class Plot:
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in outline)
         self._add("polygon", {"points": path, "class": f"area {series_class(series)}"})
 
+    def column(self, left: float, right: float, height: float, series: int, *, name: str) -> None:
+        """Draw a column that stands on the axis.
+
+        Args:
+            left: Where it begins, in the units of the x axis.
+            right: Where it ends.
+            height: In the units of the y axis.
+            series: The number of the series, which gives the colour.
+            name: What is shown when a pointer rests on it.
+        """
+        corners = [(left, 0.0), (left, height), (right, height), (right, 0.0)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in self._places(corners))
+        names = f"column {series_class(series)}"
+        ElementTree.SubElement(
+            self._add("polygon", {"points": path, "class": names}), "title"
+        ).text = _clean(name)
+
     def point(
         self, x: float, y: float, series: int, *, spread: float, mark: str, name: str
     ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.comparison import Comparison, Row, Spread
 from lightning_peft.cli.significance import Contrast
-from lightning_peft.cli.wording import duration, percent, size
+from lightning_peft.cli.wording import duration, interval, score, size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,6 +50,13 @@ def notes(comparison: Comparison, *, with_memory: bool = True) -> list[str]:
             "mean ± standard deviation over the seeds that each row has, which are not the same: "
             "what compares rows are the tests, over the seeds that both have"
         )
+    if any(interval(row, comparison.metric) for row in comparison.rows):
+        found.append(
+            "[95 % interval] of a single run: over other test images like these, for this very "
+            "model; of other seeds it says nothing"
+        )
+    if comparison.lower:
+        found.append(f"less {comparison.metric.replace('/', ' ')} is better")
     if comparison.images:
         train, val, test = (comparison.images.get(s, 0) for s in ("train", "val", "test"))
         chosen = f", {val} others chose the checkpoint" if val else ""
@@ -68,10 +75,10 @@ def runs_of(row: Row) -> str:
     return str(done) if done == all_of_them else f"{done} of {all_of_them}"
 
 
-def cells(row: Row) -> list[str]:
+def cells(row: Row, metric: str) -> list[str]:
     """Write the quantities of a row, in the order of the columns."""
     return [
-        percent(row.accuracy),
+        f"{score(row.accuracy, metric)} {interval(row, metric)}".strip(),
         f"{row.trained.mean:,.0f}" if row.trained else "-",
         size(row.checkpoint.mean) if row.checkpoint else "-",
         duration(row.step.mean) if row.step else "-",
@@ -112,7 +119,9 @@ def comparison_table(comparison: Comparison, width: int = 120) -> Table:
     if several or any(row.failed or row.unfinished for row in comparison.rows):
         table.add_column("runs", justify="right", no_wrap=True)
     for row in comparison.rows:
-        texts = [row.label, *cells(row)[: len(shown)], runs_of(row)][: len(table.columns)]
+        texts = [row.label, *cells(row, comparison.metric)[: len(shown)], runs_of(row)][
+            : len(table.columns)
+        ]
         style = "bold" if row is comparison.leader else "dim" if row.baseline else ""
         table.add_row(*(Text(text) for text in texts), style=style)  # a label is no markup
     return table
@@ -124,7 +133,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "metric": comparison.metric,
-        "rows": [_row(row) for row in comparison.rows],
+        "lower_is_better": comparison.lower,
+        "rows": [_row(row, comparison.metric) for row in comparison.rows],
         "contrasts": [_contrast(contrast) for contrast in comparison.contrasts],
         "front": [row.label for row in comparison.front()],
         "best": None if best is None else str(best.directory),
@@ -159,7 +169,7 @@ def as_csv(comparison: Comparison) -> str:
     return text.getvalue()
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: Row, metric: str) -> dict[str, Any]:
     quantities = {name: _spread(getattr(row, name)) for name in QUANTITIES}
     return {
         "label": row.label,
@@ -169,6 +179,11 @@ def _row(row: Row) -> dict[str, Any]:
         "accuracy_by_seed": {str(seed): value for seed, value in sorted(row.by_seed.items())},
         "failed": list(row.failed),
         "unfinished": list(row.unfinished),
+        "intervals_95": [
+            list(ends) if (ends := run.intervals.get(metric)) else None
+            for run in row.runs
+            if run.completed
+        ],
         "directories": [str(run.directory) for run in row.runs],
     }
 

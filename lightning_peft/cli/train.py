@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -19,12 +20,21 @@ from lightning_peft.cli.help import default_choices, settings
 from lightning_peft.cli.paths import conf_dir
 from lightning_peft.cli.quiet import quiet
 from lightning_peft.cli.summary import objective, write_summary, write_text
+from lightning_peft.cli.task import (
+    check_objective,
+    fit_to_task,
+    head_arguments,
+    refuse_test_monitors,
+    task_of,
+)
 from lightning_peft.errors import near
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 __all__ = ["train"]
+
+log = logging.getLogger(__name__)
 
 EXTRAS = {f"logger.{name}": name for name in ("tensorboard", "wandb", "mlflow")}
 """Parts of the config that need an extra of the package."""
@@ -60,6 +70,9 @@ def train(cfg: DictConfig) -> float | None:
     from lightning_peft._namespace import pl
     from lightning_peft.cli.outcome import leave_files
 
+    refuse_test_monitors(plain["callbacks"])
+    if told := check_objective(cfg, _sweeper()):
+        log.warning(told)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     with quiet():
         check_targets(plain)
@@ -79,6 +92,9 @@ def _run(cfg: DictConfig, leave_files: Callable[..., Any]) -> float | None:
     fitted = time.perf_counter()
     best = best_checkpoint(parts, directory)
     metrics = dict(best.metrics)
+    if cfg.calibrate is not None:
+        module: Any = parts.module
+        module.calibrate(parts.trainer, parts.datamodule, str(best.path))
     if cfg.test:
         metrics |= _floats(
             parts.trainer.test(
@@ -96,11 +112,36 @@ def _run(cfg: DictConfig, leave_files: Callable[..., Any]) -> float | None:
     return value
 
 
+def check_calibration(module: Any, has_validation: bool) -> None:
+    """Refuse a calibration that cannot be made, before the training.
+
+    Raises:
+        ConfigError: If there are no validation images, or the module has no temperature.
+    """
+    if not hasattr(module, "calibrate"):
+        raise ConfigError(
+            [f"calibrate: {type(module).__name__} has no probabilities. Leave it out."]
+        )
+    if not has_validation:
+        raise ConfigError(
+            ["calibrate: it takes a validation split, and this data has none: keep some images."]
+        )
+
+
+def _sweeper() -> Any:
+    """The config of Hydra's sweeper, where this job is one of a sweep."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from lightning_peft.cli.sweep import in_sweep
+
+    return OmegaConf.to_container(HydraConfig.get().sweeper) if in_sweep() else None
+
+
 def build(cfg: DictConfig) -> Parts:
     """Build the data module, the module with the classes of the data, and the trainer.
 
     Args:
-        cfg: The composed config.
+        cfg: The composed config; it is fitted to the task of the data.
 
     Returns:
         The parts.
@@ -119,7 +160,11 @@ def build(cfg: DictConfig) -> Parts:
             datamodule.setup("test")
             datamodule.test_dataloader()
     with _building("model"):
-        module = instantiate(cfg.model, num_classes=datamodule.num_classes, _convert_="all")
+        fit_to_task(cfg, task_of(datamodule))
+        size = head_arguments(str(cfg.model.get("_target_")), datamodule.num_classes)
+        module = instantiate(cfg.model, _convert_="all", **size)
+    if cfg.calibrate is not None:
+        check_calibration(module, has_validation)
     callbacks: list[Any] = []
     loggers: list[Any] = []
     for group, found in (("callbacks", callbacks), ("logger", loggers)):

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from lightning_peft.cli.comparison import Spread
+from lightning_peft.cli.comparison import Row, Spread
 from lightning_peft.cli.significance import FLIPS, Contrast
+from lightning_peft.metric_names import is_share
 
-__all__ = ["difference", "duration", "p_value", "percent", "size", "told", "verdict"]
+__all__ = ["difference", "duration", "interval", "p_value", "score", "size", "told", "verdict"]
 
 
-def percent(value: Spread | None) -> str:
-    """Write an accuracy, such as ``"93.4 ± 0.6 %"``."""
+def score(value: Spread | None, metric: str) -> str:
+    """Write a metric, such as ``"93.4 ± 0.6 %"`` or ``"0.412 ± 0.03"``."""
     if value is None:
         return "-"
-    spread = f" ± {100 * value.deviation:.1f}" if value.count > 1 else ""
-    return f"{100 * value.mean:.1f}{spread} %"
+    if is_share(metric):
+        spread = f" ± {100 * value.deviation:.1f}" if value.count > 1 else ""
+        return f"{100 * value.mean:.1f}{spread} %"
+    spread = f" ± {value.deviation:.2g}" if value.count > 1 else ""
+    return f"{value.mean:.4g}{spread}"
+
+
+def interval(row: Row, metric: str) -> str:
+    """Write the interval of a row of one run over its test images, such as ``"[91.2, 95.0]"``."""
+    done = [run for run in row.runs if run.completed]
+    ends = done[0].intervals.get(metric) if len(done) == 1 else None
+    if ends is None:
+        return ""
+    low, high = (f"{100 * end:.1f}" if is_share(metric) else f"{end:.4g}" for end in ends)
+    return f"[{low}, {high}]"
 
 
 def size(count: float) -> str:
@@ -42,14 +56,18 @@ def p_value(p: float) -> str:
     return f"p = {p:.4f}" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
-def difference(contrast: Contrast) -> str:
-    """Write a difference in points of a percent, with its interval where there is one."""
+def difference(contrast: Contrast, metric: str = "accuracy") -> str:
+    """Write a difference, in points where the metric is a part, with its interval if it has one."""
     if contrast.difference is None:
         return "-"
-    text = f"{100 * contrast.difference:+.1f}"
+
+    def one(value: float) -> str:
+        return f"{100 * value:+.1f}" if is_share(metric) else f"{value:+.3g}"
+
+    text = one(contrast.difference)
     if contrast.interval is not None:
-        low, high = (100 * end for end in contrast.interval)
-        text += f" [{low:+.1f}, {high:+.1f}]"
+        low, high = contrast.interval
+        text += f" [{one(low)}, {one(high)}]"
     return text
 
 
@@ -66,9 +84,10 @@ def verdict(contrast: Contrast) -> str:
     return text
 
 
-def told(contrast: Contrast) -> str:
+def told(contrast: Contrast, metric: str = "accuracy") -> str:
     """Write a contrast as a line."""
     parts = [f"{contrast.first} - {contrast.other}: "]
     if contrast.difference is not None:
-        parts.append(f"{difference(contrast)} points; ")
+        unit = " points" if is_share(metric) else ""
+        parts.append(f"{difference(contrast, metric)}{unit}; ")
     return "".join([*parts, verdict(contrast)])

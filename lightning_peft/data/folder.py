@@ -1,4 +1,4 @@
-"""Images in one folder for each class."""
+"""Images in one folder for each class, or below one folder with a file of their labels."""
 
 from __future__ import annotations
 
@@ -8,83 +8,43 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from lightning_peft._namespace import pl
-from lightning_peft._seeds import seeded
 from lightning_peft.data.augment import Augment, augmentation
 from lightning_peft.data.flips import flip_confusions, thumbnails, warning_text
-from lightning_peft.data.sampling import Draw, loader_options, train_loader
-from lightning_peft.data.scan import Folder, Verify, find_problems, read_folder, refuse, unreadable
-from lightning_peft.data.splits import few_labels, ranked_by_class
+from lightning_peft.data.image_files import ImageFiles, training_transform
+from lightning_peft.data.labelled import counted, mean_and_deviation, splits_of
+from lightning_peft.data.labels_file import LabelsFile, find_labels, read_labels
+from lightning_peft.data.sampling import loader_options, train_loader
+from lightning_peft.data.scan import Folder, Verify, find_problems, read_folders, refuse, unreadable
+from lightning_peft.data.splits import divide
 from lightning_peft.data_config import DataConfig, data_config
 from lightning_peft.errors import DataError, near
+from lightning_peft.metric_names import Task
 
 __all__ = ["ImageFiles", "ImageFolderDataModule"]
 
 
-class ImageFiles(Dataset[tuple[Tensor, int]]):
-    """Image files, transformed when they are asked for.
-
-    Args:
-        paths: Image files.
-        labels: Class of each.
-        mode: PIL mode in which they are read, ``"L"`` or ``"RGB"``.
-        transform: PIL image to tensor. Drawn from with a seed of (seed, epoch, position) where an
-            image is asked for as a :class:`Draw`.
-        seed: Seed of the transform.
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[str],
-        labels: Sequence[int],
-        *,
-        mode: str,
-        transform: Callable[[Any], Tensor],
-        seed: int = 0,
-    ) -> None:
-        self.paths = paths
-        self.labels = labels
-        self.mode = mode
-        self.transform = transform
-        self.seed = seed
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int | Draw) -> tuple[Tensor, int]:
-        if not isinstance(index, Draw):
-            return self.transform(self._read(index)), self.labels[index]
-        with seeded("augment", self.seed, index.epoch, index.position):
-            return self.transform(self._read(index.image)), self.labels[index.image]
-
-    def _read(self, index: int) -> Any:
-        from PIL import Image
-
-        path = self.paths[index]
-        try:
-            with Image.open(path) as image:
-                return image.convert(self.mode)
-        except Exception as error:
-            raise DataError(
-                f"Expected a readable image, got {path}: {type(error).__name__}: {error}. Remove "
-                "or repair it; verify='decode' finds all such files before training."
-            ) from error
+Files = dict[str, tuple[list[str], list[Any]]]
 
 
 class ImageFolderDataModule(pl.LightningDataModule):
-    """A folder of class folders, prepared as the backbone's own ``timm.data`` configuration says.
+    """A folder of images, prepared as the backbone's own ``timm.data`` configuration says.
 
-    Two layouts are read. ``root/train/<class>/``, with ``root/val`` and ``root/test`` if they
-    exist; or ``root/<class>/``, of which a test set is split off that depends on ``test_fraction``
-    alone.
+    Two layouts of class folders are read. ``root/train/<class>/``, with ``root/val`` and
+    ``root/test`` if they exist; or ``root/<class>/``, of which a test set is split off that depends
+    on ``test_fraction`` alone.
     Where there is no ``val``, a stratified part of the training images validates. Images are ranked
     by a hash of their path, so a new file moves no other from one split into another's place.
 
-    A batch is a pair of images ``(B, C, H, W)``, float32 and normalised, and labels ``(B,)``.
+    With ``labels``, the images are anywhere below the folder and a CSV file says what each is (see
+    :func:`~lightning_peft.data.labels_file.read_labels`): a class, several labels, or numbers. Its
+    column ``split``, if it has one, stands for the folders ``train``, ``val`` and ``test``.
+
+    A batch is a pair of images ``(B, C, H, W)``, float32 and normalised, and labels: ``(B,)``
+    classes or numbers in float32, or ``(B, K)`` in float32 of several.
     The order and the augmentation are functions of (seed, epoch, position): a run that was stopped
     and resumed sees the very same batches, with any number of workers.
 
@@ -92,6 +52,11 @@ class ImageFolderDataModule(pl.LightningDataModule):
         root: The folder.
         backbone: For which backbone the images are prepared: a timm name, a model, a mapping or a
             :class:`DataConfig`; None is timm's default (224 pixels, ImageNet statistics).
+        labels: A CSV file of labels, as it is or below ``root``; None reads class folders.
+        label_columns: The columns of it that hold labels; all but ``file`` and ``split`` by
+            default.
+        task: ``"multiclass"``, ``"binary"``, ``"multilabel"`` or ``"regression"``; None finds it
+            from the labels. ``"binary"`` is for two classes and gives the head one output.
         labels_per_class: Training images of each class; None takes all.
         val_fraction: Part of each class's training images that validates, if there is no ``val``.
         test_fraction: Part of each class that is the test set, if there is no ``train``.
@@ -121,6 +86,9 @@ class ImageFolderDataModule(pl.LightningDataModule):
         root: str | Path,
         backbone: str | nn.Module | Mapping[str, Any] | DataConfig | None = None,
         *,
+        labels: str | Path | None = None,
+        label_columns: Sequence[str] | None = None,
+        task: Task | None = None,
         labels_per_class: int | None = None,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
@@ -145,6 +113,10 @@ class ImageFolderDataModule(pl.LightningDataModule):
         ]
         if verify not in (levels := ("header", "decode", "none")):
             wrong.append(f"verify as one of {levels}, got '{verify}': {near(verify, levels)}")
+        if labels is None and task not in (None, "multiclass", "binary"):
+            wrong.append(f"a labels file for task='{task}', which folders cannot tell")
+        if labels is None and label_columns is not None:
+            wrong.append("a labels file for label_columns")
         if wrong:
             raise DataError("Expected " + "; ".join(wrong) + ".")
         self.root = Path(root)
@@ -167,78 +139,115 @@ class ImageFolderDataModule(pl.LightningDataModule):
         self.verify: Verify = verify
         self.num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
         self.pin_memory = pin_memory
-        self.files: dict[str, tuple[list[str], list[int]]] = {}
+        self.labels = labels
+        self.label_columns = None if label_columns is None else list(label_columns)
+        self._task: Task | None = task
+        self.files: Files = {}
         """Paths and labels of each split, after :meth:`setup`."""
         self._class_names: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the class folders, sorted; the place is the label."""
+        """Names of the classes, the place of each is its number; or of the labels or numbers."""
         self.setup()
         return self._class_names
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """Number of classes, labels or numbers: how many things the head tells of."""
         return len(self.class_names)
 
+    @property
+    def task(self) -> Task:
+        """What the labels are, as it was asked for or found."""
+        self.setup()
+        assert self._task is not None
+        return self._task
+
+    def class_counts(self, split: str) -> list[int]:
+        """How many images of a split are of each class, or have each label; empty of numbers."""
+        self.setup()
+        return counted(self.files[split][1], self.num_classes, self.task)
+
+    def target_statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each number over the training images."""
+        self.setup()
+        return mean_and_deviation(self.files["train"][1])
+
     def prepare_data(self) -> None:
-        """Check the folders and every image file; Lightning calls this once on each machine."""
-        folders = self._read()
+        """Check the labels and every image file; Lightning calls this once on each machine."""
+        if self.labels is not None:
+            table = self._table()
+            paths = [str(self.root / name) for name in table.files]
+            refuse(unreadable(paths, self.verify))
+            if table.task in ("multiclass", "binary"):
+                self._look_at_flips(paths, table.labels, table.names)
+            return
+        folders = read_folders(self.root)
         paths = [path for folder in folders.values() for path in folder.paths]
         refuse(find_problems(list(folders.values())) + unreadable(paths, self.verify))
-        if self.flip_safe is None and isinstance(self.augment, Augment) and self.augment.flip:
-            train = folders["train"]
-            if found := flip_confusions(*thumbnails(train.paths, train.labels)):
-                warnings.warn(warning_text(found, train.class_names), stacklevel=2)
+        train = folders["train"]
+        self._look_at_flips(train.paths, train.labels, train.class_names)
+
+    def _look_at_flips(
+        self, paths: Sequence[str], labels: Sequence[Any], names: Sequence[str]
+    ) -> None:
+        mirrors = isinstance(self.augment, Augment) and self.augment.flip
+        if not mirrors or self.flip_safe is not None:
+            return
+        if found := flip_confusions(*thumbnails(paths, labels)):
+            warnings.warn(warning_text(found, names), stacklevel=3)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the folders and choose the samples; the second call does nothing."""
+        """Read the folders or the labels and choose the samples; the second call does nothing."""
         if self.files:
             return
-        folders = self._read()
-        refuse(find_problems(list(folders.values())))
+        options: Any = {
+            "seed": self.seed,
+            "val_fraction": self.val_fraction,
+            "test_fraction": self.test_fraction,
+            "labels_per_class": self.labels_per_class,
+        }
+        if self.labels is not None:
+            table = self._table()
+            files, names, task = splits_of(table, self.root, **options), table.names, table.task
+        else:
+            folders = read_folders(self.root)
+            refuse(find_problems(list(folders.values())))
+            names, task = folders["train"].class_names, self._task or "multiclass"
+            if task == "binary" and len(names) != 2:
+                raise DataError(
+                    f"Expected two class folders for task='binary', got {len(names)}: leave the "
+                    "task out."
+                )
+            files = self._from_folders(folders, options)
+        self.files, self._class_names, self._task = files, names, task
+
+    def _from_folders(self, folders: Mapping[str, Folder], options: dict[str, Any]) -> Files:
         train = folders["train"]
         bare = train.root == self.root
-        labels, keys = train.labels, train.keys
-        fixed = ranked_by_class(labels, keys, "lightning-peft folder test")
-        cut = {c: _part(self.test_fraction if bare else 0, found) for c, found in fixed.items()}
-        test = sorted(index for c, found in fixed.items() for index in found[: cut[c]])
-        pool = [index for c, found in fixed.items() for index in found[cut[c] :]]
-        ranked = ranked_by_class([labels[i] for i in pool], [keys[i] for i in pool], str(self.seed))
-        share = 0.0 if "val" in folders else self.val_fraction
-        chosen, val = few_labels(
-            {c: [pool[i] for i in ranked.get(c, ())] for c in fixed},
-            validation={c: _part(share, ranked.get(c, ())) for c in fixed},
-            labels_per_class=self.labels_per_class,
-            class_names=train.class_names,
-        )
-        splits = {"train": chosen, "val": val, "test": test}
-        files = {
-            name: ([train.paths[i] for i in part], [labels[i] for i in part])
-            for name, part in splits.items()
+        options["test_fraction"] *= bare
+        options["val_fraction"] *= "val" not in folders
+        parts = divide(train.labels, train.keys, class_names=train.class_names, **options)
+        files: Files = {
+            name: ([train.paths[i] for i in part], [train.labels[i] for i in part])
+            for name, part in parts.items()
         }
         for name in folders.keys() - {"train"}:
             files[name] = (list(folders[name].paths), list(folders[name].labels))
-        self.files, self._class_names = files, train.class_names
+        return files
 
-    def _read(self) -> dict[str, Folder]:
-        if not self.root.is_dir():
-            raise DataError(
-                f"Expected a folder of class folders at {self.root}, got none: make it."
-            )
-        names = [name for name in ("train", "val", "test") if (self.root / name).is_dir()]
-        # a class may be called "train"; such a folder has no folders in it, and no "val" beside it
-        if "train" not in names or (names == ["train"] and not _has_folders(self.root / "train")):
-            return {"train": read_folder(self.root)}
-        return {name: read_folder(self.root / name) for name in names}
+    def _table(self) -> LabelsFile:
+        assert self.labels is not None
+        path = find_labels(self.labels, self.root)
+        return read_labels(path, self.root, task=self._task, columns=self.label_columns)
 
     def images(self, split: str) -> ImageFiles:
         """The dataset of a split; that of ``"train"`` is augmented."""
         train = split == "train"
-        return self._images(
-            split, self._train_transform() if train else self.config.eval_transform()
-        )
+        evaluated = self.config.eval_transform()
+        augmented = training_transform(self.config, self.augment) if train else None
+        return self._images(split, augmented or evaluated)
 
     def _images(self, split: str, transform: Callable[[Any], Tensor]) -> ImageFiles:
         self.setup()
@@ -250,22 +259,6 @@ class ImageFolderDataModule(pl.LightningDataModule):
     def eval_transform(self) -> Callable[[Any], Tensor]:
         """A PIL image in ``config.pil_mode`` to a tensor ``(C, H, W)``, as evaluated."""
         return self.config.eval_transform()
-
-    def _train_transform(self) -> Callable[[Any], Tensor]:
-        from torchvision.transforms import v2
-
-        size = self.config.image_size
-        if isinstance(self.augment, Augment) and self.augment.crop < 1:
-            # the random crop takes the place of evaluation's resize and centre crop
-            before: list[Any] = [v2.PILToTensor()]
-        else:
-            whole: Any = self.config.eval_transform()
-            before = [*whole.transforms[:-2], v2.PILToTensor()]
-        change = self.augment.transform(size) if isinstance(self.augment, Augment) else self.augment
-        scaled = v2.ToDtype(torch.float32, scale=True)
-        normalise = v2.Normalize(list(self.config.mean), list(self.config.std))
-        composed: Callable[[Any], Tensor] = v2.Compose([*before, scaled, change, normalise])
-        return composed
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of the training images, in an order that the epoch decides."""
@@ -307,12 +300,3 @@ class ImageFolderDataModule(pl.LightningDataModule):
 
     def _options(self) -> dict[str, Any]:
         return loader_options(self.num_workers, self.pin_memory)
-
-
-def _part(fraction: float, found: Sequence[int]) -> int:
-    """How many images a fraction of a class is: at least one, so that no split lacks a class."""
-    return max(1, round(fraction * len(found))) if fraction else 0
-
-
-def _has_folders(folder: Path) -> bool:
-    return any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir())

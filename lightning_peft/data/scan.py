@@ -10,7 +10,7 @@ from typing import Literal
 
 from lightning_peft.errors import DataError
 
-__all__ = ["Verify", "find_problems", "read_folder", "unreadable"]
+__all__ = ["Verify", "find_problems", "read_folder", "read_folders", "unreadable"]
 
 Verify = Literal["header", "decode", "none"]
 _PROGRESS_ABOVE = 2000  # files; fewer are done before a progress bar could be read
@@ -65,6 +65,31 @@ def read_folder(root: Path) -> Folder:
     found = make_dataset(str(root), numbers, IMG_EXTENSIONS, allow_empty=True)
     paths, labels = zip(*found, strict=True) if found else ((), ())
     return Folder(root, tuple(names), paths, labels)
+
+
+def read_folders(root: Path) -> dict[str, Folder]:
+    """Read class folders in either layout: with folders of splits, or without.
+
+    Args:
+        root: The folder.
+
+    Returns:
+        What each split's folder holds; only ``"train"``, which is the root itself, without splits.
+
+    Raises:
+        DataError: If there is no such folder.
+    """
+    if not root.is_dir():
+        raise DataError(f"Expected a folder of class folders at {root}, got none: make it.")
+    names = [name for name in ("train", "val", "test") if (root / name).is_dir()]
+    # a class may be called "train"; such a folder has no folders in it, and no "val" beside it
+    if "train" not in names or (names == ["train"] and not _has_folders(root / "train")):
+        return {"train": read_folder(root)}
+    return {name: read_folder(root / name) for name in names}
+
+
+def _has_folders(folder: Path) -> bool:
+    return any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir())
 
 
 def find_problems(folders: Sequence[Folder]) -> list[str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from lightning_peft.errors import DataError
 
-__all__ = ["few_labels", "ranked_by_class"]
+__all__ = ["divide", "few_labels", "part_of", "ranked_by_class"]
 
 
 def ranked_by_class(labels: Sequence[int], keys: Sequence[str], salt: str) -> dict[int, list[int]]:
@@ -38,6 +38,7 @@ def few_labels(
     validation: Mapping[int, int],
     labels_per_class: int | None,
     class_names: Sequence[str],
+    noun: str = "images",
 ) -> tuple[list[int], list[int]]:
     """Take the validation images and then the labelled training images of each class.
 
@@ -46,6 +47,7 @@ def few_labels(
         validation: Number of validation images of each class.
         labels_per_class: Number of training images of each class; None takes all that are left.
         class_names: Name of each class.
+        noun: What is divided, for the message.
 
     Returns:
         The training and the validation indices, sorted; they share none.
@@ -68,10 +70,10 @@ def few_labels(
         advice = (
             f"Ask for at most labels_per_class={most}, or for less validation."
             if most > 0
-            else "Give these classes more images, or ask for less validation."
+            else f"Give these classes more {noun}, or ask for less validation."
         )
         raise DataError(
-            f"Expected {wanted} or more labelled training images of each class, but {counts}. "
+            f"Expected {wanted} or more labelled training {noun} of each class, but {counts}. "
             f"{advice}"
         )
     train: list[int] = []
@@ -82,3 +84,55 @@ def few_labels(
         val += found[:first]
         train += found[first:last]
     return sorted(train), sorted(val)
+
+
+def divide(
+    labels: Sequence[int],
+    keys: Sequence[str],
+    *,
+    test_fraction: float,
+    val_fraction: float,
+    seed: int,
+    labels_per_class: int | None,
+    class_names: Sequence[str],
+    noun: str = "images",
+) -> dict[str, list[int]]:
+    """Divide images into training, validation and test, class by class.
+
+    The test images depend on ``test_fraction`` alone, so that no seed and no number of labels moves
+    one of them into training.
+
+    Args:
+        labels: Class of each image.
+        keys: A name of each image, unique within its class.
+        test_fraction: Part of each class that tests.
+        val_fraction: Part of what is left that validates.
+        seed: Of the choice of validation and training images.
+        labels_per_class: Training images of each class; None takes all that are left.
+        class_names: Name of each class.
+        noun: What is divided, for the message.
+
+    Returns:
+        The indices of each split, sorted.
+
+    Raises:
+        DataError: If a class has fewer images than are asked for.
+    """
+    fixed = ranked_by_class(labels, keys, "lightning-peft folder test")
+    cut = {label: part_of(test_fraction, found) for label, found in fixed.items()}
+    test = sorted(index for label, found in fixed.items() for index in found[: cut[label]])
+    pool = [index for label, found in fixed.items() for index in found[cut[label] :]]
+    ranked = ranked_by_class([labels[i] for i in pool], [keys[i] for i in pool], str(seed))
+    train, val = few_labels(
+        {label: [pool[i] for i in ranked.get(label, ())] for label in fixed},
+        validation={label: part_of(val_fraction, ranked.get(label, ())) for label in fixed},
+        labels_per_class=labels_per_class,
+        class_names=class_names,
+        noun=noun,
+    )
+    return {"train": train, "val": val, "test": test}
+
+
+def part_of(fraction: float, found: Sequence[int]) -> int:
+    """How many images a fraction of a class is: at least one, so that no split lacks a class."""
+    return max(1, round(fraction * len(found))) if fraction else 0

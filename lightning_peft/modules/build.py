@@ -87,12 +87,19 @@ def check_arguments(
     class_names: Sequence[str] | None,
     parts: Mapping[str, float],
     amounts: Mapping[str, float],
+    *,
+    task: str = "multiclass",
+    positive: Mapping[str, float] | None = None,
 ) -> None:
     """Refuse arguments of a classifier that are out of range, all at once."""
     wrong = [f"{k} in [0, 1), got {v!r}" for k, v in parts.items() if not 0 <= v < 1]
     wrong += [f"{k} of 0 or more, got {v!r}" for k, v in amounts.items() if not v >= 0]
-    if num_classes < 2:
-        wrong.append(f"num_classes of 2 or more, got {num_classes!r}")
+    wrong += [f"{k} above 0, got {v!r}" for k, v in (positive or {}).items() if not v > 0]
+    named, least = ("num_outputs", 1) if task == "regression" else ("num_classes", 2)
+    if num_classes < least:
+        wrong.append(f"{named} of {least} or more, got {num_classes!r}")
+    if task == "binary" and num_classes != 2:
+        wrong.append(f"num_classes=2 for a binary task, got {num_classes!r}")
     if class_names is not None and len(class_names) != num_classes:
         wrong.append(f"{num_classes} class_names, got {len(class_names)}")
     if wrong:

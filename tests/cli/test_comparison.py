@@ -1,19 +1,21 @@
 """Summaries of many runs become one row for each thing that was compared."""
 
 import csv
+import io
 import json
 import re
 import statistics
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from lightning_peft.cli import main
 from lightning_peft.cli.compare import compare
 from lightning_peft.cli.comparison import Comparison, Row, Spread, comparison_of
 from lightning_peft.cli.runs import read_runs
-from lightning_peft.cli.tables import as_csv, as_json, notes
-from lightning_peft.cli.wording import duration, percent, size
+from lightning_peft.cli.tables import as_csv, as_json, comparison_table, notes
+from lightning_peft.cli.wording import duration, interval, score, size
 
 
 def read(*directories):
@@ -287,7 +289,60 @@ def test_duration(seconds, text):
 
 
 def test_percent():
-    assert percent(None) == "-"
-    assert percent(Spread.of([0.934])) == "93.4 %"
-    assert percent(Spread.of([0.9, 0.92, None])) == "91.0 ± 1.4 %"
+    assert score(None, "test/accuracy") == "-"
+    assert score(Spread.of([0.934]), "test/accuracy") == "93.4 %"
+    assert score(Spread.of([0.9, 0.92, None]), "test/accuracy") == "91.0 ± 1.4 %"
+
+
+def test_a_score_that_is_no_part():
+    assert score(Spread.of([0.934]), "test/rmse") == "0.934"
+    assert score(Spread.of([12.0, 14.0]), "val/mae") == "13 ± 1.4"
+
+
+@pytest.fixture
+def errors(tmp_path, run):
+    """Two methods that predict numbers, judged by the mean absolute error."""
+    for seed in range(3):
+        for method, error in (("lora", 3.5), ("linear_probe", 2.5)):
+            run(
+                tmp_path, method, seed, 0.9,
+                metrics={"val/mae": 1.0, "test/mae": error + seed, "test/rmse": 9.0},
+                objective={"name": "val/mae", "value": 1.0},
+                task="regression",
+            )  # fmt: skip
+    return tmp_path
+
+
+def test_less_of_an_error_is_better(errors):
+    found = read(errors)
+    assert found.metric == "test/mae"
+    assert [row.label for row in found.rows] == ["linear_probe", "lora"]
+    assert found.best.metrics["test/mae"] == 2.5
+    # "lora" trains fewer parameters and errs more; "linear_probe" the reverse: both are on it
+    assert [row.label for row in found.front()] == ["lora", "linear_probe"]
+    assert as_json(found)["lower_is_better"] is True
+    console = Console(record=True, width=160, file=io.StringIO())
+    console.print(comparison_table(found, 160))
+    text = console.export_text()
+    assert "test mae" in text
+    assert "3.5 ± 1" in text
+    assert "%" not in text
+    assert "less test mae is better" in text
+
+
+def test_runs_of_several_objectives_are_judged_by_accuracy(tmp_path, run):
+    for seed, name in enumerate(("val/f1", "val/ece")):
+        metrics = {"test/accuracy": 0.5, "test/f1": 0.4, "test/ece": 0.1}
+        run(tmp_path, "lora", seed, 0.5, metrics=metrics, objective={"name": name, "value": 0.1})
+    assert read(tmp_path).metric == "test/accuracy"
+
+
+@pytest.mark.parametrize("ends", [[0.85, 0.95], [0.85], ["a", "b"], "x", {"a": 1}, [0.9, None]])
+def test_the_interval_of_a_single_run(tmp_path, run, ends):
+    run(tmp_path, "lora", 0, 0.9, intervals_95={"test/accuracy": ends})
+    found = read(tmp_path)
+    told = interval(found.rows[0], "test/accuracy")
+    assert told == ("[85.0, 95.0]" if ends == [0.85, 0.95] else "")
+    run(tmp_path, "lora", 1, 0.9, intervals_95={"test/accuracy": ends})
+    assert interval(read(tmp_path).rows[0], "test/accuracy") == "", "seeds say more than one run"
     assert Spread.of([None]) is None

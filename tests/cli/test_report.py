@@ -233,3 +233,30 @@ def test_many_rows_have_curves_that_can_be_told_apart(tmp_path, run):
     text = report_page(comparison_of(*read_runs([tmp_path])))
     assert "The first 12 rows; 2 more are left out." in text
     assert 'class="line s0 again"' in text
+
+
+def bins(directory, text):
+    (directory / "reliability.csv").write_text(f"low,high,confidence,accuracy,count\n{text}")
+
+
+def test_the_reliability_of_the_best_run(tmp_path, run):
+    directory = run(tmp_path, "lora", 0, 0.9)
+    bins(directory, "0.4,0.6,0.55,0.5,40\n0.8,1.0,0.95,0.9,160\n")
+    text = report_page(comparison_of(*read_runs([tmp_path])))
+    words = " ".join(" ".join(Page(text).text).split())
+    assert "Reliability of the test's predictions" in words
+    assert "80 to 100 %: 160 of 200, sure by 95.0 %, true 90.0 %" in words
+    assert "expected calibration error 0.0500" in words, "0.2 * 0.05 + 0.8 * 0.05"
+    assert text.count('class="column s0"') == 2
+    assert {"40", "160"} <= {part.strip() for part in Page(text).text}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "0,1,0.5,x,3", "0,1,0.5,2,3", "0,1,nan,0.5,3", "1,0,0.5,0.5,3", "0,1,0.5,0.5,-3",
+     "0,1,0.5", "0,1,0.5,0.5,3\n" * 300],
+)  # fmt: skip
+def test_bins_of_somebody_else_are_left_out(tmp_path, run, text):
+    directory = run(tmp_path, "lora", 0, 0.9)
+    bins(directory, text)
+    assert "Reliability" not in report_page(comparison_of(*read_runs([tmp_path])))

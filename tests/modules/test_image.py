@@ -65,15 +65,16 @@ def test_metrics_are_scikit_learns(tmp_path, stage):
         logits = module(images)
     probabilities = logits.softmax(-1).numpy()
     called, true = probabilities.argmax(1), labels.numpy()
-    assert logged == pytest.approx(
-        {
-            f"{stage}/loss": F.cross_entropy(logits, labels).item(),
-            f"{stage}/accuracy": metrics.accuracy_score(true, called),
-            f"{stage}/f1": metrics.f1_score(true, called, average="macro"),
-            f"{stage}/ece": reference_ece(probabilities, true),
-        },
-        rel=1e-5,
-    )
+    expected = {
+        f"{stage}/loss": F.cross_entropy(logits, labels).item(),
+        f"{stage}/accuracy": metrics.accuracy_score(true, called),
+        f"{stage}/balanced_accuracy": metrics.balanced_accuracy_score(true, called),
+        f"{stage}/f1": metrics.f1_score(true, called, average="macro"),
+        f"{stage}/ece": reference_ece(probabilities, true),
+    }
+    if stage == "test":
+        expected["test/auroc"] = metrics.roc_auc_score(true, probabilities, multi_class="ovr")
+    assert logged == pytest.approx(expected, rel=1e-5)
     if stage == "test":
         found = module.test_results()
         assert found.confusion.tolist() == metrics.confusion_matrix(true, called).tolist()

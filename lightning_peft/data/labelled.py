@@ -1,0 +1,129 @@
+"""The splits of what has its labels in a file, and what is counted of them."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_peft.data.image_files import Label
+from lightning_peft.data.labels_file import SPLITS, LabelsFile
+from lightning_peft.data.splits import divide
+from lightning_peft.errors import DataError
+from lightning_peft.metric_names import Task
+
+__all__ = ["counted", "divided", "mean_and_deviation", "splits_of"]
+
+
+def splits_of(
+    table: LabelsFile, root: Path, **options: Any
+) -> dict[str, tuple[list[str], list[Any]]]:
+    """Divide labelled images into splits.
+
+    Args:
+        table: The labels.
+        root: The folder of the images.
+        **options: As of :func:`divided`.
+
+    Returns:
+        Paths and labels of each split.
+
+    Raises:
+        DataError: As :func:`divided`.
+    """
+    return {
+        name: ([str(root / table.files[i]) for i in part], [table.labels[i] for i in part])
+        for name, part in divided(table, **options).items()
+    }
+
+
+def divided(
+    table: LabelsFile,
+    *,
+    test_fraction: float,
+    val_fraction: float,
+    seed: int,
+    labels_per_class: int | None,
+) -> dict[str, list[int]]:
+    """Divide what is labelled: as the file says, and by hash where it does not.
+
+    Classes are divided class by class; several labels or numbers all together.
+
+    Args:
+        table: The labels.
+        test_fraction: Part that tests, where the file has no column ``split``.
+        val_fraction: Part of the training images that validates, where no line says ``val``.
+        seed: Of the choice of validation and training images.
+        labels_per_class: Training images of each class.
+
+    Returns:
+        The indices of each split.
+
+    Raises:
+        DataError: If labels per class are asked for and there are no classes, nothing is for
+            training, a class has no training image, or too few.
+    """
+    classes = table.task in ("multiclass", "binary")
+    noun = table.noun
+    if labels_per_class is not None and not classes:
+        raise DataError(
+            f"Expected no labels_per_class for {table.task}, got {labels_per_class}: "
+            f"{'an image' if noun == 'images' else 'a text'} has no one class. Leave it out."
+        )
+    every = range(len(table.files))
+    given = table.splits or ("train",) * len(table.files)
+    pool = [i for i in every if given[i] == "train"]
+    if not pool:
+        raise DataError(f"Expected training {noun}, got none with split 'train' in {table.path}.")
+    strata = [int(table.labels[i]) if classes else 0 for i in pool]  # type: ignore[arg-type]
+    if classes and (absent := sorted(set(range(len(table.names))) - set(strata))):
+        missing = ", ".join(f"'{table.names[label]}'" for label in absent)
+        raise DataError(
+            f"Expected training {noun} of every class, got none of {missing} in {table.path}."
+        )
+    parts = divide(
+        strata,
+        [table.files[i] for i in pool],
+        test_fraction=0.0 if table.splits else test_fraction,
+        val_fraction=0.0 if "val" in given else val_fraction,
+        seed=seed,
+        labels_per_class=labels_per_class,
+        class_names=table.names if classes else (f"all {noun}",),
+        noun=noun,
+    )
+    chosen = {name: [pool[k] for k in part] for name, part in parts.items()}
+    for name in SPLITS[1:]:
+        chosen[name] += [i for i in every if given[i] == name]
+    return chosen
+
+
+def counted(labels: Sequence[Label], num_classes: int, task: Task) -> list[int]:
+    """Count the images of each class or with each label.
+
+    Args:
+        labels: Of the images.
+        num_classes: Number of classes or labels.
+        task: What they are; of numbers nothing is counted.
+    """
+    if task == "regression":
+        return []
+    found = [0] * num_classes
+    for label in labels:
+        for k in [k for k, yes in enumerate(label) if yes] if isinstance(label, tuple) else [label]:
+            found[int(k)] += 1
+    return found
+
+
+def mean_and_deviation(labels: Sequence[Label]) -> tuple[list[float], list[float]]:
+    """Give the mean and the standard deviation of each number.
+
+    Args:
+        labels: Numbers, or tuples of as many.
+    """
+    rows = [label if isinstance(label, tuple) else (float(label),) for label in labels]
+    columns = [[row[k] for row in rows] for k in range(len(rows[0]))]
+    means = [math.fsum(column) / len(column) for column in columns]
+    pairs = zip(columns, means, strict=True)
+    return means, [statistics.pstdev(column, mean) for column, mean in pairs]

@@ -1,0 +1,266 @@
+"""Labels of images or texts in a CSV file: classes, several labels of one, or numbers."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_peft.data.image_files import Label
+from lightning_peft.errors import DataError, near
+from lightning_peft.metric_names import Task
+from lightning_peft.outputs import check_task
+
+__all__ = ["LabelsFile", "find_labels", "read_labels"]
+
+FILE, SPLIT = "file", "split"
+SPLITS = ("train", "val", "test")
+SEPARATOR = "|"
+MOST_TOLD = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelsFile:
+    """What a labels file holds.
+
+    Attributes:
+        path: The file.
+        task: What the labels are; two classes are ``"multiclass"`` unless ``"binary"`` was asked
+            for.
+        names: The classes or labels, sorted; or the columns of numbers.
+        files: The images, as they are written in the file; or the texts.
+        labels: Of each.
+        splits: Of each ``"train"``, ``"val"`` or ``"test"``; empty without such a column.
+        noun: What is labelled.
+    """
+
+    path: Path
+    task: Task
+    names: tuple[str, ...]
+    files: tuple[str, ...]
+    labels: tuple[Label, ...]
+    splits: tuple[str, ...] = ()
+    noun: str = "images"
+
+
+def find_labels(labels: str | Path, root: Path) -> Path:
+    """Find a labels file: as it is given, or below the folder of images.
+
+    Raises:
+        DataError: If it is in neither place.
+    """
+    places = [Path(labels), root / labels]
+    for place in places:
+        if place.is_file():
+            return place
+    beside = [path.name for path in root.glob("*.csv")] if root.is_dir() else []
+    raise DataError(
+        f"Expected a labels file at {places[0]} or {places[1]}, got none. "
+        f"{near(Path(labels).name, beside)}"
+    )
+
+
+def read_labels(
+    path: Path,
+    root: Path | None,
+    *,
+    task: Task | None = None,
+    columns: Sequence[str] | None = None,
+    key: str = FILE,
+) -> LabelsFile:
+    """Read a labels file, and find out what its labels are.
+
+    It has a header with ``file`` (paths below ``root``), optionally ``split`` (``train``, ``val``,
+    ``test``), and labels: one column of words is classes; one column in which ``|`` separates words
+    is several labels an image (an empty cell is none); several columns of 0 and 1 are the same;
+    one or several columns of numbers are regression. One column of whole numbers may be either, and
+    has to be told by ``task``.
+
+    Args:
+        path: The file.
+        root: The folder of the images; None where what is labelled are texts.
+        task: What the labels are, instead of finding it.
+        columns: The columns that hold labels; all others but ``key`` and ``split`` by default.
+        key: The column of what is labelled.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        DataError: Listing all: columns that are missing, images that are, cells that are empty or
+            no numbers, files that come twice, texts that come twice with other labels.
+    """
+    if task is not None:
+        check_task(task)
+    header, rows = _rows(path)
+    problems = _header_problems(header, columns, key)
+    if not rows:
+        problems.append("it has no line after the header")
+    if problems:
+        raise _refusal(path, problems)
+    chosen = list(columns) if columns is not None else [n for n in header if n not in (key, SPLIT)]
+    cells = [[row[name] for name in chosen] for row in rows]
+    problems = _row_problems(rows, root, key, cells)
+    found = task or _found_task(cells, chosen, path)
+    if found == "regression":
+        names, labels, wrong = _numbers(cells, chosen)
+    elif found == "multilabel":
+        names, labels, wrong = _several(cells, chosen)
+    else:
+        names, labels, wrong = _classes(cells, chosen, found)
+    if problems + wrong:
+        raise _refusal(path, problems + wrong)
+    splits = tuple(row[SPLIT] for row in rows) if SPLIT in header else ()
+    keys = tuple(row[key] for row in rows)
+    noun = "images" if root is not None else "texts"
+    return LabelsFile(path, found, names, keys, tuple(labels), splits, noun)
+
+
+def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restkey="", restval="", strict=True)
+            header = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
+            rows = [{name: row[name].strip() for name in header} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"Expected a CSV file of labels in UTF-8, got {path}: {error}") from error
+    return header, rows
+
+
+def _header_problems(header: Sequence[str], columns: Sequence[str] | None, key: str) -> list[str]:
+    found = []
+    if key not in header:
+        found.append(f"it has no column '{key}' in its first line. {near(key, header)}")
+    found += [
+        f"column '{name}' is there {count} times"
+        for name, count in Counter(header).items()
+        if count > 1
+    ]
+    found += [
+        f"it has no column '{name}'. {near(name, header)}"
+        for name in columns or ()
+        if name not in header
+    ]
+    if not set(header) - {key, SPLIT} or (columns is not None and not columns):
+        found.append("it has no column of labels: add one, such as 'label'")
+    return found
+
+
+def _row_problems(
+    rows: Sequence[dict[str, str]],
+    root: Path | None,
+    key: str,
+    cells: Sequence[Sequence[str]],
+) -> list[str]:
+    found = []
+    first: dict[str, int] = {}
+    for line, row in enumerate(rows, 2):
+        name = row[key]
+        if not name:
+            found.append(f"line {line}: no {key}")
+        elif name in first and root is not None:
+            found.append(f"line {line}: '{name}' is in line {first[name]} already")
+        elif name in first and cells[first[name] - 2] != cells[line - 2]:
+            found.append(
+                f"line {line}: the text of line {first[name]} with another label: '{name[:40]}'"
+            )
+        elif root is not None and not (root / name).is_file():
+            found.append(f"line {line}: there is no file {root / name}")
+        first.setdefault(name, line)
+        split = row.get(SPLIT, SPLITS[0])
+        if split not in SPLITS:
+            found.append(f"line {line}: split '{split}'. {near(split, SPLITS)}")
+    return found
+
+
+def _found_task(cells: Sequence[Sequence[str]], columns: Sequence[str], path: Path) -> Task:
+    """Say what labels are by how they look."""
+    values = {value for row in cells for value in row if value}
+    numbers = all(_number(value) is not None for value in values) and bool(values)
+    if len(columns) > 1:
+        return "multilabel" if values <= {"0", "1"} else "regression"
+    if not numbers:
+        return "multilabel" if any(SEPARATOR in value for value in values) else "multiclass"
+    if all(value.lstrip("+-").isdecimal() for value in values):
+        raise DataError(
+            f"Expected labels of one kind in {path}, got whole numbers in '{columns[0]}', which "
+            "may be classes or amounts: say task='multiclass' or task='regression' (on the command "
+            "line data.task=...)."
+        )
+    return "regression"
+
+
+def _numbers(
+    cells: Sequence[Sequence[str]], columns: Sequence[str]
+) -> tuple[tuple[str, ...], list[Label], list[str]]:
+    wrong = [
+        f"line {line}: '{value}' in column '{name}' is no number"
+        for line, row in enumerate(cells, 2)
+        for name, value in zip(columns, row, strict=True)
+        if _number(value) is None
+    ]
+    rows = [tuple(_number(value) or 0.0 for value in row) for row in cells]
+    labels: list[Label] = [row[0] if len(columns) == 1 else row for row in rows]
+    return tuple(columns), labels, wrong
+
+
+def _several(
+    cells: Sequence[Sequence[str]], columns: Sequence[str]
+) -> tuple[tuple[str, ...], list[Label], list[str]]:
+    if len(columns) > 1:
+        wrong = [
+            f"line {line}: '{value}' in column '{name}' is neither 0 nor 1"
+            for line, row in enumerate(cells, 2)
+            for name, value in zip(columns, row, strict=True)
+            if value not in ("0", "1")
+        ]
+        names = tuple(columns)
+        labels: list[Label] = [tuple(float(value == "1") for value in row) for row in cells]
+        return names, labels, wrong
+    words = [{word.strip() for word in row[0].split(SEPARATOR)} - {""} for row in cells]
+    names = tuple(sorted(set().union(*words)))
+    wrong = [] if len(names) > 1 else [f"expected 2 or more labels, found {list(names)}"]
+    return names, [tuple(float(name in found) for name in names) for found in words], wrong
+
+
+def _classes(
+    cells: Sequence[Sequence[str]], columns: Sequence[str], task: Task
+) -> tuple[tuple[str, ...], list[Label], list[str]]:
+    if len(columns) > 1:
+        return (), [], [f"expected one column of classes, found {list(columns)}: choose one"]
+    values = [row[0] for row in cells]
+    names = tuple(sorted(set(values) - {""}, key=_order))
+    wrong = [f"line {i}: no class" for i, value in enumerate(values, 2) if not value]
+    if len(names) < 2 or (task == "binary" and len(names) != 2):
+        wanted = "2 classes" if task == "binary" else "2 or more classes"
+        wrong.append(f"expected {wanted}, found {', '.join(names[:MOST_TOLD]) or 'none'}")
+    numbers = {name: number for number, name in enumerate(names)}
+    return names, [numbers.get(value, 0) for value in values], wrong
+
+
+def _order(name: str) -> tuple[float, str]:
+    """Numbers by their size, and before words: class 2 comes before class 10."""
+    number = _number(name)
+    return (math.inf if number is None else number), name
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _refusal(path: Path, problems: Sequence[str]) -> DataError:
+    lines = [f"  {problem}" for problem in problems[:MOST_TOLD]]
+    if len(problems) > MOST_TOLD:
+        lines.append(f"  and {len(problems) - MOST_TOLD} more")
+    listed = "\n".join(lines)
+    return DataError(
+        f"{path} cannot serve as labels, for {len(problems)} reason(s); correct them:\n{listed}"
+    )

@@ -1,0 +1,58 @@
+"""What the name of a metric says: whether less of it is better, and how it is written.
+
+It needs nothing of torch: tables of runs are made of names alone.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+__all__ = ["MAIN", "TASKS", "Task", "is_share", "is_test", "lower_is_better", "written"]
+
+Task = Literal["multiclass", "binary", "multilabel", "regression"]
+
+TASKS: tuple[Task, ...] = get_args(Task)
+
+MAIN: dict[str, str] = {
+    "multiclass": "accuracy",
+    "binary": "accuracy",
+    "multilabel": "accuracy",
+    "regression": "rmse",
+}
+"""The metric that chooses the checkpoint of a task, without its stage."""
+
+LOWER = ("loss", "rmse", "mse", "mae", "ece", "error", "ece_uncalibrated")
+SHARES = (
+    *("accuracy", "balanced_accuracy", "f1", "f1_micro"),
+    *("precision", "recall", "auroc", "ap", "map"),
+)
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether less of a metric is better, such as of ``"val/loss"`` and ``"test/rmse"``."""
+    return _bare(metric) in LOWER
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a part of 1 that is written in percent, such as ``"test/f1"``."""
+    return _bare(metric) in SHARES
+
+
+def is_test(metric: str) -> bool:
+    """Whether a metric is measured on the test set, which must choose nothing."""
+    return metric.partition("/")[0].strip().lower() == "test"
+
+
+def written(metric: str, value: float) -> str:
+    """Write a value, in percent where it is a part.
+
+    >>> written("test/accuracy", 0.934), written("test/rmse", 0.934)
+    ('93.4 %', '0.9340')
+    """
+    if is_share(metric):
+        return f"{100 * value:.1f} %"
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.6g}"
+
+
+def _bare(metric: str) -> str:
+    return metric.rpartition("/")[2].strip().lower()
