@@ -14,7 +14,7 @@ from lightning_peft.errors import DataError, near
 from lightning_peft.metric_names import Task
 from lightning_peft.outputs import check_task
 
-__all__ = ["LabelsFile", "find_labels", "read_labels"]
+__all__ = ["LabelsFile", "find_labels", "read_column", "read_labels"]
 
 FILE, SPLIT = "file", "split"
 SPLITS = ("train", "val", "test")
@@ -119,6 +119,29 @@ def read_labels(
     return LabelsFile(path, found, names, keys, tuple(labels), splits, noun)
 
 
+def read_column(path: Path, column: str) -> list[str]:
+    """Read one column of a CSV file, such as texts without labels.
+
+    Args:
+        path: The file.
+        column: Its name in the header.
+
+    Raises:
+        DataError: If there is no such column, or nothing in one of its lines; all are listed.
+    """
+    header, rows = _rows(path)
+    problems = []
+    if column not in header:
+        problems.append(f"it has no column '{column}' in its first line. {near(column, header)}")
+    elif not rows:
+        problems.append("it has no line after the header")
+    else:
+        problems += [f"line {i}: no {column}" for i, row in enumerate(rows, 2) if not row[column]]
+    if problems:
+        raise _refusal(path, problems, f"a column '{column}'")
+    return [row[column] for row in rows]
+
+
 def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -127,7 +150,7 @@ def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
             reader.fieldnames = header
             rows = [{name: row[name].strip() for name in header} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"Expected a CSV file of labels in UTF-8, got {path}: {error}") from error
+        raise DataError(f"Expected a CSV file in UTF-8, got {path}: {error}") from error
     return header, rows
 
 
@@ -256,11 +279,11 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _refusal(path: Path, problems: Sequence[str]) -> DataError:
+def _refusal(path: Path, problems: Sequence[str], what: str = "labels") -> DataError:
     lines = [f"  {problem}" for problem in problems[:MOST_TOLD]]
     if len(problems) > MOST_TOLD:
         lines.append(f"  and {len(problems) - MOST_TOLD} more")
     listed = "\n".join(lines)
     return DataError(
-        f"{path} cannot serve as labels, for {len(problems)} reason(s); correct them:\n{listed}"
+        f"{path} cannot serve as {what}, for {len(problems)} reason(s); correct them:\n{listed}"
     )
