@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lightning_peft.data.digits import DigitsDataModule
     from lightning_peft.data.folder import ImageFolderDataModule
     from lightning_peft.data.text import TextDataModule
+    from lightning_peft.data.vtab import VTABDataModule
     from lightning_peft.errors import (
         AdapterFileError,
         BackboneMismatchError,
@@ -112,6 +113,7 @@ _WHERE = {
     "lightning_peft.data.digits": ("DigitsDataModule",),
     "lightning_peft.data.folder": ("ImageFolderDataModule",),
     "lightning_peft.data.text": ("TextDataModule",),
+    "lightning_peft.data.vtab": ("VTABDataModule",),
     "lightning_peft.errors": (
         "AdapterFileError",
         "BackboneMismatchError",
@@ -232,6 +234,7 @@ __all__ = [
     "Union",
     "VPTDeep",
     "VPTShallow",
+    "VTABDataModule",
     "WarmupConstant",
     "WarmupCosine",
     "WarmupLinear",

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightning_peft.cli.comparison import Comparison, Row
 from lightning_peft.cli.curves import RATE, Band, Curve, band, thin
-from lightning_peft.cli.svg import Plot, linear_axis, log_axis, series_class
+from lightning_peft.cli.svg import Axis, Plot, linear_axis, log_axis, series_class
+from lightning_peft.cli.swept import Swept
 from lightning_peft.cli.wording import duration, score
 
-__all__ = ["Chart", "against", "curves_of", "learning_curves", "rates"]
+__all__ = ["Chart", "against", "by_number", "curves_of", "learning_curves", "rates"]
 
 MOST_SERIES = 12
 """More curves than this in one plot cannot be told apart."""
+
+MOST_MARKS = 10
+"""More values than this are not all written below an axis."""
 
 Logs = Mapping[int, Sequence[Mapping[str, Curve]]]
 """By the position of a row: what each of its runs logged."""
@@ -97,6 +101,60 @@ def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
             found.append((x, found[-1][1]))
         found.append((x, y))
     return found
+
+
+def by_number(comparison: Comparison, swept: Swept) -> Chart:
+    """Plot the metric against a number that was swept, a line for each method.
+
+    Args:
+        comparison: What the number is of.
+        swept: The number.
+    """
+    metric = comparison.metric.replace("/", " ")
+    shown = swept.lines[:MOST_SERIES]
+    bands = [
+        [(value, *_around(row, comparison.scale)) for value, row in line.points] for line in shown
+    ]
+    title = f"{metric} by {swept.key}"
+    ends = [end for band_ in bands for _, *around in band_ for end in around]
+    last = [
+        f"{line.label}: {score(line.points[-1][1].accuracy, comparison.metric)}" for line in shown
+    ]
+    plot = Plot(
+        _marked_axis(swept),
+        linear_axis(ends, comparison.axis, margin=0.1),
+        title,
+        f"at the largest value of each line, {'; '.join(last)}",
+    )
+    for i, band_ in enumerate(bands):
+        if len(band_) > 1:
+            low, high = ([(p[0], p[k]) for p in band_] for k in (1, 3))
+            plot.area(low, high, i)
+    for i, (line, band_) in enumerate(zip(shown, bands, strict=True)):
+        plot.line([(x, y) for x, _, y, _ in band_], i, name=line.label)
+    note = "Lines are means over the seeds, areas one standard deviation to each side."
+    if len(swept.lines) > MOST_SERIES:
+        note += (
+            f" The first {MOST_SERIES} lines; {len(swept.lines) - MOST_SERIES} more are left out."
+        )
+    legend = tuple((series_class(i), line.label) for i, line in enumerate(shown))
+    return Chart(title, plot.markup(), note, legend)
+
+
+def _around(row: Row, scale: float) -> tuple[float, float, float]:
+    """Give the metric less its deviation, the metric, and the two together, as they are shown."""
+    assert row.accuracy is not None
+    mean, deviation = scale * row.accuracy.mean, scale * row.accuracy.deviation
+    return mean - deviation, mean, mean + deviation
+
+
+def _marked_axis(swept: Swept) -> Axis:
+    """Make an axis that is marked at the values that were swept."""
+    values = swept.values
+    axis = log_axis(values, swept.key) if swept.is_log else linear_axis(values, swept.key)
+    if len(values) > MOST_MARKS:
+        return axis
+    return replace(axis, ticks=tuple((value, f"{value:g}") for value in values))
 
 
 def learning_curves(comparison: Comparison, logs: Logs) -> list[Chart]:

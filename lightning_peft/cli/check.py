@@ -15,7 +15,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_peft.cli.errors import ConfigError, missing_value, nodes
+from lightning_peft.cli.errors import ConfigError, missing_value, nodes, of_an_experiment
 from lightning_peft.cli.schema import type_problems
 from lightning_peft.cli.values import annotations_of, complaint
 from lightning_peft.errors import near
@@ -43,8 +43,11 @@ def check_values(cfg: DictConfig, known: frozenset[str]) -> dict[str, Any]:
     if missing:
         raise ConfigError([missing_value(key) for key in missing])
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    # `+shots=4` without the experiment that reads it would change nothing
+    strays = [(key, of_an_experiment(key)) for key in sorted(plain.keys() - known)]
+    problems = [told for _, told in strays if told is not None]
     # `+width=3` may serve an interpolation; `+optimzer=sgd` is taken for a mistake
-    problems = [
+    problems += [
         f"unknown key '{key}'. {near(key, known)}"
         for key in sorted(plain.keys() - known)
         if difflib.get_close_matches(key, known, n=1, cutoff=0.75)

@@ -12,7 +12,9 @@ from lightning_peft.cli.comparison import Comparison, comparison_of
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.runs import read_runs
 from lightning_peft.cli.summary import finite, write_json, write_text
+from lightning_peft.cli.swept import swept_numbers, swept_table
 from lightning_peft.cli.tables import as_csv, as_json, comparison_table
+from lightning_peft.cli.vtab_means import vtab_means, vtab_table
 from lightning_peft.cli.wording import told
 from lightning_peft.errors import MissingExtraError
 
@@ -20,8 +22,8 @@ __all__ = ["compare", "main"]
 
 DESCRIPTION = """\
 Compare the runs below directories: the mean over the seeds of each method, the
-best first, and the best against each of the others, paired over the seeds that
-both have. Runs that failed, or are still under way, are listed as such.
+best first, and the best against each of the others on the same data, paired over
+the seeds that both have. Runs that failed, or are still under way, are listed as such.
 """
 
 EPILOG = """\
@@ -30,6 +32,7 @@ files:
   comparison.csv    a line for each row of the table
   comparison.json   the same with every seed, the tests and the runs' directories
   comparison.png    accuracy against trained parameters (extra: viz)
+  comparison_*.png  accuracy against a number that was swept, such as shots
 
 examples:
   lightning-peft compare sweeps/2025-01-31/12-00-00
@@ -147,6 +150,10 @@ def _publish(comparison: Comparison, output: Path) -> None:
     console = Console()
     console.print()
     console.print(comparison_table(comparison, console.width))
+    for swept in swept_numbers(comparison):
+        console.print(swept_table(swept, comparison.metric))
+    if means := vtab_means(comparison):
+        console.print(vtab_table(means))
     for contrast in comparison.contrasts:
         console.print(told(contrast, comparison.metric), markup=False, highlight=False)
     for row in comparison.rows:
@@ -162,7 +169,7 @@ def _publish(comparison: Comparison, output: Path) -> None:
 
 def _files(comparison: Comparison, output: Path) -> list[str]:
     """Write the files; say where each is."""
-    from lightning_peft.cli.pictures import accuracy_against_parameters
+    from lightning_peft.cli.pictures import accuracy_against_parameters, accuracy_by_number
     from lightning_peft.cli.report import report_page
 
     write_json(output / "comparison.json", as_json(comparison))
@@ -171,10 +178,14 @@ def _files(comparison: Comparison, output: Path) -> list[str]:
     lines = [f"report     {output / 'report.html'}", f"table      {output / 'comparison.csv'}"]
     try:
         path = accuracy_against_parameters(comparison, output / "comparison.png")
+        paths = [path] if path is not None else []
+        paths += [
+            accuracy_by_number(comparison, swept, output / f"comparison_{swept.name}.png")
+            for swept in swept_numbers(comparison)
+        ]
     except MissingExtraError as error:
         return [*lines, f"no picture: {error}"]
-    if path is not None:
-        lines.append(f"picture    {path}")
+    lines += [f"picture    {path}" for path in paths]
     if comparison.best is not None:
         predictions = comparison.best.directory / "predictions.png"
         if predictions.is_file():

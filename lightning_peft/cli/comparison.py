@@ -10,9 +10,9 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lightning_peft.cli.runs import Run
+from lightning_peft.cli.runs import Run, labelled
 from lightning_peft.cli.significance import Contrast, contrast, holm
 from lightning_peft.metric_names import is_share, lower_is_better
 
@@ -49,6 +49,8 @@ class Row:
 
     Attributes:
         label: The method, and what else sets this row apart from the others.
+        name: The method, or what the reference point is called.
+        apart: The overrides that set this row apart, sorted.
         accuracy: The metric that the comparison is about, over the seeds.
         trained: How many parameters were trained.
         checkpoint: Bytes of a checkpoint of what was trained, without the optimizer's state.
@@ -76,6 +78,8 @@ class Row:
     by_seed: Mapping[int, float] = field(default_factory=dict)
     runs: tuple[Run, ...] = ()
     baseline: bool = False
+    name: str = ""
+    apart: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ class Comparison:
     Attributes:
         metric: The metric that the rows are judged by.
         rows: The rows.
-        contrasts: The first row against each of the others.
+        contrasts: The best row of each set of data against each of the others on it.
         best: The best single run.
         images: How many images each split has, where all runs agree.
         memory: What the peak memory is of: ``"GPU"``, ``"process"``, ``"mixed"`` or ``""``.
@@ -167,7 +171,7 @@ def comparison_of(runs: Sequence[Run], unreadable: Sequence[Path] = ()) -> Compa
     done = [run for run in runs if run.completed]
     metric = metric_of(done)
     sign = 1.0 if lower_is_better(metric) else -1.0
-    rows = [_row(label, found, metric) for label, found in _groups(runs)]
+    rows = [_row(group, metric) for group in _groups(runs)]
     rows += _baselines(runs) if metric.endswith("/accuracy") else []
     rows.sort(
         key=lambda row: (row.baseline, sign * row.accuracy.mean if row.accuracy else float("inf"))
@@ -203,7 +207,16 @@ def metric_of(runs: Sequence[Run]) -> str:
     return next((m for m in found if any(m in run.metrics for run in runs)), METRICS[0])
 
 
-def _groups(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
+class _Group(NamedTuple):
+    """Runs that differ in nothing but the seed."""
+
+    method: str
+    apart: tuple[str, ...]
+    directory: str
+    runs: list[Run]
+
+
+def _groups(runs: Sequence[Run]) -> list[_Group]:
     """Put together what differs in nothing but the seed, under a label that says what it is.
 
     Where the same is in two of the directories with the same seed, what differs is something that
@@ -223,7 +236,7 @@ def _groups(runs: Sequence[Run]) -> list[tuple[str, list[Run]]]:
             groups.setdefault((*key, where), []).append(run)
     shared = set.intersection(*(set(overrides) for _, overrides, _ in groups)) if groups else set()
     return [
-        (_label(method, [o for o in overrides if o not in shared], at), found)
+        _Group(method, tuple(o for o in overrides if o not in shared), at, found)
         for (method, overrides, at), found in groups.items()
     ]
 
@@ -232,7 +245,8 @@ def _label(method: str, overrides: Sequence[str], at: str) -> str:
     return " ".join([method, *overrides, *([f"({at})"] if at else [])])
 
 
-def _row(label: str, runs: Sequence[Run], metric: str) -> Row:
+def _row(group: _Group, metric: str) -> Row:
+    runs = group.runs
     done = [run for run in runs if run.completed]
     values: dict[int, list[float]] = {}
     for run in done:
@@ -242,7 +256,9 @@ def _row(label: str, runs: Sequence[Run], metric: str) -> Row:
     means = {seed: statistics.fmean(found) for seed, found in values.items()}
     seedless = [run.metrics.get(metric) for run in done if run.seed is None]
     return Row(
-        label=label,
+        label=_label(group.method, group.apart, group.directory),
+        name=group.method,
+        apart=group.apart,
         accuracy=Spread.of([*means.values(), *seedless]),
         trained=Spread.of(run.parameters.get("trained") for run in done),
         checkpoint=Spread.of(run.bytes.get("checkpoint") for run in done),
@@ -258,17 +274,40 @@ def _row(label: str, runs: Sequence[Run], metric: str) -> Row:
 
 
 def _contrasts(rows: Sequence[Row]) -> tuple[Contrast, ...]:
-    own = [row for row in rows if row.accuracy and not row.baseline]
-    return holm([contrast(own[0].label, row.label, own[0].by_seed, row.by_seed) for row in own[1:]])
+    """The best row against each of the others that had the same data to learn from."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row.accuracy and not row.baseline:
+            groups.setdefault(labelled(row.apart), []).append(row)
+    return holm(
+        [
+            contrast(own[0].label, row.label, own[0].by_seed, row.by_seed)
+            for own in groups.values()
+            for row in own[1:]
+        ]
+    )
 
 
 def _baselines(runs: Sequence[Run]) -> list[Row]:
     """A reference point depends on the data and the seed alone, so it is counted once for each."""
-    found: dict[str, dict[tuple[Any, ...], float]] = {}
+    found: dict[tuple[str, tuple[str, ...]], dict[int | None, float]] = {}
     for run in runs:
         for name, accuracy in run.baselines.items():
-            found.setdefault(name, {})[(run.seed, run.about_data)] = accuracy
+            found.setdefault((name, run.about_data), {})[run.seed] = accuracy
+    words = [set(about) for _, about in found]
+    shared = set.intersection(*words) if words else set()
+    # two sets of data that differ in the size of a batch, say, are the same to a reference point
+    distinct: dict[Any, tuple[str, tuple[str, ...], Spread | None]] = {}
+    for (name, about), values in found.items():
+        title, apart = BASELINES.get(name, name), tuple(w for w in about if w not in shared)
+        spread = Spread.of(values.values())
+        distinct.setdefault((name, frozenset(values.items())), (title, apart, spread))
+    titles = [title for title, _, _ in distinct.values()]
     return [
-        Row(BASELINES.get(name, name), Spread.of(values.values()), baseline=True)
-        for name, values in found.items()
+        _reference(title, apart if titles.count(title) > 1 else (), spread)
+        for title, apart, spread in distinct.values()
     ]
+
+
+def _reference(title: str, apart: tuple[str, ...], accuracy: Spread | None) -> Row:
+    return Row(" ".join([title, *apart]), accuracy, baseline=True, name=title, apart=apart)

@@ -10,11 +10,19 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lightning_peft.cli.help import default_choices
+from lightning_peft.cli.help import default_choices, experiment_settings
 from lightning_peft.cli.paths import conf_dir
 from lightning_peft.errors import PEFTError, near
 
-__all__ = ["ConfigError", "dotted_keys", "explain", "missing_value", "nodes", "unknown_key"]
+__all__ = [
+    "ConfigError",
+    "dotted_keys",
+    "explain",
+    "missing_value",
+    "nodes",
+    "of_an_experiment",
+    "unknown_key",
+]
 
 
 OF_AN_EXTRA = {
@@ -86,6 +94,15 @@ def unknown_key(key: str, options: Sequence[str], everywhere: Sequence[str] = ()
     return f"unknown key '{key}'. {near(leaf, options)}"
 
 
+def of_an_experiment(key: str) -> str | None:
+    """Say which experiment brings a top-level key along; ``None`` where none does."""
+    names = [name for name, setting in experiment_settings(conf_dir()) if setting.key == key]
+    if not names:
+        return None
+    choices = " or ".join(f"experiment={name}" for name in names)
+    return f"'{key}' is a key of {choices}: choose it, or leave {key} out."
+
+
 def dotted_keys(config: Any) -> list[str]:
     """List every key of a nested config as ``group.key``."""
     return [key for key, _ in nodes(config)]
@@ -146,6 +163,8 @@ def _known(error: BaseException) -> str | None:
         options = [str(key) for key in node] if OmegaConf.is_dict(node) else []
         if node._get_parent() is None:  # a group without a choice, such as experiment, is no key
             options = [*options, *default_choices(conf_dir())]
+            if told := of_an_experiment(str(error.full_key)):
+                return told
         options = [name for name in options if not name.startswith("_") and name != "hydra"]
         everywhere = dotted_keys(node._get_root())
         text = unknown_key(str(error.full_key), options, everywhere)

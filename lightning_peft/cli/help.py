@@ -15,7 +15,14 @@ from typing import NamedTuple
 
 from lightning_peft.cli.paths import conf_dir
 
-__all__ = ["choices", "default_choices", "groups", "help_text", "settings"]
+__all__ = [
+    "choices",
+    "default_choices",
+    "experiment_settings",
+    "groups",
+    "help_text",
+    "settings",
+]
 
 NAME_WIDTH = 22
 
@@ -63,6 +70,7 @@ EXAMPLES = """\
   lightning-peft method=lora method.rank=4 lr=1e-3 trainer.max_steps=500
   lightning-peft -m method=lora,bitfit,full seed=0,1,2
   lightning-peft -m method=lora,bitfit seed=0,1 hydra.sweep.dir=sweeps/a
+  lightning-peft -m experiment=few_shot shots=1,2,4,8,16 method=lora,linear_probe
 """
 
 
@@ -101,8 +109,21 @@ def choices(roots: Sequence[Path], group: str) -> dict[str, str]:
 
 def settings(root: Path) -> Iterator[Setting]:
     """Yield the scalar top-level keys of ``config.yaml`` with the comment above each."""
+    return _scalars(root / "config.yaml")
+
+
+def experiment_settings(root: Path) -> Iterator[tuple[str, Setting]]:
+    """Yield ``(experiment, setting)`` for each top-level key that an experiment brings along."""
+    everywhere = {setting.key for setting in settings(root)}
+    for path in sorted((root / "experiment").glob("*.yaml")):
+        for setting in _scalars(path):
+            if setting.key not in everywhere:
+                yield path.stem, setting
+
+
+def _scalars(path: Path) -> Iterator[Setting]:
     comment = ""
-    for line in (root / "config.yaml").read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             comment = f"{comment} {line.lstrip('# ')}".strip()
         elif match := re.match(r"(\w+): (.+)$", line):
@@ -137,6 +158,10 @@ def help_text(args: Sequence[str] = (), root: Path | None = None) -> str:
             parts.append(_entry(f"{mark} {name}", comment))
     parts.append("\nSettings (each key of a group as well, such as method.rank=4)\n")
     parts += [_entry(f"{key}={default}", comment) for key, default, comment in settings(root)]
+    parts += [
+        _entry(f"{key}={default}", f"with experiment={name}: {comment}")
+        for name, (key, default, comment) in experiment_settings(root)
+    ]
     parts.append("\nRegularisation (docs/regularisation.md)\n")
     parts += [_entry(key, text) for key, text in REGULARISERS.items()]
     parts.append("\nFlags, and what a sweep takes\n")

@@ -14,6 +14,7 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 
 from lightning_peft.cli.paths import conf_dir
+from lightning_peft.cli.structured import structured
 
 __all__ = ["GROUPS", "MountedConfigSource"]
 
@@ -58,7 +59,9 @@ class MountedConfigSource(FileConfigSource):
         inner = _inner(config_path)
         if inner is None:
             raise ConfigLoadError(f"Config not found : {config_path}")
-        return super().load_config(inner)
+        found = super().load_config(inner)
+        found.config = structured(found.config, _group(inner))
+        return found
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         """List what is in a group."""

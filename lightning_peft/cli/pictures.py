@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from lightning_peft.cli.comparison import Comparison, Row
+    from lightning_peft.cli.swept import Swept
 
-__all__ = ["accuracy_against_parameters", "predictions"]
+__all__ = ["accuracy_against_parameters", "accuracy_by_number", "predictions"]
 
 MOST_LABELS = 8
 """With more points than this, their names stand beside the picture."""
@@ -63,6 +64,42 @@ def accuracy_against_parameters(comparison: Comparison, path: Path) -> Path | No
     axes.set_ylabel(comparison.axis)
     axes.grid(visible=True, which="major", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def accuracy_by_number(comparison: Comparison, swept: Swept, path: Path) -> Path:
+    """Draw the metric against a number that was swept, a line for each method.
+
+    Args:
+        comparison: What the number is of.
+        swept: The number.
+        path: The PNG to write.
+
+    Returns:
+        The path.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    figure, axes = _figure(7.0, 4.4)
+    for line in swept.lines:
+        values = [value for value, _ in line.points]
+        found = [row.accuracy for _, row in line.points if row.accuracy]
+        axes.errorbar(
+            values, [comparison.scale * spread.mean for spread in found],
+            yerr=[comparison.scale * spread.deviation for spread in found],
+            label=line.label, capsize=3, elinewidth=0.8, fmt=":" if line.baseline else "-o",
+            color="0.6" if line.baseline else None,
+        )  # fmt: skip
+    if swept.is_log:
+        axes.set_xscale("log")
+    axes.set_xticks(swept.values, [f"{value:g}" for value in swept.values])
+    axes.minorticks_off()
+    axes.set_xlabel(swept.key)
+    axes.set_ylabel(comparison.axis)
+    axes.grid(visible=True, which="major", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
     return _save(figure, path)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.command import run_command
 from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.help import experiment_settings
 from lightning_peft.cli.paths import conf_dir
 from lightning_peft.cli.ranking_table import as_json, print_ranking, write_ranking
 from lightning_peft.cli.task import task_of
@@ -207,9 +208,9 @@ def _batches_for(cfg: DictConfig) -> Callable[[Candidate], Iterable[Any]]:
 
     from lightning_peft.cli.check import check_targets, check_values
 
-    check_values(OmegaConf.create({"data": cfg.data, "model": cfg.model, "augment": cfg.augment,
-                                   "seed": cfg.seed, "optimizer": cfg.optimizer, "lr": cfg.lr}),
-                 frozenset())  # fmt: skip
+    own = frozenset(setting.key for _, setting in experiment_settings(conf_dir()))
+    needed = ("data", "model", "augment", "seed", "optimizer", "lr", *own)
+    check_values(OmegaConf.create({key: cfg[key] for key in needed if key in cfg}), own)
     check_targets({"data": OmegaConf.to_container(cfg.data, resolve=True)})
 
     def batches(candidate: Candidate) -> Iterable[Any]:

@@ -12,12 +12,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from lightning_peft.cli.charts import Chart, Logs, against, learning_curves, rates
+from lightning_peft.cli.charts import Chart, Logs, against, by_number, learning_curves, rates
 from lightning_peft.cli.classes import ClassTables, class_tables
 from lightning_peft.cli.comparison import Comparison, Row
 from lightning_peft.cli.curves import read_log
 from lightning_peft.cli.reliability import read_bins, reliability_chart
 from lightning_peft.cli.runs import Run
+from lightning_peft.cli.swept import swept_numbers
 from lightning_peft.cli.tables import QUANTITIES, cells, columns, notes, runs_of
 from lightning_peft.cli.wording import difference, p_value, verdict
 from lightning_peft.metric_names import is_share, written
@@ -31,9 +32,10 @@ MOST_MISTAKES = 10
 LARGEST_PICTURE = 2_000_000
 
 ABOUT_TESTS = (
-    "Two-sided tests of the first row against each of the others. Runs of the same seed share "
+    "Two-sided tests of the best row against each of the others that had the same data to learn "
+    "from. Runs of the same seed share "
     "their labelled images, so they are compared in pairs; brackets hold the 95 % interval of the "
-    "difference. The corrected p accounts for the number of comparisons (Holm). The first row was "
+    "difference. The corrected p accounts for the number of comparisons (Holm). The best row was "
     "picked because it came first on these very runs, so the tests are on its side; and they speak "
     "of other seeds, not of other test images."
 )
@@ -115,7 +117,9 @@ def _sections(comparison: Comparison) -> list[tuple[str, list[Chart]]]:
     costs = (("trained", "trained parameters"), ("total", "total time (s)"))
     bare = comparison.metric.partition("/")[2].replace("_", " ").capitalize()
     scatters = [against(comparison, quantity, name) for quantity, name in costs]
+    numbers = [by_number(comparison, swept) for swept in swept_numbers(comparison)]
     return [
+        ("By what was swept", numbers),
         (f"{bare} and what it costs", [chart for chart in scatters if chart is not None]),
         ("Learning curves", learning_curves(comparison, logs)),
         ("Learning rate", [chart for chart in (rates(comparison, logs),) if chart is not None]),

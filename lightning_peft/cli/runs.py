@@ -18,10 +18,13 @@ from typing import Any
 
 from lightning_peft.cli.summary import FILE
 
-__all__ = ["Run", "read_runs", "run_of"]
+__all__ = ["Run", "labelled", "read_runs", "run_of"]
 
 SET_NOTHING_APART = ("method=", "seed=", "output_dir=", "name=", "logger=", "logger.", "baselines=")
 """Overrides that are told elsewhere, or change nothing of what a run comes to."""
+
+LABELLED = ("data=", "data.root=", "data.task=", "data.labels_per_class=", "shots=")
+"""Overrides that decide which labelled images there are: rows that differ in one are no rivals."""
 
 STATES = ("completed", "failed", "running", "interrupted", "unfinished")
 
@@ -81,7 +84,7 @@ class Run:
     @property
     def about_data(self) -> tuple[str, ...]:
         """The overrides that choose the data."""
-        return tuple(word for word in self.overrides if word.startswith("data"))
+        return tuple(word for word in self.overrides if word.startswith(("data", "shots=")))
 
     def told(self) -> str:
         """Say in words how a run that did not complete stands."""
@@ -92,6 +95,11 @@ class Run:
             minutes = max(0.0, time.time() - self.started) / 60
             return f"{who}: running for {minutes:.0f} min"
         return f"{who}: {self.status}"
+
+
+def labelled(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Keep the overrides that decide which labelled images there are."""
+    return tuple(word for word in overrides if word.startswith(LABELLED))
 
 
 def read_runs(directories: Sequence[Path]) -> tuple[list[Run], list[Path]]:

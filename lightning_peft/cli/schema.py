@@ -7,12 +7,14 @@ other.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
 from lightning_peft.cli.values import complaint
+from lightning_peft.data.vtab_tasks import TaskName
 
-__all__ = ["SCHEMAS", "type_problems"]
+__all__ = ["CALLBACKS", "SCHEMAS", "Method", "Schedule", "is_ours", "type_problems"]
 
 Precision = Literal[
     64, 32, 16,
@@ -35,6 +37,8 @@ class Run:
     allow_test_objective: bool
     baselines: list[Literal["nearest_neighbour", "logistic_regression"]]
     output_dir: str
+    shots: int | None  # with experiment=few_shot
+    tuned_lr: float  # with recipes whose rate is chosen for each task
 
 
 @dataclass
@@ -68,10 +72,13 @@ class Data:
     """Of the data modules."""
 
     labels_per_class: int | None
+    val_per_class: int | None
     batch_size: int
     steps_per_epoch: int | None
     num_workers: int | None
     seed: int
+    task: TaskName  # of VTAB-1k
+    phase: Literal["choose", "final"]
 
 
 @dataclass
@@ -82,6 +89,91 @@ class Optimizer:
     weight_decay: float
     momentum: float
 
+
+@dataclass
+class Method:
+    """Of the methods of this package: a key means the same in all that have it."""
+
+    rank: int
+    initial_rank: int
+    alpha: float | None
+    dropout: float
+    targets: str | list[str] | None
+    layers: str | int | list[int] | None
+    exclude: str | list[str] | None
+    bottleneck: int
+    reduction: int
+    scale: float
+    drop_path: float
+    activation: str
+    attention_only: bool
+    rslora: bool
+    feedforward: str | list[str] | None
+    n: int
+    groups: int
+    init_std: float
+    prompt_length: int
+    warmup: float
+    final: float
+    interval: int
+    orthogonality: float
+
+
+@dataclass
+class Schedule:
+    """Of the schedules of this package."""
+
+    warmup: float | int
+    final: float
+    decay_fraction: float
+    total_steps: int | None
+
+
+@dataclass
+class PEFT:
+    """Of ``lightning_peft.PEFT``."""
+
+    backbone: str | None
+    also_train: str | list[str]
+    batchnorm: Literal["frozen", "train"]
+    backbone_dropout: Literal["train", "eval"]
+
+
+@dataclass
+class Checkpoint:
+    """Of Lightning's ``ModelCheckpoint``."""
+
+    monitor: str | None
+    mode: str
+    save_top_k: int
+    save_last: bool | Literal["link"] | None
+    save_weights_only: bool
+    every_n_train_steps: int | None
+    every_n_epochs: int | None
+
+
+@dataclass
+class Stopping:
+    """Of Lightning's ``EarlyStopping``."""
+
+    monitor: str
+    mode: str
+    patience: int
+    min_delta: float
+
+
+OURS = "lightning_peft."
+"""What the ``_target_`` of this package's own classes begins with."""
+
+OPEN = "lightning_peft.HF"
+"""Takes whatever the tuner takes."""
+
+CALLBACKS: dict[str, type] = {
+    "lightning_peft.PEFT": PEFT,
+    "lightning.pytorch.callbacks.ModelCheckpoint": Checkpoint,
+    "lightning.pytorch.callbacks.EarlyStopping": Stopping,
+}
+"""By the ``_target_`` of a callback."""
 
 SCHEMAS: dict[str, type] = {"": Run, "trainer": Trainer, "data": Data, "optimizer": Optimizer}
 
@@ -96,13 +188,31 @@ def type_problems(config: dict[str, Any]) -> list[str]:
         A sentence for each value that does not fit.
     """
     found: dict[str, str] = {}
-    for group, schema in SCHEMAS.items():
-        values = config.get(group) if group else config
-        if not isinstance(values, dict):
-            continue
+    for group, schema, values in _checked(config):
         for name, annotation in get_type_hints(schema).items():
             if name in values:
                 problem = complaint(values[name], annotation)
                 if problem is not None:  # seed, and data.seed that is interpolated from it: once
                     found.setdefault(problem, f"{group}.{name}" if group else name)
     return [f"{key}: {problem}" for problem, key in found.items()]
+
+
+def _checked(config: dict[str, Any]) -> Iterator[tuple[str, type, dict[str, Any]]]:
+    """Yield the key, the schema and the values of each part that has a schema."""
+    parts = [(group, schema, config.get(group) if group else config) for group, schema in
+             SCHEMAS.items()]  # fmt: skip
+    for group, own in (("method", Method), ("schedule", Schedule)):
+        values = config.get(group)
+        if isinstance(values, dict) and is_ours(values.get("_target_")):
+            parts.append((group, own, values))
+    callbacks = config.get("callbacks")
+    for name, values in (callbacks if isinstance(callbacks, dict) else {}).items():
+        if isinstance(values, dict) and values.get("_target_") in CALLBACKS:
+            parts.append((f"callbacks.{name}", CALLBACKS[values["_target_"]], values))
+    yield from ((group, schema, values) for group, schema, values in parts
+                if isinstance(values, dict))  # fmt: skip
+
+
+def is_ours(target: Any) -> bool:
+    """Whether a ``_target_`` is a class of this package whose keys are known."""
+    return isinstance(target, str) and target.startswith(OURS) and target != OPEN

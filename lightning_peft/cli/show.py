@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_peft.cli.command import run_command
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.help import default_choices, settings
+from lightning_peft.cli.known import experiment_in, known_keys
 from lightning_peft.cli.paths import conf_dir
 from lightning_peft.cli.task import dataset_of, task_of
 from lightning_peft.errors import MissingExtraError
@@ -68,8 +68,7 @@ def _show(options: argparse.Namespace) -> None:
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("config", ["name=show", f"output_dir={options.out}", *options.overrides])
-    known = {*default_choices(conf_dir()), *(setting.key for setting in settings(conf_dir()))}
-    plain = check_values(cfg, frozenset(known))
+    plain = check_values(cfg, known_keys(experiment_in(options.overrides)))
     check_targets({key: plain[key] for key in ("data", "model", "method", "schedule", "trainer")})
     schedule = None if cfg.schedule is None else instantiate(cfg.schedule, _convert_="all")
     datamodule = instantiate(cfg.data, _convert_="all")

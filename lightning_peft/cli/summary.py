@@ -75,14 +75,15 @@ def objective(name: str | None, metrics: Mapping[str, float]) -> tuple[str | Non
     """Find what a sweeper is told about a job.
 
     Args:
-        name: The metric; by default the first validation metric, which chose the checkpoint.
+        name: The metric; by default the one that chose the checkpoint, or the validation accuracy.
         metrics: What was measured.
 
     Returns:
         The metric and its value, each ``None`` where there is none.
     """
     if name is None:
-        name = next((metric for metric in metrics if metric.startswith("val/")), None)
+        names = [metric for metric in metrics if metric.startswith("val/")]
+        name = "val/accuracy" if "val/accuracy" in names else next(iter(names), None)
     return name, None if name is None else metrics.get(name)
 
 

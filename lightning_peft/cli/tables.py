@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.comparison import Comparison, Row, Spread
 from lightning_peft.cli.significance import Contrast
+from lightning_peft.cli.swept import swept_json, swept_numbers
+from lightning_peft.cli.vtab_means import vtab_json, vtab_means
 from lightning_peft.cli.wording import duration, interval, score, size
 
 if TYPE_CHECKING:
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["as_csv", "as_json", "comparison_table", "notes", "runs_of"]
 
-FORMAT = 2
+FORMAT = 3
 """Of ``comparison.json``: it is raised where something in it changes its meaning or its place."""
 
 WIDE = 100
@@ -136,6 +138,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "lower_is_better": comparison.lower,
         "rows": [_row(row, comparison.metric) for row in comparison.rows],
         "contrasts": [_contrast(contrast) for contrast in comparison.contrasts],
+        "swept": [swept_json(swept) for swept in swept_numbers(comparison)],
+        "vtab": vtab_json(vtab_means(comparison)),
         "front": [row.label for row in comparison.front()],
         "best": None if best is None else str(best.directory),
         "images": dict(comparison.images),

@@ -53,7 +53,8 @@ def fit_to_task(cfg: DictConfig, task: str) -> None:
 
     ``lightning_peft.ImageClassifier`` becomes ``ImageRegressor`` where the data has numbers, and is
     told the task otherwise, as ``TextClassifier`` is; a module of the user's own is left alone.
-    What watches ``val/accuracy`` (the default) watches ``val/rmse`` of numbers, and the least of it.
+    What watches ``val/accuracy`` (the default) watches ``val/rmse`` of numbers, and the least of
+    it.
 
     Args:
         cfg: The composed config of a job.

@@ -16,8 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_peft.cli.check import check_targets, check_values
 from lightning_peft.cli.errors import ConfigError, explain
-from lightning_peft.cli.help import default_choices, settings
-from lightning_peft.cli.paths import conf_dir
+from lightning_peft.cli.known import experiment_of_job, known_keys
 from lightning_peft.cli.quiet import quiet
 from lightning_peft.cli.summary import objective, write_summary, write_text
 from lightning_peft.cli.task import (
@@ -62,9 +61,7 @@ def train(cfg: DictConfig) -> float | None:
     Raises:
         ConfigError: If the config cannot be run.
     """
-    root = conf_dir()
-    known = {*default_choices(root), *(setting.key for setting in settings(root))}
-    plain = check_values(cfg, frozenset(known))
+    plain = check_values(cfg, known_keys(experiment_of_job()))
 
     # what is heavy is imported from here on, and is no part of the time that is measured
     from lightning_peft._namespace import pl
@@ -237,14 +234,20 @@ def best_checkpoint(parts: Parts, directory: Path) -> Best:
             score = float(callback.best_model_score)
             return Best(Path(callback.best_model_path), {callback.monitor: score})
     for callback in written:
-        if callback.save_weights_only:
-            return Best(Path(callback.best_model_path), {})
-    metrics: dict[str, float] = {}
-    if parts.datamodule.val_dataloader() not in (None, []):
-        metrics = _floats(trainer.validate(parts.module, parts.datamodule, verbose=False))
+        if callback.save_weights_only:  # of the last weights
+            return Best(Path(callback.best_model_path), _validated(parts))
+    metrics = _validated(parts)
     path = directory / "checkpoints" / "best.ckpt"
     trainer.save_checkpoint(path, weights_only=True)
     return Best(path, metrics)
+
+
+def _validated(parts: Parts) -> dict[str, float]:
+    """Validate the weights as they are now, where the data has something to validate them on."""
+    trainer: Any = parts.trainer
+    if not trainer.limit_val_batches or parts.datamodule.val_dataloader() in (None, []):
+        return {}
+    return _floats(trainer.validate(parts.module, parts.datamodule, verbose=False))
 
 
 def _floats(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:

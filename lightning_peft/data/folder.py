@@ -59,6 +59,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
             from the labels. ``"binary"`` is for two classes and gives the head one output.
         labels_per_class: Training images of each class; None takes all.
         val_fraction: Part of each class's training images that validates, if there is no ``val``.
+        val_per_class: Images of each class that validate, instead of a fraction.
         test_fraction: Part of each class that is the test set, if there is no ``train``.
         seed: Seed of the sample, of the order and of the augmentation.
         image_size: Height and width in pixels, instead of the backbone's.
@@ -91,6 +92,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         task: Task | None = None,
         labels_per_class: int | None = None,
         val_fraction: float = 0.1,
+        val_per_class: int | None = None,
         test_fraction: float = 0.2,
         seed: int = 0,
         image_size: int | None = None,
@@ -111,10 +113,14 @@ class ImageFolderDataModule(pl.LightningDataModule):
             for name, value in fractions.items()
             if not 0 <= value < 1
         ]
+        if val_per_class is not None and val_per_class < 0:
+            wrong.append(f"val_per_class of 0 or more, got {val_per_class}")
         if verify not in (levels := ("header", "decode", "none")):
             wrong.append(f"verify as one of {levels}, got '{verify}': {near(verify, levels)}")
         if labels is None and task not in (None, "multiclass", "binary"):
             wrong.append(f"a labels file for task='{task}', which folders cannot tell")
+        if labels is not None and val_per_class is not None:
+            wrong.append("no val_per_class beside a labels file, which may say val itself")
         if labels is None and label_columns is not None:
             wrong.append("a labels file for label_columns")
         if wrong:
@@ -131,6 +137,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
             )
         self.labels_per_class = labels_per_class
         self.val_fraction = val_fraction
+        self.val_per_class = val_per_class
         self.test_fraction = test_fraction
         self.seed = seed
         self.batch_size = batch_size
@@ -228,6 +235,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         bare = train.root == self.root
         options["test_fraction"] *= bare
         options["val_fraction"] *= "val" not in folders
+        options["val_per_class"] = 0 if "val" in folders else self.val_per_class
         parts = divide(train.labels, train.keys, class_names=train.class_names, **options)
         files: Files = {
             name: ([train.paths[i] for i in part], [train.labels[i] for i in part])

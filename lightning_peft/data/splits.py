@@ -96,6 +96,7 @@ def divide(
     labels_per_class: int | None,
     class_names: Sequence[str],
     noun: str = "images",
+    val_per_class: int | None = None,
 ) -> dict[str, list[int]]:
     """Divide images into training, validation and test, class by class.
 
@@ -111,6 +112,7 @@ def divide(
         labels_per_class: Training images of each class; None takes all that are left.
         class_names: Name of each class.
         noun: What is divided, for the message.
+        val_per_class: Images of each class that validate, instead of a fraction.
 
     Returns:
         The indices of each split, sorted.
@@ -125,7 +127,12 @@ def divide(
     ranked = ranked_by_class([labels[i] for i in pool], [keys[i] for i in pool], str(seed))
     train, val = few_labels(
         {label: [pool[i] for i in ranked.get(label, ())] for label in fixed},
-        validation={label: part_of(val_fraction, ranked.get(label, ())) for label in fixed},
+        validation={
+            label: part_of(val_fraction, ranked.get(label, ()))
+            if val_per_class is None
+            else val_per_class
+            for label in fixed
+        },
         labels_per_class=labels_per_class,
         class_names=class_names,
         noun=noun,

@@ -6,7 +6,7 @@ take.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -42,7 +42,7 @@ class ReadyModule(pl.LightningModule):
     backbone: nn.Module
     lr: float
     weight_decay: float
-    group_settings: Mapping[str, Any]
+    group_settings: dict[str, Any]
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None
 
     def _measure_with(self, val: MetricCollection, test: MetricCollection) -> None:

@@ -53,6 +53,10 @@ class ImageRegressor(ImageModule):
         target_std: Standard deviation of each, the same.
         lr: Learning rate.
         weight_decay: Weight decay of what should decay.
+        head_lr: A learning rate of its own for the head.
+        head_weight_decay: A weight decay of its own for the head.
+        adapter_weight_decay: A weight decay of its own for adapters.
+        lora_plus: How many times the rate of ``A`` the rate of LoRA's ``B`` is.
         layer_decay: Factor of the learning rate from each block to the one before it; None is 1.
         optimizer: Called with the parameter groups; AdamW by default.
         class_names: Name of each number, for the tables; by default those of the data module.
@@ -79,6 +83,10 @@ class ImageRegressor(ImageModule):
         target_std: float | Sequence[float] | None = None,
         lr: float = 1e-3,
         weight_decay: float = 0.01,
+        head_lr: float | None = None,
+        head_weight_decay: float | None = None,
+        adapter_weight_decay: float | None = None,
+        lora_plus: float | None = None,
         layer_decay: float | None = None,
         optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
         class_names: Sequence[str] | None = None,
@@ -103,7 +111,13 @@ class ImageRegressor(ImageModule):
         self.loss = loss
         self.lr = lr
         self.weight_decay = weight_decay
-        self.group_settings = {"layer_decay": layer_decay}
+        self.group_settings: dict[str, Any] = {
+            "head_lr": head_lr,
+            "head_weight_decay": head_weight_decay,
+            "adapter_weight_decay": adapter_weight_decay,
+            "lora_plus": lora_plus,
+            "layer_decay": layer_decay,
+        }
         self.optimizer = optimizer
         self.backbone = build_backbone(
             backbone,

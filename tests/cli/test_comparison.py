@@ -183,7 +183,7 @@ def test_json_and_csv_alone_are_what_the_files_hold(sweep, capsys):
         assert capsys.readouterr().out == text
     assert not list(sweep.glob("*.*")), "nothing is written"
     content = json.loads(files["json"])
-    assert content["format"] == 2
+    assert content["format"] == 3
     assert content["rows"][0]["accuracy_by_seed"] == {"0": 0.9, "1": 0.92, "2": 0.97}
     assert content["contrasts"][0]["count"] == 3
     assert content["front"] == ["lora"], "full has as many letters, so as many parameters"

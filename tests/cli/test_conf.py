@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from lightning_peft.cli.check import check_targets, check_values
 from lightning_peft.cli.help import default_choices, settings
+from lightning_peft.cli.known import experiment_in, known_keys
 from lightning_peft.cli.paths import conf_dir
 
 ROOT = conf_dir()
@@ -25,7 +26,11 @@ NEEDED = {  # what has no default, and what is interpolated from Hydra's own par
     "data=folder": ["data.root=images"],
     "data=text": ["model.backbone=some-encoder", "data.root=reviews.csv"],
     "model=text": ["model.backbone=some-encoder"],
+    "data=vtab": ["data.root=vtab-1k", "data.task=cifar"],
 }
+for path in (ROOT / "experiment").glob("vtab*.yaml"):
+    rate = ["tuned_lr=0.5"] if "tuned_lr: ???" in path.read_text() else []
+    NEEDED[f"experiment={path.stem}"] = [*NEEDED["data=vtab"], *rate]
 OF_A_PLUGIN = {"experiment=optuna": "hydra_plugins.hydra_optuna_sweeper"}
 OPTIONAL = ("wandb", "mlflow")
 
@@ -40,15 +45,11 @@ def composed(tmp_path):
     return compose_job
 
 
-def known():
-    return frozenset({*default_choices(ROOT), *(setting.key for setting in settings(ROOT))})
-
-
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_into_something_that_can_be_called(composed, choice):
     if choice in OF_A_PLUGIN:
         pytest.importorskip(OF_A_PLUGIN[choice])
-    plain = check_values(composed(choice), known())
+    plain = check_values(composed(choice), known_keys(experiment_in([choice])))
     for name in OPTIONAL:  # not installed here; Lightning's classes for them are all the same
         if plain["logger"]:
             plain["logger"].pop(name, None)

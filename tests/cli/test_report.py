@@ -68,7 +68,7 @@ def sweep(tmp_path, run):
             directory = run(tmp_path, method, seed, accuracy, baselines=baselines)
             log(directory, seed / 10)
             left_by_a_test(directory)
-    run(tmp_path, HOSTILE, 0, 0.5, overrides=[f"data.root={HOSTILE}"])
+    run(tmp_path, HOSTILE, 0, 0.5, overrides=[f"method.layers={HOSTILE}"])
     run(tmp_path, "ia3", 0, None, status="failed", error=HOSTILE)
     run(tmp_path, "dora", 0, None, status="running", process={"id": 1, "host": "elsewhere"})
     broken = tmp_path / "<b>broken" / "summary.json"

@@ -4,11 +4,11 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, Optional, Union, get_args, get_origin
+from typing import Any, Literal, Optional, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from lightning_peft.cli.schema import SCHEMAS, type_problems
+from lightning_peft.cli.schema import CALLBACKS, SCHEMAS, Method, Schedule, type_problems
 from lightning_peft.cli.values import annotations_of, complaint, fits
 
 
@@ -79,12 +79,29 @@ def test_an_annotation_that_cannot_be_evaluated_hides_no_other():
             {"baselines": ["nearest_neigbour"]},
             "baselines: expected a list, got ['nearest_neigbour'].",
         ),
+        (
+            {"method": {"_target_": "lightning_peft.LoRA", "rank": "two"}},
+            "method.rank: expected a whole number, got 'two'.",
+        ),
+        (
+            {"schedule": {"_target_": "lightning_peft.WarmupCosine", "warmup": "long"}},
+            "schedule.warmup: expected a number or a whole number, got 'long'.",
+        ),
+        (
+            {"callbacks": {"peft": {"_target_": "lightning_peft.PEFT", "batchnorm": "frozn"}}},
+            "callbacks.peft.batchnorm: expected 'frozen' or 'train', got 'frozn'. Did you mean 'fr",
+        ),
     ],
-    ids=["seed", "trainer", "optimizer", "baselines"],
+    ids=["seed", "trainer", "optimizer", "baselines", "method", "schedule", "callback"],
 )
 def test_type_problems(config, expected):
     (problem,) = type_problems(config)
     assert problem.startswith(expected)
+
+
+@pytest.mark.parametrize("target", ["mine.Method", "lightning_peft.HF", None])
+def test_methods_of_others_are_left_alone(target):
+    assert type_problems({"method": {"_target_": target, "rank": "two"}}) == []
 
 
 def test_what_is_interpolated_is_reported_once():
@@ -99,7 +116,7 @@ def test_schemas_agree_with_what_they_stand_for():
 
     targets = {
         "trainer": [Trainer],
-        "data": [lp.DigitsDataModule, lp.ImageFolderDataModule],
+        "data": [lp.DigitsDataModule, lp.ImageFolderDataModule, lp.VTABDataModule],
         "optimizer": [torch.optim.AdamW, torch.optim.SGD],
     }
     for group, classes in targets.items():
@@ -119,3 +136,30 @@ def literals(annotation):
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
     return [word for part in get_args(annotation) for word in literals(part)]
+
+
+def test_the_schemas_of_methods_schedules_and_callbacks_agree_with_the_classes():
+    import dataclasses
+    from importlib import import_module
+
+    import lightning_peft as lp
+
+    hints = get_type_hints(Method)
+    for name in set(lp.list_methods()) - {"union", "hf"}:
+        method = lp.create_method(name)
+        own = {field.name for field in dataclasses.fields(method)}
+        assert own <= hints.keys(), f"{name} has keys that the schema lacks"
+        config = {key: getattr(method, key) for key in own}
+        target = f"lightning_peft.{type(method).__name__}"
+        assert type_problems({"method": {"_target_": target, **config}}) == []
+        for key, annotation in annotations_of(type(method)).items():
+            for value in ("two", 1.5, 3, True, None, [1], ["a"]):
+                assert fits(value, hints[key]) == fits(value, annotation), (name, key, value)
+    own = set(get_type_hints(Schedule))
+    assert own == set(annotations_of(lp.WarmupCosine)) | set(annotations_of(lp.WarmupStableDecay))
+    for target, schema in CALLBACKS.items():
+        module, _, name = target.rpartition(".")
+        known = annotations_of(getattr(import_module(module), name))
+        for key, annotation in get_type_hints(schema).items():
+            for value in ("two", 1.5, 3, None, ["a"]):
+                assert fits(value, annotation) == fits(value, known[key]), (target, key, value)

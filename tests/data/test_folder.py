@@ -59,6 +59,20 @@ def test_only_its_fraction_moves_the_test_set(bare):
     assert np.bincount(second.files["train"][1]).tolist() == [2, 2, 2]
 
 
+@pytest.mark.parametrize("per_class", [0, 3])
+def test_validation_images_may_be_counted(bare, per_class):
+    data = module(bare, val_per_class=per_class, val_fraction=0.5, test_fraction=0.2)
+    data.setup()
+    assert np.bincount(data.files["val"][1], minlength=3).tolist() == [per_class] * 3
+    assert np.bincount(data.files["test"][1]).tolist() == [2, 4, 6]
+    assert (data.val_dataloader() == []) == (per_class == 0)
+
+
+def test_a_negative_number_of_validation_images_is_refused(tmp_path):
+    with pytest.raises(DataError, match="val_per_class of 0 or more, got -1"):
+        module(tmp_path, val_per_class=-1)
+
+
 def test_given_splits_are_kept(tmp_path):
     for split, n in {"train": 10, "val": 3, "test": 2}.items():
         write(tmp_path / split / "a", n)
