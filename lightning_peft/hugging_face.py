@@ -91,7 +91,7 @@ def load_sequence_classifier(
 
     Raises:
         DataError: If there is no such model, it has no such values, no such dropout or no
-            sequence classifier, or none of its weights fits the encoder.
+            sequence classifier, or most of the encoder's weights are not in its file.
         MissingExtraError: If transformers is not installed.
     """
     transformers = require("transformers", EXTRA)
@@ -124,11 +124,12 @@ def _check_loaded(model: Any, about: Mapping[str, Any], name: str) -> None:
     absent |= {key if isinstance(key, str) else key[0] for key in about["mismatched_keys"]}
     encoder = {key for key, _ in model.named_parameters() if key.startswith(prefix)}
     random = sorted(encoder & absent)
-    if encoder and len(random) == len(encoder):
+    if len(random) > len(encoder) / 2:
         raise DataError(
-            f"Expected the weights of {type(model).__name__} in '{name}', got a file that has none "
-            "of them: it is of another architecture. Build it with pretrained=false, or name the "
-            "model that the weights are of."
+            f"Expected the weights of {type(model).__name__} in '{name}', got a file that has "
+            f"{len(encoder) - len(random)} of the {len(encoder)} tensors of its encoder: it is of "
+            "another architecture. Build it with pretrained=false, or name the model that the "
+            "weights are of."
         )
     if random:
         log.warning(
