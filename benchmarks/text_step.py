@@ -124,7 +124,7 @@ def main() -> None:
             step(name, model, inputs, labels)
             seconds[name].append(time.perf_counter() - started)
 
-    table = Table("variant", "trained", "seconds a step", "to the limit", "spread", "activations")
+    table = Table("variant", "trained", "s a step", "to the limit", "spread", "kept")
     figures = {}
     for name, times in seconds.items():
         ratios = [mine / limit for mine, limit in zip(times, seconds["limit"], strict=True)]

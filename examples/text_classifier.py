@@ -8,6 +8,7 @@ hub does as well.
 import argparse
 
 import lightning as L
+import torch
 
 import lightning_peft as lp
 
@@ -62,7 +63,9 @@ def main() -> None:
 
     module.eval()
     texts = ["a sandwich at noon", "the helicopter over the bay"]
-    for text, row in zip(texts, module.outputs(module(datamodule.tokenise(texts))), strict=True):
+    with torch.inference_mode():
+        probabilities = module.outputs(module(datamodule.tokenise(texts)))
+    for text, row in zip(texts, probabilities, strict=True):
         best = int(row.argmax())
         print(f"{text}: {datamodule.class_names[best]} ({float(row[best]):.2f})")
 
