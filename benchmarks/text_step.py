@@ -68,31 +68,39 @@ def trained(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def step(name: str, model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> None:
-    """One step without the optimizer, whose cost is that of the trained parameters."""
+def loss_of(name: str, model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
+    """The forward pass of one step."""
     model.zero_grad(set_to_none=True)
     given: dict[str, Any] = dict(inputs)
     if name == "limit":
         # what is frozen throughout still passes the gradient on, as below an adapted first block
         words = model.get_input_embeddings()(given.pop("input_ids"))
         given["inputs_embeds"] = words.detach().requires_grad_(True)
-    nn.functional.cross_entropy(model(**given).logits, labels).backward()
+    return nn.functional.cross_entropy(model(**given).logits, labels)
 
 
-def kept(name: str, model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> int:
-    """Bytes that the graph of one step keeps."""
+def kept(model: nn.Module, loss: Tensor) -> int:
+    """Bytes that the graph of a loss keeps.
+
+    The graph is read, and no hook is set: with hooks on saved tensors a fast layer keeps its input,
+    as the hooks may be there to put it elsewhere.
+    """
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     found: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            found[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        step(name, model, inputs, labels)
-    return sum(found.values())
+    waiting: list[Any] = [loss.grad_fn]
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+        saved = [getattr(node, key) for key in dir(node) if key.startswith("_saved_")]
+        for tensor in (*saved, *(getattr(node, "saved_tensors", None) or ())):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                found[storage.data_ptr()] = storage.nbytes()
+    return sum(size for place, size in found.items() if place not in own)
 
 
 def main() -> None:
@@ -115,13 +123,17 @@ def main() -> None:
         "attention_mask": torch.ones(shape, dtype=torch.int64),
     }
     labels = torch.randint(0, 2, (options.batch,))
-    # the first round warms up, and counts
-    activations = {name: kept(name, model, inputs, labels) for name, model in models.items()}
+    activations = {}
+    for name, model in models.items():  # this round warms up, and counts
+        loss = loss_of(name, model, inputs, labels)
+        activations[name] = kept(model, loss)
+        loss.backward()
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(options.rounds):
         for name, model in models.items():
             started = time.perf_counter()
-            step(name, model, inputs, labels)
+            # without the optimizer, whose cost is that of the trained parameters
+            loss_of(name, model, inputs, labels).backward()
             seconds[name].append(time.perf_counter() - started)
 
     table = Table("variant", "trained", "s a step", "to the limit", "spread", "kept")
