@@ -180,9 +180,9 @@ class Counted(pl.LightningDataModule):
 
 def test_uneven_classes_are_told_once(tmp_path, caplog):
     module = classifier("multiclass")
-    with caplog.at_level(logging.WARNING, "lightning_peft.modules.image"):
+    with caplog.at_level(logging.WARNING, "lightning_peft.modules.classifier"):
         trainer(tmp_path, max_epochs=2).fit(module, datamodule=Counted())
-    (record,) = [r for r in caplog.records if r.name == "lightning_peft.modules.image"]
+    (record,) = [r for r in caplog.records if r.name == "lightning_peft.modules.classifier"]
     assert "the train images are uneven: 'd' has 3.0 times the images of 'a'" in record.message
 
 
