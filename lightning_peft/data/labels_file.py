@@ -150,7 +150,9 @@ def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
             reader.fieldnames = header
             rows = [{name: row[name].strip() for name in header} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"Expected a CSV file of labels or texts in UTF-8, got {path}: {error}") from error
+        raise DataError(
+            f"Expected a CSV file of labels or texts in UTF-8, got {path}: {error}"
+        ) from error
     return header, rows
 
 
