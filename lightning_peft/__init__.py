@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lightning_peft.data.augment import Augment
     from lightning_peft.data.digits import DigitsDataModule
     from lightning_peft.data.folder import ImageFolderDataModule
+    from lightning_peft.data.text import TextDataModule
     from lightning_peft.data.vtab import VTABDataModule
     from lightning_peft.errors import (
         AdapterFileError,
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from lightning_peft.mixin import PEFTMixin, load_from_checkpoint
     from lightning_peft.modules.image import ImageClassifier
     from lightning_peft.modules.regression import ImageRegressor
+    from lightning_peft.modules.text import TextClassifier
     from lightning_peft.param_groups import parameter_groups
     from lightning_peft.planning import AdaptationPlan, plan
     from lightning_peft.sharding import shard
@@ -110,6 +112,7 @@ _WHERE = {
     "lightning_peft.data.augment": ("Augment",),
     "lightning_peft.data.digits": ("DigitsDataModule",),
     "lightning_peft.data.folder": ("ImageFolderDataModule",),
+    "lightning_peft.data.text": ("TextDataModule",),
     "lightning_peft.data.vtab": ("VTABDataModule",),
     "lightning_peft.errors": (
         "AdapterFileError",
@@ -161,6 +164,7 @@ _WHERE = {
     "lightning_peft.mixin": ("PEFTMixin", "load_from_checkpoint"),
     "lightning_peft.modules.image": ("ImageClassifier",),
     "lightning_peft.modules.regression": ("ImageRegressor",),
+    "lightning_peft.modules.text": ("TextClassifier",),
     "lightning_peft.param_groups": ("parameter_groups",),
     "lightning_peft.planning": ("AdaptationPlan", "plan"),
     "lightning_peft.sharding": ("shard",),
@@ -225,6 +229,8 @@ __all__ = [
     "ScheduleError",
     "Stage",
     "TargetError",
+    "TextClassifier",
+    "TextDataModule",
     "Union",
     "VPTDeep",
     "VPTShallow",

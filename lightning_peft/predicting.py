@@ -1,9 +1,9 @@
-"""Classes of image files, a batch at a time; a file that cannot be read loses no other."""
+"""Classes of image files or texts, a batch at a time; an unreadable file loses no other."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,15 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_peft.merging import first_tensor
 from lightning_peft.outputs import Outputs
 
-__all__ = ["Prediction", "image_files", "predict_files"]
+__all__ = ["Prediction", "image_files", "predict_files", "predict_texts"]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image.
+    """What a model says of one image or text.
 
     Attributes:
-        path: The file.
+        path: The file; None of a text.
         classes: The most probable classes, best first; empty where the file was not read.
         probabilities: The probability of each.
         values: The probability of each label, or each number; empty of classes that exclude each
@@ -31,7 +31,7 @@ class Prediction:
         error: Why it was not read; empty if it was.
     """
 
-    path: Path
+    path: Path | None
     classes: tuple[int, ...] = ()
     probabilities: tuple[float, ...] = ()
     error: str = ""
@@ -121,7 +121,42 @@ def predict_files(
                 yield _prediction(paths[index], next(found), read, top)
 
 
-def _prediction(path: Path, values: Tensor, read: Outputs, top: int) -> Prediction:
+def predict_texts(
+    model: nn.Module,
+    texts: Sequence[str],
+    *,
+    tokenise: Callable[[Sequence[str]], Mapping[str, Tensor]],
+    top: int = 1,
+    batch_size: int = 64,
+    outputs: Outputs | None = None,
+) -> Iterator[Prediction]:
+    """Predict the classes or labels of texts, in their order.
+
+    Args:
+        model: What ``tokenise`` gives, as keyword arguments, to outputs ``(B, K)``, in evaluation
+            mode.
+        texts: The texts.
+        tokenise: Texts to tensors ``(B, T)``, as the model was evaluated with.
+        top: How many classes of each.
+        batch_size: Texts at a time.
+        outputs: How the outputs are read; a softmax over classes by default.
+
+    Yields:
+        One prediction for each text.
+    """
+    read = Outputs() if outputs is None else outputs
+    device = next(model.parameters()).device
+    for start in range(0, len(texts), batch_size):
+        inputs = tokenise(texts[start : start + batch_size])
+        with torch.inference_mode():
+            found = first_tensor(
+                model(**{name: value.to(device) for name, value in inputs.items()})
+            )
+        for values in read(found).cpu():
+            yield _prediction(None, values, read, top)
+
+
+def _prediction(path: Path | None, values: Tensor, read: Outputs, top: int) -> Prediction:
     if read.task == "regression":
         return Prediction(path, values=tuple(values.tolist()))
     if read.task == "multilabel":

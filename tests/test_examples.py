@@ -8,16 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.fixtures.encoders import minilm
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ARGUMENTS = {
     "one_callback.py": ["--epochs", "2"],
     "with_the_mixin.py": ["--steps", "4"],
     "plain_pytorch.py": ["--steps", "3"],
+    "text_classifier.py": ["--steps", "3"],
 }
 SAYS = {
     "one_callback.py": "test_accuracy",
     "with_the_mixin.py": "loaded as Digits again",
     "plain_pytorch.py": "merged, without a trace of the adapter",
+    "text_classifier.py": "the helicopter over the bay: ",
 }
 
 
@@ -27,6 +31,8 @@ def test_every_example_is_here() -> None:
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_it_runs(name: str, monkeypatch, tmp_path: Path, capsys) -> None:
+    if name == "text_classifier.py":
+        minilm()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, *ARGUMENTS[name]])
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")

@@ -79,6 +79,14 @@ def _export(options: argparse.Namespace) -> ExportReport:
             served = load_with_backbone(directory, options.overrides, options.classes)
         else:
             served = load_run(directory)
+        if served.preprocessing is None:
+            raise ConfigError(
+                [
+                    f"expected a run on images, got {directory}, whose model reads texts: for it, "
+                    "adaptation.merge_and_unload() gives the plain model, which save_pretrained "
+                    "writes."
+                ]
+            )
         return export_model(
             served.backbone,
             options.out,

@@ -15,7 +15,7 @@ from lightning_peft.cli.pictures import predictions
 from lightning_peft.cli.served import write_facts
 from lightning_peft.cli.summary import objective, write_summary
 from lightning_peft.cli.sweep import in_sweep
-from lightning_peft.cli.task import task_of
+from lightning_peft.cli.task import dataset_of, task_of
 from lightning_peft.data import baselines
 from lightning_peft.efficiency import count_parameters
 from lightning_peft.errors import MissingExtraError
@@ -83,6 +83,7 @@ def leave_files(
         steps=parts.trainer.global_step,
         efficiency=efficiency,
         images=_images(parts),
+        noun=getattr(parts.module, "noun", "images"),
         ranks=parts.trainer.world_size,
         task=task_of(parts.datamodule),
         temperature=getattr(parts.module, "temperature", None) if cfg.calibrate else None,
@@ -122,7 +123,8 @@ def result_table(summary: Mapping[str, Any], directory: Path) -> Table:
             text += f"  [dim]{low.removesuffix(' %')} to {high}[/dim]"
         table.add_row(name.replace("/", " "), text)
     if intervals:
-        table.add_row("", "[dim]95 % intervals: other test images, this very model[/dim]")
+        noun = summary.get("noun", "images")
+        table.add_row("", f"[dim]95 % intervals: other test {noun}, this very model[/dim]")
     if summary.get("temperature"):
         table.add_row("temperature", f"{summary['temperature']:.3f}, fitted on validation")
     for name, value in summary["baselines"].items():
@@ -147,7 +149,8 @@ def _write_test_set(parts: Parts, directory: Path) -> None:
         return
     evaluation = results()
     evaluation.write_csv(directory)
-    if evaluation.confusion is None:  # a picture shows one class for each image
+    # a picture shows one class for each image
+    if evaluation.confusion is None or hasattr(parts.datamodule, "texts"):
         return
     images, labels, probabilities = some_predictions(parts)
     names = [row.name for row in evaluation.classes]
@@ -197,9 +200,9 @@ def some_predictions(parts: Parts, count: int = 32) -> tuple[Tensor, list[int], 
 
 
 def _images(parts: Parts) -> dict[str, int]:
-    """How many labelled images trained, chose the checkpoint, and tested."""
-    images = getattr(parts.datamodule, "images", None)
-    return {} if images is None else {s: len(images(s)) for s in ("train", "val", "test")}
+    """How many labelled images or texts trained, chose the checkpoint, and tested."""
+    found = {s: dataset_of(parts.datamodule, s) for s in ("train", "val", "test")}
+    return {name: len(images) for name, images in found.items() if images is not None}
 
 
 def _efficiency(parts: Parts) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""``lightning-peft predict``: the images of a folder through the model of a run."""
+"""``lightning-peft predict``: images of a folder, or texts, through the model of a run."""
 
 from __future__ import annotations
 
@@ -34,16 +34,22 @@ def main(args: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="lightning-peft predict",
-        description="Predict the class, the labels or the numbers of each image below a folder "
-        "with the model of a run, prepared as its own data was in evaluation.",
+        description="Predict the class, the labels or the numbers of each image below a folder, or "
+        "of each text of a CSV file, with the model of a run, prepared as its own data was in "
+        "evaluation.",
     )
     parser.add_argument("run", type=Path, help="a run's directory")
-    parser.add_argument("images", type=Path, help="a folder of images, or of folders of images")
+    parser.add_argument(
+        "data",
+        type=Path,
+        help="a folder of images, or of folders of images; of a run on texts a CSV file with its "
+        "column of texts",
+    )
     parser.add_argument(
         "--out", default="-", metavar="CSV", help="the table; '-' prints the head of it (default)"
     )
-    parser.add_argument("--top", type=int, default=1, help="classes of each image; 1 by default")
-    parser.add_argument("--batch", type=int, default=64, help="images at a time; 64 by default")
+    parser.add_argument("--top", type=int, default=1, help="classes of each; 1 by default")
+    parser.add_argument("--batch", type=int, default=64, help="so many at a time; 64 by default")
     parser.add_argument("--workers", type=int, default=0, help="processes that read; 0 by default")
     parser.add_argument(
         "--device", default="auto", help="such as cuda, mps or cpu; found by itself"
@@ -70,22 +76,50 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
         )
         if value < least
     ]
-    if not options.images.is_dir():
-        problems.append(f"expected a folder of images, got {options.images}")
+    if not options.data.exists():
+        problems.append(f"expected a folder of images or a CSV file of texts, got {options.data}")
     if problems:
         raise ConfigError(problems)
     from lightning_peft.cli.quiet import quiet
     from lightning_peft.cli.served import load_run
-    from lightning_peft.predicting import image_files, predict_files
 
-    paths = image_files(options.images)
-    if not paths:
-        raise ConfigError([f"there is no image below {options.images}"])
+    if options.data.is_dir():
+        _check_images(options.data)  # before a model is loaded
     with quiet():
         served = load_run(options.run)
-    model = served.backbone.to(_device(options.device))
+    served.backbone.to(_device(options.device))
+    keys, found = (_images if served.text_column is None else _texts)(served, options)
+    unread: list[Prediction] = []
+    header = _header(served, options.top)
+    rows = _rows(zip(keys, _watched(found, len(keys)), strict=True), served, unread)
+    if options.out == "-":
+        _print(rows, header)
+    else:
+        with _csv(Path(options.out), header) as writer:
+            writer.writerows(rows)
+        noun = "images" if served.text_column is None else "texts"
+        print(f"wrote  {options.out} ({len(keys) - len(unread)} of {len(keys)} {noun})")
+    return unread
+
+
+def _check_images(folder: Path) -> list[Path]:
+    from lightning_peft.predicting import image_files
+
+    paths = image_files(folder)
+    if not paths:
+        raise ConfigError([f"there is no image below {folder}"])
+    return paths
+
+
+def _images(served: Served, options: argparse.Namespace) -> tuple[list[str], Iterator[Prediction]]:
+    """The names of the images, and what is predicted of them."""
+    from lightning_peft.predicting import predict_files
+
+    if served.preprocessing is None or not options.data.is_dir():
+        raise ConfigError([f"expected a folder of images, as the run was on, got {options.data}"])
+    paths = _check_images(options.data)
     found = predict_files(
-        model,
+        served.backbone,
         paths,
         mode=served.preprocessing.pil_mode,
         transform=served.transform,
@@ -94,31 +128,38 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
         num_workers=options.workers,
         outputs=served.outputs,
     )
-    unread: list[Prediction] = []
-    header = _header(served, options.top)
-    rows = _rows(_watched(found, len(paths)), options, served, unread)
-    if options.out == "-":
-        _print(rows, header)
-    else:
-        with _csv(Path(options.out), header) as writer:
-            writer.writerows(rows)
-        print(f"wrote  {options.out} ({len(paths) - len(unread)} of {len(paths)} images)")
-    return unread
+    return [path.relative_to(options.data).as_posix() for path in paths], found
+
+
+def _texts(served: Served, options: argparse.Namespace) -> tuple[list[str], Iterator[Prediction]]:
+    """The texts, and what is predicted of them."""
+    from lightning_peft.data.labels_file import read_column
+    from lightning_peft.predicting import predict_texts
+
+    if not options.data.is_file():
+        raise ConfigError([f"expected a CSV file of texts, as the run was on, got {options.data}"])
+    texts = read_column(options.data, str(served.text_column))
+    found = predict_texts(
+        served.backbone,
+        texts,
+        tokenise=served.transform,
+        top=options.top,
+        batch_size=options.batch,
+        outputs=served.outputs,
+    )
+    return texts, found
 
 
 def _rows(
-    found: Iterable[Prediction],
-    options: argparse.Namespace,
-    served: Served,
-    unread: list[Prediction],
+    found: Iterable[tuple[str, Prediction]], served: Served, unread: list[Prediction]
 ) -> Iterator[list[str]]:
     """Lay out what was read, and put aside what was not."""
     names = served.class_names
-    for item in found:
+    for key, item in found:
         if item.error:
             unread.append(item)
             continue
-        row = [item.path.relative_to(options.images).as_posix()]
+        row = [key]
         called = [str(k) if names is None else names[k] for k in item.classes]
         if served.outputs.task == "regression":
             row += [f"{value:.6g}" for value in item.values]
@@ -133,12 +174,13 @@ def _rows(
 def _header(served: Served, top: int) -> list[str]:
     """Name the columns: classes, or labels and the probability of each, or numbers."""
     task, names = served.outputs.task, served.class_names or ()
+    first = served.text_column or "path"
     if task == "regression":
-        return ["path", *(names or [f"number_{k}" for k in range(len(served.outputs.mean or "1"))])]
+        return [first, *(names or [f"number_{k}" for k in range(len(served.outputs.mean or "1"))])]
     if task == "multilabel":
-        return ["path", "labels", *(f"probability_{name}" for name in names)]
+        return [first, "labels", *(f"probability_{name}" for name in names)]
     more = [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("class", "probability")]
-    return ["path", "class", "probability", *more]
+    return [first, "class", "probability", *more]
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from typing import Any, Literal, get_type_hints
 
 from lightning_peft.cli.values import complaint
 from lightning_peft.data.vtab_tasks import TaskName
-from lightning_peft.metric_names import Task
 
 __all__ = ["CALLBACKS", "SCHEMAS", "Method", "Schedule", "is_ours", "type_problems"]
 
@@ -78,7 +77,13 @@ class Data:
     steps_per_epoch: int | None
     num_workers: int | None
     seed: int
-    task: TaskName | Task | None  # of VTAB-1k, or what the labels of a folder are
+
+
+@dataclass
+class VTAB:
+    """Of ``VTABDataModule``, whose tasks are not those of other data modules."""
+
+    task: TaskName
     phase: Literal["choose", "final"]
 
 
@@ -176,6 +181,9 @@ CALLBACKS: dict[str, type] = {
 }
 """By the ``_target_`` of a callback."""
 
+DATA: dict[str, type] = {"lightning_peft.VTABDataModule": VTAB}
+"""By the ``_target_`` of a data module."""
+
 SCHEMAS: dict[str, type] = {"": Run, "trainer": Trainer, "data": Data, "optimizer": Optimizer}
 
 
@@ -206,6 +214,9 @@ def _checked(config: dict[str, Any]) -> Iterator[tuple[str, type, dict[str, Any]
         values = config.get(group)
         if isinstance(values, dict) and is_ours(values.get("_target_")):
             parts.append((group, own, values))
+    data = config.get("data")
+    if isinstance(data, dict) and data.get("_target_") in DATA:
+        parts.append(("data", DATA[data["_target_"]], data))
     callbacks = config.get("callbacks")
     for name, values in (callbacks if isinstance(callbacks, dict) else {}).items():
         if isinstance(values, dict) and values.get("_target_") in CALLBACKS:

@@ -1,4 +1,4 @@
-"""A model as a run or an adapter directory left it, with what is known of its images."""
+"""A model as a run or an adapter directory left it, with what is known of its data."""
 
 from __future__ import annotations
 
@@ -30,17 +30,20 @@ class Served:
 
     Attributes:
         backbone: The adapted backbone; images to logits.
-        preprocessing: What it expects of its images.
-        transform: A PIL image in ``preprocessing.pil_mode`` to a tensor ``(C, H, W)``.
+        preprocessing: What it expects of its images; None where it reads texts.
+        transform: A PIL image in ``preprocessing.pil_mode`` to a tensor ``(C, H, W)``; where it
+            reads texts, a list of them to the backbone's keyword arguments.
         class_names: Name of each class, label or number, if they are known.
         outputs: How what the backbone gives is read.
+        text_column: Where it reads texts, the column of them in a CSV file.
     """
 
     backbone: nn.Module
-    preprocessing: DataConfig
-    transform: Callable[[Any], Tensor]
+    preprocessing: DataConfig | None
+    transform: Callable[[Any], Any]
     class_names: tuple[str, ...] | None
     outputs: Outputs = field(default_factory=Outputs)
+    text_column: str | None = None
 
 
 def write_facts(directory: Path, datamodule: Any, outputs: Outputs | None = None) -> None:
@@ -92,7 +95,6 @@ def load_run(directory: Path) -> Served:
     from omegaconf import OmegaConf
 
     from lightning_peft.adapter_reading import load_adapter
-    from lightning_peft.data_config import data_config
     from lightning_peft.lifecycle import backbone_of
 
     cfg: Any = OmegaConf.load(directory / "config.yaml")
@@ -108,16 +110,28 @@ def load_run(directory: Path) -> Served:
         load_adapter(backbone, adapter)
     else:
         module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
-    config = facts["preprocessing"]
-    preprocessing = data_config(backbone if config is None else config)
-    own = getattr(datamodule, "eval_transform", None)
+    preprocessing, transform = _prepared(datamodule, backbone, facts["preprocessing"])
     return Served(
         backbone=backbone.eval(),
         preprocessing=preprocessing,
-        transform=preprocessing.eval_transform() if own is None else own(),
+        transform=transform,
         class_names=_names(facts["class_names"]),
         outputs=Outputs.from_dict(facts.get("outputs")),
+        text_column=getattr(datamodule, "text_column", None),
     )
+
+
+def _prepared(
+    datamodule: Any, backbone: nn.Module, config: Any
+) -> tuple[DataConfig | None, Callable[[Any], Any]]:
+    """How images or texts are prepared, as in evaluation."""
+    from lightning_peft.data_config import data_config
+
+    if hasattr(datamodule, "tokenise"):
+        return None, datamodule.tokenise
+    preprocessing = data_config(backbone if config is None else config)
+    own = getattr(datamodule, "eval_transform", None)
+    return preprocessing, preprocessing.eval_transform() if own is None else own()
 
 
 def load_with_backbone(

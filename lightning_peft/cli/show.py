@@ -12,7 +12,7 @@ from lightning_peft.cli.command import run_command
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.known import experiment_in, known_keys
 from lightning_peft.cli.paths import conf_dir
-from lightning_peft.cli.task import fit_to_task, head_arguments, task_of
+from lightning_peft.cli.task import dataset_of, fit_to_task, head_arguments, task_of
 from lightning_peft.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -91,10 +91,12 @@ def _pictures(
     from lightning_peft.cli import previews
 
     try:
-        before, after, names = _samples(datamodule, options.classes, options.variants)
-        title = "as it is trained on, augmented anew each time"
-        path = previews.samples(before, after, names, options.out / "samples.png", title=title)
-        lines = [f"picture    {path}"]
+        lines = []
+        if not hasattr(datamodule, "texts"):  # there is nothing to see of texts
+            before, after, names = _samples(datamodule, options.classes, options.variants)
+            title = "as it is trained on, augmented anew each time"
+            path = previews.samples(before, after, names, options.out / "samples.png", title=title)
+            lines = [f"picture    {path}"]
         if schedule is None:
             return [*lines, f"the learning rate is {cfg.optimizer.lr:g} at every step"]
         if not hasattr(schedule, "multiplier"):
@@ -229,7 +231,7 @@ def _print_targets(datamodule: Any, console: Any) -> None:
     from rich import box
     from rich.table import Table
 
-    files = {split: list(datamodule.images(split).labels) for split in SPLITS}
+    files = {split: list(dataset_of(datamodule, split).labels) for split in SPLITS}
     task, names = task_of(datamodule), list(datamodule.class_names)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("label" if task == "multilabel" else "number", overflow="fold")
@@ -246,7 +248,7 @@ def _print_targets(datamodule: Any, console: Any) -> None:
         table.add_row(*row)
     console.print(table)
     told = ", ".join(f"{len(found):,} {split}" for split, found in files.items())
-    console.print(f"images: {told}", highlight=False)
+    console.print(f"{_noun(datamodule)}: {told}", highlight=False)
 
 
 def _print_labels(datamodule: Any, console: Any) -> None:
@@ -259,7 +261,8 @@ def _print_labels(datamodule: Any, console: Any) -> None:
 
     names = list(datamodule.class_names)
     counts = {
-        split: Counter(int(label) for label in datamodule.images(split).labels) for split in SPLITS
+        split: Counter(int(label) for label in dataset_of(datamodule, split).labels)
+        for split in SPLITS
     }
     train = counts["train"]
     order: list[int] = list(range(len(names)))
@@ -283,10 +286,15 @@ def _print_labels(datamodule: Any, console: Any) -> None:
     console.print(f"labels used: {budget:,}, those that choose the checkpoint included")
     low, high = min(train[k] for k in range(len(names))), max(train.values())
     if high > 1.5 * low:
+        ratio, noun = high / max(low, 1), _noun(datamodule)
         console.print(
-            f"uneven: the largest class has {high / max(low, 1):.1f} times the images of the "
-            f"smallest; always answering '{names[train.most_common(1)[0][0]]}' is right for "
+            f"uneven: the largest class has {ratio:.1f} times the {noun} of the smallest; always "
+            f"answering '{names[train.most_common(1)[0][0]]}' is right for "
             f"{100 * high / train.total():.0f} % of them. Look at F1 beside accuracy.",
             style="yellow",
             markup=False,
         )
+
+
+def _noun(datamodule: Any) -> str:
+    return "texts" if hasattr(datamodule, "texts") else "images"

@@ -12,10 +12,18 @@ from lightning_peft.cli.check import locate
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.metric_names import MAIN, TASKS, is_test, lower_is_better
 
-__all__ = ["check_objective", "fit_to_task", "head_arguments", "refuse_test_monitors", "task_of"]
+__all__ = [
+    "check_objective",
+    "dataset_of",
+    "fit_to_task",
+    "head_arguments",
+    "refuse_test_monitors",
+    "task_of",
+]
 
 CLASSIFIER = "lightning_peft.ImageClassifier"
 REGRESSOR = "lightning_peft.ImageRegressor"
+TEXT_CLASSIFIER = "lightning_peft.TextClassifier"
 DEFAULT = f"val/{MAIN['multiclass']}"
 
 
@@ -23,6 +31,17 @@ def task_of(datamodule: Any) -> str:
     """The task of a data module; classes that exclude each other where it does not say."""
     task = getattr(datamodule, "task", None)
     return task if task in TASKS else "multiclass"
+
+
+def dataset_of(datamodule: Any, split: str) -> Any:
+    """The labelled images or texts of a split; None where the data module does not hand them out.
+
+    Args:
+        datamodule: A data module.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+    """
+    found = getattr(datamodule, "images", None) or getattr(datamodule, "texts", None)
+    return None if found is None else found(split)
 
 
 def head_arguments(target: str, num_classes: int) -> dict[str, int]:
@@ -34,19 +53,28 @@ def fit_to_task(cfg: DictConfig, task: str) -> None:
     """Change the config to what the data is of; it stays as it is for classes.
 
     ``lightning_peft.ImageClassifier`` becomes ``ImageRegressor`` where the data has numbers, and is
-    told the task otherwise; a module of the user's own is left alone. What watches
-    ``val/accuracy`` (the default) watches ``val/rmse`` of numbers, and the least of it.
+    told the task otherwise, as ``TextClassifier`` is; a module of the user's own is left alone.
+    What watches ``val/accuracy`` (the default) watches ``val/rmse`` of numbers, and the least of
+    it.
 
     Args:
         cfg: The composed config of a job.
         task: The task of the data.
 
     Raises:
-        ConfigError: If the model has settings that make no sense for numbers.
+        ConfigError: If the model has settings that make no sense for numbers, or reads texts.
     """
     if task == "multiclass":
         return
-    if cfg.model.get("_target_") == CLASSIFIER:
+    target = cfg.model.get("_target_")
+    if target == TEXT_CLASSIFIER and task == "regression":
+        raise ConfigError(
+            [
+                "data.label_columns: the labels are numbers, and there is no ready regressor of "
+                "texts. Where they are classes, say data.task=multiclass."
+            ]
+        )
+    if target in (CLASSIFIER, TEXT_CLASSIFIER):
         with open_dict(cfg.model):
             if task == "regression":
                 _to_regressor(cfg.model)

@@ -1,4 +1,4 @@
-"""The splits of images whose labels stand in a file, and what is counted of them."""
+"""The splits of what has its labels in a file, and what is counted of them."""
 
 from __future__ import annotations
 
@@ -14,53 +14,74 @@ from lightning_peft.data.splits import divide
 from lightning_peft.errors import DataError
 from lightning_peft.metric_names import Task
 
-__all__ = ["counted", "mean_and_deviation", "splits_of"]
+__all__ = ["counted", "divided", "mean_and_deviation", "splits_of"]
 
 
 def splits_of(
+    table: LabelsFile, root: Path, **options: Any
+) -> dict[str, tuple[list[str], list[Any]]]:
+    """Divide labelled images into splits.
+
+    Args:
+        table: The labels.
+        root: The folder of the images.
+        **options: As of :func:`divided`.
+
+    Returns:
+        Paths and labels of each split.
+
+    Raises:
+        DataError: As :func:`divided`.
+    """
+    return {
+        name: ([str(root / table.files[i]) for i in part], [table.labels[i] for i in part])
+        for name, part in divided(table, **options).items()
+    }
+
+
+def divided(
     table: LabelsFile,
-    root: Path,
     *,
     test_fraction: float,
     val_fraction: float,
     seed: int,
     labels_per_class: int | None,
-) -> dict[str, tuple[list[str], list[Any]]]:
-    """Divide labelled images into splits: as the file says, and by hash where it does not.
+) -> dict[str, list[int]]:
+    """Divide what is labelled: as the file says, and by hash where it does not.
 
     Classes are divided class by class; several labels or numbers all together.
 
     Args:
         table: The labels.
-        root: The folder of the images.
         test_fraction: Part that tests, where the file has no column ``split``.
         val_fraction: Part of the training images that validates, where no line says ``val``.
         seed: Of the choice of validation and training images.
         labels_per_class: Training images of each class.
 
     Returns:
-        Paths and labels of each split.
+        The indices of each split.
 
     Raises:
-        DataError: If labels per class are asked for and there are no classes, no image is for
+        DataError: If labels per class are asked for and there are no classes, nothing is for
             training, a class has no training image, or too few.
     """
     classes = table.task in ("multiclass", "binary")
+    noun = table.noun
     if labels_per_class is not None and not classes:
         raise DataError(
-            f"Expected no labels_per_class for {table.task}, got {labels_per_class}: an image has "
-            "no one class. Leave it out."
+            f"Expected no labels_per_class for {table.task}, got {labels_per_class}: "
+            f"{'an image' if noun == 'images' else 'a text'} has no one class. Leave it out."
         )
     every = range(len(table.files))
     given = table.splits or ("train",) * len(table.files)
     pool = [i for i in every if given[i] == "train"]
     if not pool:
-        raise DataError(f"Expected training images, got none with split 'train' in {table.path}.")
+        raise DataError(f"Expected training {noun}, got none with split 'train' in {table.path}.")
     strata = [int(table.labels[i]) if classes else 0 for i in pool]  # type: ignore[arg-type]
     if classes and (absent := sorted(set(range(len(table.names))) - set(strata))):
         missing = ", ".join(f"'{table.names[label]}'" for label in absent)
         raise DataError(
-            f"Expected training images of every class, got none of {missing} in {table.path}."
+            f"Expected training {noun} of every class, got none of {missing} in {table.path}."
         )
     parts = divide(
         strata,
@@ -69,15 +90,13 @@ def splits_of(
         val_fraction=0.0 if "val" in given else val_fraction,
         seed=seed,
         labels_per_class=labels_per_class,
-        class_names=table.names if classes else ("all images",),
+        class_names=table.names if classes else (f"all {noun}",),
+        noun=noun,
     )
     chosen = {name: [pool[k] for k in part] for name, part in parts.items()}
     for name in SPLITS[1:]:
         chosen[name] += [i for i in every if given[i] == name]
-    return {
-        name: ([str(root / table.files[i]) for i in part], [table.labels[i] for i in part])
-        for name, part in chosen.items()
-    }
+    return chosen
 
 
 def counted(labels: Sequence[Label], num_classes: int, task: Task) -> list[int]:

@@ -1,4 +1,4 @@
-"""Labels of images in a CSV file: classes, several labels an image, or numbers."""
+"""Labels of images or texts in a CSV file: classes, several labels of one, or numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_peft.errors import DataError, near
 from lightning_peft.metric_names import Task
 from lightning_peft.outputs import check_task
 
-__all__ = ["LabelsFile", "find_labels", "read_labels"]
+__all__ = ["LabelsFile", "find_labels", "read_column", "read_labels"]
 
 FILE, SPLIT = "file", "split"
 SPLITS = ("train", "val", "test")
@@ -31,9 +31,10 @@ class LabelsFile:
         task: What the labels are; two classes are ``"multiclass"`` unless ``"binary"`` was asked
             for.
         names: The classes or labels, sorted; or the columns of numbers.
-        files: The images, as they are written in the file.
+        files: The images, as they are written in the file; or the texts.
         labels: Of each.
         splits: Of each ``"train"``, ``"val"`` or ``"test"``; empty without such a column.
+        noun: What is labelled.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class LabelsFile:
     files: tuple[str, ...]
     labels: tuple[Label, ...]
     splits: tuple[str, ...] = ()
+    noun: str = "images"
 
 
 def find_labels(labels: str | Path, root: Path) -> Path:
@@ -63,10 +65,11 @@ def find_labels(labels: str | Path, root: Path) -> Path:
 
 def read_labels(
     path: Path,
-    root: Path,
+    root: Path | None,
     *,
     task: Task | None = None,
     columns: Sequence[str] | None = None,
+    key: str = FILE,
 ) -> LabelsFile:
     """Read a labels file, and find out what its labels are.
 
@@ -78,28 +81,29 @@ def read_labels(
 
     Args:
         path: The file.
-        root: The folder of the images.
+        root: The folder of the images; None where what is labelled are texts.
         task: What the labels are, instead of finding it.
-        columns: The columns that hold labels; all others but ``file`` and ``split`` by default.
+        columns: The columns that hold labels; all others but ``key`` and ``split`` by default.
+        key: The column of what is labelled.
 
     Returns:
         What it holds.
 
     Raises:
         DataError: Listing all: columns that are missing, images that are, cells that are empty or
-            no numbers, files that come twice.
+            no numbers, files that come twice, texts that come twice with other labels.
     """
     if task is not None:
         check_task(task)
     header, rows = _rows(path)
-    problems = _header_problems(header, columns)
+    problems = _header_problems(header, columns, key)
     if not rows:
         problems.append("it has no line after the header")
     if problems:
         raise _refusal(path, problems)
-    chosen = list(columns) if columns is not None else [n for n in header if n not in (FILE, SPLIT)]
+    chosen = list(columns) if columns is not None else [n for n in header if n not in (key, SPLIT)]
     cells = [[row[name] for name in chosen] for row in rows]
-    problems = _row_problems(rows, root)
+    problems = _row_problems(rows, root, key, cells)
     found = task or _found_task(cells, chosen, path)
     if found == "regression":
         names, labels, wrong = _numbers(cells, chosen)
@@ -110,7 +114,32 @@ def read_labels(
     if problems + wrong:
         raise _refusal(path, problems + wrong)
     splits = tuple(row[SPLIT] for row in rows) if SPLIT in header else ()
-    return LabelsFile(path, found, names, tuple(row[FILE] for row in rows), tuple(labels), splits)
+    keys = tuple(row[key] for row in rows)
+    noun = "images" if root is not None else "texts"
+    return LabelsFile(path, found, names, keys, tuple(labels), splits, noun)
+
+
+def read_column(path: Path, column: str) -> list[str]:
+    """Read one column of a CSV file, such as texts without labels.
+
+    Args:
+        path: The file.
+        column: Its name in the header.
+
+    Raises:
+        DataError: If there is no such column, or nothing in one of its lines; all are listed.
+    """
+    header, rows = _rows(path)
+    problems = []
+    if column not in header:
+        problems.append(f"it has no column '{column}' in its first line. {near(column, header)}")
+    elif not rows:
+        problems.append("it has no line after the header")
+    else:
+        problems += [f"line {i}: no {column}" for i, row in enumerate(rows, 2) if not row[column]]
+    if problems:
+        raise _refusal(path, problems, f"a column '{column}'")
+    return [row[column] for row in rows]
 
 
 def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -121,14 +150,16 @@ def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
             reader.fieldnames = header
             rows = [{name: row[name].strip() for name in header} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"Expected a CSV file of labels in UTF-8, got {path}: {error}") from error
+        raise DataError(
+            f"Expected a CSV file of labels or texts in UTF-8, got {path}: {error}"
+        ) from error
     return header, rows
 
 
-def _header_problems(header: Sequence[str], columns: Sequence[str] | None) -> list[str]:
+def _header_problems(header: Sequence[str], columns: Sequence[str] | None, key: str) -> list[str]:
     found = []
-    if FILE not in header:
-        found.append(f"it has no column '{FILE}' in its first line. {near(FILE, header)}")
+    if key not in header:
+        found.append(f"it has no column '{key}' in its first line. {near(key, header)}")
     found += [
         f"column '{name}' is there {count} times"
         for name, count in Counter(header).items()
@@ -139,21 +170,30 @@ def _header_problems(header: Sequence[str], columns: Sequence[str] | None) -> li
         for name in columns or ()
         if name not in header
     ]
-    if not set(header) - {FILE, SPLIT} or (columns is not None and not columns):
+    if not set(header) - {key, SPLIT} or (columns is not None and not columns):
         found.append("it has no column of labels: add one, such as 'label'")
     return found
 
 
-def _row_problems(rows: Sequence[dict[str, str]], root: Path) -> list[str]:
+def _row_problems(
+    rows: Sequence[dict[str, str]],
+    root: Path | None,
+    key: str,
+    cells: Sequence[Sequence[str]],
+) -> list[str]:
     found = []
     first: dict[str, int] = {}
     for line, row in enumerate(rows, 2):
-        name = row[FILE]
+        name = row[key]
         if not name:
-            found.append(f"line {line}: no file")
-        elif name in first:
+            found.append(f"line {line}: no {key}")
+        elif name in first and root is not None:
             found.append(f"line {line}: '{name}' is in line {first[name]} already")
-        elif not (root / name).is_file():
+        elif name in first and cells[first[name] - 2] != cells[line - 2]:
+            found.append(
+                f"line {line}: the text of line {first[name]} with another label: '{name[:40]}'"
+            )
+        elif root is not None and not (root / name).is_file():
             found.append(f"line {line}: there is no file {root / name}")
         first.setdefault(name, line)
         split = row.get(SPLIT, SPLITS[0])
@@ -241,11 +281,11 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _refusal(path: Path, problems: Sequence[str]) -> DataError:
+def _refusal(path: Path, problems: Sequence[str], what: str = "labels") -> DataError:
     lines = [f"  {problem}" for problem in problems[:MOST_TOLD]]
     if len(problems) > MOST_TOLD:
         lines.append(f"  and {len(problems) - MOST_TOLD} more")
     listed = "\n".join(lines)
     return DataError(
-        f"{path} cannot serve as labels, for {len(problems)} reason(s); correct them:\n{listed}"
+        f"{path} cannot serve as {what}, for {len(problems)} reason(s); correct them:\n{listed}"
     )

@@ -38,6 +38,7 @@ def few_labels(
     validation: Mapping[int, int],
     labels_per_class: int | None,
     class_names: Sequence[str],
+    noun: str = "images",
 ) -> tuple[list[int], list[int]]:
     """Take the validation images and then the labelled training images of each class.
 
@@ -46,6 +47,7 @@ def few_labels(
         validation: Number of validation images of each class.
         labels_per_class: Number of training images of each class; None takes all that are left.
         class_names: Name of each class.
+        noun: What is divided, for the message.
 
     Returns:
         The training and the validation indices, sorted; they share none.
@@ -68,10 +70,10 @@ def few_labels(
         advice = (
             f"Ask for at most labels_per_class={most}, or for less validation."
             if most > 0
-            else "Give these classes more images, or ask for less validation."
+            else f"Give these classes more {noun}, or ask for less validation."
         )
         raise DataError(
-            f"Expected {wanted} or more labelled training images of each class, but {counts}. "
+            f"Expected {wanted} or more labelled training {noun} of each class, but {counts}. "
             f"{advice}"
         )
     train: list[int] = []
@@ -93,6 +95,7 @@ def divide(
     seed: int,
     labels_per_class: int | None,
     class_names: Sequence[str],
+    noun: str = "images",
     val_per_class: int | None = None,
 ) -> dict[str, list[int]]:
     """Divide images into training, validation and test, class by class.
@@ -108,6 +111,7 @@ def divide(
         seed: Of the choice of validation and training images.
         labels_per_class: Training images of each class; None takes all that are left.
         class_names: Name of each class.
+        noun: What is divided, for the message.
         val_per_class: Images of each class that validate, instead of a fraction.
 
     Returns:
@@ -131,6 +135,7 @@ def divide(
         },
         labels_per_class=labels_per_class,
         class_names=class_names,
+        noun=noun,
     )
     return {"train": train, "val": val, "test": test}
 

@@ -7,7 +7,7 @@ take.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +22,20 @@ from lightning_peft.modules.metrics import Gathered, values_of
 from lightning_peft.outputs import Outputs
 from lightning_peft.param_groups import parameter_groups
 
-__all__ = ["ImageModule", "monitors_of_test"]
+__all__ = ["ImageModule", "ReadyModule", "monitors_of_test"]
 
 
-class ImageModule(pl.LightningModule):
-    """A backbone, its loss and its metrics; :class:`ImageClassifier` and :class:`ImageRegressor`.
+class ReadyModule(pl.LightningModule):
+    """A backbone, its loss and its metrics, whatever the backbone reads.
 
     Attributes:
+        noun: What a batch holds, for messages.
         task: What the targets are.
         num_classes: Number of classes, labels or numbers.
         class_names: Name of each, if they are known.
     """
 
+    noun: ClassVar[str] = "images"
     task: Task
     num_classes: int
     class_names: list[str] | None
@@ -51,19 +53,9 @@ class ImageModule(pl.LightningModule):
         self._results: Evaluation | None = None
 
     @property
-    def data_config(self) -> DataConfig:
-        """Size, channels and normalisation of the images that the backbone expects."""
-        return data_config(self.backbone)
-
-    @property
     def outputs(self) -> Outputs:
         """How the outputs of the head are read."""
         raise NotImplementedError
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Outputs of the head ``(B, K)`` of images ``(B, C, H, W)``."""
-        found: Tensor = self.backbone(images)
-        return found
 
     def setup(self, stage: str) -> None:
         """Compare what the data module says of itself, if it does, with the head."""
@@ -93,7 +85,7 @@ class ImageModule(pl.LightningModule):
         """Forget what an interrupted validation has left."""
         self.val_metrics.reset()
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> None:
         """Add a batch to the validation metrics."""
         self._evaluate(batch, batch_idx, "val", self.val_metrics)
 
@@ -108,7 +100,7 @@ class ImageModule(pl.LightningModule):
         self.test_record.reset()
         self._results = None
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> None:
         """Add a batch to the test metrics."""
         found, targets = self._evaluate(batch, batch_idx, "test", self.test_metrics)
         self.test_record.update(self._recorded(found), targets)
@@ -137,13 +129,13 @@ class ImageModule(pl.LightningModule):
         return torch.optim.AdamW(groups) if self.optimizer is None else self.optimizer(groups)
 
     def _evaluate(
-        self, batch: tuple[Tensor, Tensor], batch_idx: int, stage: str, metrics: MetricCollection
+        self, batch: tuple[Any, Tensor], batch_idx: int, stage: str, metrics: MetricCollection
     ) -> tuple[Tensor, Tensor]:
-        images, targets = batch
+        inputs, targets = batch
         self._check_targets(targets, batch_idx)
-        found = self(images).float()
+        found = self(inputs).float()
         loss = self._loss(found, targets)
-        self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=len(images), sync_dist=True)
+        self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=len(targets), sync_dist=True)
         metrics.update(*self._scored(found, targets))
         return found, targets
 
@@ -160,12 +152,26 @@ class ImageModule(pl.LightningModule):
         raise NotImplementedError
 
     def _recorded(self, outputs: Tensor) -> Tensor:
-        """What the test keeps of each image."""
+        """What the test keeps of each image or text."""
         raise NotImplementedError
 
     def _tables(self, scores: dict[str, float], outputs: Tensor, targets: Tensor) -> Evaluation:
         """What the test came to."""
         raise NotImplementedError
+
+
+class ImageModule(ReadyModule):
+    """What reads images; :class:`ImageClassifier` and :class:`ImageRegressor`."""
+
+    @property
+    def data_config(self) -> DataConfig:
+        """Size, channels and normalisation of the images that the backbone expects."""
+        return data_config(self.backbone)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Outputs of the head ``(B, K)`` of images ``(B, C, H, W)``."""
+        found: Tensor = self.backbone(images)
+        return found
 
 
 def monitors_of_test(trainer: Any) -> list[str]:

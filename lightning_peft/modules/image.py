@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 
-from lightning_peft._namespace import pl
 from lightning_peft._seeds import seeded
-from lightning_peft.calibration import expected_error, fit_temperature
-from lightning_peft.errors import DataError
 from lightning_peft.metric_names import Task
 from lightning_peft.modules.base import ImageModule
-from lightning_peft.modules.build import build_backbone, check_arguments, mixing, plain
-from lightning_peft.modules.evaluation import Evaluation, classified
-from lightning_peft.modules.metrics import Gathered, metric_set
-from lightning_peft.modules.tasks import check_labels, imbalance, task_loss
-from lightning_peft.outputs import Outputs, check_task, head_size
+from lightning_peft.modules.build import build_backbone, mixing, plain
+from lightning_peft.modules.classifier import ClassifierModule
+from lightning_peft.outputs import head_size
 
 __all__ = ["ImageClassifier"]
 
-CLASSES: tuple[Task, ...] = ("multiclass", "binary", "multilabel")
 
-log = logging.getLogger(__name__)
-
-
-class ImageClassifier(ImageModule):
+class ImageClassifier(ClassifierModule, ImageModule):
     """Classifies images with a timm backbone and a new head.
 
     It knows nothing of adapters: without ``lp.PEFT`` it is an ordinary full fine-tune.
@@ -111,36 +100,27 @@ class ImageClassifier(ImageModule):
         # Hydra hands over containers of its own, which must not end up in a checkpoint
         backbone_kwargs = plain(backbone_kwargs or {})
         class_names = None if class_names is None else [str(name) for name in class_names]
-        check_task(task, CLASSES)
-        check_arguments(
+        ignored = ["optimizer"] if isinstance(backbone, str) else ["backbone", "optimizer"]
+        self.save_hyperparameters(ignore=ignored)
+        self._classify(
             task=task,
             num_classes=num_classes,
             class_names=class_names,
-            parts={
-                "head_dropout": head_dropout,
-                "drop_path": drop_path,
-                "label_smoothing": label_smoothing,
+            label_smoothing=label_smoothing,
+            temperature=temperature,
+            lr=lr,
+            weight_decay=weight_decay,
+            groups={
+                "head_lr": head_lr,
+                "head_weight_decay": head_weight_decay,
+                "adapter_weight_decay": adapter_weight_decay,
+                "lora_plus": lora_plus,
+                "layer_decay": layer_decay,
             },
+            optimizer=optimizer,
+            parts={"head_dropout": head_dropout, "drop_path": drop_path},
             amounts={"mixup": mixup, "cutmix": cutmix},
-            positive={"temperature": temperature},
         )
-        ignored = ["optimizer"] if isinstance(backbone, str) else ["backbone", "optimizer"]
-        self.save_hyperparameters(ignore=ignored)
-        self.task: Task = task
-        self.temperature = temperature
-        self.num_classes = num_classes
-        self.class_names = class_names
-        self.label_smoothing = label_smoothing
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.group_settings: dict[str, Any] = {
-            "head_lr": head_lr,
-            "head_weight_decay": head_weight_decay,
-            "adapter_weight_decay": adapter_weight_decay,
-            "lora_plus": lora_plus,
-            "layer_decay": layer_decay,
-        }
-        self.optimizer = optimizer
         self.backbone = build_backbone(
             backbone,
             head_size(task, num_classes),
@@ -149,115 +129,13 @@ class ImageClassifier(ImageModule):
             {"drop_rate": head_dropout, "drop_path_rate": drop_path},
         )
         self._mix = mixing(mixup, cutmix, num_classes)
-        self._measure_with(*(self._metrics(ranking) for ranking in (False, True)))
-        self._kept: Gathered | None = None  # what calibration looks at
 
-    def _metrics(self, ranking: bool) -> MetricCollection:
-        """The metrics of the task; the ranking of all images by each class is for the test."""
-        sizes = {"num_classes": self.num_classes, "num_labels": self.num_classes}
-        return metric_set(self.task, **sizes, ranking=ranking)
-
-    @property
-    def outputs(self) -> Outputs:
-        """How logits become probabilities."""
-        return Outputs(self.task, self.temperature)
-
-    def setup(self, stage: str) -> None:
-        """Compare the classes of the data module, if it says which it has, with the head's."""
-        super().setup(stage)
-        counts = getattr(getattr(self.trainer, "datamodule", None), "class_counts", None)
-        if stage != "fit" or counts is None or not self.trainer.is_global_zero:
-            return
-        for split in ("train", "val"):
-            if told := imbalance(counts(split), split, self.class_names):
-                log.warning("%s", told)
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Cross entropy of a batch, mixed and smoothed as asked."""
-        images, labels = batch
-        self._check_targets(labels, batch_idx)
-        if self._mix is not None:
-            # by the place in the run, so that a resumed run mixes as the one that never stopped
-            with seeded("mix", self.current_epoch, batch_idx, self.global_rank):
-                images, labels = self._mix(images, labels)
-        logits = self(images).float()
-        loss = task_loss(self.task, logits, labels, self.label_smoothing)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(images))
-        return loss
-
-    def calibrate(self, trainer: pl.Trainer, data: Any, ckpt_path: str | None = None) -> float:
-        """Fit the temperature on validation images, and keep it among the hyperparameters.
-
-        Args:
-            trainer: Runs the validation.
-            data: A data module or a loader; its validation images are used, never its test images.
-            ckpt_path: Weights to load before.
-
-        Returns:
-            The temperature.
-
-        Raises:
-            DataError: If there is no validation image.
-        """
-        kept = self._kept = Gathered()
-        try:
-            trainer.validate(self, data, ckpt_path=ckpt_path, verbose=False)
-        finally:
-            self._kept = None
-        if not kept.outputs:
-            raise DataError(
-                "Expected validation images to fit a temperature on, got none: keep images for "
-                "validation, or leave calibration out."
-            )
-        self.temperature = fit_temperature(*kept.compute(), self.task)
-        self.hparams["temperature"] = self.temperature
-        return self.temperature
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Add a batch to the validation metrics."""
-        found = self._evaluate(batch, batch_idx, "val", self.val_metrics)
-        if self._kept is not None:
-            self._kept.update(*found)
-
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Probabilities in float32 and what is predicted.
-
-        Returns:
-            ``probabilities`` ``(B, num_classes)`` (of a binary task of both classes), and
-            ``predictions``: classes ``(B,)``, or of ``"multilabel"`` 0 and 1 ``(B, num_classes)``.
-        """
-        images = batch[0] if isinstance(batch, list | tuple) else batch
-        probabilities = self.outputs(self(images))
-        if self.task == "multilabel":
-            return {"probabilities": probabilities, "predictions": (probabilities > 0.5).long()}
-        return {"probabilities": probabilities, "predictions": probabilities.argmax(-1)}
-
-    def _check_targets(self, targets: Tensor, batch_idx: int) -> None:
-        # looking at labels on a GPU waits for it: once a pass is enough to find a wrong head
-        if targets.device.type == "cpu" or batch_idx == 0:
-            check_labels(self.task, targets, self.num_classes)
-
-    def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return task_loss(self.task, outputs, targets)
-
-    def _scored(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        probabilities = self.outputs(outputs)
-        if self.task == "binary":
-            return probabilities[:, 1], targets
-        return probabilities, targets.long()
-
-    def _recorded(self, outputs: Tensor) -> Tensor:
-        if self.task != "multiclass":
-            return outputs
-        confidence, called = self.outputs(outputs).max(-1)
-        before = outputs.softmax(-1).amax(-1)
-        return torch.stack([called.float(), confidence, before], -1)
-
-    def _tables(self, scores: dict[str, float], outputs: Tensor, targets: Tensor) -> Evaluation:
-        found = classified(
-            self.outputs, scores, outputs, targets, self.num_classes, self.class_names
-        )
-        if self.temperature != 1 and "test/ece" in scores:
-            bins = found.reliability(calibrated=False)
-            found.metrics["test/ece_uncalibrated"] = expected_error(bins)
-        return found
+    def _for_training(
+        self, inputs: Tensor, labels: Tensor, batch_idx: int
+    ) -> tuple[Tensor, Tensor]:
+        if self._mix is None:
+            return inputs, labels
+        # by the place in the run, so that a resumed run mixes as the one that never stopped
+        with seeded("mix", self.current_epoch, batch_idx, self.global_rank):
+            images, labels = self._mix(inputs, labels)
+        return images, labels

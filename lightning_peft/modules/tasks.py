@@ -53,8 +53,8 @@ def check_labels(task: Task, labels: Tensor, num_classes: int) -> None:
         return
     if labels.dim() != 1 or labels.is_floating_point():
         raise DataError(
-            f"Expected the number of one class for each image, shape (B,), got "
-            f"{labels.dtype} of shape {tuple(labels.shape)}. Where an image may have several "
+            f"Expected the number of one class for each item, shape (B,), got "
+            f"{labels.dtype} of shape {tuple(labels.shape)}. Where one may have several "
             "labels, build the module with task='multilabel'."
         )
     low, high = int(labels.min()), int(labels.max())
@@ -76,18 +76,21 @@ def _check_multilabel(labels: Tensor, count: int) -> None:
     if labels.dim() != 2 or labels.shape[1] != count:
         raise DataError(
             f"Expected 0 or 1 for each of {count} labels, shape (B, {count}), got shape "
-            f"{tuple(labels.shape)}. One class an image is task='multiclass'."
+            f"{tuple(labels.shape)}. One class for each is task='multiclass'."
         )
     if bool(((labels != 0) & (labels != 1)).any()):
         low, high = float(labels.min()), float(labels.max())
         raise DataError(
             f"Expected labels of 0 and 1, got values from {low:g} to {high:g}. Numbers are for "
-            "ImageRegressor."
+            "a regressor."
         )
 
 
 def imbalance(
-    counts: Sequence[int] | Tensor, split: str, names: Sequence[str] | None = None
+    counts: Sequence[int] | Tensor,
+    split: str,
+    names: Sequence[str] | None = None,
+    noun: str = "images",
 ) -> str | None:
     """Say that classes are uneven, if they are.
 
@@ -95,6 +98,7 @@ def imbalance(
         counts: Images of each class or with each label.
         split: What the images are for, such as ``"train"``.
         names: Name of each class.
+        noun: What is counted.
 
     Returns:
         A sentence with the ratio and the rule, or None.
@@ -109,9 +113,9 @@ def imbalance(
     rare, common = shown[found.index(low)], shown[found.index(high)]
     told = f"'{common}' has {high} and '{rare}' none"
     if low:
-        told = f"'{common}' has {high / low:.1f} times the images of '{rare}' ({high} and {low})"
+        told = f"'{common}' has {high / low:.1f} times the {noun} of '{rare}' ({high} and {low})"
     return (
-        f"the classes of the {split} images are uneven: {told}; said from a ratio of {UNEVEN:g} on."
+        f"the classes of the {split} {noun} are uneven: {told}; said from a ratio of {UNEVEN:g} on."
         " Accuracy is mostly about the frequent ones: look at the macro figures "
         f"({split}/balanced_accuracy, {split}/f1) and at the table of classes"
     )

@@ -24,6 +24,8 @@ NEEDED = {  # what has no default, and what is interpolated from Hydra's own par
     "model=timm": ["model.backbone=vit_tiny_patch16_224"],
     "method=hf": ["method.tuner=loha"],
     "data=folder": ["data.root=images"],
+    "data=text": ["model.backbone=some-encoder", "data.root=reviews.csv"],
+    "model=text": ["model.backbone=some-encoder"],
     "data=vtab": ["data.root=vtab-1k", "data.task=cifar"],
 }
 for path in (ROOT / "experiment").glob("vtab*.yaml"):

@@ -177,7 +177,7 @@ def test_a_file_that_is_not_there(folder):
     with pytest.raises(DataError, match=r"at labelss.csv or .*Did you mean 'labels.csv'"):
         find_labels("labelss.csv", folder)
     (folder / "bad.csv").write_bytes(b"file,v\n\xff\xfe,1")
-    with pytest.raises(DataError, match=r"CSV file of labels in UTF-8"):
+    with pytest.raises(DataError, match=r"CSV file of labels or texts in UTF-8"):
         read_labels(folder / "bad.csv", folder)
 
 

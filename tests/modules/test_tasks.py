@@ -108,9 +108,9 @@ def test_the_losses_are_torchs():
     ("task", "labels", "match"),
     [
         ("binary", torch.tensor([0, 2]), r"from 0 to 1.*from 0 to 2.*task='multiclass'"),
-        ("multiclass", torch.ones(2, 4), r"one class for each image.*task='multilabel'"),
+        ("multiclass", torch.ones(2, 4), r"one class for each item.*task='multilabel'"),
         ("multilabel", torch.tensor([0, 2]), r"each of 3 labels.*got shape \(2,\).*multiclass"),
-        ("multilabel", torch.tensor([[0, 1, 0.5]] * 2), r"labels of 0 and 1.*ImageRegressor"),
+        ("multilabel", torch.tensor([[0, 1, 0.5]] * 2), r"labels of 0 and 1.*regressor"),
     ],
 )
 def test_labels_that_the_head_cannot_have(tmp_path, task, labels, match):
@@ -180,9 +180,9 @@ class Counted(pl.LightningDataModule):
 
 def test_uneven_classes_are_told_once(tmp_path, caplog):
     module = classifier("multiclass")
-    with caplog.at_level(logging.WARNING, "lightning_peft.modules.image"):
+    with caplog.at_level(logging.WARNING, "lightning_peft.modules.classifier"):
         trainer(tmp_path, max_epochs=2).fit(module, datamodule=Counted())
-    (record,) = [r for r in caplog.records if r.name == "lightning_peft.modules.image"]
+    (record,) = [r for r in caplog.records if r.name == "lightning_peft.modules.classifier"]
     assert "the train images are uneven: 'd' has 3.0 times the images of 'a'" in record.message
 
 

@@ -1,0 +1,69 @@
+"""Texts as tokens: made once, padded a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_peft.data.image_files import Label
+from lightning_peft.data.sampling import Draw
+from lightning_peft.errors import require
+from lightning_peft.metric_names import Task
+
+__all__ = ["TokenisedTexts", "Tokens"]
+
+
+class Tokens:
+    """What a tokeniser makes of texts, without padding.
+
+    Args:
+        tokenizer: A tokeniser of transformers.
+        texts: The texts.
+        max_length: Tokens at most, the special ones included; what is longer is cut.
+
+    Attributes:
+        cut: How many texts were cut.
+    """
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str], max_length: int) -> None:
+        collator = require("transformers", "text").DataCollatorWithPadding
+        self._pad = collator(tokenizer, padding="longest")
+        # an empty list is no batch to a tokeniser
+        found = tokenizer(list(texts), truncation=True, max_length=max_length) if texts else {}
+        self._columns: dict[str, list[list[int]]] = {name: found[name] for name in found}
+        self.cut = sum(bool(e.overflowing) for e in getattr(found, "encodings", None) or ())
+
+    def padded(self, indices: Iterable[int]) -> dict[str, Tensor]:
+        """Tensors ``(B, T)`` of some of the texts, T the longest of them."""
+        rows = [{name: column[i] for name, column in self._columns.items()} for i in indices]
+        return dict(self._pad(rows))
+
+
+class TokenisedTexts(Dataset[tuple[dict[str, Tensor], Tensor]]):
+    """Tokens and labels; it hands out whole batches, with ``as_is`` as ``collate_fn``.
+
+    Args:
+        tokens: The texts.
+        labels: Of each.
+        task: What the labels are.
+    """
+
+    def __init__(self, tokens: Tokens, labels: Sequence[Label], task: Task) -> None:
+        self.tokens = tokens
+        classes = task in ("multiclass", "binary")
+        self.labels = torch.tensor(labels, dtype=torch.int64 if classes else torch.float32)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int | Draw) -> tuple[dict[str, Tensor], Tensor]:
+        inputs, labels = self.__getitems__([index])
+        return {name: value[0] for name, value in inputs.items()}, labels[0]
+
+    def __getitems__(self, indices: Sequence[int | Draw]) -> tuple[dict[str, Tensor], Tensor]:
+        chosen = [index.image if isinstance(index, Draw) else index for index in indices]
+        return self.tokens.padded(chosen), self.labels[chosen]

@@ -1,0 +1,196 @@
+"""Encoders and tokenisers of Hugging Face: found by name or directory, loaded without noise."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lightning_peft.errors import DataError, near, require
+
+__all__ = ["load_config", "load_sequence_classifier", "load_tokenizer"]
+
+EXTRA = "text"
+DROPOUTS = ("classifier_dropout", "seq_classif_dropout", "summary_last_dropout")
+"""What the configs of encoders call the dropout before the head."""
+
+log = logging.getLogger(__name__)
+
+
+def load_tokenizer(name: str) -> Any:
+    """Load the tokeniser that a model was trained with.
+
+    Args:
+        name: A name on the Hugging Face hub, or a local directory.
+
+    Raises:
+        DataError: If there is no such model, or it has no tokeniser or no padding token.
+        MissingExtraError: If transformers is not installed.
+    """
+    transformers = require("transformers", EXTRA)
+    name = _checked_name(name)
+    with _quietly(transformers), _finding(name, "a tokeniser"):
+        found = transformers.AutoTokenizer.from_pretrained(name)
+    if found.pad_token is None:
+        raise DataError(
+            f"Expected a tokeniser with a padding token, got that of '{name}', which has none: the "
+            "texts of a batch could not be of one length. Choose an encoder, such as "
+            "'bert-base-uncased'."
+        )
+    return found
+
+
+def load_config(name: str, num_outputs: int, options: Mapping[str, Any]) -> Any:
+    """Load the config of a model, with a head of its own.
+
+    Args:
+        name: A name on the Hugging Face hub, or a local directory.
+        num_outputs: Outputs of the head.
+        options: Values of the config to change.
+
+    Raises:
+        DataError: If there is no such model, or it has no such values; all are named.
+        MissingExtraError: If transformers is not installed.
+    """
+    transformers = require("transformers", EXTRA)
+    name = _checked_name(name)
+    with _quietly(transformers), _finding(name, "a model"):
+        config, unused = transformers.AutoConfig.from_pretrained(
+            name, num_labels=num_outputs, return_unused_kwargs=True, **options
+        )
+    if unused:
+        known = [key for key in config.to_dict() if not key.startswith("_")]
+        told = "; ".join(f"{key}: {near(key, known)}" for key in sorted(unused))
+        raise DataError(f"Expected values that the config of '{name}' has, got {told}")
+    return config
+
+
+def load_sequence_classifier(
+    name: str,
+    num_outputs: int,
+    *,
+    pretrained: bool = True,
+    head_dropout: float | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Load an encoder with a new head, in float32 and in training mode.
+
+    Args:
+        name: A name on the Hugging Face hub, or a local directory.
+        num_outputs: Outputs of the head.
+        pretrained: Load the weights of the encoder; otherwise they are random.
+        head_dropout: Probability of dropping a feature before the head; None is the model's own.
+        options: Values of the config to change.
+
+    Returns:
+        A model that ``AutoModelForSequenceClassification`` makes.
+
+    Raises:
+        DataError: If there is no such model, it has no such values, no such dropout or no
+            sequence classifier, or most of the encoder's weights are not in its file.
+        MissingExtraError: If transformers is not installed.
+    """
+    transformers = require("transformers", EXTRA)
+    import torch
+
+    name = _checked_name(name)
+    config = load_config(name, num_outputs, options or {})
+    if head_dropout is not None:
+        _set_dropout(config, head_dropout, name)
+    auto = transformers.AutoModelForSequenceClassification
+    with _quietly(transformers), _finding(name, "a sequence classifier"):
+        if not pretrained:
+            return auto.from_config(config, dtype=torch.float32).train()
+        # by default a model comes in the dtype of its file, and in evaluation mode
+        model, about = auto.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # a head of another size is replaced
+            output_loading_info=True,
+        )
+    _check_loaded(model, about, name)
+    return model.train()
+
+
+def _check_loaded(model: Any, about: Mapping[str, Any], name: str) -> None:
+    """Refuse an encoder that is random though it was to be pretrained; tell of parts that are."""
+    prefix = f"{model.base_model_prefix}."
+    absent = {key if isinstance(key, str) else key[0] for key in about["missing_keys"]}
+    absent |= {key if isinstance(key, str) else key[0] for key in about["mismatched_keys"]}
+    encoder = {key for key, _ in model.named_parameters() if key.startswith(prefix)}
+    random = sorted(encoder & absent)
+    if len(random) > len(encoder) / 2:
+        raise DataError(
+            f"Expected the weights of {type(model).__name__} in '{name}', got a file that has "
+            f"{len(encoder) - len(random)} of the {len(encoder)} tensors of its encoder: it is of "
+            "another architecture. Build it with pretrained=false, or name the model that the "
+            "weights are of."
+        )
+    if random:
+        log.warning(
+            "'%s' has no weights that fit these layers of the encoder, which are random: %s",
+            name,
+            ", ".join(random),
+        )
+
+
+def _set_dropout(config: Any, value: float, name: str) -> None:
+    found = [key for key in DROPOUTS if hasattr(config, key)]
+    if not found:
+        raise DataError(f"'{name}' has no dropout before its head: leave head_dropout out.")
+    setattr(config, found[0], value)
+
+
+def _checked_name(name: str) -> str:
+    """Refuse what is not worth asking the hub for."""
+    import timm
+
+    place = Path(name).expanduser()
+    if place.is_dir():
+        return str(place)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        beside = [path.name for path in place.parent.iterdir()] if place.parent.is_dir() else []
+        raise DataError(
+            f"Expected the directory of a Hugging Face model, got '{name}', which is none. "
+            f"{near(place.name, beside)}"
+        )
+    if timm.is_model(name):
+        raise DataError(
+            f"Expected a Hugging Face model of texts, got '{name}', which is a model of images in "
+            "timm. Name an encoder, such as 'bert-base-uncased', or a local directory (on the "
+            "command line: model=text model.backbone=...)."
+        )
+    return name
+
+
+@contextmanager
+def _finding(name: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:  # what transformers raises by the reason
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DataError(
+            f"Expected {what} under the name or in the directory '{name}', got none: {reason} Name "
+            "a model of the Hugging Face hub, such as 'bert-base-uncased', or, without a network, "
+            "a directory with its files."
+        ) from error
+
+
+@contextmanager
+def _quietly(transformers: Any) -> Iterator[None]:
+    """No progress bar and no table of what was loaded: what matters of it is checked."""
+    told = transformers.utils.logging
+    level, bars = told.get_verbosity(), told.is_progress_bar_enabled()
+    told.set_verbosity_error()
+    told.disable_progress_bar()
+    try:
+        yield
+    finally:
+        told.set_verbosity(level)
+        if bars:
+            told.enable_progress_bar()

@@ -1,0 +1,87 @@
+"""The command on texts: train, predict, show, and what is refused."""
+
+import csv
+import json
+
+import pytest
+
+from tests.fixtures.encoders import tiny_encoder
+
+SHORT = (
+    *("data=text", "data.root=reviews.csv", "model.backbone=encoder", "data.batch_size=8"),
+    *("trainer=cpu", "trainer.max_steps=4", "bootstrap=20", "callbacks.progress=null"),
+)
+TEXTS = [f"the film was {'so ' * (i % 12)}{('bad', 'good')[i // 12 % 2]}" for i in range(24)]
+
+
+@pytest.fixture
+def reviews(tmp_path):
+    tiny_encoder(tmp_path / "encoder")
+    path = tmp_path / "reviews.csv"
+    with path.open("w", newline="") as file:
+        rows = [(text, text.split()[-1]) for text in TEXTS]
+        csv.writer(file).writerows([("text", "label"), *rows])
+    return path
+
+
+def test_the_whole_way(command, reviews, tmp_path):
+    status, out, err = command(*SHORT, "method=lora", "output_dir=run", "calibrate=temperature")
+    assert status == 0, err
+    assert "other test texts" in out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    assert sum(summary["images"].values()) == 24
+    assert {"test/accuracy", "test/f1", "val/accuracy"} <= set(summary["metrics"])
+    assert (tmp_path / "run" / "confusion.csv").exists()
+
+    status, out, err = command("predict", "run", "reviews.csv", "--out", "found.csv", "--top", "2")
+    assert status == 0, err
+    with (tmp_path / "found.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["text"] for row in rows] == TEXTS
+    for row in rows:
+        assert {row["class"], row["class_2"]} == {"good", "bad"}
+        assert float(row["probability"]) + float(row["probability_2"]) == pytest.approx(1, abs=2e-6)
+
+    status, _, err = command("predict", "run", "encoder")
+    assert status != 0
+    assert "there is no image below encoder" in err
+    (tmp_path / "other.csv").write_text("texts,label\nthe film,good\n")
+    status, _, err = command("predict", "run", "other.csv")
+    assert status != 0
+    assert "it has no column 'text' in its first line. Did you mean 'texts'?" in " ".join(
+        err.split()
+    )
+    status, _, err = command("export", "run", "--out", "model.safetensors")
+    assert status != 0
+    assert "whose model reads texts" in err
+
+
+def test_what_a_run_would_see_is_shown(command, reviews):
+    status, out, err = command("show", *SHORT)
+    assert status == 0, err
+    assert "good" in out
+    assert "labels used: " in out
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (("augment=strong",), "no augmentation, which is for images"),
+        (("model=timm", "model.backbone=resnet18"), "'resnet18', which is a model of images"),
+        (("data.root=review.csv",), "Did you mean 'reviews.csv'?"),
+        (("data.labels_per_class=100",), "100 or more labelled training texts of each class"),
+    ],
+)
+def test_what_cannot_be_run(command, reviews, words, match):
+    status, _, err = command(*SHORT, *words)
+    assert status != 0
+    assert match in " ".join(err.split())
+
+
+def test_numbers_have_no_ready_module(command, reviews, tmp_path):
+    rows = [f"{text},{i}.5" for i, text in enumerate(TEXTS)]
+    reviews.write_text("\n".join(["text,stars", *rows]))
+    status, _, err = command(*SHORT)
+    assert status != 0
+    assert "there is no ready regressor of texts" in err
