@@ -16,12 +16,14 @@ ARGUMENTS = {
     "with_the_mixin.py": ["--steps", "4"],
     "plain_pytorch.py": ["--steps", "3"],
     "text_classifier.py": ["--steps", "3"],
+    "digits_as_folders.py": ["digits"],
 }
 SAYS = {
     "one_callback.py": "test_accuracy",
     "with_the_mixin.py": "loaded as Digits again",
     "plain_pytorch.py": "merged, without a trace of the adapter",
     "text_classifier.py": "the helicopter over the bay: ",
+    "digits_as_folders.py": "1,797 images in digits",
 }
 
 

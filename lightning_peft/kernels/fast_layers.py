@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_peft.kernels.convolution import Geometry, low_rank_conv
@@ -12,6 +13,13 @@ from lightning_peft.kernels.low_rank import low_rank_linear
 from lightning_peft.kernels.rebuild import Memory
 
 __all__ = ["MEMORY", "fast_classes", "memory_of"]
+
+SMALL = 200_000
+"""Numbers that a linear layer reads and writes, below which ``peft``'s forward is the faster one.
+
+On a CPU, an autograd function in Python costs what it saves in passes over memory at about this
+size: ``benchmarks/small_layers.py``.
+"""
 
 MEMORY = "_lightning_peft_memory"
 """The attribute of a layer that holds what it may make again."""
@@ -41,6 +49,13 @@ def _active(layer: Any, downs: Any) -> str | None:
     return name
 
 
+def _is_small(layer: Any, x: Tensor) -> bool:
+    """Whether there is so little to do that the plain forward is as good."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or memory_of(layer) == "low":
+        return False
+    return x.numel() + x.numel() // x.shape[-1] * layer.out_features < SMALL
+
+
 def _dropout(layer: Any, name: str) -> float:
     """The probability with which the input of an adapter is dropped now."""
     dropout = layer.lora_dropout[name]
@@ -67,7 +82,7 @@ def fast_classes() -> dict[type, type]:
             """The fast forward; otherwise that of ``peft``."""
             name = None if args or kwargs else _active(self, self.lora_A)
             base = self.base_layer
-            if name is None:
+            if name is None or _is_small(self, x):
                 result: Tensor = super().forward(x, *args, **kwargs)
                 return result
             return low_rank_linear(

@@ -105,7 +105,9 @@ def autocast_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
 
 def exactly(device: str) -> AbstractContextManager[Any]:
     """Switch autocast off: the dtypes are chosen already, and the backward has to use the same."""
-    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 def merges_forward(rows: int, inputs: int, outputs: int) -> bool:

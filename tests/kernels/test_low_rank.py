@@ -167,6 +167,26 @@ def test_what_the_fast_forward_does_not_know_is_done_by_peft(change, monkeypatch
     torch.testing.assert_close(model(x), plain(x), rtol=0, atol=0)
 
 
+def test_with_little_to_do_peft_is_as_fast(monkeypatch):
+    model = layer()
+    accelerate(model)
+    expected = model(torch.randn(10, 6, generator=torch.Generator().manual_seed(0)))
+    calls = []
+    monkeypatch.setattr(
+        "lightning_peft.kernels.fast_layers.low_rank_linear",
+        lambda x, *args, **options: calls.append(len(x)) or low_rank_linear(x, *args, **options),
+    )
+    monkeypatch.setattr("lightning_peft.kernels.fast_layers.SMALL", 10 * (6 + 5) + 1)
+    x = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(x), expected)
+    assert not calls
+    model(torch.randn(20, 6))
+    assert calls == [20, 20]
+    accelerate(model, memory="low")  # asked for memory, it is not left to peft
+    model(x)
+    assert calls[2:] == [10, 10]
+
+
 @pytest.mark.parametrize("rows", [3, 200])
 def test_dropout_draws_what_peft_draws(rows):
     plain = layer(lora_dropout=0.5)
