@@ -150,6 +150,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         self.label_columns = None if label_columns is None else list(label_columns)
         self._task: Task | None = task
         self.files: Files = {}
+        self._looked_at_flips = False
         """Paths and labels of each split, after :meth:`setup`."""
         self._class_names: tuple[str, ...] = ()
 
@@ -200,8 +201,9 @@ class ImageFolderDataModule(pl.LightningDataModule):
         self, paths: Sequence[str], labels: Sequence[Any], names: Sequence[str]
     ) -> None:
         mirrors = isinstance(self.augment, Augment) and self.augment.flip
-        if not mirrors or self.flip_safe is not None:
+        if not mirrors or self.flip_safe is not None or self._looked_at_flips:
             return
+        self._looked_at_flips = True  # every pass of a trainer prepares the data again
         if found := flip_confusions(*thumbnails(paths, labels)):
             warnings.warn(warning_text(found, names), stacklevel=3)
 
