@@ -102,7 +102,10 @@ def test_an_adapter_directory_takes_its_backbone_from_the_command_line(command, 
         (["export", ".", "--out", "m"], "without config.yaml and without serving.json"),
         (["export", ".", "--to", "onx", "--out", "m"], "no format 'onx'. Did you mean 'onnx'"),
         (["predict", ".", "nowhere", "--top", "0"], "--top of at least 1, got 0"),
-        (["predict", ".", "nowhere"], "expected a folder of images or a CSV file of texts, got nowhere"),
+        (
+            ["predict", ".", "nowhere"],
+            "expected a folder of images or a CSV file of texts, got nowhere",
+        ),
         (["predict", ".", "."], "there is no image below ."),
     ],
 )
