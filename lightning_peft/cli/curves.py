@@ -1,4 +1,8 @@
-"""What a run logged while it trained, from the ``metrics.csv`` of Lightning's CSV logger."""
+"""What a run logged while it trained, from the ``metrics.csv`` of Lightning's CSV logger.
+
+The logger begins a new file when a run is resumed, and deletes the one that is there;
+:func:`set_aside` keeps it, and :func:`read_log` reads all of them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["RATE", "Band", "Curve", "band", "read_log", "thin"]
+__all__ = ["RATE", "Band", "Curve", "band", "read_log", "set_aside", "thin"]
 
 FILE = "metrics.csv"
 
@@ -51,13 +55,32 @@ def read_log(directory: Path) -> dict[str, Curve]:
     if not path.is_file():
         path = next(iter(sorted(directory.rglob(FILE))), path)
     found: dict[str, dict[float, float]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for line in csv.DictReader(file):
-                _add(found, line)
-    except (OSError, ValueError, csv.Error):  # such as half a file: what was read is kept
-        pass
+    for part in (*_earlier(path), path):  # what was done again after a checkpoint counts as it is
+        try:
+            with part.open(newline="", encoding="utf-8") as file:
+                for line in csv.DictReader(file):
+                    _add(found, line)
+        except (OSError, ValueError, csv.Error):  # such as half a file: what was read is kept
+            pass
     return {name: tuple(sorted(values.items())) for name, values in found.items()}
+
+
+def set_aside(directory: Path) -> None:
+    """Keep the log of a run that is about to go on, under a name that the logger leaves alone.
+
+    Args:
+        directory: The run's directory.
+    """
+    path = directory / "csv" / FILE
+    if path.is_file():
+        number = len(_earlier(path)) + 1
+        path.rename(path.with_name(f"{path.stem}.{number}{path.suffix}"))
+
+
+def _earlier(path: Path) -> list[Path]:
+    """The logs that were set aside, the first one first."""
+    found = path.parent.glob(f"{path.stem}.*{path.suffix}")
+    return sorted(found, key=lambda each: int(each.stem.rpartition(".")[2]))
 
 
 def _add(found: dict[str, dict[float, float]], line: Mapping[str | None, object]) -> None:

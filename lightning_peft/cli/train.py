@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_peft.cli.check import check_targets, check_values
+from lightning_peft.cli.curves import set_aside
 from lightning_peft.cli.errors import ConfigError, explain
 from lightning_peft.cli.known import experiment_of_job, known_keys
 from lightning_peft.cli.quiet import quiet
@@ -162,6 +163,7 @@ def build(cfg: DictConfig) -> Parts:
         module = instantiate(cfg.model, _convert_="all", **size)
     if cfg.calibrate is not None:
         check_calibration(module, has_validation)
+    _keep_log(cfg)
     callbacks: list[Any] = []
     loggers: list[Any] = []
     for group, found in (("callbacks", callbacks), ("logger", loggers)):
@@ -186,6 +188,17 @@ def build(cfg: DictConfig) -> Parts:
             cfg.trainer, callbacks=callbacks, logger=loggers or False, _convert_="all", **none
         )
     return Parts(datamodule, module, trainer)
+
+
+def _keep_log(cfg: DictConfig) -> None:
+    """Keep what a run has logged that goes on in its own directory."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return
+    directory = Path(cfg.output_dir).resolve()
+    if cfg.resume is not None and directory in Path(cfg.resume).resolve().parents:
+        set_aside(directory)
 
 
 @contextmanager

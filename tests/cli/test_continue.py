@@ -8,6 +8,7 @@ import torch
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
+from lightning_peft.cli.curves import read_log
 from lightning_peft.cli.earlier import CONFIG, LAST, Earlier, earlier_run
 from lightning_peft.cli.errors import ConfigError, explain
 from lightning_peft.cli.sweep_record import quoted
@@ -69,6 +70,11 @@ def test_the_same_command_goes_on_and_ends_in_the_same_figures(train, tmp_path, 
         )
         torch.testing.assert_close(a["state_dict"], b["state_dict"], rtol=0, atol=0)
     assert "2 seeds" in out
+    resumed, never_stopped = (
+        read_log(d / "1_linear_probe_seed1") for d in (tmp_path / "sweep", whole)
+    )
+    for name in ("val/accuracy", "val/loss"):  # Lightning counts the last step of a resumed run on
+        assert [y for _, y in resumed[name]] == [y for _, y in never_stopped[name]]
 
 
 def test_the_continue_command_and_a_failed_job_that_is_tried_again(train, command, tmp_path):

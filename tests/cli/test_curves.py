@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_peft.cli.curves import band, read_log, thin
+from lightning_peft.cli.curves import band, read_log, set_aside, thin
 
 
 def write(directory, text, name="csv/metrics.csv"):
@@ -44,6 +44,21 @@ def test_a_log_in_another_folder_is_found(tmp_path):
     assert read_log(tmp_path) == {}
     write(tmp_path, "step,a\n3,4\n", "lightning_logs/version_0/metrics.csv")
     assert read_log(tmp_path) == {"a": ((3.0, 4.0),)}
+
+
+def test_the_log_of_a_run_that_goes_on_is_whole(tmp_path):
+    path = tmp_path / "csv" / "metrics.csv"
+    path.parent.mkdir()
+    set_aside(tmp_path)  # nothing there: nothing to do
+    for text in ("1,0.1\n2,0.2\n3,9", "3,0.3\n4,9", "4,0.4"):
+        path.write_text(f"step,val/accuracy\n{text}\n")
+        expected = path.read_bytes()
+        if text != "4,0.4":
+            set_aside(tmp_path)
+            assert not path.exists()
+            assert expected in [each.read_bytes() for each in path.parent.iterdir()]
+    # the steps that were done again after the last checkpoint are those that count
+    assert read_log(tmp_path)["val/accuracy"] == ((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4))
 
 
 def test_a_band_has_the_steps_that_all_runs_have():
