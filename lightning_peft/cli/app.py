@@ -73,6 +73,7 @@ def main(args: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
+    _state().failed = 0  # of an earlier sweep of this process
     wrong = _unknown_flag(args)
     if wrong is not None:
         print(f"lightning-peft: {wrong}", file=sys.stderr)
