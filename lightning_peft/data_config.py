@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -62,8 +62,8 @@ def data_config(
     *,
     image_size: int | None = None,
     channels: int | None = None,
-    mean: float | tuple[float, ...] | None = None,
-    std: float | tuple[float, ...] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
 ) -> DataConfig:
     """Find out what a backbone expects of its images.
 
@@ -182,7 +182,7 @@ def _from_mapping(values: Mapping[str, Any]) -> DataConfig:
 
 
 def _per_channel(
-    name: str, value: float | tuple[float, ...], channels: int, average: bool
+    name: str, value: float | Sequence[float], channels: int, average: bool
 ) -> tuple[float, ...]:
     values = (float(value),) if isinstance(value, int | float) else tuple(map(float, value))
     if len(values) == channels:

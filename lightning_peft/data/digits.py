@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_peft._namespace import pl
 from lightning_peft.data.augment import Augment, augmentation
-from lightning_peft.data.sampling import loader_options, train_loader
+from lightning_peft.data.loaders import SplitLoaders
 from lightning_peft.data.splits import few_labels, ranked_by_class
 from lightning_peft.data.tensors import TensorImages, as_is
 from lightning_peft.data_config import DataConfig, data_config
@@ -23,7 +22,7 @@ __all__ = ["DigitsDataModule"]
 POOL_PER_CLASS = 100  # what training and validation draw from; the other 797 images are for test
 
 
-class DigitsDataModule(pl.LightningDataModule):
+class DigitsDataModule(SplitLoaders):
     """Handwritten digits with as few labels as one asks for, and a test set that nothing touches.
 
     100 images of each class are the pool for training and validation. The other 797 are the test
@@ -92,7 +91,7 @@ class DigitsDataModule(pl.LightningDataModule):
         if val_per_class < 0:
             raise DataError(f"Expected val_per_class of 0 or more, got {val_per_class}.")
         self.config = data_config(
-            backbone, image_size=image_size, channels=channels, mean=_plain(mean), std=_plain(std)
+            backbone, image_size=image_size, channels=channels, mean=mean, std=std
         )
         self.labels_per_class = labels_per_class
         self.val_per_class = val_per_class
@@ -159,39 +158,20 @@ class DigitsDataModule(pl.LightningDataModule):
         """A PIL image of a digit, as large as it is, to a tensor ``(C, H, W)`` as evaluated."""
         return DigitTransform(self.config)
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of the training sample, in an order that the epoch decides."""
-        return train_loader(
-            self.images("train"),
-            trainer=self.trainer,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            steps_per_epoch=self.steps_per_epoch,
-            **self._options(),
-        )
-
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Batches of the validation sample; none if ``val_per_class`` is 0."""
         self.setup()
-        return self._eval_loader("val") if self.indices["val"] else []
+        return self.plain_dataloader("val") if self.indices["val"] else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches of the test set."""
-        return self._eval_loader("test")
+        return self.plain_dataloader("test")
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Batches of the test set."""
-        return self._eval_loader("test")
-
-    def plain_dataloader(self, split: str = "train") -> DataLoader[Any]:
-        """Batches of a split as evaluation sees them: in a fixed order, nothing augmented."""
-        return self._eval_loader(split)
-
-    def _eval_loader(self, split: str) -> DataLoader[Any]:
-        return DataLoader(self.images(split), batch_size=self.eval_batch_size, **self._options())
+    def _samples(self, split: str, *, training: bool) -> TensorImages:
+        return self.images(split)
 
     def _options(self) -> dict[str, Any]:
-        return loader_options(self.num_workers, self.pin_memory) | {"collate_fn": as_is}
+        return super()._options() | {"collate_fn": as_is}
 
 
 class DigitTransform:
@@ -209,7 +189,3 @@ class DigitTransform:
         large = F.interpolate(pixels[None], size=config.image_size, mode=config.interpolation)[0]
         large = large.clamp(0, 1).expand(config.channels, -1, -1)
         return transforms.normalize(large, list(config.mean), list(config.std))
-
-
-def _plain(value: float | Sequence[float] | None) -> float | tuple[float, ...] | None:
-    return value if value is None or isinstance(value, int | float) else tuple(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_peft._namespace import pl
 from lightning_peft.data.augment import Augment, augmentation
 from lightning_peft.data.flips import flip_confusions, thumbnails, warning_text
 from lightning_peft.data.image_files import ImageFiles, training_transform
 from lightning_peft.data.labelled import counted, mean_and_deviation, splits_of
 from lightning_peft.data.labels_file import LabelsFile, find_labels, read_labels
-from lightning_peft.data.sampling import loader_options, train_loader
+from lightning_peft.data.loaders import SplitLoaders, workers
 from lightning_peft.data.scan import Folder, Verify, find_problems, read_folders, refuse, unreadable
 from lightning_peft.data.splits import divide
 from lightning_peft.data_config import DataConfig, data_config
@@ -30,7 +28,7 @@ __all__ = ["ImageFiles", "ImageFolderDataModule"]
 Files = dict[str, tuple[list[str], list[Any]]]
 
 
-class ImageFolderDataModule(pl.LightningDataModule):
+class ImageFolderDataModule(SplitLoaders):
     """A folder of images, prepared as the backbone's own ``timm.data`` configuration says.
 
     Two layouts of class folders are read. ``root/train/<class>/``, with ``root/val`` and
@@ -144,7 +142,7 @@ class ImageFolderDataModule(pl.LightningDataModule):
         self.eval_batch_size = 2 * batch_size if eval_batch_size is None else eval_batch_size
         self.steps_per_epoch = steps_per_epoch
         self.verify: Verify = verify
-        self.num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
+        self.num_workers = workers(num_workers)
         self.pin_memory = pin_memory
         self.labels = labels
         self.label_columns = None if label_columns is None else list(label_columns)
@@ -259,6 +257,11 @@ class ImageFolderDataModule(pl.LightningDataModule):
         augmented = training_transform(self.config, self.augment) if train else None
         return self._images(split, augmented or evaluated)
 
+    def _samples(self, split: str, *, training: bool) -> ImageFiles:
+        if training:
+            return self.images(split)
+        return self._images(split, self.config.eval_transform())
+
     def _images(self, split: str, transform: Callable[[Any], Tensor]) -> ImageFiles:
         self.setup()
         paths, labels = self.files[split]
@@ -270,21 +273,10 @@ class ImageFolderDataModule(pl.LightningDataModule):
         """A PIL image in ``config.pil_mode`` to a tensor ``(C, H, W)``, as evaluated."""
         return self.config.eval_transform()
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of the training images, in an order that the epoch decides."""
-        return train_loader(
-            self.images("train"),
-            trainer=self.trainer,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            steps_per_epoch=self.steps_per_epoch,
-            **self._options(),
-        )
-
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Batches of the validation images; none if there is no such split."""
         self.setup()
-        return self._eval_loader("val") if self.files["val"][0] else []
+        return self.plain_dataloader("val") if self.files["val"][0] else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches of the test images."""
@@ -294,19 +286,4 @@ class ImageFolderDataModule(pl.LightningDataModule):
                 f"Expected test images, got none in {self.root}: add a folder `test`, or in a "
                 "folder without `train` ask for test_fraction above 0."
             )
-        return self._eval_loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Batches of the test images."""
-        return self.test_dataloader()
-
-    def plain_dataloader(self, split: str = "train") -> DataLoader[Any]:
-        """Batches of a split as evaluation sees them: in a fixed order, nothing augmented."""
-        return self._eval_loader(split)
-
-    def _eval_loader(self, split: str) -> DataLoader[Any]:
-        images = self._images(split, self.config.eval_transform())
-        return DataLoader(images, batch_size=self.eval_batch_size, **self._options())
-
-    def _options(self) -> dict[str, Any]:
-        return loader_options(self.num_workers, self.pin_memory)
+        return self.plain_dataloader("test")

@@ -10,10 +10,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_peft._namespace import pl
 from lightning_peft.data.labelled import counted, divided
 from lightning_peft.data.labels_file import LabelsFile, read_labels
-from lightning_peft.data.sampling import loader_options, train_loader
+from lightning_peft.data.loaders import SplitLoaders
 from lightning_peft.data.tensors import as_is
 from lightning_peft.data.text_lists import listed, without_repeats
 from lightning_peft.data.tokens import TokenisedTexts, Tokens
@@ -30,7 +29,7 @@ LONGEST = 512
 log = logging.getLogger(__name__)
 
 
-class TextDataModule(pl.LightningDataModule):
+class TextDataModule(SplitLoaders):
     """Texts and their labels, for the tokeniser of an encoder.
 
     A CSV file has a header with ``text``, optionally ``split`` (``train``, ``val``, ``test``), and
@@ -199,17 +198,6 @@ class TextDataModule(pl.LightningDataModule):
             self._tokenised[split] = TokenisedTexts(tokens, labels, self.task)
         return self._tokenised[split]
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of the training texts, in an order that the epoch decides."""
-        return train_loader(
-            self.texts("train"),
-            trainer=self.trainer,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            steps_per_epoch=self.steps_per_epoch,
-            **self._options(),
-        )
-
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Batches of the validation texts; none if there is no such split."""
         self.setup()
@@ -225,19 +213,14 @@ class TextDataModule(pl.LightningDataModule):
             )
         return self.plain_dataloader("test")
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Batches of the test texts."""
-        return self.test_dataloader()
-
-    def plain_dataloader(self, split: str = "train") -> DataLoader[Any]:
-        """Batches of a split as evaluation sees them: in a fixed order."""
-        return DataLoader(self.texts(split), batch_size=self.eval_batch_size, **self._options())
+    def _samples(self, split: str, *, training: bool) -> TokenisedTexts:
+        return self.texts(split)
 
     def _tokens(self, texts: Sequence[str]) -> Tokens:
         return Tokens(self.tokenizer, texts, self.max_length)
 
     def _options(self) -> dict[str, Any]:
-        return loader_options(self.num_workers, self.pin_memory) | {"collate_fn": as_is}
+        return super()._options() | {"collate_fn": as_is}
 
     def _file(self) -> Path:
         assert self.root is not None

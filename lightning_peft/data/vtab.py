@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,10 +10,9 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_peft._namespace import pl
-from lightning_peft.data.folder import ImageFiles
+from lightning_peft.data.image_files import ImageFiles
 from lightning_peft.data.image_lists import ImageList, missing_images, read_list
-from lightning_peft.data.sampling import loader_options, train_loader
+from lightning_peft.data.loaders import SplitLoaders, workers
 from lightning_peft.data.vtab_tasks import TASKS, TaskName
 from lightning_peft.data_config import DataConfig, data_config
 from lightning_peft.errors import DataError, near
@@ -36,7 +34,7 @@ SOURCE = (
 )
 
 
-class VTABDataModule(pl.LightningDataModule):
+class VTABDataModule(SplitLoaders):
     """One task of VTAB-1k, from images on disk as the literature lays them out.
 
     ``root/<task>/`` holds ``train800.txt``, ``val200.txt``, ``train800val200.txt`` and
@@ -104,7 +102,7 @@ class VTABDataModule(pl.LightningDataModule):
         ]
         if wrong:
             raise DataError("Expected " + "; ".join(wrong))
-        found = data_config(backbone, mean=_plain(mean), std=_plain(std))
+        found = data_config(backbone, mean=mean, std=std)
         # the whole image at the backbone's size, whatever the shape
         self.config = dataclasses.replace(
             found, interpolation=interpolation, crop_pct=1.0, crop_mode="squash"
@@ -116,7 +114,7 @@ class VTABDataModule(pl.LightningDataModule):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.drop_last = drop_last
-        self.num_workers = min(8, os.cpu_count() or 1) if num_workers is None else num_workers
+        self.num_workers = workers(num_workers)
         self.pin_memory = pin_memory
         self.lists: dict[str, ImageList] = {}
         """The images and labels of each split of the phase, after :meth:`setup`."""
@@ -190,22 +188,17 @@ class VTABDataModule(pl.LightningDataModule):
         """A PIL image in ``config.pil_mode`` to a tensor ``(C, H, W)``: training's as well."""
         return self.config.eval_transform()
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of the training images, in an order that the epoch decides."""
-        images = self.images("train")
-        whole = len(images) // self.batch_size if self.batch_size > 0 else 0
-        return train_loader(
-            images,
-            trainer=self.trainer,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            steps_per_epoch=max(1, whole) if self.drop_last else None,
-            **self._options(),
-        )
+    def _samples(self, split: str, *, training: bool) -> ImageFiles:
+        return self.images(split)
+
+    def _epoch_batches(self, samples: ImageFiles) -> int | None:
+        if not self.drop_last:
+            return None
+        return max(1, len(samples) // self.batch_size) if self.batch_size > 0 else 1
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Batches of the 200 validation images; none in the final phase."""
-        return self._eval_loader("val") if self.phase == "choose" else []
+        return self.plain_dataloader("val") if self.phase == "choose" else []
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches of the test images.
@@ -219,22 +212,4 @@ class VTABDataModule(pl.LightningDataModule):
                 "Choose by the validation accuracy (test=false), then train once more on all 1000 "
                 "images with phase='final' and test that."
             )
-        return self._eval_loader("test")
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """Batches of the test images."""
-        return self.test_dataloader()
-
-    def plain_dataloader(self, split: str = "train") -> DataLoader[Any]:
-        """Batches of a split as evaluation sees them: in a fixed order."""
-        return self._eval_loader(split)
-
-    def _eval_loader(self, split: str) -> DataLoader[Any]:
-        return DataLoader(self.images(split), batch_size=self.eval_batch_size, **self._options())
-
-    def _options(self) -> dict[str, Any]:
-        return loader_options(self.num_workers, self.pin_memory)
-
-
-def _plain(value: float | Sequence[float] | None) -> float | tuple[float, ...] | None:
-    return value if value is None or isinstance(value, int | float) else tuple(value)
+        return self.plain_dataloader("test")
