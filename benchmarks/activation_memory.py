@@ -15,10 +15,10 @@ the input.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
+from figures import write_figures
 from lora_step import CHOICES, batch_of, forward_and_backward, variants
 from rich.console import Console
 from rich.table import Table
@@ -121,9 +121,7 @@ def main() -> None:
     for name, row in figures.items():
         table.add_row(name, human_bytes(row["bytes"]), f"{row['ratio']:.3f}")
     Console().print(table)
-    if options.out:
-        about = {k: v for k, v in vars(options).items() if k not in ("out", "picture")}
-        options.out.write_text(json.dumps({**about, "figures": figures}, indent=2) + "\n")
+    write_figures(options, figures=figures)
     if options.picture:
         what = f"{options.backbone}, batch {options.batch}, LoRA of rank {options.rank}"
         draw(figures, what, options.picture)

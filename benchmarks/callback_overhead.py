@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import cProfile
-import json
 import logging
 import pstats
 import statistics
@@ -27,6 +26,7 @@ from typing import Any
 import lightning as L
 import timm
 import torch
+from figures import write_figures
 from lora_step import CHOICES, CLOCKS, with_lp
 from peers import Classifier, lightning_steps
 from rich.console import Console
@@ -156,9 +156,7 @@ def main() -> None:
     total = sum(figures["hooks"].values())
     table.add_row("all", f"{1e6 * total:.0f}", f"{total / figures['bare']:.3%}")
     console.print(table)
-    if options.out:
-        about = {k: v for k, v in vars(options).items() if k not in ("out", "profile")}
-        options.out.write_text(json.dumps({**about, **figures}, indent=2) + "\n")
+    write_figures(options, **figures)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 import timm
 import torch
+from figures import write_figures
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -139,9 +139,7 @@ def main() -> None:
             str(found["same_weights"]),
         )
     Console().print(table)
-    if options.out:
-        about = {k: v for k, v in vars(options).items() if k != "out"}
-        options.out.write_text(json.dumps({**about, "figures": figures}, indent=2) + "\n")
+    write_figures(options, figures=figures)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ LoRA itself costs is a ratio to the limit, what it costs with peft a ratio to pe
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from lora_step import CHOICES, CLOCKS, interleaved, step_of, timed, variants
+from figures import interleaved, timed, write_figures
+from lora_step import CHOICES, CLOCKS, step_of, variants
 from rich.console import Console
 from rich.table import Table
 
@@ -134,9 +134,7 @@ def main() -> None:
             ms = f"{1e3 * found['seconds']:.1f}"
             table.add_row(str(value), str(found["tokens"]), ms, *ratios)
         Console().print(table)
-    if options.out:
-        about = {k: v for k, v in vars(options).items() if k not in ("out", "picture")}
-        options.out.write_text(json.dumps({**about, "series": series}, indent=2) + "\n")
+    write_figures(options, series=series)
     if options.picture:
         draw(series, options.picture)
 

@@ -16,16 +16,14 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import peft
 import timm
 import torch
+from figures import interleaved, timed, write_figures
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -139,49 +137,6 @@ def step_of(
     return step
 
 
-def timed(step: Callable[[], None], clock: Callable[[], float]) -> Callable[[], float]:
-    """Make what takes a step and gives its seconds."""
-
-    def seconds() -> float:
-        started = clock()
-        step()
-        return clock() - started
-
-    return seconds
-
-
-def interleaved(
-    timers: dict[str, Callable[[], float]], rounds: int, base: str = "limit"
-) -> dict[str, dict[str, Any]]:
-    """Time variants in turn, round by round.
-
-    Args:
-        timers: For each variant, what gives the seconds of a step.
-        rounds: How many rounds count, after one that warms up.
-        base: The variant that ratios are to.
-
-    Returns:
-        For each variant the ``times`` and their median ``seconds``, the median ``ratio`` and its
-        ``spread`` (least and greatest), ratios being to the base of the same round.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in timers}
-    for number in range(rounds + 1):
-        for name, timer in timers.items():
-            taken = timer()
-            if number:
-                seconds[name].append(taken)
-    figures: dict[str, dict[str, Any]] = {}
-    for name, times in seconds.items():
-        ratios = [mine / other for mine, other in zip(times, seconds[base], strict=True)]
-        figures[name] = {
-            "seconds": statistics.median(times),
-            "times": times,
-            "ratio": statistics.median(ratios),
-            "spread": [min(ratios), max(ratios)],
-        }
-    return figures
-
-
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -223,9 +178,7 @@ def main() -> None:
         values = (f"{row['seconds']:.3f}", f"{row['ratio']:.3f}")
         table.add_row(name, *values, f"{low:.3f} - {high:.3f}")
     Console().print(table)
-    if options.out:
-        about = {k: v for k, v in vars(options).items() if k != "out"}
-        options.out.write_text(json.dumps({**about, "figures": figures}, indent=2) + "\n")
+    write_figures(options, figures=figures)
 
 
 if __name__ == "__main__":

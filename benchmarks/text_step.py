@@ -15,14 +15,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
+from figures import interleaved, timed, write_figures
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -124,41 +122,31 @@ def main() -> None:
     }
     labels = torch.randint(0, 2, (options.batch,))
     activations = {}
-    for name, model in models.items():  # this round warms up, and counts
+    for name, model in models.items():
         loss = loss_of(name, model, inputs, labels)
         activations[name] = kept(model, loss)
         loss.backward()
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(options.rounds):
-        for name, model in models.items():
-            started = time.perf_counter()
-            # without the optimizer, whose cost is that of the trained parameters
-            loss_of(name, model, inputs, labels).backward()
-            seconds[name].append(time.perf_counter() - started)
+    # without the optimizer, whose cost is that of the trained parameters
+    timers = {
+        name: timed(lambda name=name: loss_of(name, models[name], inputs, labels).backward())
+        for name in models
+    }
+    figures = interleaved(timers, options.rounds)
 
     table = Table("variant", "trained", "s a step", "to the limit", "spread", "kept")
-    figures = {}
-    for name, times in seconds.items():
-        ratios = [mine / limit for mine, limit in zip(times, seconds["limit"], strict=True)]
-        figures[name] = {
-            "trained": trained(models[name]),
-            "seconds": statistics.median(times),
-            "ratio": statistics.median(ratios),
-            "spread": [min(ratios), max(ratios)],
-            "activation_bytes": activations[name],
-        }
+    for name, row in figures.items():
+        row |= {"trained": trained(models[name]), "activation_bytes": activations[name]}
+        low, high = row["spread"]
         table.add_row(
             name,
-            f"{trained(models[name]):,}",
-            f"{statistics.median(times):.3f}",
-            f"{statistics.median(ratios):.3f}",
-            f"{min(ratios):.3f} - {max(ratios):.3f}",
-            f"{activations[name] / 1e6:.0f} MB",
+            f"{row['trained']:,}",
+            f"{row['seconds']:.3f}",
+            f"{row['ratio']:.3f}",
+            f"{low:.3f} - {high:.3f}",
+            f"{row['activation_bytes'] / 1e6:.0f} MB",
         )
     Console().print(table)
-    if options.out:
-        about = {k: v for k, v in vars(options).items() if k != "out"}
-        options.out.write_text(json.dumps({**about, "figures": figures}, indent=2) + "\n")
+    write_figures(options, figures=figures)
 
 
 if __name__ == "__main__":
