@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import nn
 
-from lightning_peft.adaptation import find_adaptation
 from lightning_peft.anatomy import anatomy
 from lightning_peft.anatomy.tree import is_norm
 from lightning_peft.errors import MethodError
+from lightning_peft.lifecycle import find_adaptations
 from lightning_peft.methods.factors import second_factors
 from lightning_peft.methods.selection import inside
 
@@ -190,12 +190,11 @@ class _Settings:
 
 def _adapter_names(module: nn.Module) -> set[str]:
     """Name the parameters that adaptations brought, wherever they are in a module."""
-    names: set[str] = set()
-    for path, part in module.named_modules():
-        adaptation = find_adaptation(part)
-        if adaptation is not None:
-            names |= {f"{path}.{name}" if path else name for name in adaptation.adapter_names()}
-    return names
+    return {
+        f"{path}.{name}" if path else name
+        for path, adaptation in find_adaptations(module).items()
+        for name in adaptation.adapter_names()
+    }
 
 
 @dataclass(frozen=True)

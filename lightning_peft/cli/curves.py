@@ -74,13 +74,16 @@ def set_aside(directory: Path) -> None:
     path = directory / "csv" / FILE
     if path.is_file():
         number = len(_earlier(path)) + 1
-        path.rename(path.with_name(f"{path.stem}.{number}{path.suffix}"))
+        path.rename(path.with_name(f"metrics.{number}.csv"))
 
 
 def _earlier(path: Path) -> list[Path]:
     """The logs that were set aside, the first one first."""
-    found = path.parent.glob(f"{path.stem}.*{path.suffix}")
-    return sorted(found, key=lambda each: int(each.stem.rpartition(".")[2]))
+    numbers = {each: each.stem.rpartition(".")[2] for each in path.parent.glob("metrics.*.csv")}
+    return sorted(
+        (each for each, number in numbers.items() if number.isdecimal()),
+        key=lambda each: int(numbers[each]),
+    )
 
 
 def _add(found: dict[str, dict[float, float]], line: Mapping[str | None, object]) -> None:

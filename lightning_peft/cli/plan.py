@@ -76,9 +76,7 @@ def _plan(overrides: Sequence[str], classes: int, batch: int) -> AdaptationPlan:
 
 def _backbone(cfg: DictConfig, classes: int) -> Any:
     """Build the model of the config without weights, and take its backbone."""
-    from hydra.utils import instantiate
-
+    from lightning_peft.cli.task import build_module
     from lightning_peft.lifecycle import backbone_of
 
-    module = instantiate(cfg.model, num_classes=classes, pretrained=False, _convert_="all")
-    return backbone_of(module)[1]
+    return backbone_of(build_module(cfg.model, classes, pretrained=False))[1]

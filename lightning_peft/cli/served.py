@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.paths import conf_dir
 from lightning_peft.cli.summary import write_json
-from lightning_peft.cli.task import head_arguments
+from lightning_peft.cli.task import build_module
 from lightning_peft.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ def load_run(directory: Path) -> Served:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)  # where the backbone was random, it is so in the same way
         datamodule = instantiate(cfg.data, _convert_="all")
-        size = head_arguments(str(cfg.model.get("_target_")), facts["num_classes"])
-        module = instantiate(cfg.model, _convert_="all", **size)
+        module = build_module(cfg.model, facts["num_classes"])
     peft = (cfg.get("callbacks") or {}).get("peft") or {}
     backbone = backbone_of(module, peft.get("backbone"))[1]
     if adapter.is_dir():
@@ -152,7 +151,6 @@ def load_with_backbone(
         PEFTError: If the adapter does not fit.
     """
     from hydra import compose, initialize_config_dir
-    from hydra.utils import instantiate
 
     from lightning_peft.adapter_reading import load_adapter, read_adapter
     from lightning_peft.data_config import data_config
@@ -164,7 +162,7 @@ def load_with_backbone(
     found = classes or _classes(stored.tensors, stored.about.get("head") or ())
     if found is None:
         raise ConfigError([f"{directory} holds no head: say --classes N."])
-    module = instantiate(cfg.model, num_classes=found, _convert_="all")
+    module = build_module(cfg.model, found)
     backbone = backbone_of(module)[1]
     load_adapter(backbone, directory)
     preprocessing = data_config(backbone)

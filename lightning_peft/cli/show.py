@@ -12,7 +12,7 @@ from lightning_peft.cli.command import run_command
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.known import experiment_in, known_keys
 from lightning_peft.cli.paths import conf_dir
-from lightning_peft.cli.task import dataset_of, fit_to_task, head_arguments, task_of
+from lightning_peft.cli.task import build_module, dataset_of, fit_to_task, task_of
 from lightning_peft.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -124,8 +124,7 @@ def _rates(cfg: DictConfig, num_classes: int) -> dict[str, float]:
         return {"all": float(cfg.optimizer.lr)}
     with quiet(), torch.random.fork_rng():
         # the rates do not depend on the weights: none are fetched
-        size = head_arguments(str(cfg.model.get("_target_")), num_classes)
-        module = instantiate(cfg.model, pretrained=False, _convert_="all", **size)
+        module = build_module(cfg.model, num_classes, pretrained=False)
         peft = cfg.callbacks.get("peft")
         if peft is not None:
             instantiate(peft, _convert_="all").attachment(module)

@@ -208,9 +208,13 @@ def _parts(config: DictConfig, out: Path) -> Parts:
 
 def _adapted(parts: Parts) -> tuple[str, Any]:
     """Adapt the module as the run did."""
+    from lightning_peft.callbacks.peft import PEFT
     from lightning_peft.lifecycle import find_adaptations
 
-    parts.trainer.validate(parts.module, parts.datamodule, verbose=False)
+    trainer: Any = parts.trainer
+    for callback in trainer.callbacks:
+        if isinstance(callback, PEFT):
+            callback.attachment(parts.module)
     ((path, adaptation),) = find_adaptations(parts.module).items()
     return path, adaptation
 

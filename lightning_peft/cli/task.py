@@ -13,10 +13,10 @@ from lightning_peft.cli.errors import ConfigError
 from lightning_peft.metric_names import MAIN, TASKS, is_test, lower_is_better
 
 __all__ = [
+    "build_module",
     "check_objective",
     "dataset_of",
     "fit_to_task",
-    "head_arguments",
     "refuse_test_monitors",
     "task_of",
 ]
@@ -44,9 +44,18 @@ def dataset_of(datamodule: Any, split: str) -> Any:
     return None if found is None else found(split)
 
 
-def head_arguments(target: str, num_classes: int) -> dict[str, int]:
-    """How a module is told the size of its head."""
-    return {"num_outputs" if target == REGRESSOR else "num_classes": num_classes}
+def build_module(model: DictConfig, num_classes: int, **more: Any) -> Any:
+    """Build the module of a config with a head of so many outputs.
+
+    Args:
+        model: The group ``model``, fitted to the task.
+        num_classes: Number of classes, labels or numbers.
+        **more: Arguments that take the place of the config's.
+    """
+    from hydra.utils import instantiate
+
+    head = "num_outputs" if model.get("_target_") == REGRESSOR else "num_classes"
+    return instantiate(model, _convert_="all", **{head: num_classes}, **more)
 
 
 def fit_to_task(cfg: DictConfig, task: str) -> None:

@@ -21,9 +21,9 @@ from lightning_peft.cli.known import experiment_of_job, known_keys
 from lightning_peft.cli.quiet import quiet
 from lightning_peft.cli.summary import objective, write_summary, write_text
 from lightning_peft.cli.task import (
+    build_module,
     check_objective,
     fit_to_task,
-    head_arguments,
     refuse_test_monitors,
     task_of,
 )
@@ -159,8 +159,7 @@ def build(cfg: DictConfig) -> Parts:
             datamodule.test_dataloader()
     with _building("model"):
         fit_to_task(cfg, task_of(datamodule))
-        size = head_arguments(str(cfg.model.get("_target_")), datamodule.num_classes)
-        module = instantiate(cfg.model, _convert_="all", **size)
+        module = build_module(cfg.model, datamodule.num_classes)
     if cfg.calibrate is not None:
         check_calibration(module, has_validation)
     _keep_log(cfg)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_peft.kernels.low_rank import EXACT, autocast_dtype, exactly
-from lightning_peft.kernels.rebuild import Memory, Recipe, recipe_of
+from lightning_peft.kernels.rebuild import Memory, Recipe, parted, recipe_of
 
 __all__ = ["Geometry", "low_rank_conv"]
 
@@ -71,7 +71,7 @@ def low_rank_conv(
     """
     dtype = autocast_dtype(x, weight)
     recipe = recipe_of(x, memory) if a.requires_grad or b.requires_grad else None
-    how = None if recipe is None else recipe.with_tensors(())
+    how, made_from = parted(None if recipe is None else recipe.detached())
     out = _LowRankConv.apply(
         x.to(dtype),
         weight.to(dtype),
@@ -81,7 +81,7 @@ def low_rank_conv(
         scale,
         geometry,
         how,
-        *(() if recipe is None else recipe.detached().tensors),
+        *made_from,
     )
     assert isinstance(out, Tensor)
     return out

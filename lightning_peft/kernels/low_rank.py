@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_peft.kernels.rebuild import Memory, Recipe, is_looked_at, recipe_of
+from lightning_peft.kernels.rebuild import Memory, Recipe, is_looked_at, parted, recipe_of
 
 __all__ = [
     "EXACT",
@@ -78,7 +78,7 @@ def low_rank_linear(
     through = recipe is not None and training and recipe.slopes and not is_looked_at(x)
     if recipe is not None and not through:
         recipe = recipe.detached()
-    how = None if recipe is None else recipe.with_tensors(())
+    how, made_from = parted(recipe)
     out = _LowRank.apply(
         flat.detach() if through else flat,
         weight.to(dtype),
@@ -88,7 +88,7 @@ def low_rank_linear(
         scale,
         dropout,
         how,
-        *(() if recipe is None else recipe.tensors),
+        *made_from,
     )
     assert isinstance(out, Tensor)
     return out.view(*x.shape[:-1], weight.shape[0])

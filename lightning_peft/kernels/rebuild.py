@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Memory", "Recipe", "is_looked_at", "recipe_of"]
+__all__ = ["Memory", "Recipe", "is_looked_at", "parted", "recipe_of"]
 
 Memory = Literal["default", "low", "high"]
 """What is made again: activation functions; layer norms as well (``low``); nothing (``high``)."""
@@ -109,6 +109,11 @@ def recipe_of(x: Tensor, memory: Memory) -> Recipe | None:
 def _plain(saved: Any) -> bool:
     """Whether nobody has a hook on a saved tensor: looking at it would run theirs."""
     return saved.unpack_hook is None
+
+
+def parted(recipe: Recipe | None) -> tuple[Recipe | None, tuple[Tensor | None, ...]]:
+    """Part a recipe into words and tensors, which an autograd function has to be given apart."""
+    return (None, ()) if recipe is None else (recipe.with_tensors(()), recipe.tensors)
 
 
 def is_looked_at(x: Tensor) -> bool:

@@ -49,6 +49,7 @@ def test_a_log_in_another_folder_is_found(tmp_path):
 def test_the_log_of_a_run_that_goes_on_is_whole(tmp_path):
     path = tmp_path / "csv" / "metrics.csv"
     path.parent.mkdir()
+    (path.parent / "metrics.old.csv").write_text("step,val/accuracy\n9,9\n")  # somebody's own
     set_aside(tmp_path)  # nothing there: nothing to do
     for text in ("1,0.1\n2,0.2\n3,9", "3,0.3\n4,9", "4,0.4"):
         path.write_text(f"step,val/accuracy\n{text}\n")
