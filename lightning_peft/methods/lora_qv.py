@@ -54,14 +54,20 @@ class SliceUpdate(ChildAdapter):
         """Add to the host's output."""
         if not self.active:
             return output
-        x = self.dropout(args[0].to(self.a.dtype))
-        changes = [
-            F.linear(F.linear(x, a), b * self.scale) for a, b in zip(self.a, self.b, strict=True)
-        ]
-        if len(changes) == 1:
-            return output + changes[0].to(output.dtype)
-        between = changes[0].new_zeros(()).expand(*output.shape[:-1], self.rest)
-        return output + torch.cat([changes[0], between, changes[1]], -1).to(output.dtype)
+        x = self.dropout(args[0])
+        down, up = self.a.flatten(0, 1).to(x.dtype), self.up().to(output.dtype)
+        hidden = F.linear(x, down).flatten(0, -2).to(output.dtype)
+        # one pass over the output, whichever slices of it change
+        changed = torch.addmm(output.flatten(0, -2), hidden, up.T, alpha=self.scale)
+        return changed.view_as(output)
+
+    def up(self) -> Tensor:
+        """Put the slices' B into one matrix for the whole output."""
+        if len(self.b) == 1:
+            return self.b[0]
+        rank = self.b.shape[-1]
+        query, value = F.pad(self.b[0], (0, rank, 0, self.rest)), F.pad(self.b[1], (rank, 0))
+        return torch.cat([query, value])
 
     def merged(self, host: nn.Module) -> dict[str, Tensor]:
         """See :meth:`ChildAdapter.merged`: exact."""
