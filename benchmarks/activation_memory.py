@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from lightning_peft.report import human_bytes
 
-NAMES = ("limit", "peft, checkpointed", "low", "lightning-peft", "high", "peft", "full")
+NAMES = ("limit", "peft, checkpointed", "lowest", "low", "lightning-peft", "high", "peft", "full")
 
 
 def peak_bytes(model: nn.Module, images: Tensor, labels: Tensor) -> int:
@@ -90,9 +90,9 @@ def draw(figures: dict[str, dict[str, float]], title: str, path: Path) -> None:
 
     picture = Figure(figsize=(7, 3.2), layout="constrained")
     axes = picture.add_subplot()
-    ours = ("low", "lightning-peft", "high")
+    ours = ("lowest", "low", "lightning-peft", "high")
     names = list(figures)[::-1]
-    labels = [f"lightning-peft, {n}" if n in ours[::2] else n for n in names]
+    labels = [f"lightning-peft, {n}" if n in ours and n != "lightning-peft" else n for n in names]
     bars = axes.barh(
         labels,
         [figures[name]["ratio"] for name in names],

@@ -7,9 +7,9 @@
 The limit is the backbone with everything frozen and the gradient taken down to its input: the work
 that any method has whose trained parameters begin in the first block. All variants run in turn in
 one process, so that what disturbs the machine disturbs them alike; figures are medians over rounds,
-as ratios to the limit of the same round. `low` and `high` are lightning-peft with these settings of
-`memory`. Peers (`benchmarks/peers.py`) bring their own loop and always step an optimizer: compare
-them with the others under `--optimizer`.
+as ratios to the limit of the same round. `low`, `lowest` and `high` are lightning-peft with these
+settings of `memory`. Peers (`benchmarks/peers.py`) bring their own loop and always step an
+optimizer: compare them with the others under `--optimizer`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import argparse
 import copy
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import peft
@@ -32,7 +33,7 @@ import lightning_peft as lp
 
 CHOICES = {"all-linear": ["qkv", "attn.proj", "fc1", "fc2"], "qkv": ["qkv"]}
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-VARIANTS = ("limit", "lightning-peft", "low", "high", "peft", "full")
+VARIANTS = ("limit", "lightning-peft", "low", "lowest", "high", "peft", "full")
 
 
 def forward_and_backward(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -74,8 +75,7 @@ def variants(
     make = {
         "limit": lambda: copy.deepcopy(base).requires_grad_(False),
         "lightning-peft": lambda: with_lp(base, options),
-        "low": lambda: with_lp(base, options, "low"),
-        "high": lambda: with_lp(base, options, "high"),
+        **{m: partial(with_lp, base, options, m) for m in ("low", "lowest", "high")},
         "peft": lambda: with_peft(base, options),
         "full": lambda: copy.deepcopy(base),
     }

@@ -173,7 +173,7 @@ class Adaptation:
         """Say anew what LoRA layers make again in the backward pass: see :func:`adapt`.
 
         Args:
-            memory: ``"default"``, ``"low"`` or ``"high"``.
+            memory: ``"default"``, ``"low"``, ``"lowest"`` or ``"high"``.
 
         Raises:
             MethodError: As for :func:`adapt`; then nothing is changed.

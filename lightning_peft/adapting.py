@@ -45,9 +45,10 @@ def adapt(
         backbone_dropout: ``"eval"`` keeps the backbone's own dropout and drop-path off while
             training; the adapter's and the head's dropout are not touched.
         memory: What LoRA layers make again in the backward pass instead of keeping it:
-            ``"default"`` the output of an activation function, ``"low"`` that of a layer norm as
-            well, ``"high"`` nothing. It changes no result but by rounding and is no part of a
-            file: see :func:`accelerate`.
+            ``"default"`` the output of an activation function, ``"low"`` that of a layer norm and
+            in a quarter of the layers the first product of an MLP as well, ``"lowest"`` all of
+            these products, ``"high"`` nothing. It changes no result but by rounding and is no part
+            of a file: see :func:`accelerate`.
         **settings: Settings of the method, if it is given by name.
 
     Returns:
@@ -55,7 +56,7 @@ def adapt(
 
     Raises:
         MethodError: If the method is unknown, wrongly configured or cannot serve this backbone, or
-            the backbone is adapted already, or ``memory="low"`` is asked of a method without fast
+            the backbone is adapted already, or memory is to be saved with a method without fast
             LoRA layers.
         TargetError: If a selection does not fit the model.
 

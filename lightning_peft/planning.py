@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_peft.adapting import adapt
 from lightning_peft.efficiency import gradient_bytes, tensor_bytes
+from lightning_peft.kernels import Memory
+from lightning_peft.kernels.rebuild import Held
 from lightning_peft.report import Report, human_bytes
 
 __all__ = ["AdaptationPlan", "LayerPlan", "TrainingMemory", "plan"]
@@ -128,6 +130,7 @@ def plan(
     inputs: Any = None,
     head: str | Sequence[str] | Literal[False] | None = None,
     also_train: str | Sequence[str] = (),
+    memory: Memory = "default",
     **settings: Any,
 ) -> AdaptationPlan:
     """Say what adapting a backbone would do, without doing it.
@@ -140,6 +143,7 @@ def plan(
             estimated.
         head: As for :func:`adapt`.
         also_train: As for :func:`adapt`.
+        memory: As for :func:`adapt`; what is made again is not among the activations.
         **settings: Settings of the method, if it is given by name.
 
     Returns:
@@ -153,10 +157,10 @@ def plan(
     >>> plan(net, "lora", rank=1).report.adapter
     22
     """
-    full = on_meta(model)
-    full.requires_grad_(True)
+    full = on_meta(model).train().requires_grad_(True)
     adapted = on_meta(model)
-    adaptation = adapt(adapted, method, head=head, also_train=also_train, **settings)
+    adaptation = adapt(adapted, method, head=head, also_train=also_train, memory=memory, **settings)
+    adapted.train()
     return AdaptationPlan(
         report=adaptation.report(),
         layers=tuple(_layers(adaptation)),
@@ -227,31 +231,29 @@ def _activations(model: nn.Module, inputs: Any) -> int:
     """Count the bytes that autograd keeps of a forward pass, parameters and inputs left out."""
     given = tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), inputs)
     known = {*model.parameters(), *model.buffers(), *tree_leaves(given)}
-    with _saved_bytes(tensor for tensor in known if isinstance(tensor, Tensor)) as sizes:
+    held: WeakSet[Held] = WeakSet()
+
+    def pack(tensor: Tensor) -> Held:
+        kept = Held(tensor)
+        held.add(kept)
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, Held.let_go):
         if isinstance(given, Mapping):
             output = model(**given)
         else:
             output = model(*(given if isinstance(given, tuple) else (given,)))
-        del output
+    # what is gone by now belonged to a part of the graph that nothing needs
+    sizes = _bytes_by_storage(kept.tensor for kept in held)
+    del output
+    for tensor in known:
+        if isinstance(tensor, Tensor):
+            sizes.pop(_storage(tensor), None)
     return sum(sizes.values())
 
 
-@contextmanager
-def _saved_bytes(known: Iterator[Tensor]) -> Iterator[dict[int, int]]:
-    """Collect the bytes of each storage that is saved for the backward pass, but for known ones."""
-    skipped = {_storage(tensor) for tensor in known}
-    kept: dict[int, Tensor] = {}  # alive, so that no storage takes the place of another
-    sizes: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        key = _storage(tensor)
-        if key not in skipped:
-            kept[key] = tensor
-            sizes[key] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield sizes
+def _bytes_by_storage(tensors: Iterable[Tensor]) -> dict[int, int]:
+    return {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}
 
 
 def _storage(tensor: Tensor) -> int:

@@ -61,6 +61,7 @@ def _plan(overrides: Sequence[str], classes: int, batch: int) -> AdaptationPlan:
 
     import torch
     from hydra.utils import instantiate
+    from omegaconf import OmegaConf
 
     from lightning_peft.cli.quiet import quiet
     from lightning_peft.data_config import data_config
@@ -71,7 +72,8 @@ def _plan(overrides: Sequence[str], classes: int, batch: int) -> AdaptationPlan:
         backbone = _backbone(cfg, classes)
     shape = data_config(backbone)
     images = torch.empty(batch, shape.channels, *shape.image_size, device="meta")
-    return plan(backbone, method, inputs=images)
+    memory: Any = OmegaConf.select(cfg, "callbacks.peft.memory") or "default"
+    return plan(backbone, method, inputs=images, memory=memory)
 
 
 def _backbone(cfg: DictConfig, classes: int) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_peft.kernels.low_rank import EXACT, autocast_dtype, exactly
+from lightning_peft.kernels.products import EXACT, autocast_dtype, exactly
 from lightning_peft.kernels.rebuild import Memory, Recipe, parted, recipe_of
 
 __all__ = ["Geometry", "low_rank_conv"]

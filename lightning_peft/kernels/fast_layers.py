@@ -12,7 +12,7 @@ from lightning_peft.kernels.convolution import Geometry, low_rank_conv
 from lightning_peft.kernels.low_rank import low_rank_linear
 from lightning_peft.kernels.rebuild import Memory
 
-__all__ = ["MEMORY", "fast_classes", "memory_of"]
+__all__ = ["MEMORY", "REBUILDS", "fast_classes", "memory_of"]
 
 SMALL = 200_000
 """Numbers that a linear layer reads and writes, below which ``peft``'s forward is the faster one.
@@ -22,13 +22,22 @@ size: ``benchmarks/small_layers.py``.
 """
 
 MEMORY = "_lightning_peft_memory"
-"""The attribute of a layer that holds what it may make again."""
+"""The attribute of a layer that holds the setting it was given."""
+
+REBUILDS = "_lightning_peft_rebuilds"
+"""The attribute of a layer that holds what it may make again itself."""
 
 
 def memory_of(layer: nn.Module) -> Memory:
-    """What a layer may make again."""
+    """The setting that a layer was given."""
     memory: Memory = layer.__dict__.get(MEMORY, "default")
     return memory
+
+
+def _rebuilds(layer: nn.Module) -> Memory:
+    """What a layer may make again."""
+    rebuilds: Memory = layer.__dict__.get(REBUILDS, "default")
+    return rebuilds
 
 
 def _active(layer: Any, downs: Any) -> str | None:
@@ -51,7 +60,11 @@ def _active(layer: Any, downs: Any) -> str | None:
 
 def _is_small(layer: Any, x: Tensor) -> bool:
     """Whether there is so little to do that the plain forward is as good."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or memory_of(layer) == "low":
+    if (
+        x.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or _rebuilds(layer) in ("low", "lowest")
+    ):
         return False
     return x.numel() + x.numel() // x.shape[-1] * layer.out_features < SMALL
 
@@ -93,7 +106,7 @@ def fast_classes() -> dict[type, type]:
                 self.lora_B[name].weight,
                 self.scaling[name],
                 dropout=_dropout(self, name),
-                memory=memory_of(self),
+                memory=_rebuilds(self),
                 training=self.training,
             )
 
@@ -132,7 +145,7 @@ def fast_classes() -> dict[type, type]:
                     self.lora_B[name].weight,
                     self.scaling[name],
                     Geometry(base.stride, base.padding, base.dilation),
-                    memory=memory_of(self),
+                    memory=_rebuilds(self),
                 )
 
         return FastConv

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from lightning_peft.errors import MethodError
-from lightning_peft.kernels.fast_layers import MEMORY, fast_classes, memory_of
+from lightning_peft.kernels.fast_layers import MEMORY, REBUILDS, fast_classes, memory_of
 from lightning_peft.kernels.rebuild import Memory
 
 __all__ = ["Acceleration", "accelerate", "acceleration_of", "memory_problem"]
@@ -40,6 +40,7 @@ class Acceleration:
         what = {
             "default": "",
             "low": ", low in memory",
+            "lowest": ", lowest in memory",
             "high": ", nothing made again",
             "mixed": ", mixed settings of memory",
         }
@@ -63,7 +64,10 @@ def accelerate(model: nn.Module, memory: Memory = "default") -> Acceleration:
         model: A model with LoRA layers, changed in place: their class becomes a subclass of theirs.
         memory: What a layer makes again in the backward pass from what the graph keeps in any case:
             ``"default"`` the output of an activation function (GELU, SiLU, a gate) that feeds it;
-            ``"low"`` that of a layer norm as well; ``"high"`` nothing.
+            ``"low"`` that of a layer norm as well, and in the first quarter of the layers what is
+            below; ``"lowest"`` in all of them also what an activation function is given, where that
+            comes from an adapted layer (an MLP's first), at the price of one more of its products;
+            ``"high"`` nothing.
 
     Returns:
         What was done.
@@ -76,17 +80,22 @@ def accelerate(model: nn.Module, memory: Memory = "default") -> Acceleration:
     problem = memory_problem(memory)
     if problem is not None:
         raise MethodError(problem)
-    fast, plain = [], {}
+    fast: dict[str, LoraLayer] = {}
+    plain: dict[str, str] = {}
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
         reason = _reason(layer)
         if reason is None:
             layer.__class__ = fast_classes().get(type(layer), type(layer))
-            layer.__dict__[MEMORY] = memory
-            fast.append(name)
+            fast[name] = layer
         else:
             plain[name] = reason
+    for number, layer in enumerate(fast.values()):
+        # the share of the products that "low" makes again is a compromise: see the benchmarks
+        low = "lowest" if number < len(fast) / 4 else "low"
+        layer.__dict__[MEMORY] = memory
+        layer.__dict__[REBUILDS] = low if memory == "low" else memory
     return Acceleration(tuple(fast), plain, memory)
 
 
@@ -121,7 +130,7 @@ def memory_problem(memory: Any) -> str | None:
     """Say what is wrong with a value of ``memory``, if anything."""
     if isinstance(memory, str) and memory in get_args(Memory):
         return None
-    return f"memory: expected 'default', 'low' or 'high', got {memory!r}."
+    return f"memory: expected 'default', 'low', 'lowest' or 'high', got {memory!r}."
 
 
 def _reason(layer: Any) -> str | None:

@@ -7,32 +7,28 @@ gradient of the input are one product each. Only what the backward pass needs is
 ``A`` is trained (or what ``x`` was made from, see :mod:`lightning_peft.kernels.rebuild`),
 ``x A^T`` of ``rank`` features otherwise, never the update.
 
-The orders are F1, F2, B1 and B5 of Cherniuk et al., "Run LoRA Run: Faster and Lighter LoRA
-Implementations", 2023 (https://arxiv.org/abs/2312.03415).
+The orders of the products are in :mod:`lightning_peft.kernels.products`.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_peft.kernels.products import (
+    EXACT,
+    autocast_dtype,
+    dropped,
+    exactly,
+    merges_backward,
+    updated,
+)
 from lightning_peft.kernels.rebuild import Memory, Recipe, is_looked_at, parted, recipe_of
 
-__all__ = [
-    "EXACT",
-    "autocast_dtype",
-    "exactly",
-    "low_rank_linear",
-    "merges_backward",
-    "merges_forward",
-]
-
-EXACT = (torch.float32, torch.float64)
-"""Dtypes in which the sum ``W + s B A`` may be rounded: not half precision."""
+__all__ = ["low_rank_linear"]
 
 
 def low_rank_linear(
@@ -78,6 +74,8 @@ def low_rank_linear(
     through = recipe is not None and training and recipe.slopes and not is_looked_at(x)
     if recipe is not None and not through:
         recipe = recipe.detached()
+    elif recipe is not None and memory == "lowest":
+        recipe = _chained(recipe)
     how, made_from = parted(recipe)
     out = _LowRank.apply(
         flat.detach() if through else flat,
@@ -94,30 +92,23 @@ def low_rank_linear(
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
-def autocast_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """The dtype to multiply in: that of autocast, where it is on, or the weight's."""
-    device = x.device.type
-    castable = weight.dtype in (torch.float32, torch.bfloat16)
-    if device != "meta" and castable and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return weight.dtype
-
-
-def exactly(device: str) -> AbstractContextManager[Any]:
-    """Switch autocast off: the dtypes are chosen already, and the backward has to use the same."""
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return nullcontext()
-    return torch.autocast(device, enabled=False)
-
-
-def merges_forward(rows: int, inputs: int, outputs: int) -> bool:
-    """Whether folding the update into the weight is the cheaper forward (F2 before F1)."""
-    return rows * (inputs + outputs) > 2 * inputs * outputs
-
-
-def merges_backward(rows: int, outputs: int) -> bool:
-    """Whether it is the cheaper gradient of the input (B5 before B1)."""
-    return rows > 2 * outputs
+def _chained(recipe: Recipe) -> Recipe:
+    """Let an activation's input be made again as well, if it comes from a layer of this kind."""
+    (value,) = recipe.tensors
+    node: Any = None if value is None else value.grad_fn
+    if type(node).__name__ == "ViewBackward0":  # that gives the output its shape
+        node = node.next_functions[0][0]
+    if value is None or getattr(node, "_forward_cls", None) is not _LowRank:
+        return recipe
+    weight, bias, a, b, mask, _, x, *made_from = node.saved_tensors
+    how = node.recipe and node.recipe.with_tensors(made_from)
+    if (x is None and how is None) or (how is not None and how.inner is not None):
+        return recipe  # the other layer keeps no input, or has a product to make itself
+    if how is not None and how.shared is not None:
+        how.shared.users += 1
+    options = (node.scale, node.dropout, value.shape)
+    inner = Recipe("low_rank", options, (x, weight, bias, a, b, mask), inner=how)
+    return recipe._replace(inner=inner.detached())
 
 
 class _LowRank(torch.autograd.Function):
@@ -136,38 +127,36 @@ class _LowRank(torch.autograd.Function):
     ) -> Tensor:
         down, up = a.to(x.dtype), b.to(x.dtype)
         ctx.scale, ctx.dropout, ctx.recipe, ctx.dtype = scale, dropout, recipe, x.dtype
-        trains_a = ctx.needs_input_grad[3]
-        hidden = mask = None
+        ctx.merges = x.dtype in EXACT and not dropout
+        given = mask = None
         with exactly(x.device.type):
             if dropout:
-                dropped, mask = torch.native_dropout(x, dropout, True)
-            else:
-                dropped = x
-            ctx.merges = x.dtype in EXACT and not dropout
-            if ctx.merges and merges_forward(len(x), *reversed(weight.shape)):
-                out = F.linear(x, torch.addmm(weight, up, down, alpha=scale), bias)
-                if not trains_a:
-                    hidden = F.linear(x, down)
-            else:
-                hidden = F.linear(dropped, down)
-                out = F.linear(x, weight, bias).addmm_(hidden, up.T, alpha=scale)
-        # with x there for A, x A^T is cheaper to compute again than to keep
-        if trains_a:
-            hidden = None
-        kept = (None,) if not trains_a or recipe is not None else (x,)
-        ctx.save_for_backward(weight, a, b, mask, hidden, *kept, *made_from)
+                given, mask = torch.native_dropout(x, dropout, True)
+            out, hidden = updated(x, weight, bias, down, up, scale, given)
+            trains_a = ctx.needs_input_grad[3]
+            # with x there for A, x A^T is cheaper to compute again than to keep
+            if trains_a:
+                hidden = None
+            elif hidden is None:
+                hidden = F.linear(x, down)
+        kept = x if trains_a and recipe is None else None
+        if recipe is not None and recipe.inner is not None:
+            made_from = (None, *made_from[1:])
+        ctx.save_for_backward(weight, bias, a, b, mask, hidden, kept, *made_from)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, a, b, mask, hidden, x, *made_from = ctx.saved_tensors
+        weight, _, a, b, mask, hidden, x, *made_from = ctx.saved_tensors
         takes_x, _, _, needs_a, needs_b, _, _, _, *goes_through = ctx.needs_input_grad
         needs_x = takes_x or any(goes_through)
         down, up = a.to(grad.dtype), b.to(grad.dtype)
-        grad_x = grad_a = grad_b = None
+        grad_x = grad_a = grad_b = goes_back = None
         with exactly(grad.device.type):
             recipe = ctx.recipe and ctx.recipe.with_tensors(made_from)
+            if recipe is not None:
+                recipe = recipe.opened()
             if x is None and (needs_a or (needs_b and hidden is None)):
                 x = recipe.make().to(ctx.dtype)
                 x = x.reshape(-1, x.shape[-1])
@@ -177,7 +166,7 @@ class _LowRank(torch.autograd.Function):
             if needs_a or (needs_x and not merged):
                 grad_hidden = F.linear(grad, (up.T * ctx.scale).contiguous())
             if needs_a or (needs_b and hidden is None):
-                x = _dropped(x, mask, ctx.dropout)
+                x = dropped(x, mask, ctx.dropout)
             if needs_b:
                 given = F.linear(x, down) if hidden is None else hidden
                 grad_b = (given.T @ grad).T.mul(ctx.scale).to(b.dtype)
@@ -189,15 +178,8 @@ class _LowRank(torch.autograd.Function):
             elif needs_x and mask is None:
                 grad_x = (grad @ weight).addmm_(grad_hidden, down)
             elif needs_x:
-                grad_x = (grad @ weight).add_(_dropped(grad_hidden @ down, mask, ctx.dropout))
+                grad_x = (grad @ weight).add_(dropped(grad_hidden @ down, mask, ctx.dropout))
             if any(goes_through):
-                grad_x, goes_through = None, [recipe.back(grad_x)]
-            else:
-                goes_through = [None] * len(goes_through)
-        return grad_x, None, None, grad_a, grad_b, None, None, None, *goes_through
-
-
-def _dropped(x: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    if mask is None:
-        return x
-    return x * mask * (1 / (1 - dropout) if dropout < 1 else 0.0)
+                grad_x, goes_back = None, recipe.back(grad_x)
+            rest = [goes_back, *[None] * len(goes_through)][: len(goes_through)]
+        return grad_x, None, None, grad_a, grad_b, None, None, None, *rest

@@ -2,22 +2,67 @@
 
 What feeds an adapted layer is often made by an operation that costs little and whose own input the
 graph keeps in any case: GELU keeps what it is given, and so does a layer norm. Then the layer need
-not keep the result as well; it makes it again from what is there.
+not keep the result as well; it makes it again from what is there. And where what GELU is given
+comes from another adapted layer (the first of an MLP), that need not be kept either: for the price
+of that layer's product it is made again too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Memory", "Recipe", "is_looked_at", "parted", "recipe_of"]
+from lightning_peft.kernels.products import dropped, exactly, updated
 
-Memory = Literal["default", "low", "high"]
-"""What is made again: activation functions; layer norms as well (``low``); nothing (``high``)."""
+__all__ = ["Held", "Memory", "Recipe", "Shared", "is_looked_at", "parted", "recipe_of"]
+
+Memory = Literal["default", "low", "lowest", "high"]
+"""What is made again: activation functions; layer norms as well (``low``); the first products of
+MLPs as well (``lowest``; of a layer, for which ``low`` means that they are not); nothing
+(``high``)."""
+
+
+class Held:
+    """A tensor that somebody watches being kept, with ``saved_tensors_hooks(..., Held.let_go)``.
+
+    Other hooks on saved tensors decide what is kept, and nothing is made again under them.
+
+    Attributes:
+        tensor: What is kept.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    @staticmethod
+    def let_go(held: Held) -> Tensor:
+        """Give the tensor back."""
+        return held.tensor
+
+
+class Shared:
+    """A tensor that several layers make again: made once, and gone after the last of them.
+
+    Attributes:
+        users: How many layers need it.
+    """
+
+    def __init__(self) -> None:
+        self.users = 0
+        self._given = 0
+        self._value: Tensor | None = None
+
+    def get(self, make: Callable[[], Tensor]) -> Tensor:
+        """The tensor, made by the first who asks."""
+        value = make() if self._value is None else self._value
+        self._given += 1
+        done = self._given >= self.users
+        self._value, self._given = (None, 0) if done else (value, self._given)
+        return value
 
 
 class Recipe(NamedTuple):
@@ -27,16 +72,50 @@ class Recipe(NamedTuple):
         kind: The name of the operation.
         options: Its arguments that are no tensors.
         tensors: What it is made from, shaped as they were; ``None`` for what is absent.
+        inner: How the first of these is made, where it is not kept.
+        shared: By all who make the same.
     """
 
     kind: str
     options: tuple[Any, ...]
     tensors: tuple[Tensor | None, ...]
+    inner: Recipe | None = None
+    shared: Shared | None = None
 
     @property
     def slopes(self) -> bool:
         """Whether :meth:`back` knows the gradient."""
         return self.kind in ("gelu", "silu")
+
+    @property
+    def all_tensors(self) -> tuple[Tensor | None, ...]:
+        """Those of the inner recipes as well."""
+        return self.tensors + (self.inner.all_tensors if self.inner else ())
+
+    def with_tensors(self, tensors: Sequence[Tensor | None]) -> Recipe:
+        """The same with other tensors, such as the saved ones; in the order of all_tensors."""
+        mine, others = tuple(tensors[: len(self.tensors)]), tensors[len(self.tensors) :]
+        inner = None if self.inner is None else self.inner.with_tensors(others)
+        return self._replace(tensors=mine, inner=inner)
+
+    def detached(self) -> Recipe:
+        """The same from tensors without a history; changes in place are still seen."""
+        return self.with_tensors([None if t is None else t.detach() for t in self.all_tensors])
+
+    def opened(self) -> Recipe:
+        """The same with its first tensor there."""
+        if self.inner is None:
+            return self
+        return self._replace(tensors=(self.inner.make(), *self.tensors[1:]), inner=None)
+
+    def make(self) -> Tensor:
+        """The tensor, made again."""
+
+        def make() -> Tensor:
+            made = self.opened()
+            return _MADE[made.kind](*made.options, *made.tensors)
+
+        return make() if self.shared is None else self.shared.get(make)
 
     def back(self, grad: Tensor) -> Tensor:
         """The gradient of what it is made from, written over that of what is made."""
@@ -51,31 +130,45 @@ class Recipe(NamedTuple):
             torch.ops.aten.silu_backward.grad_input(grad, value, grad_input=grad)
         return grad
 
-    def detached(self) -> Recipe:
-        """The same from tensors without a history; changes in place are still seen."""
-        return self.with_tensors([None if t is None else t.detach() for t in self.tensors])
 
-    def with_tensors(self, tensors: Sequence[Tensor | None]) -> Recipe:
-        """The same with other tensors, such as the saved ones."""
-        return self._replace(tensors=tuple(tensors))
+def _gelu(approximate: str, value: Tensor) -> Tensor:
+    return F.gelu(value, approximate=approximate)
 
-    def make(self) -> Tensor:
-        """The tensor, made again."""
-        given: tuple[Any, ...] = self.tensors
-        if self.kind == "gelu":
-            return F.gelu(given[0], approximate=self.options[0])
-        if self.kind == "silu":
-            return F.silu(given[0])
-        if self.kind == "product":
-            product: Tensor = given[0] * given[1]
-            return product
-        value, mean, rstd, weight, bias = given
-        made = (value - mean).mul_(rstd)
-        if weight is None:
-            return made.to(value.dtype)
-        return (made * weight if bias is None else torch.addcmul(bias, made, weight)).to(
-            value.dtype
-        )
+
+def _normalised(
+    value: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    made = (value - mean).mul_(rstd)
+    if weight is not None:
+        made = made * weight if bias is None else torch.addcmul(bias, made, weight)
+    return made.to(value.dtype)
+
+
+def _low_rank(
+    scale: float,
+    dropout: float,
+    shape: torch.Size,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    a: Tensor,
+    b: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
+    x = x.to(weight.dtype).reshape(-1, x.shape[-1])
+    given = None if mask is None else dropped(x, mask, dropout)
+    with exactly(x.device.type):
+        made, _ = updated(x, weight, bias, a.to(x.dtype), b.to(x.dtype), scale, given)
+    return made.view(shape)
+
+
+_MADE: dict[str, Callable[..., Tensor]] = {
+    "gelu": _gelu,
+    "silu": F.silu,
+    "product": torch.mul,
+    "layer_norm": _normalised,
+    "low_rank": _low_rank,
+}
 
 
 def recipe_of(x: Tensor, memory: Memory) -> Recipe | None:
@@ -101,19 +194,22 @@ def recipe_of(x: Tensor, memory: Memory) -> Recipe | None:
     if kind == "MulBackward0" and _plain(node._raw_saved_self) and _plain(node._raw_saved_other):
         # a gate: each side keeps the other
         return _product(node)
-    if memory == "low" and kind == "NativeLayerNormBackward0" and _plain(node._raw_saved_input):
+    lows = memory in ("low", "lowest")
+    if lows and kind == "NativeLayerNormBackward0" and _plain(node._raw_saved_input):
         return _layer_norm(node)
     return None
 
 
 def _plain(saved: Any) -> bool:
     """Whether nobody has a hook on a saved tensor: looking at it would run theirs."""
-    return saved.unpack_hook is None
+    return saved.unpack_hook in (None, Held.let_go)
 
 
 def parted(recipe: Recipe | None) -> tuple[Recipe | None, tuple[Tensor | None, ...]]:
     """Part a recipe into words and tensors, which an autograd function has to be given apart."""
-    return (None, ()) if recipe is None else (recipe.with_tensors(()), recipe.tensors)
+    if recipe is None:
+        return None, ()
+    return recipe.with_tensors([None] * len(recipe.all_tensors)), recipe.all_tensors
 
 
 def is_looked_at(x: Tensor) -> bool:
@@ -133,4 +229,7 @@ def _layer_norm(node: Any) -> Recipe | None:
     if len(node._saved_normalized_shape) != 1:
         return None
     kept = (value, node._saved_result1, node._saved_result2, weight, bias)
-    return Recipe("layer_norm", (), kept)
+    # query, key and value are given the same
+    shared = node.metadata.setdefault("lightning_peft", Shared())
+    shared.users += 1
+    return Recipe("layer_norm", (), kept, shared=shared)

@@ -11,6 +11,9 @@ from lightning_peft.methods.registry import list_methods, method_class
 
 __all__ = ["check_memory", "refuse_no_fast_layer"]
 
+SAVING = ("low", "lowest")
+"""The settings that make no sense without a fast layer."""
+
 
 def check_memory(method: Method, memory: Any) -> None:
     """Check a value of ``memory`` before a model is looked at.
@@ -20,29 +23,29 @@ def check_memory(method: Method, memory: Any) -> None:
         memory: What was asked for.
 
     Raises:
-        MethodError: If it is none of the three, or ``"low"`` with a method that has no fast layer,
-            so that nothing would be saved.
+        MethodError: If it is none of the four, or ``"low"`` or ``"lowest"`` with a method that has
+            no fast layer, so that nothing would be saved.
     """
     problem = memory_problem(memory)
     if problem is not None:
         raise MethodError(problem)
-    if memory == "low" and not method.accelerated:
+    if memory in SAVING and not method.accelerated:
         raise MethodError(
-            f"memory='low': expected a method with fast LoRA layers ({_served()}), got "
+            f"memory='{memory}': expected a method with fast LoRA layers ({_served()}), got "
             f"'{method.name}', whose backward pass it would not change. Leave memory out, or "
             "choose one of these."
         )
 
 
 def refuse_no_fast_layer(method: Method, done: Acceleration) -> None:
-    """Refuse ``memory="low"`` where, on this backbone, not one layer is fast.
+    """Refuse to save memory where, on this backbone, not one layer is fast.
 
     Raises:
         MethodError: It says why each layer is not.
     """
-    if done.memory == "low" and not done.fast:
+    if done.memory in SAVING and not done.fast:
         raise MethodError(
-            f"memory='low': expected a LoRA layer with the fast forward, got none from "
+            f"memory='{done.memory}': expected a LoRA layer with the fast forward, got none from "
             f"'{method.name}' on this backbone: {done}. Leave memory out, or choose other targets."
         )
 

@@ -11,7 +11,7 @@ from peft.tuners.lora.layer import Linear
 from torch import nn
 
 import lightning_peft as lp
-from lightning_peft.kernels import accelerate, low_rank, low_rank_linear
+from lightning_peft.kernels import accelerate, low_rank, low_rank_linear, products
 from tests.zoo import build, example_input
 
 SHAPES = [(3, 5, 4, 2), (40, 5, 4, 2)]  # rows, inputs, outputs, rank: both orders of the products
@@ -29,8 +29,8 @@ def tensors(rows, inputs, outputs, rank, dtype=torch.float64):
 
 
 def test_the_shapes_of_these_tests_take_both_orders():
-    forward = {low_rank.merges_forward(n, i, o) for n, i, o, _ in SHAPES}
-    backward = {low_rank.merges_backward(n, o) for n, _, o, _ in SHAPES}
+    forward = {products.merges_forward(n, i, o) for n, i, o, _ in SHAPES}
+    backward = {products.merges_backward(n, o) for n, _, o, _ in SHAPES}
     assert forward == backward == {False, True}
 
 

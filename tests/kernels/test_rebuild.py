@@ -1,12 +1,14 @@
 """What is made again in the backward pass: the gradients are the same, and less is kept."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lightning_peft.kernels import low_rank_linear
+from lightning_peft.kernels import low_rank_linear, rebuild
 from lightning_peft.kernels.rebuild import recipe_of
 
 
@@ -147,3 +149,101 @@ def test_an_activation_with_two_users_gets_the_gradient_of_both():
     value = F.gelu(x)
     (low_rank_linear(value, weight, bias, a, b, 0.5).sum() + value.square().sum()).backward()
     torch.testing.assert_close(got, x.grad)
+
+
+# --- the first product of an MLP ----------------------------------------------------------------
+
+
+class MLP:
+    """Two adapted layers with an activation between them."""
+
+    def __init__(self, act, before=None, dropout=0.0, dtype=torch.float64):
+        self.x, self.weight, self.bias, self.a, self.b = tensors(dtype)
+        shapes = (6, 4), (2, 4), (6, 2)
+        self.weight2, self.a2, self.b2 = (torch.randn(shape, dtype=dtype) for shape in shapes)
+        self.trained = [self.a, self.b, self.a2.requires_grad_(), self.b2.requires_grad_()]
+        self.act, self.before, self.dropout = act, before, dropout
+
+    def __call__(self, memory, training=True):
+        options = {"dropout": self.dropout, "memory": memory, "training": training}
+        x = self.x if self.before is None else self.before(self.x)
+        hidden = low_rank_linear(x, self.weight, self.bias, self.a, self.b, 0.5, **options)
+        args = self.act(hidden), self.weight2, None, self.a2, self.b2, 0.5
+        return low_rank_linear(*args, **options)
+
+    def slopes(self, memory, **options):
+        torch.manual_seed(1)
+        out = self(memory, **options)
+        return torch.autograd.grad(out.square().sum(), [self.x, *self.trained])
+
+
+@pytest.mark.parametrize("act", [F.gelu, F.silu, partial(F.gelu, approximate="tanh")])
+@pytest.mark.parametrize("before", [None, norm(), torch.tanh])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_first_product_is_made_again_and_the_gradients_are_the_same(act, before, dropout):
+    mlp = MLP(act, before, dropout)
+    for got, expected in zip(mlp.slopes("lowest"), mlp.slopes("high"), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_it_is_made_by_the_same_products_in_the_same_dtype(dtype, autocast):
+    mlp = MLP(F.gelu, dtype=dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        for got, expected in zip(mlp.slopes("lowest"), mlp.slopes("low"), strict=True):
+            assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(("memory", "kept"), [("lowest", False), ("low", True), ("high", True)])
+def test_what_the_first_layer_gives_is_not_kept(memory, kept):
+    mlp = MLP(F.gelu)
+    out = mlp(memory)
+    nodes, held = [out.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        tensors = [*saved_by(node), *getattr(node, "saved_tensors", ())]
+        held |= {t.shape for t in tensors if isinstance(t, torch.Tensor) and t.numel() == 3 * 7 * 4}
+        nodes += [following for following, _ in node.next_functions if following is not None]
+    assert bool(held) is kept
+
+
+@pytest.mark.parametrize("why", ["evaluation", "frozen A", "looked at"])
+def test_it_is_kept_where_something_else_needs_it(why):
+    mlp = MLP(F.gelu)
+    if why == "frozen A":
+        mlp.a.requires_grad_(False)
+        mlp.trained.remove(mlp.a)
+    if why == "looked at":
+        mlp.act = looked_at
+    training = why != "evaluation"
+    for got, expected in zip(
+        mlp.slopes("lowest", training=training), mlp.slopes("high", training=training), strict=True
+    ):
+        torch.testing.assert_close(got, expected)
+
+
+def looked_at(x):
+    value = F.gelu(x)
+    value.retain_grad()
+    return value
+
+
+def test_layers_that_share_an_input_make_it_once(monkeypatch):
+    x, weight, bias, a, b = tensors()
+    calls = []
+    make = rebuild._MADE["layer_norm"]
+    monkeypatch.setitem(rebuild._MADE, "layer_norm", lambda *t: calls.append(1) or make(*t))
+    value = norm()(x)
+    together = [low_rank_linear(value, weight, bias, a, b, s, memory="low") for s in (1, 2, 3)]
+    loss = sum(out.square().sum() for out in together)
+    first = torch.autograd.grad(loss, [a, b], retain_graph=True)
+    assert len(calls) == 1
+    second = torch.autograd.grad(loss, [a, b])
+    assert len(calls) == 2
+    plain = [low_rank_linear(value, weight, bias, a, b, s) for s in (1, 2, 3)]
+    expected = torch.autograd.grad(sum(out.square().sum() for out in plain), [a, b])
+    for one, other, right in zip(first, second, expected, strict=True):
+        assert torch.equal(one, other)
+        torch.testing.assert_close(one, right)
+    assert value.grad_fn.metadata["lightning_peft"]._value is None  # not kept afterwards
