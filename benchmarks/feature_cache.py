@@ -6,8 +6,8 @@
 A linear probe, a run that trains the last quarter of the blocks, and one with LoRA in them, on
 random weights and images: what they learn is of no interest, how long an epoch takes is the same.
 By the number of products, a block trained in full costs three and one with LoRA two where a frozen
-one costs one, so that of the last quarter at most 2.0 and 2.5 can be had. The two variants are trained
-in turn, an epoch at a time, in one process, so that what disturbs the machine disturbs them alike.
+one costs one, so that of the last quarter at most 2.0 and 2.5 can be had. The two variants are
+trained in turn, an epoch at a time, in one process, so that what disturbs the machine disturbs them alike.
 An epoch is what a training is made of (loader, forward, backward, optimizer, the cache's hashes and
 copies). The ratio of a run of N epochs counts the first epoch, which computes everything and
 compares, and N - 1 of the others at their median; where fewer epochs are timed than the run has,
@@ -34,7 +34,6 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_peft as lp
 from lightning_peft.anatomy import anatomy
 from lightning_peft.caching import PrefixCache
-
 
 CASES = ("linear_probe", "last_quarter", "lora_last_quarter")
 

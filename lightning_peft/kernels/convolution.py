@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_peft.kernels.products import EXACT, autocast_dtype, exactly
+from lightning_peft.kernels.products import EXACT, autocast_dtype, exactly, refuse_second
 from lightning_peft.kernels.rebuild import Memory, Recipe, parted, recipe_of
 
 __all__ = ["Geometry", "low_rank_conv"]
@@ -121,10 +121,10 @@ class _LowRankConv(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, a, b, x, *made_from = ctx.saved_tensors
         needs_x, _, _, needs_a, needs_b, *_ = ctx.needs_input_grad
+        refuse_second(x is None and (needs_a or needs_b))
         geometry, down, up = ctx.geometry, a.to(grad.dtype), b.to(grad.dtype)
         grad_x = grad_a = grad_b = None
         with exactly(grad.device.type):

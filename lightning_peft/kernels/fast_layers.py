@@ -44,6 +44,8 @@ def _active(layer: Any, downs: Any) -> str | None:
     """Name the one adapter that the fast forward may use now, if it may be used."""
     if layer.disable_adapters or layer.merged_adapters:
         return None
+    if torch._C._are_functorch_transforms_active():  # torch.func, such as gradients by sample
+        return None
     active = [name for name in layer.active_adapters if name in downs]
     if len(active) != 1:
         return None

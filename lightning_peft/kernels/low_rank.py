@@ -24,6 +24,7 @@ from lightning_peft.kernels.products import (
     dropped,
     exactly,
     merges_backward,
+    refuse_second,
     updated,
 )
 from lightning_peft.kernels.rebuild import Memory, Recipe, is_looked_at, parted, recipe_of
@@ -146,10 +147,10 @@ class _LowRank(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, _, a, b, mask, hidden, x, *made_from = ctx.saved_tensors
         takes_x, _, _, needs_a, needs_b, _, _, _, *goes_through = ctx.needs_input_grad
+        refuse_second(x is None and (needs_a or needs_b))
         needs_x = takes_x or any(goes_through)
         down, up = a.to(grad.dtype), b.to(grad.dtype)
         grad_x = grad_a = grad_b = goes_back = None

@@ -20,6 +20,7 @@ __all__ = [
     "exactly",
     "merges_backward",
     "merges_forward",
+    "refuse_second",
     "updated",
 ]
 
@@ -87,3 +88,21 @@ def dropped(x: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     if mask is None:
         return x
     return x * mask * (1 / (1 - dropout) if dropout < 1 else 0.0)
+
+
+def refuse_second(not_kept: bool) -> None:
+    """Refuse a second derivative (``create_graph=True``) that would miss a part of the graph.
+
+    Args:
+        not_kept: Whether the backward pass has not got the layer's input, but makes it again or
+            does without.
+
+    Raises:
+        RuntimeError: Where the backward pass that is under way is to be differentiated itself.
+    """
+    if not_kept and torch.is_grad_enabled():
+        raise RuntimeError(
+            "A second derivative through a fast LoRA layer: expected the layer's input to be kept, "
+            "but it is made again in the backward pass, or A is frozen. Choose memory='high', and "
+            "train A as well as B."
+        )

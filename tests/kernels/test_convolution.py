@@ -71,6 +71,17 @@ def test_gradients_are_those_of_finite_differences(needs, geometry):
     )
 
 
+def test_so_are_second_derivatives():
+    torch.manual_seed(0)
+    shapes = [(1, 3, 3, 3), (2, 3, 3, 3), (4, 2, 1, 1)]
+    given = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    weight = torch.randn(4, 3, 3, 3).double()
+    geometry = Geometry((1, 1), (1, 1), (1, 1))
+    assert torch.autograd.gradgradcheck(
+        lambda x, a, b: low_rank_conv(x, weight, None, a, b, 0.7, geometry), given
+    )
+
+
 def test_in_half_precision_the_update_is_not_rounded_into_the_weight():
     torch.manual_seed(0)
     x, weight = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3)

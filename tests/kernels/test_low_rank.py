@@ -46,6 +46,32 @@ def test_gradients_are_those_of_finite_differences(shape, needs):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_so_are_second_derivatives(shape, dropout):
+    x, weight, bias, a, b = tensors(*shape)
+
+    def function(x, a, b):
+        torch.manual_seed(0)
+        return low_rank_linear(x, weight, bias, a, b, 0.7, dropout=dropout)
+
+    given = tuple(tensor.requires_grad_() for tensor in (x, a, b))
+    assert torch.autograd.gradgradcheck(function, given)
+
+
+@pytest.mark.parametrize("why", ["made again", "frozen A"])
+def test_a_second_derivative_that_would_be_wrong_is_refused(why):
+    x, weight, bias, a, b = tensors(*SHAPES[0])
+    x.requires_grad_()
+    a.requires_grad_(why != "frozen A")
+    out = low_rank_linear(
+        nn.functional.gelu(x), weight, bias, a, b.requires_grad_(), 0.7, memory="default"
+    )
+    with pytest.raises(RuntimeError, match="expected the layer's input to be kept"):
+        torch.autograd.grad(out.square().sum(), b, create_graph=True)
+    torch.autograd.grad(out.square().sum(), b)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_output_is_that_of_dense_algebra(shape, bias):
     x, weight, shift, a, b = tensors(*shape)
@@ -165,6 +191,26 @@ def test_what_the_fast_forward_does_not_know_is_done_by_peft(change, monkeypatch
     x = torch.randn(3, 6)
     monkeypatch.setattr("lightning_peft.kernels.fast_layers.low_rank_linear", not_called)
     torch.testing.assert_close(model(x), plain(x), rtol=0, atol=0)
+
+
+def test_gradients_by_sample_are_those_of_peft():
+    plain = layer()
+    model = copy.deepcopy(plain)
+    accelerate(model)
+    x = torch.randn(3, 6)
+
+    def by_sample(model):
+        trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+
+        def loss(trained, sample):
+            return torch.func.functional_call(model, trained, (sample[None],)).square().sum()
+
+        return torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(trained, x)
+
+    got, expected = by_sample(model), by_sample(plain)
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient)
 
 
 def test_with_little_to_do_peft_is_as_fast(monkeypatch):
