@@ -7,11 +7,11 @@ A linear probe, a run that trains the last quarter of the blocks, and one with L
 random weights and images: what they learn is of no interest, how long an epoch takes is the same.
 By the number of products, a block trained in full costs three and one with LoRA two where a frozen
 one costs one, so that of the last quarter at most 2.0 and 2.5 can be had. The two variants are
-trained in turn, an epoch at a time, in one process, so that what disturbs the machine disturbs them alike.
-An epoch is what a training is made of (loader, forward, backward, optimizer, the cache's hashes and
-copies). The ratio of a run of N epochs counts the first epoch, which computes everything and
-compares, and N - 1 of the others at their median; where fewer epochs are timed than the run has,
-that is the only extrapolation.
+trained in turn, an epoch at a time, in one process, so that what disturbs the machine disturbs
+them alike. An epoch is what a training is made of (loader, forward, backward, optimizer, the
+cache's hashes and copies). The ratio of a run of N epochs counts the first epoch, which computes
+everything and compares, and N - 1 of the others at their median; where fewer epochs are timed than
+the run has, that is the only extrapolation.
 """
 
 from __future__ import annotations
