@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,10 +23,13 @@ from lightning_peft.caching.context import (
 )
 from lightning_peft.caching.keys import batch_size, sample_keys
 from lightning_peft.caching.layout import laid_out
-from lightning_peft.caching.search import Split, find_split
-from lightning_peft.caching.splice import Blank, NotSplit, Recording, Tree, like
+from lightning_peft.caching.mode import Mode, Shapes
+from lightning_peft.caching.search import find_split
+from lightning_peft.caching.splice import NotSplit, like
+from lightning_peft.caching.stand_in import CachedForward
 from lightning_peft.caching.store import FeatureStore
 from lightning_peft.caching.trace import devices_of, random_states, undisturbed
+from lightning_peft.report import human_bytes
 
 __all__ = ["Count", "PrefixCache"]
 
@@ -46,27 +49,6 @@ class Count:
     cached: int = 0
     samples: int = 0
     found: int = 0
-
-
-@dataclass(frozen=True)
-class _Shapes:
-    """What the first part gives for one shape of batch: each unit, and each tensor that is kept."""
-
-    units: dict[tuple[int, int], Tree]
-    kept: list[Blank]
-
-
-@dataclass
-class _Mode:
-    """What is known for one combination of module modes and autocast settings."""
-
-    split: Split
-    context: bytes
-    fingerprint: str
-    tensors: list[Tensor]
-    versions: list[int]
-    shapes: dict[tuple[Any, ...], _Shapes] = field(default_factory=dict)
-    audited: bool = False
 
 
 class PrefixCache:
@@ -128,7 +110,7 @@ class PrefixCache:
         self.paused = False
         self._samples = samples
         self._say = say
-        self._modes: dict[bytes, _Mode] = {}
+        self._modes: dict[bytes, Mode] = {}
         self._refused: set[bytes] = set()
         self._trained: tuple[int, ...] | None = None
         self._inside = False
@@ -140,10 +122,10 @@ class PrefixCache:
     def install(self) -> None:
         """Stand in for the backbone's forward, until :meth:`remove`."""
         table = self.backbone.__dict__
-        if isinstance(table.get("forward"), _CachedForward):
+        if isinstance(table.get("forward"), CachedForward):
             raise ValueError("this backbone has a feature cache already: remove it first")
         self._kept_forward = table.get("forward")
-        table["forward"] = _CachedForward(self.backbone, self, self._kept_forward)
+        table["forward"] = CachedForward(self.backbone, self, self._kept_forward)
         reason = unfit(self.backbone)
         if reason:
             self.give_up(reason)
@@ -151,7 +133,7 @@ class PrefixCache:
     def remove(self) -> None:
         """Put the backbone's own forward back, and forget all features."""
         standing = self.backbone.__dict__.get("forward")
-        if isinstance(standing, _CachedForward) and standing.cache is self:
+        if isinstance(standing, CachedForward) and standing.cache is self:
             if self._kept_forward is None:
                 del self.backbone.__dict__["forward"]
             else:
@@ -228,33 +210,33 @@ class PrefixCache:
             return self._first_of_shape(mode, shape, keys, forward, args, kwargs)
         if found < size:
             seen = mode.split.splice.record(forward, args, kwargs, mode.split.slots)
-            self.store.put(keys, _features(mode, seen), mode.fingerprint)
+            self.store.put(keys, mode.features(seen), mode.fingerprint)
             return seen.output
         if not mode.audited:
             return self._audit(mode, shapes, keys, forward, args, kwargs)
         self.count.cached += 1
-        return self._replay(mode, shapes, self._take(shapes, keys), forward, args, kwargs)
+        return mode.replay(shapes, self._take(shapes, keys), forward, args, kwargs)
 
     def _first_of_shape(
-        self, mode: _Mode, shape: Any, keys: list[bytes], forward: Any, args: Any, kwargs: Any
+        self, mode: Mode, shape: Any, keys: list[bytes], forward: Any, args: Any, kwargs: Any
     ) -> Any:
         """Run a batch whole, and compare with what the cache would have given."""
         devices = devices_of((args, kwargs))
         before = random_states(devices)
         seen = mode.split.splice.record(forward, args, kwargs, mode.split.slots)
         try:
-            features = _features(mode, seen)
+            features = mode.features(seen)
             for tensor in features:
                 if tensor.ndim == 0 or len(tensor) != len(keys):
                     raise NotSplit("a tensor that it needs is not by sample")
             self._estimate(mode, features, len(keys))
             if self.off is not None:
                 return seen.output
-            shapes = _Shapes(seen.units, [like(tensor) for tensor in features])
+            shapes = Shapes(seen.units, [like(tensor) for tensor in features])
             mode.shapes[shape] = shapes
             with undisturbed(self.backbone, devices, before), _disable_current_modes():
                 moved = [laid_out(t.cpu(), b) for t, b in zip(features, shapes.kept, strict=True)]
-                output = self._replay(mode, shapes, moved, forward, args, kwargs)
+                output = mode.replay(shapes, moved, forward, args, kwargs)
             found = difference(seen.output, output)
             if found:
                 raise NotSplit(f"the output with it is not the output without it ({found})")
@@ -265,12 +247,12 @@ class PrefixCache:
         return seen.output
 
     def _audit(
-        self, mode: _Mode, shapes: _Shapes, keys: list[bytes], forward: Any, args: Any, kwargs: Any
+        self, mode: Mode, shapes: Shapes, keys: list[bytes], forward: Any, args: Any, kwargs: Any
     ) -> Any:
         """Compare what was kept, once, with what this other batch of the same samples gives."""
         mode.audited = True
         seen = mode.split.splice.record(forward, args, kwargs, mode.split.slots)
-        pairs = list(zip(_features(mode, seen), self._take(shapes, keys), strict=True))
+        pairs = list(zip(mode.features(seen), self._take(shapes, keys), strict=True))
         if any(unlike(now, kept) for now, kept in pairs):
             self.give_up("what was kept of a sample is not what its first part gives now")
         elif not all(torch.equal(now, kept) for now, kept in pairs):
@@ -280,25 +262,9 @@ class PrefixCache:
             )
         return seen.output
 
-    def _take(self, shapes: _Shapes, keys: list[bytes]) -> list[Tensor]:
+    def _take(self, shapes: Shapes, keys: list[bytes]) -> list[Tensor]:
         taken = self.store.take(keys)
         return [laid_out(tensor, blank) for tensor, blank in zip(taken, shapes.kept, strict=True)]
-
-    def _replay(
-        self,
-        mode: _Mode,
-        shapes: _Shapes,
-        features: list[Tensor],
-        forward: Any,
-        args: Any,
-        kwargs: Any,
-    ) -> Any:
-        kept = {(s.tap, s.leaf): f for s, f in zip(mode.split.slots, features, strict=True)}
-
-        def put(tap: int, now: Tree) -> Tree:
-            return Tree(now.spec, [kept.get((tap, i), leaf) for i, leaf in enumerate(now.leaves)])
-
-        return mode.split.splice.replay(forward, args, kwargs, shapes.units, put)
 
     # --- what is known ----------------------------------------------------------------------------
 
@@ -315,7 +281,7 @@ class PrefixCache:
             self._refused.clear()
         self._trained = trained
 
-    def _mode(self, forward: Any, args: Any, kwargs: Any) -> _Mode | None:
+    def _mode(self, forward: Any, args: Any, kwargs: Any) -> Mode | None:
         name = mode_of(self.backbone, args, kwargs)
         if name in self._refused:
             return None
@@ -334,23 +300,23 @@ class PrefixCache:
         tensors = list(frozen_tensors(self.backbone, split))
         context = context_of(self.backbone, split, name)
         versions = [tensor._version for tensor in tensors]
-        made = _Mode(split, context, context.hex(), tensors, versions)
+        made = Mode(split, context, context.hex(), tensors, versions)
         self._modes[name] = made
         self._sampled = sampled(self.backbone)
         self.where = split.where
         self.store.open(made.fingerprint)
         return made
 
-    def _estimate(self, mode: _Mode, features: list[Tensor], size: int) -> None:
+    def _estimate(self, mode: Mode, features: list[Tensor], size: int) -> None:
         """Say what it will take before the first batch is kept, or turn it off."""
         if mode.shapes or any(m.shapes for m in self._modes.values()):
             return
         each = sum(t.numel() * t.element_size() for t in features) / size
         samples = self._samples()
         total = None if samples is None else int(each * samples)
-        limit = _bytes(self.store.max_bytes)
-        what = f"{_bytes(each)} a sample" + (
-            "" if total is None else f", {_bytes(total)} for {samples:,} samples"
+        limit = human_bytes(self.store.max_bytes)
+        what = f"{human_bytes(each)} a sample" + (
+            "" if total is None else f", {human_bytes(total)} for {samples:,} samples"
         )
         if total is not None and total > self.store.max_bytes:
             self.give_up(f"it would keep {what}, more than max_bytes={limit}")
@@ -363,43 +329,5 @@ class PrefixCache:
         )
 
 
-class _CachedForward:
-    """Stands in for the forward of one backbone.
-
-    An object, not a closure: a copy or a pickle of the backbone has one without a cache, which runs
-    the backbone's own forward.
-    """
-
-    def __init__(self, module: nn.Module, cache: PrefixCache | None, kept: Any) -> None:
-        self.module = module
-        self.cache = cache
-        self.kept = kept
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"module": self.module, "cache": None, "kept": self.kept}
-
-    def _own(self, *args: Any, **kwargs: Any) -> Any:
-        if self.kept is not None:
-            return self.kept(*args, **kwargs)
-        return type(self.module).forward(self.module, *args, **kwargs)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.cache is None:
-            return self._own(*args, **kwargs)
-        return self.cache.run(self._own, args, kwargs)
-
-
-def _features(mode: _Mode, seen: Recording) -> list[Tensor]:
-    return [seen.taps[slot.tap].leaves[slot.leaf] for slot in mode.split.slots]
-
-
 def _when(backbone: nn.Module) -> str:
     return "in training mode" if backbone.training else "in evaluation mode"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("bytes", "KB", "MB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"

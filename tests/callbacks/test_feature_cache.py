@@ -255,7 +255,7 @@ def test_a_module_that_never_calls_its_backbone(said):
 def test_more_than_max_bytes_is_refused_before_anything_is_kept(said):
     callback = lp.FeatureCache(max_bytes=100)
     fit(Net("vit"), lp.PEFT("linear_probe"), callback, max_epochs=2)
-    assert "it would keep 128 bytes a sample, 2.0 KB for 16 samples" in callback.cache.off
+    assert "it would keep 128 B a sample, 2.05 kB for 16 samples" in callback.cache.off
     assert callback.cache.count.cached == 0
 
 

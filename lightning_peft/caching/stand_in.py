@@ -1,0 +1,39 @@
+"""What stands in for a backbone's forward while its features are cached."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from lightning_peft.caching.cache import PrefixCache
+
+__all__ = ["CachedForward"]
+
+
+class CachedForward:
+    """Stands in for the forward of one backbone.
+
+    An object, not a closure: a copy or a pickle of the backbone has one without a cache, which runs
+    the backbone's own forward.
+    """
+
+    def __init__(self, module: nn.Module, cache: PrefixCache | None, kept: Any) -> None:
+        self.module = module
+        self.cache = cache
+        self.kept = kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self.module, "cache": None, "kept": self.kept}
+
+    def _own(self, *args: Any, **kwargs: Any) -> Any:
+        if self.kept is not None:
+            return self.kept(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the backbone's forward gives."""
+        if self.cache is None:
+            return self._own(*args, **kwargs)
+        return self.cache.run(self._own, args, kwargs)
