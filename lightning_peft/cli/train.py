@@ -126,6 +126,21 @@ def check_calibration(module: Any, has_validation: bool) -> None:
         )
 
 
+def check_baselines(names: Sequence[str], datamodule: Any) -> None:
+    """Refuse reference points of pixels where the data has none, before the training.
+
+    Raises:
+        ConfigError: If the data module hands out no pixels.
+    """
+    if names and not hasattr(datamodule, "pixels"):
+        raise ConfigError(
+            [
+                f"baselines: {', '.join(names)} {'is' if len(names) == 1 else 'are'} of pixels, "
+                f"and {type(datamodule).__name__} hands out none (pixels(split)). Leave them out."
+            ]
+        )
+
+
 def _sweeper() -> Any:
     """The config of Hydra's sweeper, where this job is one of a sweep."""
     from hydra.core.hydra_config import HydraConfig
@@ -157,6 +172,7 @@ def build(cfg: DictConfig) -> Parts:
         if cfg.test:  # better now than after the training
             datamodule.setup("test")
             datamodule.test_dataloader()
+    check_baselines(cfg.baselines, datamodule)
     with _building("model"):
         fit_to_task(cfg, task_of(datamodule))
         module = build_module(cfg.model, datamodule.num_classes)

@@ -70,6 +70,10 @@ def test_what_a_run_would_see_is_shown(command, reviews):
         (("augment=strong",), "no augmentation, which is for images"),
         (("model=timm", "model.backbone=resnet18"), "'resnet18', which is a model of images"),
         (("data.root=review.csv",), "Did you mean 'reviews.csv'?"),
+        (
+            ("baselines=[nearest_neighbour]",),
+            "nearest_neighbour is of pixels, and TextDataModule hands out none",
+        ),
         (("data.labels_per_class=100",), "100 or more labelled training texts of each class"),
     ],
 )
@@ -85,3 +89,13 @@ def test_numbers_have_no_ready_module(command, reviews, tmp_path):
     status, _, err = command(*SHORT)
     assert status != 0
     assert "there is no ready regressor of texts" in err
+
+
+def test_runs_on_texts_are_compared(command, reviews, tmp_path):
+    words = (*SHORT, "method=lora,bitfit", "seed=0", "hydra.sweep.dir=sweep")
+    status, out, err = command("-m", *words)
+    assert status == 0, err
+    assert "labelled texts trained" in out
+    page = (tmp_path / "sweep" / "report.html").read_text()
+    assert "Texts of the test set" in page
+    assert "labelled images" not in page
