@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_peft.cli.processes import is_alive
 from lightning_peft.cli.summary import FILE
 
 __all__ = ["Run", "labelled", "read_runs", "run_of"]
@@ -200,17 +199,7 @@ def _status(status: str, process: Mapping[str, Any]) -> str:
     """A run that was killed could not say so: look whether its process is still there."""
     if status != "running":
         return status
-    number = process.get("id")
-    here = os.name == "posix" and process.get("host") == socket.gethostname()
-    if not here or not isinstance(number, int) or number < 1:  # elsewhere, signal 0 is no question
-        return "unfinished"
-    try:
-        os.kill(number, 0)
-    except PermissionError:  # of another user, so it exists
-        return "running"
-    except (OSError, OverflowError):
-        return "interrupted"
-    return "running"
+    return {None: "unfinished", False: "interrupted", True: "running"}[is_alive(process)]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

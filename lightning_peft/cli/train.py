@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from lightning_peft.cli.check import check_targets, check_values
 from lightning_peft.cli.curves import set_aside
 from lightning_peft.cli.errors import ConfigError, explain
 from lightning_peft.cli.known import experiment_of_job, known_keys
+from lightning_peft.cli.processes import this_process
 from lightning_peft.cli.quiet import quiet
 from lightning_peft.cli.summary import objective, write_summary, write_text
 from lightning_peft.cli.task import (
@@ -84,8 +83,7 @@ def _run(cfg: DictConfig, leave_files: Callable[..., Any]) -> float | None:
     if parts.trainer.is_global_zero:
         write_text(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         # a comparison shows this run while it is under way, and if it is killed
-        process = {"id": os.getpid(), "host": socket.gethostname(), "started": time.time()}
-        write_summary(directory, cfg, status="running", process=process)
+        write_summary(directory, cfg, status="running", process=this_process())
     parts.trainer.fit(parts.module, parts.datamodule, ckpt_path=cfg.resume)
     fitted = time.perf_counter()
     best = best_checkpoint(parts, directory)
