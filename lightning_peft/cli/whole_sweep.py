@@ -14,12 +14,12 @@ from hydra.experimental.callback import Callback
 
 from lightning_peft.cli.earlier import Earlier, earlier_run
 from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.extended_sweep import go_on_in
 from lightning_peft.cli.occupied import occupy
 from lightning_peft.cli.optuna_study import go_on_with_study
 from lightning_peft.cli.summary import write_json
 from lightning_peft.cli.sweep_record import (
     FILE,
-    check_directory,
     count_jobs,
     describe,
     swept,
@@ -69,7 +69,7 @@ class WholeSweep(Callback):
         self.record = describe(config)
         try:
             occupy(STATE.directory, "hydra.sweep.dir")
-            check_directory(STATE.directory, self.record)
+            go_on_in(STATE.directory, self.record, config)
         except ConfigError as error:
             STATE.directory = None  # it is not this sweep's
             print(f"lightning-peft: {error}", file=sys.stderr)
