@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.processes import is_alive, is_other_rank, this_process
 
-__all__ = ["FILE", "holder_of", "occupy", "vacate"]
+__all__ = ["FILE", "holder_of", "occupy", "occupy_run", "vacate"]
 
 FILE = ".in_use"
 PATIENCE = 1.0
@@ -59,6 +59,26 @@ def occupy(directory: Path, key: str) -> None:
             continue
         raise ConfigError([_told(directory, path, process, key)])
     _held.append(_Held(path, os.getpid(), made))
+
+
+def occupy_run(config: Any) -> None:
+    """Take the directory of a single run, before Hydra makes it.
+
+    Args:
+        config: The config of the run, its ``hydra`` part included.
+
+    Raises:
+        ConfigError: As for :func:`occupy`.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    before = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(config)  # the directory may ask for a choice
+    try:
+        directory = Path(config.hydra.run.dir)
+    finally:
+        HydraConfig.instance().cfg = before
+    occupy(directory, "hydra.run.dir")
 
 
 def vacate() -> None:

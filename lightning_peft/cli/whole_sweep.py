@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from lightning_peft.cli.earlier import Earlier, earlier_run
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.extended_sweep import go_on_in
-from lightning_peft.cli.occupied import occupy
+from lightning_peft.cli.occupied import occupy, occupy_run
 from lightning_peft.cli.optuna_study import go_on_with_study
 from lightning_peft.cli.summary import write_json
 from lightning_peft.cli.sweep_record import (
@@ -82,7 +82,7 @@ class WholeSweep(Callback):
     def on_run_start(self, config: Any, **kwargs: Any) -> None:
         """Take the directory of a single run, before Hydra writes into it."""
         try:
-            occupy(Path(config.hydra.run.dir), "hydra.run.dir")
+            occupy_run(config)
         except ConfigError as error:
             print(f"lightning-peft: {error}", file=sys.stderr)
             raise SystemExit(REFUSED) from None

@@ -166,3 +166,11 @@ def test_the_command_is_refused_and_then_goes_on(train, others, tmp_path, kind):
     status, _, err = train(*many, *words)
     assert status == 0, err
     assert not (tmp_path / "sweep" / FILE).exists()
+
+
+def test_the_directory_that_the_time_and_the_method_choose_is_one_as_well(train, tmp_path):
+    status, _, err = train("experiment=smoke", "method=bitfit", "test=false")
+    assert status == 0, err
+    (found,) = tmp_path.rglob("summary.json")
+    assert found.parent.name.endswith("_bitfit")
+    assert not list(tmp_path.rglob(FILE))
