@@ -87,10 +87,11 @@ def reliability_chart(
     plot.line([(100 * item.confidence, 100 * item.accuracy) for item in bins], 1, name="found")
     for item in bins:
         plot.name_point(50 * (item.low + item.high), 100 * item.accuracy, f"{item.count:,}")
+    pooled = " over all labels together" if task == "multilabel" else ""
     each = f"labels of {noun}" if task == "multilabel" else noun
     note = (
         "On the dashed line, what the model says is what happens; below it, the model is too sure. "
         f"Columns are the bins, the line joins their means; {total:,} {each}, expected calibration "
-        f"error {error:.4f}. The numbers are how many are in a bin: few say little."
+        f"error {error:.4f}{pooled}. The numbers are how many are in a bin: few say little."
     )
     return Chart(title, plot.markup(), note)

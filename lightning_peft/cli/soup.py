@@ -183,6 +183,9 @@ def _cook(candidates: list[Candidate], options: argparse.Namespace) -> dict[str,
         )
     final = mixed(members)
     metrics = {judge.metric: _score(parts, adaptation, final, judge, "the soup")}
+    if candidates[0].config.get("calibrate") is not None:  # as the runs did before their test
+        calibrated: Any = parts.module
+        calibrated.calibrate(parts.trainer, parts.datamodule)
     if candidates[0].config.test:
         (tested,) = parts.trainer.test(parts.module, parts.datamodule, verbose=False)
         metrics |= {name: float(value) for name, value in tested.items()}

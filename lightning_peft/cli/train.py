@@ -90,7 +90,10 @@ def _run(cfg: DictConfig, leave_files: Callable[..., Any]) -> float | None:
     metrics = dict(best.metrics)
     if cfg.calibrate is not None:
         module: Any = parts.module
-        module.calibrate(parts.trainer, parts.datamodule, str(best.path))
+        temperature = module.calibrate(parts.trainer, parts.datamodule, str(best.path))
+        if parts.trainer.is_global_zero:
+            _keep_temperature(best.path, temperature)
+        parts.trainer.strategy.barrier()
     if cfg.test:
         metrics |= _floats(
             parts.trainer.test(
@@ -106,6 +109,17 @@ def _run(cfg: DictConfig, leave_files: Callable[..., Any]) -> float | None:
             [f"objective: expected a metric of the run, got '{name}'. {near(name, metrics)}"]
         )
     return value
+
+
+def _keep_temperature(path: Path, temperature: float) -> None:
+    """Write the temperature into the checkpoint, so that it says so wherever it goes."""
+    from lightning_peft.checkpoint_file import keep_hyperparameters
+    from lightning_peft.errors import CheckpointError
+
+    try:
+        keep_hyperparameters(path, temperature=temperature)
+    except CheckpointError as error:  # hyperparameters of the user's own that are no plain data
+        log.warning("the temperature is in serving.json and not in the checkpoint: %s", error)
 
 
 def check_calibration(module: Any, has_validation: bool) -> None:
