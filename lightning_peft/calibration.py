@@ -14,14 +14,19 @@ from lightning_peft.metric_names import Task
 
 __all__ = [
     "BINS",
+    "MOST_LABELS",
     "ReliabilityBin",
     "confidences",
     "expected_error",
     "fit_temperature",
+    "label_errors",
     "reliability",
 ]
 
 BINS = 15
+MOST_LABELS = 100
+"""The calibration error of more labels is left out: each has a metric of its own."""
+
 LOW, HIGH = 0.02, 50.0
 """A temperature beyond these is no calibration: the scores say nothing, or are all right."""
 
@@ -81,6 +86,25 @@ def expected_error(bins: Sequence[ReliabilityBin]) -> float:
     """The expected calibration error: the mean gap of confidence and accuracy, by their counts."""
     total = sum(found.count for found in bins)
     return sum(abs(b.confidence - b.accuracy) * b.count for b in bins) / max(total, 1)
+
+
+def label_errors(probabilities: Tensor, labels: Tensor) -> tuple[float, ...]:
+    """The expected calibration error of each label by itself.
+
+    Pooled over labels, one that is too sure and one that is not sure enough would cancel out.
+
+    Args:
+        probabilities: Shape ``(N, L)``.
+        labels: 0 and 1, shape ``(N, L)``.
+
+    Returns:
+        One for each label.
+
+    >>> label_errors(torch.tensor([[0.75, 0.5], [0.75, 0.5]]), torch.tensor([[1, 1], [1, 0]]))
+    (0.25, 0.0)
+    """
+    columns = zip(probabilities.unbind(1), labels.unbind(1), strict=True)
+    return tuple(expected_error(reliability(p, y.float())) for p, y in columns)
 
 
 def confidences(task: Task, probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

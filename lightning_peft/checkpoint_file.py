@@ -17,8 +17,9 @@ from typing import Any
 import torch
 
 from lightning_peft.errors import CheckpointError
+from lightning_peft.whole import written_whole
 
-__all__ = ["check_checkpoint_file"]
+__all__ = ["check_checkpoint_file", "keep_hyperparameters"]
 
 _FILLED_WHEN_MADE = ("builtins bytearray", "__builtin__ bytearray")
 """What ``torch.load(weights_only=True)`` lets a pickle make in any size, and fill."""
@@ -67,6 +68,29 @@ def check_checkpoint_file(path: str | PathLike[str]) -> None:
         table: Any = found.get(key, {})
         if not isinstance(table, Mapping) or not all(isinstance(name, str) for name in table):
             raise CheckpointError(f"{file}: expected '{key}' to hold entries by name.")
+
+
+def keep_hyperparameters(path: str | PathLike[str], **values: Any) -> None:
+    """Write hyperparameters into a checkpoint that is there, and leave everything else as it is.
+
+    Args:
+        path: The file, replaced in one step; a sharded checkpoint, which is a directory, and one
+            whose module has no hyperparameters are left alone.
+        **values: The hyperparameters.
+
+    Raises:
+        CheckpointError: As for :func:`check_checkpoint_file`.
+    """
+    file = Path(path)
+    if file.is_dir():
+        return
+    check_checkpoint_file(file)
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    if "hyper_parameters" not in checkpoint:
+        return
+    checkpoint["hyper_parameters"].update(values)
+    with written_whole(file) as temporary:
+        torch.save(checkpoint, temporary)
 
 
 def _check_archive(file: Path) -> None:

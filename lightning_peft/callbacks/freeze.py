@@ -19,7 +19,7 @@ from lightning_peft.kinds import SHARDING, is_a
 from lightning_peft.lifecycle import after_configure_model
 from lightning_peft.random_resume import resume_random_state
 
-__all__ = ["BackboneFreeze", "Stage"]
+__all__ = ["BackboneFreeze", "Stage", "stage_parts"]
 
 
 class BackboneFreeze(pl.Callback):
@@ -124,11 +124,7 @@ class BackboneFreeze(pl.Callback):
             ]
             check_schedulers(schedulers)
             self._warn_of_late_stages(trainer)
-            parts = [
-                Part(f"stage{i}_epoch{stage.epoch}", plan.parameters_of(i), stage.lr)
-                for i, stage in enumerate(stages)
-            ]
-            regroup(optimizer, parts, schedulers)
+            regroup(optimizer, stage_parts(stages, plan), schedulers)
             if plan.adaptation is not None:  # so that checkpoints hold what the stages train
                 plan.adaptation.train_also(list(plan.stage_of))
         self.freezing.freeze(plan)
@@ -210,6 +206,22 @@ class BackboneFreeze(pl.Callback):
                 f"BackboneFreeze: the run of {last} epochs (0 to {last - 1}) ends before "
                 f"{', '.join(late)}.",
             )
+
+
+def stage_parts(stages: Sequence[Stage], plan: Plan) -> list[Part]:
+    """Give what each stage takes out of an optimizer's groups.
+
+    Args:
+        stages: The stages.
+        plan: What they mean for a backbone.
+
+    Returns:
+        One part for each stage; it is called ``stage0_epoch2`` and so on.
+    """
+    return [
+        Part(f"stage{i}_epoch{stage.epoch}", plan.parameters_of(i), stage.lr)
+        for i, stage in enumerate(stages)
+    ]
 
 
 def _wrap_anew(trainer: pl.Trainer) -> None:

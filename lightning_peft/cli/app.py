@@ -89,9 +89,14 @@ def main(args: Sequence[str]) -> int:
         with _as_typed(typed, wants_all):
             return _job(cfg, args, failures)
 
+    from lightning_peft.cli.occupied import vacate
+
     try:
-        with _for_hydra(args):
-            app()
+        try:
+            with _for_hydra(args):
+                app()
+        finally:
+            vacate()
     except SystemExit as stop:  # argparse refuses a flag, --hydra-help is done, or Ctrl-C
         _say_how_to_go_on()
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -9,7 +9,17 @@ from collections.abc import Callable, Sequence
 from lightning_peft.cli import USAGE_ERROR
 from lightning_peft.cli.errors import explain
 
-__all__ = ["run_command"]
+__all__ = ["add_calibrated", "run_command"]
+
+
+def add_calibrated(parser: argparse.ArgumentParser) -> None:
+    """Let a command that reads a run's outputs be told of its temperature."""
+    parser.add_argument(
+        "--calibrated",
+        action=argparse.BooleanOptionalAction,
+        help="divide the logits by the run's temperature, refused where it has none; by default as "
+        "its test did (calibrate=temperature)",
+    )
 
 
 def run_command(

@@ -92,6 +92,7 @@ class Comparison:
         contrasts: The best row of each set of data against each of the others on it.
         best: The best single run.
         images: How many images each split has, where all runs agree.
+        noun: What these are: ``"images"``, ``"texts"``, or ``"samples"`` where runs have both.
         memory: What the peak memory is of: ``"GPU"``, ``"process"``, ``"mixed"`` or ``""``.
         unreadable: Files that could not be read.
     """
@@ -101,6 +102,7 @@ class Comparison:
     contrasts: tuple[Contrast, ...] = ()
     best: Run | None = None
     images: Mapping[str, int] = field(default_factory=dict)
+    noun: str = "images"
     memory: str = ""
     unreadable: tuple[Path, ...] = field(default=())
 
@@ -178,6 +180,7 @@ def comparison_of(runs: Sequence[Run], unreadable: Sequence[Path] = ()) -> Compa
     )
     scored = [run for run in done if metric in run.metrics]
     images = [run.images for run in runs if run.images]
+    nouns = {run.noun for run in done}
     kinds = {"GPU" if run.on_gpu else "process" for run in done if run.peak_memory is not None}
     return Comparison(
         metric=metric,
@@ -185,6 +188,7 @@ def comparison_of(runs: Sequence[Run], unreadable: Sequence[Path] = ()) -> Compa
         contrasts=_contrasts(rows),
         best=min(scored, key=lambda run: sign * run.metrics[metric], default=None),
         images=images[0] if images and all(found == images[0] for found in images) else {},
+        noun="samples" if len(nouns) > 1 else next(iter(nouns), "images"),
         memory="mixed" if len(kinds) > 1 else next(iter(kinds), ""),
         unreadable=tuple(unreadable),
     )

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.summary import FILE
 
-__all__ = ["CONFIG", "LAST", "Earlier", "earlier_run"]
+__all__ = ["CONFIG", "LAST", "Earlier", "earlier_run", "identity"]
 
 CONFIG = "config.yaml"
 """Written by a job before it trains: its config, resolved."""
@@ -63,7 +63,7 @@ def earlier_run(cfg: Any) -> Earlier:
         return Earlier()
     before = OmegaConf.load(recorded)
     now = OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True))
-    changes = _changes(_identity(before), _identity(now))
+    changes = _changes(identity(before), identity(now))
     if changes:
         more = [f"and {len(changes) - SHOWN} more"] if len(changes) > SHOWN else []
         raise ConfigError(
@@ -88,7 +88,7 @@ def _summary(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _identity(config: Any) -> dict[str, Any]:
+def identity(config: Any) -> dict[str, Any]:
     """The values of a config by their dotted keys, wherever the directory of the job lies."""
     from omegaconf import OmegaConf
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_peft.cli.command import run_command
+from lightning_peft.cli.command import add_calibrated, run_command
 from lightning_peft.cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument(
         "--classes", type=int, help="classes of the head, where the adapter directory has none"
     )
+    add_calibrated(parser)
     return run_command(parser, args, _serve)
 
 
@@ -66,6 +67,13 @@ def _export(options: argparse.Namespace) -> ExportReport:
                 f"{directory}. To choose the backbone, export {directory / 'adapter'}."
             ]
         )
+    if options.calibrated is not None and is_adapter:
+        raise ConfigError(
+            [
+                f"--calibrated: an adapter directory holds no temperature, and {directory} is one. "
+                "Export the run's directory, whose serving.json has it."
+            ]
+        )
     from rich.console import Console
 
     from lightning_peft.cli.quiet import quiet
@@ -78,7 +86,7 @@ def _export(options: argparse.Namespace) -> ExportReport:
         if is_adapter:
             served = load_with_backbone(directory, options.overrides, options.classes)
         else:
-            served = load_run(directory)
+            served = load_run(directory, calibrated=options.calibrated)
         if served.preprocessing is None:
             raise ConfigError(
                 [

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_peft.cli.command import run_command
+from lightning_peft.cli.command import add_calibrated, run_command
 from lightning_peft.cli.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument(
         "--device", default="auto", help="such as cuda, mps or cpu; found by itself"
     )
+    add_calibrated(parser)
     return run_command(parser, args, _serve)
 
 
@@ -86,7 +87,7 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
     if options.data.is_dir():
         _check_images(options.data)  # before a model is loaded
     with quiet():
-        served = load_run(options.run)
+        served = load_run(options.run, calibrated=options.calibrated)
     served.backbone.to(_device(options.device))
     keys, found = (_images if served.text_column is None else _texts)(served, options)
     unread: list[Prediction] = []

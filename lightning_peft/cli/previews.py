@@ -80,7 +80,12 @@ def _montage(before: Tensor, after: Tensor) -> tuple[Tensor, tuple[int, int]]:
 
 
 def learning_rate(
-    multiplier: Multiplier, rates: Mapping[str, float], path: Path, *, title: str
+    multiplier: Multiplier,
+    rates: Mapping[str, float],
+    path: Path,
+    *,
+    title: str,
+    begins: Mapping[str, int] | None = None,
 ) -> Path:
     """Draw the learning rate at every step of a run.
 
@@ -89,6 +94,8 @@ def learning_rate(
         rates: The full learning rate of each parameter group, by the group's name.
         path: The PNG to write.
         title: What stands above the picture.
+        begins: The step at which a group that is frozen at first is trained, by its name: its line
+            begins there, and the step is marked.
 
     Returns:
         The path.
@@ -96,16 +103,27 @@ def learning_rate(
     Raises:
         MissingExtraError: If matplotlib is not installed.
     """
+    begins = begins or {}
     total, warmup = multiplier.total_steps, multiplier.warmup_steps
     parts = [multiplier(step) for step in range(total)]
     lr = max(rates.values())
     figure, axes = _figure(7.2, 3.6)
     for number, (name, rate) in enumerate(sorted(rates.items(), key=lambda item: -item[1])):
+        first = begins.get(name, 0)
+        color, alpha = (
+            ("#bc4c00", 1.0) if name in begins else ("#1f6feb", 1 - 0.8 * number / len(rates))
+        )
         axes.plot(
-            range(total), [rate * part for part in parts], linewidth=2, label=f"{name}: {rate:.3g}",
-            color="#1f6feb", alpha=1 - 0.8 * number / len(rates),
+            range(first, total), [rate * part for part in parts[first:]], linewidth=2,
+            label=f"{name}: {rate:.3g}", color=color, alpha=alpha,
             marker="o" if total < 20 else None,
         )  # fmt: skip
+        if name in begins:
+            axes.axvline(first, color=color, linestyle=":", linewidth=1)
+            axes.annotate(
+                f"step {first}", (first, 1.08 * lr), xytext=(4, 0), textcoords="offset points",
+                fontsize=8, color=color,
+            )  # fmt: skip
     if len(rates) > 1:
         axes.legend(fontsize=7.5, frameon=False, loc="upper right")
     if warmup:

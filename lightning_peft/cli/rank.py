@@ -178,6 +178,14 @@ def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 def _compose(overrides: Sequence[str]) -> DictConfig:
     from hydra import compose, initialize_config_dir
 
+    if "data=text" in overrides:
+        raise ConfigError(
+            [
+                "data=text: expected images, which the backbones of timm read. To rank encoders of "
+                "texts, train a head on each, frozen, and compare: lightning-peft -m data=text "
+                "data.root=... model.backbone=ONE,OTHER method=linear_probe"
+            ]
+        )
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         words = ["name=rank", "output_dir=.", "model=timm", "model.backbone=glyph_vit", *overrides]
         return compose("config", words)

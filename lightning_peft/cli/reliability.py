@@ -46,12 +46,15 @@ def _is_sound(item: ReliabilityBin) -> bool:
     return sound and item.low < item.high and item.count > 0
 
 
-def reliability_chart(bins: Sequence[ReliabilityBin], task: str = "multiclass") -> Chart | None:
+def reliability_chart(
+    bins: Sequence[ReliabilityBin], task: str = "multiclass", noun: str = "images"
+) -> Chart | None:
     """Draw how often predictions of each confidence are right.
 
     Args:
         bins: As from :func:`read_bins`.
         task: What the run was of: it says what confidence is.
+        noun: What was predicted.
 
     Returns:
         The chart, or ``None`` without bins.
@@ -84,10 +87,11 @@ def reliability_chart(bins: Sequence[ReliabilityBin], task: str = "multiclass") 
     plot.line([(100 * item.confidence, 100 * item.accuracy) for item in bins], 1, name="found")
     for item in bins:
         plot.name_point(50 * (item.low + item.high), 100 * item.accuracy, f"{item.count:,}")
-    each = "labels of images" if task == "multilabel" else "images"
+    pooled = " over all labels together" if task == "multilabel" else ""
+    each = f"labels of {noun}" if task == "multilabel" else noun
     note = (
         "On the dashed line, what the model says is what happens; below it, the model is too sure. "
         f"Columns are the bins, the line joins their means; {total:,} {each}, expected calibration "
-        f"error {error:.4f}. The numbers are how many are in a bin: few say little."
+        f"error {error:.4f}{pooled}. The numbers are how many are in a bin: few say little."
     )
     return Chart(title, plot.markup(), note)

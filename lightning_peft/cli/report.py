@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.charts import Chart, Logs, against, by_number, learning_curves, rates
 from lightning_peft.cli.classes import ClassTables, class_tables
@@ -23,6 +24,9 @@ from lightning_peft.cli.tables import QUANTITIES, cells, columns, notes, runs_of
 from lightning_peft.cli.wording import difference, p_value, verdict
 from lightning_peft.metric_names import is_share, written
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 __all__ = ["report_page"]
 
 MOST_MATRIX = 30
@@ -31,13 +35,16 @@ MOST_MATRIX = 30
 MOST_MISTAKES = 10
 LARGEST_PICTURE = 2_000_000
 
+BREAKS = re.compile(r"(?<=[=/])(?=\S)|(?<=\.)(?=[^\d.\s])")
+"""Where a long name may go on in the next line; a number is no name, and stays whole."""
+
 ABOUT_TESTS = (
     "Two-sided tests of the best row against each of the others that had the same data to learn "
     "from. Runs of the same seed share "
-    "their labelled images, so they are compared in pairs; brackets hold the 95 % interval of the "
+    "their labelled {noun}, so they are compared in pairs; brackets hold the 95 % interval of the "
     "difference. The corrected p accounts for the number of comparisons (Holm). The best row was "
     "picked because it came first on these very runs, so the tests are on its side; and they speak "
-    "of other seeds, not of other test images."
+    "of other seeds, not of other test {noun}."
 )
 
 
@@ -56,7 +63,9 @@ def report_page(comparison: Comparison) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True
     )
-    environment.filters.update(difference=difference, p_value=p_value, verdict=verdict)
+    environment.filters.update(
+        difference=difference, p_value=p_value, verdict=verdict, breaking=_breaking
+    )
     script, style = _file("report.js"), _file("report.css")
     # the browser hashes what is between the tags, the line break included
     digest = hashlib.sha256(f"\n{script}".encode()).digest()
@@ -66,6 +75,19 @@ def report_page(comparison: Comparison) -> str:
         style=Markup(style),
         script_hash=f"sha256-{base64.b64encode(digest).decode()}",
     )
+
+
+def _breaking(text: str) -> Markup:
+    """Let names break where their parts end, and nowhere else."""
+    from markupsafe import Markup
+
+    def one(word: str) -> str | Markup:
+        parts = BREAKS.split(word)
+        if len(parts) == 1:
+            return word
+        return Markup('<span class="name">{}</span>').format(Markup("<wbr>").join(parts))
+
+    return Markup("").join(one(word) for word in re.split(r"(\s+)", text))
 
 
 def _content(comparison: Comparison) -> dict[str, Any]:
@@ -88,7 +110,8 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "contrasts": comparison.contrasts,
         "metric": comparison.metric,
         "in_points": is_share(comparison.metric),
-        "about_tests": ABOUT_TESTS,
+        "about_tests": ABOUT_TESTS.format(noun=comparison.noun),
+        "noun": comparison.noun,
         "sections": _sections(comparison),
         "best": None if comparison.best is None else _best(comparison.best, comparison),
     }
@@ -134,10 +157,11 @@ def _best(run: Run, comparison: Comparison) -> dict[str, Any]:
     return {
         "told": f"{label}{seed}: {metric} {written(comparison.metric, value)}.",
         "directory": str(run.directory),
+        "noun": run.noun,
         "tables": tables,
         "matrix": _matrix(tables) if tables and len(tables.classes) <= MOST_MATRIX else None,
         "mistakes": tables.mistakes[:MOST_MISTAKES] if tables else (),
-        "reliability": reliability_chart(read_bins(run.directory), run.task),
+        "reliability": reliability_chart(read_bins(run.directory), run.task, run.noun),
         "picture": _picture(run.directory / "predictions.png"),
     }
 

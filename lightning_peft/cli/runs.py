@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import socket
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lightning_peft.cli.processes import is_alive
 from lightning_peft.cli.summary import FILE
 
 __all__ = ["Run", "labelled", "read_runs", "run_of"]
@@ -25,6 +25,10 @@ SET_NOTHING_APART = ("method=", "seed=", "output_dir=", "name=", "logger=", "log
 
 LABELLED = ("data=", "data.root=", "data.task=", "data.labels_per_class=", "shots=")
 """Overrides that decide which labelled images there are: rows that differ in one are no rivals."""
+
+ESCAPED = re.compile(r"\\([()\[\]{}:=, ])")
+
+NOUNS = ("images", "texts")
 
 STATES = ("completed", "failed", "running", "interrupted", "unfinished")
 
@@ -47,7 +51,8 @@ class Run:
         seconds: Times.
         peak_memory: Bytes: allocated on the GPU, or else resident in the process.
         on_gpu: Whether the peak is the GPU's.
-        images: How many images each split has.
+        images: How many images or texts each split has.
+        noun: Which of the two they are.
         baselines: Accuracy of the reference points.
         objective: The metric that a sweeper was told, or that chose the checkpoint.
         intervals: The 95 % interval of each metric of the test, over its images.
@@ -69,6 +74,7 @@ class Run:
     peak_memory: float | None = None
     on_gpu: bool = False
     images: Mapping[str, int] = field(default_factory=dict)
+    noun: str = NOUNS[0]
     baselines: Mapping[str, float] = field(default_factory=dict)
     objective: str | None = None
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -144,7 +150,7 @@ def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | N
         return None
     method = _mapping(summary["method"]).get("name")
     words = summary.get("overrides")
-    overrides = [str(word).lstrip("+") for word in words] if isinstance(words, list) else []
+    overrides = [_as_typed(str(word)) for word in words] if isinstance(words, list) else []
     efficiency = _numbers(summary.get("efficiency"))
     gpu = efficiency.get("peak_cuda_bytes")
     process = _mapping(summary.get("process"))
@@ -164,6 +170,7 @@ def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | N
         peak_memory=efficiency.get("peak_process_rss_bytes") if gpu is None else gpu,
         on_gpu=gpu is not None,
         images={name: int(count) for name, count in _numbers(summary.get("images")).items()},
+        noun=str(summary["noun"]) if summary.get("noun") in NOUNS else NOUNS[0],
         baselines=_numbers(summary.get("baselines")),
         objective=name if isinstance(name := objective.get("name"), str) else None,
         intervals=_intervals(summary.get("intervals_95")),
@@ -171,6 +178,14 @@ def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | N
         error=str(summary.get("error") or ""),
         started=_numbers(process).get("started"),
     )
+
+
+def _as_typed(override: str) -> str:
+    """Take off what a sweep adds to an override: its jobs escape what Hydra's grammar reserves."""
+    key, sign, value = override.lstrip("+").partition("=")
+    if not value.startswith(("'", '"')):
+        value = ESCAPED.sub(r"\1", value)
+    return f"{key}{sign}{value}"
 
 
 def _load(path: Path) -> Any:
@@ -184,17 +199,7 @@ def _status(status: str, process: Mapping[str, Any]) -> str:
     """A run that was killed could not say so: look whether its process is still there."""
     if status != "running":
         return status
-    number = process.get("id")
-    here = os.name == "posix" and process.get("host") == socket.gethostname()
-    if not here or not isinstance(number, int) or number < 1:  # elsewhere, signal 0 is no question
-        return "unfinished"
-    try:
-        os.kill(number, 0)
-    except PermissionError:  # of another user, so it exists
-        return "running"
-    except (OSError, OverflowError):
-        return "interrupted"
-    return "running"
+    return {None: "unfinished", False: "interrupted", True: "running"}[is_alive(process)]
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,17 +66,19 @@ def write_facts(directory: Path, datamodule: Any, outputs: Outputs | None = None
     write_json(directory / FACTS, facts)
 
 
-def load_run(directory: Path) -> Served:
+def load_run(directory: Path, *, calibrated: bool | None = None) -> Served:
     """Load the model of a run: its adapter, or its best checkpoint where it has none.
 
     Args:
         directory: The run's directory.
+        calibrated: Whether logits are divided by the temperature of the run; by default as its
+            test did, where it had one.
 
     Returns:
         The model.
 
     Raises:
-        ConfigError: If files of a run are missing.
+        ConfigError: If files of a run are missing, or it has no temperature and one is asked for.
         PEFTError: If the adapter does not fit the backbone that the config names.
     """
     adapter, checkpoint = directory / "adapter", directory / "checkpoints" / "best.ckpt"
@@ -99,6 +101,7 @@ def load_run(directory: Path) -> Served:
 
     cfg: Any = OmegaConf.load(directory / "config.yaml")
     facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
+    outputs = _outputs(facts.get("outputs"), cfg, directory, calibrated)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)  # where the backbone was random, it is so in the same way
         datamodule = instantiate(cfg.data, _convert_="all")
@@ -115,9 +118,30 @@ def load_run(directory: Path) -> Served:
         preprocessing=preprocessing,
         transform=transform,
         class_names=_names(facts["class_names"]),
-        outputs=Outputs.from_dict(facts.get("outputs")),
+        outputs=outputs,
         text_column=getattr(datamodule, "text_column", None),
     )
+
+
+def _outputs(found: Any, cfg: Any, directory: Path, calibrated: bool | None) -> Outputs:
+    """How the outputs are read, with the temperature or without, as asked."""
+    outputs = Outputs.from_dict(found)
+    if calibrated is None:
+        return outputs
+    if not calibrated:
+        return replace(outputs, temperature=1.0)
+    if outputs.task == "regression":
+        why = "it predicts numbers, which have no probabilities"
+    elif cfg.get("calibrate") is None:
+        why = (
+            "it was trained without calibrate=temperature, which fits one on the validation "
+            "images when training is over"
+        )
+    elif outputs.temperature == 1:
+        why = f"its {FACTS} holds none, so another version or another program wrote it"
+    else:
+        return outputs
+    raise ConfigError([f"--calibrated: {directory} has no temperature: {why}. Leave it out."])
 
 
 def _prepared(

@@ -12,7 +12,7 @@ from lightning_peft.cli.command import run_command
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.known import experiment_in, known_keys
 from lightning_peft.cli.paths import conf_dir
-from lightning_peft.cli.task import build_module, dataset_of, fit_to_task, task_of
+from lightning_peft.cli.task import dataset_of, fit_to_task, task_of
 from lightning_peft.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -89,6 +89,8 @@ def _pictures(
 ) -> list[str]:
     """Draw both pictures; returns a line for each."""
     from lightning_peft.cli import previews
+    from lightning_peft.cli.rates import rates_of
+    from lightning_peft.schedules import Multiplier
 
     try:
         lines = []
@@ -97,43 +99,33 @@ def _pictures(
             title = "as it is trained on, augmented anew each time"
             path = previews.samples(before, after, names, options.out / "samples.png", title=title)
             lines = [f"picture    {path}"]
-        if schedule is None:
+        found = rates_of(cfg, datamodule.num_classes)
+        if schedule is None and not found.stages:
             return [*lines, f"the learning rate is {cfg.optimizer.lr:g} at every step"]
-        if not hasattr(schedule, "multiplier"):
+        if schedule is not None and not hasattr(schedule, "multiplier"):
             return [*lines, f"no picture of {type(schedule).__name__}: it is not one of ours"]
         length = planned_steps(cfg, datamodule, schedule)
-        multiplier = schedule.multiplier(length.total, length.epoch)
-        rates = _rates(cfg, datamodule.num_classes)
-        lr, steps = max(rates.values()), multiplier.total_steps
+        if schedule is None:
+            multiplier, name = Multiplier(length.total or 1, 0, "constant"), "no schedule"
+        else:
+            multiplier = schedule.multiplier(length.total, length.epoch)
+            name = type(schedule).__name__
+        steps = multiplier.total_steps
+        begins = found.begins(length.epoch)
+        late = [label for label, step in begins.items() if step >= steps]
+        rates = {label: rate for label, rate in found.rates.items() if label not in late}
+        lines += [
+            f"{label}: after the {steps:,} steps of the run, it never begins" for label in late
+        ]
+        lr = max(rates.values())
         last = lr * multiplier(steps - 1)
-        title = f"{type(schedule).__name__}: {steps:,} steps, from {lr:g} to {last:.2g} at the last"
-        path = previews.learning_rate(multiplier, rates, options.out / "schedule.png", title=title)
+        title = f"{name}: {steps:,} steps, from {lr:g} to {last:.2g} at the last"
+        path = previews.learning_rate(
+            multiplier, rates, options.out / "schedule.png", title=title, begins=begins
+        )
     except MissingExtraError as error:
         return [f"no picture: {error}"]
     return [*lines, f"picture    {path}"]
-
-
-def _rates(cfg: DictConfig, num_classes: int) -> dict[str, float]:
-    """Find the full rate of each parameter group; groups of one rate are one line."""
-    import torch
-    from hydra.utils import instantiate
-
-    from lightning_peft.cli.quiet import quiet
-
-    if "pretrained" not in cfg.model:  # a module of somebody's own, which may fetch weights
-        return {"all": float(cfg.optimizer.lr)}
-    with quiet(), torch.random.fork_rng():
-        # the rates do not depend on the weights: none are fetched
-        module = build_module(cfg.model, num_classes, pretrained=False)
-        peft = cfg.callbacks.get("peft")
-        if peft is not None:
-            instantiate(peft, _convert_="all").attachment(module)
-        groups = module.configure_optimizers().param_groups
-    names: dict[float, list[str]] = {}
-    for group in groups:
-        label = str(group.get("name", "all")).removesuffix("no_decay").removesuffix("decay")
-        names.setdefault(float(group["lr"]), []).append(label.strip("_") or "all")
-    return {", ".join(dict.fromkeys(found)): rate for rate, found in names.items()}
 
 
 class Planned(NamedTuple):

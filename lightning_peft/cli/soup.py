@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any
 from lightning_peft.cli.command import run_command
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.runs import Run, read_runs
+from lightning_peft.cli.soup_metric import Judge, judge_of
 from lightning_peft.cli.summary import write_json, write_text
+from lightning_peft.cli.task import task_of
+from lightning_peft.metric_names import written
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -27,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 FILE = "soup.json"
-METRIC = "val/accuracy"
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Candidate:
         path: The checkpoint.
         config: The config of its run.
         state: What is trained, by the backbone's names.
-        score: Its validation accuracy.
+        score: Its value of the metric that chooses.
     """
 
     path: Path
@@ -65,9 +67,13 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument("directories", metavar="DIR", nargs="+", type=Path, help="runs, or above")
     parser.add_argument("--out", type=Path, default=Path("soup"), help="directory [soup]")
     parser.add_argument(
-        "--greedy", action="store_true", help="leave out who lowers the validation accuracy"
+        "--greedy", action="store_true", help="leave out who makes the soup worse on validation"
     )
     parser.add_argument("--top-k", type=int, metavar="K", help="the K best on validation alone")
+    parser.add_argument(
+        "--metric", metavar="NAME",
+        help="the validation metric that chooses [the one that chose the checkpoints]",
+    )  # fmt: skip
     parser.add_argument(
         "--updates", action="store_true",
         help="average LoRA's updates B A, back at their rank, instead of A and B; for members "
@@ -100,6 +106,11 @@ def _candidates(options: argparse.Namespace) -> list[Candidate]:
                 if not d.is_dir()]  # fmt: skip
     if options.top_k is not None and options.top_k < 1:
         problems.append(f"expected --top-k of at least 1, got {options.top_k}")
+    if options.metric is not None:
+        try:
+            judge_of([], options.metric, "multiclass")
+        except ConfigError as error:
+            problems += error.problems
     if problems:
         raise ConfigError(problems)
     runs: list[Run] = [run for run in read_runs(options.directories)[0] if run.completed]
@@ -142,11 +153,14 @@ def _cook(candidates: list[Candidate], options: argparse.Namespace) -> dict[str,
     from lightning_peft.soup import average_updates, greedy_soup, soup
 
     parts = _parts(candidates[0].config, options.out)
+    judge = judge_of(
+        [(c.path, c.config) for c in candidates], options.metric, task_of(parts.datamodule)
+    )
     path, adaptation = _adapted(parts)
     for candidate in candidates:
         candidate.state = _state(candidate, path, parts)
-        candidate.score = _score(parts, adaptation, candidate.state)
-    candidates = sorted(candidates, key=lambda c: -c.score)[: options.top_k]
+        candidate.score = _score(parts, adaptation, candidate.state, judge, str(candidate.path))
+    candidates = sorted(candidates, key=lambda c: -judge.rank(c.score))[: options.top_k]
     states = [candidate.state for candidate in candidates]
     lost = 0.0
 
@@ -162,17 +176,24 @@ def _cook(candidates: list[Candidate], options: argparse.Namespace) -> dict[str,
     if options.greedy:
         members, _ = greedy_soup(
             states,
-            [candidate.score for candidate in candidates],
-            lambda members: _score(parts, adaptation, mixed(members)),
+            [judge.rank(candidate.score) for candidate in candidates],
+            lambda members: judge.rank(
+                _score(parts, adaptation, mixed(members), judge, "the soup")
+            ),
         )
     final = mixed(members)
-    metrics = {METRIC: _score(parts, adaptation, final)}
+    metrics = {judge.metric: _score(parts, adaptation, final, judge, "the soup")}
+    if candidates[0].config.get("calibrate") is not None:  # as the runs did before their test
+        calibrated: Any = parts.module
+        calibrated.calibrate(parts.trainer, parts.datamodule)
     if candidates[0].config.test:
         (tested,) = parts.trainer.test(parts.module, parts.datamodule, verbose=False)
         metrics |= {name: float(value) for name, value in tested.items()}
     summary = {
         "members": [str(candidates[i].path) for i in members],
         "left_out": [str(c.path) for i, c in enumerate(candidates) if i not in members],
+        "metric": judge.metric,
+        "lower_is_better": judge.lower,
         "scores": {str(c.path): c.score for c in candidates},
         "average_of": "updates" if options.updates else "parameters",
         "lost_to_the_rank": lost,
@@ -245,10 +266,10 @@ def _state(candidate: Candidate, path: str, parts: Parts) -> dict[str, Tensor]:
     }
 
 
-def _score(parts: Parts, adaptation: Any, state: dict[str, Tensor]) -> float:
+def _score(parts: Parts, adaptation: Any, state: dict[str, Tensor], judge: Judge, of: str) -> float:
     adaptation.load_state_dict(state)
     (metrics,) = parts.trainer.validate(parts.module, parts.datamodule, verbose=False)
-    return float(metrics[METRIC])
+    return judge.read(metrics, of)
 
 
 def _write(
@@ -260,24 +281,30 @@ def _write(
     from lightning_peft.cli.served import write_facts
 
     adaptation.save(out / "adapter")
-    write_facts(out, parts.datamodule)
+    write_facts(out, parts.datamodule, getattr(parts.module, "outputs", None))
     write_text(out / "config.yaml", OmegaConf.to_yaml(config))
     write_json(out / FILE, summary)
 
 
 def _told(summary: dict[str, Any], out: Path) -> list[str]:
-    scores = summary["scores"]
+    metric, scores = summary["metric"], summary["scores"]
+    bare = metric.partition("/")[2]
+
+    def one(value: float) -> str:
+        return f"{written(metric, value):>9}"
+
     lines = [
-        f"{100 * score:6.2f} %  {path}{'' if path in summary['members'] else '  (left out)'}"
+        f"{one(score)}  {path}{'' if path in summary['members'] else '  (left out)'}"
         for path, score in scores.items()
     ]
     count = len(summary["members"])
-    best = max(scores.values())
-    mean = summary["metrics"][METRIC]
-    lines.append(f"{100 * mean:6.2f} %  the soup of {count}, on validation (the best: "
-                 f"{100 * best:.2f} %)")  # fmt: skip
-    if "test/accuracy" in summary["metrics"]:
-        lines.append(f"{100 * summary['metrics']['test/accuracy']:6.2f} %  the soup, on test")
+    best = (min if summary["lower_is_better"] else max)(scores.values())
+    lines.append(f"{one(summary['metrics'][metric])}  the soup of {count}, on validation (the "
+                 f"best: {one(best).strip()})")  # fmt: skip
+    if f"test/{bare}" in summary["metrics"]:
+        lines.append(f"{one(summary['metrics'][f'test/{bare}'])}  the soup, on test")
+    lines.insert(0, f"{metric.replace('/', ' ')}, "
+                 f"{'less' if summary['lower_is_better'] else 'more'} is better")  # fmt: skip
     if summary["lost_to_the_rank"]:
         lines.append(f"{100 * summary['lost_to_the_rank']:.3g} % of the average update is beyond "
                      "the rank of the adapter")  # fmt: skip

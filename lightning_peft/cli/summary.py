@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_peft.cli.errors import explain
+from lightning_peft.cli.occupied import holder_of
 from lightning_peft.whole import written_whole
 
 __all__ = [
@@ -130,7 +131,8 @@ def record_death(directory: Path, cfg: Any, told: str) -> None:
         written = json.loads((directory / FILE).read_text(encoding="utf-8"))["status"] == "failed"
     except (OSError, ValueError, KeyError, TypeError):
         written = False
-    if not written and "seed" in cfg:
+    # one that was refused because another process is at work there has nothing to say of that
+    if not written and "seed" in cfg and holder_of(directory) is None:
         write_summary(directory, cfg, status="failed", error=told)
 
 

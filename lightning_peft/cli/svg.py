@@ -11,13 +11,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-__all__ = ["COLOURS", "Axis", "Plot", "linear_axis", "log_axis"]
+__all__ = ["COLOURS", "Axis", "Plot", "linear_axis", "log_axis", "series_class"]
 
 COLOURS = 8
 """How many series have a colour of their own; those after them have it again, dashed."""
 
 WIDTH, HEIGHT = 680.0, 380.0
-LEFT, RIGHT, TOP, BOTTOM = 64.0, 16.0, 14.0, 50.0
+RIGHT, TOP, BOTTOM = 16.0, 14.0, 50.0
+LEAST_LEFT, LABEL, GAP = 64.0, 26.0, 8.0
+"""Left of the plot: no less than this; the room of the label, and what is before the axis."""
 CHARACTER, LINE = 6.6, 15.0
 """Width of a character and height of a line, roughly, to keep names from covering each other."""
 
@@ -110,6 +112,8 @@ class Plot:
 
     def __init__(self, x: Axis, y: Axis, title: str, description: str = "") -> None:
         self.x, self.y = x, y
+        widest = CHARACTER * max((len(text) for _, text in y.ticks), default=0)
+        self.left = max(LEAST_LEFT, LABEL + widest + GAP)  # the label is clear of the numbers
         self._root = ElementTree.Element(
             "svg",
             viewBox=f"0 0 {WIDTH:g} {HEIGHT:g}",
@@ -211,7 +215,7 @@ class Plot:
             (px, py + 23, "middle"),
         ):
             box = _box(text, *place)
-            inside = box[0] >= LEFT and box[2] <= WIDTH - RIGHT and box[1] >= 0
+            inside = box[0] >= self.left and box[2] <= WIDTH - RIGHT and box[1] >= 0
             if inside and box[3] <= HEIGHT - BOTTOM and self._is_free(box):
                 self._write(text, *place)
                 return True
@@ -220,10 +224,10 @@ class Plot:
     def level(self, y: float, text: str) -> None:
         """Draw a reference line over the whole width, with its name."""
         [(_, py)] = self._places([(0.0 if not self.x.is_log else 1.0, y)])
-        _element(self._root, "line", x1=LEFT, x2=WIDTH - RIGHT, y1=py, y2=py, kind="level")
+        _element(self._root, "line", x1=self.left, x2=WIDTH - RIGHT, y1=py, y2=py, kind="level")
         places = [
             (x, baseline, anchor)
-            for x, anchor in ((WIDTH - RIGHT - 2, "end"), (LEFT + 4, "start"))
+            for x, anchor in ((WIDTH - RIGHT - 2, "end"), (self.left + 4, "start"))
             for baseline in (py - 4, py + 13)
         ]
         free = [place for place in places if self._is_free(_box(text, *place))]
@@ -233,15 +237,15 @@ class Plot:
         bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
         for value, text in self.y.ticks:
             y = bottom - self.y.part(value) * (bottom - TOP)
-            _element(self._root, "line", x1=LEFT, x2=right, y1=y, y2=y, kind="grid")
-            _element(self._root, "text", x=LEFT - 8, y=y + 4, kind="tick end").text = text
+            _element(self._root, "line", x1=self.left, x2=right, y1=y, y2=y, kind="grid")
+            _element(self._root, "text", x=self.left - GAP, y=y + 4, kind="tick end").text = text
         for value, text in self.x.ticks:
-            x = LEFT + self.x.part(value) * (right - LEFT)
+            x = self.left + self.x.part(value) * (right - self.left)
             _element(self._root, "line", x1=x, x2=x, y1=TOP, y2=bottom, kind="grid")
             _element(self._root, "text", x=x, y=bottom + 18, kind="tick middle").text = text
-        _element(self._root, "line", x1=LEFT, x2=right, y1=bottom, y2=bottom, kind="axis")
-        _element(self._root, "line", x1=LEFT, x2=LEFT, y1=TOP, y2=bottom, kind="axis")
-        middle = (LEFT + right) / 2
+        _element(self._root, "line", x1=self.left, x2=right, y1=bottom, y2=bottom, kind="axis")
+        _element(self._root, "line", x1=self.left, x2=self.left, y1=TOP, y2=bottom, kind="axis")
+        middle = (self.left + right) / 2
         label = _element(self._root, "text", x=middle, y=HEIGHT - 10, kind="label middle")
         label.text = _clean(self.x.label)
         label = _element(self._root, "text", x=0.0, y=0.0, kind="label middle")
@@ -252,7 +256,7 @@ class Plot:
         bottom = HEIGHT - BOTTOM
         return [
             (
-                LEFT + self.x.part(x) * (WIDTH - RIGHT - LEFT),
+                self.left + self.x.part(x) * (WIDTH - RIGHT - self.left),
                 bottom - self.y.part(y) * (bottom - TOP),
             )
             for x, y in points

@@ -11,7 +11,16 @@ from typing import Any
 
 from lightning_peft.cli.errors import ConfigError
 
-__all__ = ["FILE", "check_directory", "count_jobs", "describe", "quoted", "read_arguments", "swept"]
+__all__ = [
+    "FILE",
+    "check_directory",
+    "count_jobs",
+    "describe",
+    "quoted",
+    "read_arguments",
+    "swept",
+    "told",
+]
 
 FILE = "sweep.json"
 FORMAT = 1
@@ -37,7 +46,7 @@ def check_directory(directory: Path, record: dict[str, Any]) -> None:
     if any(before.get(key) != record[key] for key in ("overrides", "params")):
         raise ConfigError(
             [
-                f"{directory} holds another sweep: {_told(before)}; this one is {_told(record)}. "
+                f"{directory} holds another sweep: {told(before)}; this one is {told(record)}. "
                 "To go on with that one: lightning-peft continue "
                 f"{shlex.quote(str(directory))}. Otherwise choose another hydra.sweep.dir."
             ]
@@ -111,7 +120,7 @@ def count_jobs(config: Any) -> int | None:
     sweeper = config.hydra.sweeper
     if "n_trials" in sweeper:  # Optuna's
         return int(sweeper.n_trials)
-    if not str(sweeper.get("_target_", "")).endswith(".BasicSweeper"):
+    if not str(sweeper.get("_target_", "")).endswith((".BasicSweeper", ".OrderedSweeper")):
         return None
     return math.prod(swept(config).values())
 
@@ -144,6 +153,7 @@ def describe(config: Any) -> dict[str, Any]:
     }
 
 
-def _told(record: dict[str, Any]) -> str:
+def told(record: dict[str, Any]) -> str:
+    """Write what a sweep is of, in quotes."""
     params = [f"{key}={value}" for key, value in (record.get("params") or {}).items()]
     return f"'{' '.join([*params, *record.get('overrides', [])])}'"

@@ -54,8 +54,8 @@ def notes(comparison: Comparison, *, with_memory: bool = True) -> list[str]:
         )
     if any(interval(row, comparison.metric) for row in comparison.rows):
         found.append(
-            "[95 % interval] of a single run: over other test images like these, for this very "
-            "model; of other seeds it says nothing"
+            f"[95 % interval] of a single run: over other test {comparison.noun} like these, for "
+            "this very model; of other seeds it says nothing"
         )
     if comparison.lower:
         found.append(f"less {comparison.metric.replace('/', ' ')} is better")
@@ -63,7 +63,7 @@ def notes(comparison: Comparison, *, with_memory: bool = True) -> list[str]:
         train, val, test = (comparison.images.get(s, 0) for s in ("train", "val", "test"))
         chosen = f", {val} others chose the checkpoint" if val else ""
         tested = f", {test} tested" if comparison.metric.startswith("test/") else ""
-        found.append(f"{train} labelled images trained{chosen}{tested}")
+        found.append(f"{train} labelled {comparison.noun} trained{chosen}{tested}")
     if comparison.memory and with_memory:
         found.append(MEMORY[comparison.memory])
     return found

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from lightning_peft.cli.check import check_targets, check_values
 from lightning_peft.cli.curves import set_aside
 from lightning_peft.cli.errors import ConfigError, explain
 from lightning_peft.cli.known import experiment_of_job, known_keys
+from lightning_peft.cli.processes import this_process
 from lightning_peft.cli.quiet import quiet
 from lightning_peft.cli.summary import objective, write_summary, write_text
 from lightning_peft.cli.task import (
@@ -84,15 +83,17 @@ def _run(cfg: DictConfig, leave_files: Callable[..., Any]) -> float | None:
     if parts.trainer.is_global_zero:
         write_text(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         # a comparison shows this run while it is under way, and if it is killed
-        process = {"id": os.getpid(), "host": socket.gethostname(), "started": time.time()}
-        write_summary(directory, cfg, status="running", process=process)
+        write_summary(directory, cfg, status="running", process=this_process())
     parts.trainer.fit(parts.module, parts.datamodule, ckpt_path=cfg.resume)
     fitted = time.perf_counter()
     best = best_checkpoint(parts, directory)
     metrics = dict(best.metrics)
     if cfg.calibrate is not None:
         module: Any = parts.module
-        module.calibrate(parts.trainer, parts.datamodule, str(best.path))
+        temperature = module.calibrate(parts.trainer, parts.datamodule, str(best.path))
+        if parts.trainer.is_global_zero:
+            _keep_temperature(best.path, temperature)
+        parts.trainer.strategy.barrier()
     if cfg.test:
         metrics |= _floats(
             parts.trainer.test(
@@ -110,6 +111,17 @@ def _run(cfg: DictConfig, leave_files: Callable[..., Any]) -> float | None:
     return value
 
 
+def _keep_temperature(path: Path, temperature: float) -> None:
+    """Write the temperature into the checkpoint, so that it says so wherever it goes."""
+    from lightning_peft.checkpoint_file import keep_hyperparameters
+    from lightning_peft.errors import CheckpointError
+
+    try:
+        keep_hyperparameters(path, temperature=temperature)
+    except CheckpointError as error:  # hyperparameters of the user's own that are no plain data
+        log.warning("the temperature is in serving.json and not in the checkpoint: %s", error)
+
+
 def check_calibration(module: Any, has_validation: bool) -> None:
     """Refuse a calibration that cannot be made, before the training.
 
@@ -123,6 +135,21 @@ def check_calibration(module: Any, has_validation: bool) -> None:
     if not has_validation:
         raise ConfigError(
             ["calibrate: it takes a validation split, and this data has none: keep some images."]
+        )
+
+
+def check_baselines(names: Sequence[str], datamodule: Any) -> None:
+    """Refuse reference points of pixels where the data has none, before the training.
+
+    Raises:
+        ConfigError: If the data module hands out no pixels.
+    """
+    if names and not hasattr(datamodule, "pixels"):
+        raise ConfigError(
+            [
+                f"baselines: {', '.join(names)} {'is' if len(names) == 1 else 'are'} of pixels, "
+                f"and {type(datamodule).__name__} hands out none (pixels(split)). Leave them out."
+            ]
         )
 
 
@@ -157,6 +184,7 @@ def build(cfg: DictConfig) -> Parts:
         if cfg.test:  # better now than after the training
             datamodule.setup("test")
             datamodule.test_dataloader()
+    check_baselines(cfg.baselines, datamodule)
     with _building("model"):
         fit_to_task(cfg, task_of(datamodule))
         module = build_module(cfg.model, datamodule.num_classes)

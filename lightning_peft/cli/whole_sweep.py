@@ -14,11 +14,12 @@ from hydra.experimental.callback import Callback
 
 from lightning_peft.cli.earlier import Earlier, earlier_run
 from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.extended_sweep import go_on_in
+from lightning_peft.cli.occupied import occupy, occupy_run
 from lightning_peft.cli.optuna_study import go_on_with_study
 from lightning_peft.cli.summary import write_json
 from lightning_peft.cli.sweep_record import (
     FILE,
-    check_directory,
     count_jobs,
     describe,
     swept,
@@ -67,14 +68,24 @@ class WholeSweep(Callback):
         STATE.directory, STATE.failed = Path(config.hydra.sweep.dir), 0
         self.record = describe(config)
         try:
-            check_directory(STATE.directory, self.record)
+            occupy(STATE.directory, "hydra.sweep.dir")
+            go_on_in(STATE.directory, self.record, config)
         except ConfigError as error:
+            STATE.directory = None  # it is not this sweep's
             print(f"lightning-peft: {error}", file=sys.stderr)
             # Hydra turns any other exception of a callback into a warning
             raise SystemExit(REFUSED) from None
         go_on_with_study(config)
         self.jobs = count_jobs(config)
         self.swept = frozenset(swept(config))
+
+    def on_run_start(self, config: Any, **kwargs: Any) -> None:
+        """Take the directory of a single run, before Hydra writes into it."""
+        try:
+            occupy_run(config)
+        except ConfigError as error:
+            print(f"lightning-peft: {error}", file=sys.stderr)
+            raise SystemExit(REFUSED) from None
 
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
         """Print the line of the job."""

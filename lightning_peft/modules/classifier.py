@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import MetricCollection
 
 from lightning_peft._namespace import pl
-from lightning_peft.calibration import expected_error, fit_temperature
+from lightning_peft.calibration import fit_temperature
 from lightning_peft.errors import DataError
 from lightning_peft.metric_names import Task
 from lightning_peft.modules.base import ReadyModule
@@ -199,6 +199,5 @@ class ClassifierModule(ReadyModule):
             self.outputs, scores, outputs, targets, self.num_classes, self.class_names
         )
         if self.temperature != 1 and "test/ece" in scores:
-            bins = found.reliability(calibrated=False)
-            found.metrics["test/ece_uncalibrated"] = expected_error(bins)
+            found.metrics["test/ece_uncalibrated"] = found.calibration_error(calibrated=False)
         return found

@@ -31,8 +31,9 @@ from torchmetrics.regression import (
     SpearmanCorrCoef,
 )
 from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.wrappers import MultioutputWrapper
 
-from lightning_peft.calibration import BINS
+from lightning_peft.calibration import BINS, MOST_LABELS
 from lightning_peft.errors import DataError
 from lightning_peft.metric_names import TASKS, Task
 from lightning_peft.outputs import check_task
@@ -59,7 +60,7 @@ def metric_set(
     | --- | --- | --- |
     | `multiclass` | `accuracy` (of images), `balanced_accuracy` (mean recall of the classes), `f1` (macro), `ece`, `auroc` (one against the rest, mean of the classes) | probabilities `(B, C)`, classes `(B,)` |
     | `binary` | `accuracy`, `balanced_accuracy`, `f1` (of class 1), `auroc`, `ap`, `ece` | probability of class 1 `(B,)`, 0 or 1 `(B,)` |
-    | `multilabel` | `accuracy` (images whose labels are all right), `map` (macro), `f1` (macro), `f1_micro` | probabilities `(B, L)`, 0 or 1 `(B, L)` |
+    | `multilabel` | `accuracy` (images whose labels are all right), `map` (macro), `f1` (macro), `f1_micro`, `ece` (the mean of the labels) | probabilities `(B, L)`, 0 or 1 `(B, L)` |
     | `regression` | `mae`, `rmse`, `r2`, `pearson`, `spearman`; of several outputs the mean | numbers `(B,)` or `(B, K)`, twice |
 
     Args:
@@ -68,7 +69,7 @@ def metric_set(
         num_labels: For ``"multilabel"``.
         num_outputs: For ``"regression"``.
         ranking: With the multiclass AUROC, which keeps the probabilities of all images; above 100
-            classes it is left out in any case.
+            classes it is left out in any case, and above 100 labels their `ece`.
 
     Returns:
         A collection without a prefix; take its values with :func:`values_of`.
@@ -186,6 +187,19 @@ class SeenMAP(MultilabelAveragePrecision):
         return super().compute()[dim_zero_cat(self.target).sum(0) > 0].mean()
 
 
+class LabelECE(MultioutputWrapper):
+    """The calibration error of each label by itself, and the mean over the labels."""
+
+    higher_is_better = False
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__(BinaryCalibrationError(n_bins=BINS), num_labels)
+
+    def compute(self) -> Tensor:
+        """The value, in [0, 1]."""
+        return super().compute().mean()
+
+
 class SafeR2(R2Score):
     """R2 that is NaN, and no error, of a single image."""
 
@@ -220,12 +234,13 @@ def _binary() -> Parts:
 
 
 def _multilabel(labels: int) -> Parts:
-    return {
+    found: Parts = {
         "accuracy": MultilabelExactMatch(labels),
         "map": SeenMAP(labels),
         "f1": MultilabelF1Score(labels, average="macro"),
         "f1_micro": MultilabelF1Score(labels, average="micro"),
     }
+    return found | ({"ece": LabelECE(labels)} if labels <= MOST_LABELS else {})
 
 
 def _regression(outputs: int) -> Parts:

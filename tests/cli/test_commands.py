@@ -79,7 +79,7 @@ def test_a_plan_needs_no_weights_and_says_what_would_be_done(command):
     [
         (["method=loraa"], "there is no method=loraa. Did you mean 'lora'"),
         (["method=conv_adapter"], "conv_adapter: expected blocks with spatial convolutions"),
-        (["--batch", "0"], "expected --classes and --batch of at least 1"),
+        (["--batch", "0"], "expected --classes, --batch and --tokens of at least 1"),
     ],
 )
 def test_a_plan_that_cannot_be_made_is_told_in_a_line(command, words, message):

@@ -94,9 +94,10 @@ def test_the_continue_command_and_a_failed_job_that_is_tried_again(train, comman
 def test_another_sweep_in_the_same_directory_is_refused(train, tmp_path):
     assert train(*SWEEP[:-1], "seed=0", "test=false")[0] == 0
     before = sorted(tmp_path.rglob("*"))
-    status, _, err = train(*SWEEP[:-1], "seed=0,2", "test=false")
+    status, _, err = train(*SWEEP[:-1], "seed=2,3", "test=false")
     assert status == 2
     assert "sweep holds another sweep: " in err
+    assert "which lacks the jobs: experiment=smoke method=linear_probe seed=0 test=false." in err
     assert "choose another hydra.sweep.dir" in err
     assert sorted(tmp_path.rglob("*")) == before
 

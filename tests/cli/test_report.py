@@ -14,6 +14,7 @@ from lightning_peft.cli.runs import read_runs
 from lightning_peft.cli.svg import HEIGHT, WIDTH, Plot, linear_axis, log_axis
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}&amp;\x07"
+NAME = re.compile(r'<span class="name">([^<]*(?:<wbr>[^<]*)*)</span>')
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -23,7 +24,8 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
         self.open, self.tags, self.attributes, self.text, self.scripts = [], [], [], [], []
-        self.feed(text)
+        # a name is one piece, as it is when somebody copies it
+        self.feed(NAME.sub(lambda found: found[1].replace("<wbr>", ""), text))
         self.close()
         assert not self.open, self.open
 
@@ -260,3 +262,60 @@ def test_bins_of_somebody_else_are_left_out(tmp_path, run, text):
     directory = run(tmp_path, "lora", 0, 0.9)
     bins(directory, text)
     assert "Reliability" not in report_page(comparison_of(*read_runs([tmp_path])))
+
+
+def test_long_names_break_where_their_parts_end_and_nowhere_else(tmp_path, run):
+    for decay, file in (("0.99", "b"), ("0.9", "c")):
+        name = f"callbacks.average.decay={decay}"
+        run(tmp_path, "lora", 0, 0.9, overrides=[name, f"data.root=/a/{file}.csv"])
+    text = report_page(comparison_of(*read_runs([tmp_path])))
+    assert "callbacks.<wbr>average.<wbr>decay=<wbr>0.99</span>" in text
+    assert "data.<wbr>root=<wbr>/<wbr>a/<wbr>b.<wbr>csv</span>" in text
+    assert "0.<wbr>9" not in text, "a number is no name"
+    assert "lora callbacks.average.decay=0.9 data.root=/a/c.csv" in "".join(Page(text).text)
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1]
+    for cells in re.findall(r"([^{}]*\.word[^{}]*){([^}]*)}", style):
+        assert "anywhere" not in cells[1], cells
+    tables = len(re.findall("<table", text))
+    assert len(re.findall(r'<div class="scroll"[^>]*>\s*<table', text)) == tables
+
+
+def test_the_label_of_the_y_axis_is_clear_of_its_numbers():
+    for values in ([0.0, 0.0012], [0.0, 3.7e-7], [-1e6, 1e6], [0.0, 100.0]):
+        axis = linear_axis(values, "learning rate")
+        plot = Plot(linear_axis([0.0, 10.0], "step"), axis, "title")
+        root = ElementTree.fromstring(plot.markup())
+        ends = [t for t in root.iter("text") if t.get("class") == "tick end"]
+        assert len(ends) == len(axis.ticks)
+        label = next(t for t in root.iter("text") if "rotate" in (t.get("transform") or ""))
+        right = float(re.search(r"translate\(([\d.]+)", label.get("transform"))[1]) + 4
+        # digits of 11 px are 7 px wide at most
+        assert all(float(t.get("x")) - 6.6 * len(t.text) > right for t in ends), values
+
+
+def test_texts_are_called_texts(tmp_path, run):
+    for method in ("lora", "bitfit"):
+        left_by_a_test(run(tmp_path, method, 0, 0.9, noun="texts"), names=("bad", "so so", "good"))
+        bins(tmp_path / "0_lora", "0.4,0.6,0.55,0.5,40\n")
+    found = comparison_of(*read_runs([tmp_path]))
+    words = " ".join(" ".join(Page(report_page(found)).text).split())
+    assert "100 labelled texts trained" in words
+    assert "Texts of the test set" in words
+    assert "40 texts, expected calibration error" in words
+    assert "images" not in words
+    run(tmp_path, "ssf", 0, 0.8)
+    assert comparison_of(*read_runs([tmp_path])).noun == "samples"
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        (r"method.layers=last\:2", "method.layers=last:2"),
+        (r"data.root='C:\\:'", r"data.root='C:\\:'"),
+        ("+lr=0.1", "lr=0.1"),
+    ],
+)
+def test_an_override_of_a_sweep_reads_as_it_was_typed(tmp_path, run, typed, read):
+    run(tmp_path, "lora", 0, 0.9, overrides=[typed])
+    ((found,), _) = read_runs([tmp_path])
+    assert read in found.overrides

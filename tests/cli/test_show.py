@@ -104,6 +104,33 @@ def test_groups_with_rates_of_their_own_are_lines_of_their_own(command, monkeypa
     assert labels[0].endswith(": 0.5")
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "none"])
+def test_the_stages_of_a_freeze_begin_where_they_are_thawed(command, monkeypatch, schedule):
+    figures = captured(monkeypatch)
+    monkeypatch.setattr(previews, "samples", lambda *args, **kwargs: "samples.png")
+    stages = "[{epoch: 2, layers: 'last:1', lr: 0.25}, {epoch: 3, lr: 0.1}, {epoch: 9, lr: 0.2}]"
+    freeze = "{_target_: lightning_peft.BackboneFreeze, unfreeze: %s}"
+    words = (
+        *("data.labels_per_class=1", "trainer.limit_train_batches=5", "trainer.max_epochs=5"),
+        *("trainer.max_steps=-1", "lr=0.5", f"schedule={schedule}", "callbacks.peft=null"),
+    )
+    stages = stages.replace("{epoch: 9, lr: 0.2}", "{epoch: 9, layers: '0', lr: 0.2}")
+    early = stages.replace("{epoch: 3, lr: 0.1}", "{epoch: 3, layers: '1-4', lr: 0.1}")
+    status, out, err = command("show", *words, f"+callbacks.freeze={freeze % early}")
+    assert status == 0, err
+    assert "from epoch 9: after the 25 steps of the run, it never begins" in out
+    (axes,) = figures
+    parts = Multiplier(25, 2, "cosine") if schedule == "cosine" else lambda step: 1.0
+    drawn = {line.get_label().partition(":")[0]: line.get_data() for line in axes.lines}
+    expected = {"all": (0, 0.5), "from epoch 2": (10, 0.25), "from epoch 3": (15, 0.1)}
+    for name, (first, rate) in expected.items():
+        steps, rates = drawn[name]
+        assert list(steps) == list(range(first, 25))
+        assert list(rates) == pytest.approx([rate * parts(step) for step in range(first, 25)])
+    texts = [text.get_text() for text in axes.texts]
+    assert {"step 10", "step 15"} <= set(texts)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -1,11 +1,16 @@
 """``lightning-peft soup`` over checkpoints of one run and over settings."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lightning_peft.adapter_reading import read_adapter
+from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.soup_metric import Judge, judge_of
 from lightning_peft.soup import soup
 
 SMOKE = ("experiment=smoke", "schedule=none", "test=false")
@@ -81,3 +86,96 @@ def test_what_cannot_be_averaged_is_refused(rates, train, command, tmp_path):
     status, _, err = command("soup", "other_method")
     assert status == 2
     assert "expected at least two checkpoints of finished runs, found 1" in err
+
+
+def config(monitor, mode="max"):
+    """Of a run whose checkpoint was chosen so; the progress bar watches something as well."""
+    checkpoint = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    return {
+        "callbacks": {
+            "progress": {
+                "_target_": "lightning_peft.cli.progress.StepProgress",
+                "monitor": "val/x",
+            },
+            "last": {**checkpoint, "save_weights_only": False},
+            "none": None,
+            "best": {**checkpoint, "monitor": monitor, "mode": mode},
+        }
+    }
+
+
+def judged(*configs, metric=None, task="multiclass"):
+    return judge_of([(Path(f"{i}.ckpt"), c) for i, c in enumerate(configs)], metric, task)
+
+
+def test_what_chose_the_checkpoints_chooses_the_members():
+    assert judged(config("val/f1"), config("val/f1")) == Judge("val/f1", lower=False)
+    assert judged(config("val/rmse", "min")) == Judge("val/rmse", lower=True)
+    assert judged(config("val/own", "min"), metric="val/own").lower, "as the runs had it"
+    assert judged(config("val/f1"), metric="val/loss") == Judge("val/loss", lower=True)
+    assert judged({"callbacks": {}}, task="regression") == Judge("val/rmse", lower=True)
+    assert judged(config(None), task="multilabel") == Judge("val/accuracy", lower=False)
+
+
+@pytest.mark.parametrize(
+    ("configs", "metric", "match"),
+    [
+        ([config("val/f1")], "test/f1", "'test/f1' is of the test set.*Use 'val/f1' with --metric"),
+        ([config("test/f1")], None, "chose the checkpoints: 'test/f1' is of the test set"),
+        ([config("val/f1")], "train/loss", "expected a metric of validation.* got 'train/loss'"),
+        ([config("val/f1"), config("val/loss", "min")], None, "0.ckpt: val/f1, more is better; 1"),
+        ([config("val/f1"), config("val/f1", "min")], None, "chosen by different metrics"),
+    ],
+)
+def test_what_may_not_choose(configs, metric, match):
+    with pytest.raises(ConfigError, match=match):
+        judged(*configs, metric=metric)
+
+
+def test_a_metric_that_is_not_there_or_no_number():
+    judge = Judge("val/acuracy", lower=False)
+    with pytest.raises(ConfigError, match="got 'val/acuracy'.*Did you mean 'val/accuracy'"):
+        judge.read({"val/accuracy": 0.5, "val/loss": 1.0}, "the soup")
+    with pytest.raises(ConfigError, match="val/auroc of the soup is not a number"):
+        Judge("val/auroc", lower=False).read({"val/auroc": float("nan")}, "the soup")
+
+
+def test_another_metric_and_a_test_metric(rates, command, tmp_path):
+    status, out, err = command("soup", str(rates), "--metric", "val/loss", "--top-k", "1")
+    assert status == 0, err
+    assert "val loss, less is better" in out
+    summary = json.loads((tmp_path / "soup" / "soup.json").read_text())
+    assert summary["metric"] == "val/loss"
+    best = min(summary["scores"], key=summary["scores"].get)
+    assert summary["members"] == [best]
+    assert summary["metrics"]["val/loss"] == pytest.approx(summary["scores"][best])
+    status, _, err = command("soup", str(rates), "--metric", "test/accuracy", "--out", "other")
+    assert status == 2
+    assert "'test/accuracy' is of the test set, which must choose nothing" in err
+    assert not (tmp_path / "other").exists()
+
+
+def test_of_numbers_the_least_error_is_the_best(train, command, tmp_path):
+    pixels = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(40):
+        image = (60 * (i % 4) + pixels.integers(0, 60, (24, 24))).astype(np.uint8)
+        Image.fromarray(image).save(tmp_path / "images" / f"{i}.png")
+    lines = ["file,height", *(f"{i}.png,{100 + i % 4}.5" for i in range(40))]
+    (tmp_path / "images" / "heights.csv").write_text("\n".join(lines))
+    words = (
+        *("data=folder", f"data.root={tmp_path / 'images'}", "data.labels=heights.csv"),
+        *("data.num_workers=0", "data.batch_size=8", "data.flip_safe=true", "data.seed=0"),
+        *("trainer=cpu", "trainer.max_steps=6", "callbacks.progress=null", "bootstrap=0"),
+    )
+    status, _, err = train("-m", *words, "method=bitfit", "lr=1e-5,0.05", "hydra.sweep.dir=sweep")
+    assert status == 0, err
+    status, out, err = command("soup", "sweep", "--greedy")
+    assert status == 0, err
+    assert "val rmse, less is better" in out
+    assert "the soup, on test" in out
+    summary = json.loads((tmp_path / "soup" / "soup.json").read_text())
+    assert summary["metrics"]["val/rmse"] <= min(summary["scores"].values())
+    facts = json.loads((tmp_path / "soup" / "serving.json").read_text())
+    assert facts["outputs"]["task"] == "regression"
+    assert facts["outputs"]["mean"] == pytest.approx([102.0], abs=0.5), "in the unit of the data"

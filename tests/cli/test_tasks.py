@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -38,6 +39,28 @@ def images(tmp_path):
     return root
 
 
+def with_and_without(command, images, tmp_path, kind):
+    """What is predicted with the temperature of a run, without it, and by default."""
+    found = {}
+    for flag in ("", "--calibrated", "--no-calibrated"):
+        words = ("predict", "run", str(images), "--out", "again.csv", *filter(None, [flag]))
+        status, _, err = command(*words)
+        if kind == "regression" and flag == "--calibrated":
+            assert status == 2
+            assert "--calibrated: run has no temperature: it predicts numbers" in err
+            return
+        assert status == 0, err
+        found[flag] = (tmp_path / "again.csv").read_text()
+    assert found[""] == found["--calibrated"] != found["--no-calibrated"]
+    status, _, err = command("export", "run/adapter", "--out", "it.safetensors", "--calibrated")
+    assert status == 2
+    assert "an adapter directory holds no temperature" in err
+    words = ("export", "run", "--out", "it.safetensors", "--no-calibrated")
+    status, _, err = command(*words)
+    assert status == 0, err
+    assert json.loads((tmp_path / "it.safetensors.json").read_text())["outputs"]["temperature"] == 1
+
+
 @pytest.mark.parametrize("kind", LABELS)
 def test_the_whole_way(train, command, images, tmp_path, kind):
     words = (f"data.root={images}", f"data.labels={kind}.csv", "output_dir=run")
@@ -69,8 +92,9 @@ def test_the_whole_way(train, command, images, tmp_path, kind):
     if calibrated:
         assert facts["outputs"]["temperature"] == summary["temperature"] != 1
         assert "fitted on validation" in out
-        if kind != "multilabel":
-            assert "test/ece_uncalibrated" in summary["metrics"]
+        assert {"test/ece", "test/ece_uncalibrated"} <= set(summary["metrics"])
+        held = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
+        assert held["hyper_parameters"]["temperature"] == summary["temperature"]
 
     status, out, err = command("predict", "run", str(images), "--out", "found.csv")
     assert status == 0, err
@@ -88,6 +112,7 @@ def test_the_whole_way(train, command, images, tmp_path, kind):
     else:
         assert {row["class"] for row in rows} <= {"cat", "dog"}
         assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
+    with_and_without(command, images, tmp_path, kind)
 
     status, out, err = command("export", "run", "--out", "model.safetensors")
     assert status == 0, err

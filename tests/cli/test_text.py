@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+import lightning_peft as lp
 from tests.fixtures.encoders import tiny_encoder
 
 SHORT = (
@@ -64,12 +65,54 @@ def test_what_a_run_would_see_is_shown(command, reviews):
     assert "labels used: " in out
 
 
+def test_a_plan_for_texts_is_what_adapting_does(command, reviews, tmp_path):
+    from lightning_peft.hugging_face import load_sequence_classifier
+
+    words = ("plan", "data=text", "data.root=reviews.csv", "model.backbone=encoder", "--json")
+    words = (*words, "method=lora", "method.rank=4", "--classes", "2")
+    found = {}
+    for flags in (("--batch", "3", "--tokens", "7"), ("--batch", "6", "--tokens", "7"), ()):
+        status, out, err = command(*words, *flags)
+        assert status == 0, err
+        found[flags] = json.loads(out)
+    model = load_sequence_classifier(str(tmp_path / "encoder"), 2)
+    report = lp.adapt(model, lp.LoRA(rank=4)).report()
+    once, twice, whole = found.values()
+    assert once["report"]["trained"] == report.trained
+    assert once["report"]["total"] == report.total
+    assert sum(layer["trained"] for layer in once["layers"]) == report.trained
+    assert twice["memory"]["activations"] == pytest.approx(2 * once["memory"]["activations"], 0.01)
+    # the tiny encoder reads 24 tokens, and 32 texts a step are the default
+    ratio = whole["memory"]["activations"] / once["memory"]["activations"]
+    assert ratio > 32 * 24 / (3 * 7), "attention grows with the square of the tokens"
+    assert once["memory"]["optimizer"] < once["full"]["optimizer"]
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (("plan", "model=text", "model.backbone=encoder", "--tokens", "25"), "at most the 24 that"),
+        (("plan", "--tokens", "8"), "--tokens: it is for texts (model=text)"),
+        (("plan", "model=text", "model.backbone=encoder", "--tokens", "0"), "--tokens of at least"),
+        (("rank", "models=[glyph_vit]", "data=text", "data.root=reviews.csv"), "To rank encoders"),
+    ],
+)
+def test_what_cannot_be_planned_or_ranked(command, reviews, words, match):
+    status, _, err = command(*words)
+    assert status == 2
+    assert match in " ".join(err.split())
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [
         (("augment=strong",), "no augmentation, which is for images"),
         (("model=timm", "model.backbone=resnet18"), "'resnet18', which is a model of images"),
         (("data.root=review.csv",), "Did you mean 'reviews.csv'?"),
+        (
+            ("baselines=[nearest_neighbour]",),
+            "nearest_neighbour is of pixels, and TextDataModule hands out none",
+        ),
         (("data.labels_per_class=100",), "100 or more labelled training texts of each class"),
     ],
 )
@@ -85,3 +128,13 @@ def test_numbers_have_no_ready_module(command, reviews, tmp_path):
     status, _, err = command(*SHORT)
     assert status != 0
     assert "there is no ready regressor of texts" in err
+
+
+def test_runs_on_texts_are_compared(command, reviews, tmp_path):
+    words = (*SHORT, "method=lora,bitfit", "seed=0", "hydra.sweep.dir=sweep")
+    status, out, err = command("-m", *words)
+    assert status == 0, err
+    assert "labelled texts trained" in out
+    page = (tmp_path / "sweep" / "report.html").read_text()
+    assert "Texts of the test set" in page
+    assert "labelled images" not in page

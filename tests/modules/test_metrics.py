@@ -5,8 +5,10 @@ import pytest
 import torch
 from scipy import stats
 from sklearn import metrics
+from torchmetrics.functional.classification import binary_calibration_error
 
 from lightning_peft._seeds import generator
+from lightning_peft.calibration import expected_error, label_errors, reliability
 from lightning_peft.errors import DataError
 from lightning_peft.metric_names import TASKS, is_share, lower_is_better, written
 from lightning_peft.modules.metrics import metric_set, values_of
@@ -42,7 +44,12 @@ def test_multilabel():
     p = torch.rand(50, 3, generator=random)
     y = (torch.rand(50, 3, generator=random) < p).long()
     called = (p > 0.5).long()
-    assert values("multilabel", p, y, num_labels=3) == pytest.approx(
+    found = values("multilabel", p, y, num_labels=3)
+    columns = zip(p.T.contiguous(), y.T.contiguous(), strict=True)
+    each = [float(binary_calibration_error(*column, n_bins=15)) for column in columns]
+    assert found.pop("ece") == pytest.approx(np.mean(each), abs=1e-6)
+    assert label_errors(p, y) == pytest.approx(each, abs=1e-6)
+    assert found == pytest.approx(
         {
             "accuracy": metrics.accuracy_score(y, called),
             "map": metrics.average_precision_score(y, p, average="macro"),
@@ -119,6 +126,16 @@ def test_every_metric_has_its_direction_and_its_way_of_writing():
             assert is_share(name) == (task != "regression" and name != "ece"), name
     assert written("test/f1", 0.5) == "50.0 %"
     assert written("test/rmse", 12345.678) == "12345.7"
+
+
+def test_labels_that_err_to_both_sides_do_not_cancel_out():
+    # one label too sure, one not sure enough: pooled, the two are right on average
+    p = torch.full((40, 2), 0.5)
+    y = torch.tensor([[1, 0]]).expand(40, 2)
+    assert label_errors(p, y) == (0.5, 0.5)
+    assert values("multilabel", p, y, num_labels=2)["ece"] == pytest.approx(0.5)
+    assert expected_error(reliability(p.flatten(), y.flatten().float())) == 0.0
+    assert "ece" not in metric_set("multilabel", num_labels=101)
 
 
 def test_uneven_classes():
