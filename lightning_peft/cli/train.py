@@ -18,8 +18,9 @@ from lightning_peft.cli.check import check_targets, check_values
 from lightning_peft.cli.curves import set_aside
 from lightning_peft.cli.errors import ConfigError, explain
 from lightning_peft.cli.known import experiment_of_job, known_keys
+from lightning_peft.cli.objectives import better, costs_of, names_of
 from lightning_peft.cli.quiet import quiet
-from lightning_peft.cli.summary import objective, write_summary, write_text
+from lightning_peft.cli.summary import write_summary, write_text
 from lightning_peft.cli.task import (
     build_module,
     check_objective,
@@ -27,10 +28,13 @@ from lightning_peft.cli.task import (
     refuse_test_monitors,
     task_of,
 )
+from lightning_peft.cli.trial import Trial
 from lightning_peft.errors import near
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+
+    from lightning_peft.cli.pruning import TrialPruning
 
 __all__ = ["train"]
 
@@ -49,15 +53,16 @@ class Parts:
     trainer: pl.Trainer
 
 
-def train(cfg: DictConfig) -> float | None:
+def train(cfg: DictConfig) -> float | list[float] | None:
     """Run a job.
 
     Args:
         cfg: The composed config.
 
     Returns:
-        The metric that the config names as its objective; by default the validation metric of the
-        best checkpoint, and ``None`` where there is no validation.
+        The metric that the config names as its objective, or a list where it names several; by
+        default the validation metric of the best checkpoint, and ``None`` where there is no
+        validation, and on the ranks beside the first.
 
     Raises:
         ConfigError: If the config cannot be run.
@@ -66,7 +71,7 @@ def train(cfg: DictConfig) -> float | None:
 
     # what is heavy is imported from here on, and is no part of the time that is measured
     from lightning_peft._namespace import pl
-    from lightning_peft.cli.outcome import leave_files
+    from lightning_peft.cli.outcome import leave_files, leave_pruned
 
     refuse_test_monitors(plain["callbacks"])
     if told := check_objective(cfg, _sweeper()):
@@ -74,13 +79,18 @@ def train(cfg: DictConfig) -> float | None:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     with quiet():
         check_targets(plain)
-        return _run(cfg, leave_files)
+        return _run(cfg, leave_files, leave_pruned)
 
 
-def _run(cfg: DictConfig, leave_files: Callable[..., Any]) -> float | None:
+def _run(
+    cfg: DictConfig, leave_files: Callable[..., Any], leave_pruned: Callable[..., Any]
+) -> float | list[float] | None:
     started = time.perf_counter()
     directory = Path(cfg.output_dir)
-    parts = build(cfg)
+    trial = Trial.of_environment()
+    pruning = pruning_of(cfg, trial)
+    parts = build(cfg, [pruning] if pruning else [])
+    check_direction(cfg, trial)
     if parts.trainer.is_global_zero:
         write_text(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         # a comparison shows this run while it is under way, and if it is killed
@@ -88,6 +98,11 @@ def _run(cfg: DictConfig, leave_files: Callable[..., Any]) -> float | None:
         write_summary(directory, cfg, status="running", process=process)
     parts.trainer.fit(parts.module, parts.datamodule, ckpt_path=cfg.resume)
     fitted = time.perf_counter()
+    if pruning is not None and pruning.pruned is not None:
+        seconds = {"fit": fitted - started, "total": fitted - started}
+        if parts.trainer.is_global_zero:
+            leave_pruned(cfg, parts, pruning.pruned, seconds)
+        return pruning.pruned.value
     best = best_checkpoint(parts, directory)
     metrics = dict(best.metrics)
     if cfg.calibrate is not None:
@@ -99,15 +114,32 @@ def _run(cfg: DictConfig, leave_files: Callable[..., Any]) -> float | None:
                 parts.module, parts.datamodule, ckpt_path=str(best.path), verbose=False
             )
         )
-    if parts.trainer.is_global_zero:
-        seconds = {"fit": fitted - started, "total": time.perf_counter() - started}
-        leave_files(cfg, parts, best, metrics, seconds)
-    name, value = objective(cfg.objective, metrics)
-    if name is not None and value is None:
-        raise ConfigError(
-            [f"objective: expected a metric of the run, got '{name}'. {near(name, metrics)}"]
-        )
-    return value
+    if not parts.trainer.is_global_zero:
+        return None
+    seconds = {"fit": fitted - started, "total": time.perf_counter() - started}
+    return told(leave_files(cfg, parts, best, metrics, seconds))
+
+
+def told(summary: Mapping[str, Any]) -> float | list[float] | None:
+    """Give what a sweeper is told of a finished run.
+
+    Args:
+        summary: As :func:`~lightning_peft.cli.outcome.leave_files` gives it.
+
+    Raises:
+        ConfigError: If the run has not measured what the config names.
+    """
+    several = summary.get("objectives")
+    values = {one["name"]: one["value"] for one in several or [summary["objective"]]}
+    known = [*summary["metrics"], *costs_of(summary)]
+    missing = [
+        f"objective: expected a metric or a cost of the run, got '{name}'. {near(name, known)}"
+        for name, value in values.items()
+        if name is not None and value is None
+    ]
+    if missing:
+        raise ConfigError(missing)
+    return list(values.values()) if several else next(iter(values.values()))
 
 
 def check_calibration(module: Any, has_validation: bool) -> None:
@@ -126,6 +158,39 @@ def check_calibration(module: Any, has_validation: bool) -> None:
         )
 
 
+def pruning_of(cfg: DictConfig, trial: Trial | None) -> TrialPruning | None:
+    """Make the callback that stops a hopeless trial, where the search has a pruner."""
+    if trial is None or trial.pruner is None:
+        return None
+    from lightning_peft.cli.pruning import TrialPruning
+
+    return TrialPruning(trial, next(iter(names_of(cfg.objective)), None))
+
+
+def check_direction(cfg: DictConfig, trial: Trial | None) -> None:
+    """Refuse a search without a named objective that goes the wrong way for the task of the data.
+
+    Args:
+        cfg: The config, fitted to the task.
+        trial: The trial that this run is.
+
+    Raises:
+        ConfigError: If more is searched of what less is better, or the other way around.
+    """
+    if trial is None or cfg.objective is not None or not trial.directions:
+        return
+    nodes = [node for node in (cfg.callbacks or {}).values() if OmegaConf.is_dict(node)]
+    monitors = [str(node.monitor) for node in nodes if node.get("monitor") is not None]
+    wrong = [name for name in monitors[:1] if better(name) != trial.directions[0]]
+    if wrong:
+        raise ConfigError(
+            [
+                f"hydra.sweeper.direction: the search is to {trial.directions[0]} {wrong[0]}, of "
+                f"which {better(wrong[0])} is better. Name it: objective={wrong[0]}."
+            ]
+        )
+
+
 def _sweeper() -> Any:
     """The config of Hydra's sweeper, where this job is one of a sweep."""
     from hydra.core.hydra_config import HydraConfig
@@ -135,11 +200,12 @@ def _sweeper() -> Any:
     return OmegaConf.to_container(HydraConfig.get().sweeper) if in_sweep() else None
 
 
-def build(cfg: DictConfig) -> Parts:
+def build(cfg: DictConfig, more_callbacks: Sequence[Any] = ()) -> Parts:
     """Build the data module, the module with the classes of the data, and the trainer.
 
     Args:
         cfg: The composed config; it is fitted to the task of the data.
+        more_callbacks: Callbacks beside those of the config.
 
     Returns:
         The parts.
@@ -171,6 +237,7 @@ def build(cfg: DictConfig) -> Parts:
             if node is not None:
                 with _building(f"{group}.{name}"):
                     found.append(instantiate(node, _convert_="all"))
+    callbacks += more_callbacks
     for callback in callbacks:
         monitor = str(getattr(callback, "monitor", None))
         if monitor.startswith("val/") and not has_validation:
