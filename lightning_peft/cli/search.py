@@ -19,6 +19,7 @@ import optuna
 from hydra_plugins.hydra_optuna_sweeper import _impl as plugin
 from optuna.trial import TrialState
 
+from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.optuna_study import PLACE, standing_of
 from lightning_peft.cli.summary import FILE, write_text
 from lightning_peft.cli.trial import directions_of, open_storage
@@ -87,14 +88,26 @@ class Search(plugin.OptunaSweeperImpl):
         return space, fixed
 
     def _study(self) -> Any:
-        return optuna.create_study(
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        directions = list(directions_of(self.direction))
+        study = optuna.create_study(
             study_name=self.study_name,
             storage=open_storage(self.storage),
             sampler=self.sampler,
             pruner=self.pruner,
-            directions=directions_of(self.direction),
+            directions=directions,
             load_if_exists=True,
         )
+        before = [direction.name.lower() for direction in study.directions]
+        if before != directions:
+            told = f"the study '{self.study_name}' of {self.storage} is to {' and '.join(before)}"
+            raise ConfigError(
+                [
+                    f"hydra.sweeper.direction: {told}, and this search to "
+                    f"{' and '.join(directions)}. Choose another hydra.sweeper.study_name."
+                ]
+            )
+        return study
 
     def _run(self, study: Any, trials: Sequence[Any], fixed: dict[str, Any]) -> None:
         """Run trials, and tell the study how they ended."""

@@ -18,7 +18,6 @@ from lightning_peft.cli.check import check_targets, check_values
 from lightning_peft.cli.curves import set_aside
 from lightning_peft.cli.errors import ConfigError, explain
 from lightning_peft.cli.known import experiment_of_job, known_keys
-from lightning_peft.cli.objectives import better, costs_of, names_of
 from lightning_peft.cli.quiet import quiet
 from lightning_peft.cli.summary import write_summary, write_text
 from lightning_peft.cli.task import (
@@ -29,12 +28,10 @@ from lightning_peft.cli.task import (
     task_of,
 )
 from lightning_peft.cli.trial import Trial
-from lightning_peft.errors import near
+from lightning_peft.cli.trial_run import check_direction, pruning_of, told
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-
-    from lightning_peft.cli.pruning import TrialPruning
 
 __all__ = ["train"]
 
@@ -74,8 +71,8 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     from lightning_peft.cli.outcome import leave_files, leave_pruned
 
     refuse_test_monitors(plain["callbacks"])
-    if told := check_objective(cfg, _sweeper()):
-        log.warning(told)
+    if warning := check_objective(cfg, _sweeper()):
+        log.warning(warning)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     with quiet():
         check_targets(plain)
@@ -120,28 +117,6 @@ def _run(
     return told(leave_files(cfg, parts, best, metrics, seconds))
 
 
-def told(summary: Mapping[str, Any]) -> float | list[float] | None:
-    """Give what a sweeper is told of a finished run.
-
-    Args:
-        summary: As :func:`~lightning_peft.cli.outcome.leave_files` gives it.
-
-    Raises:
-        ConfigError: If the run has not measured what the config names.
-    """
-    several = summary.get("objectives")
-    values = {one["name"]: one["value"] for one in several or [summary["objective"]]}
-    known = [*summary["metrics"], *costs_of(summary)]
-    missing = [
-        f"objective: expected a metric or a cost of the run, got '{name}'. {near(name, known)}"
-        for name, value in values.items()
-        if name is not None and value is None
-    ]
-    if missing:
-        raise ConfigError(missing)
-    return list(values.values()) if several else next(iter(values.values()))
-
-
 def check_calibration(module: Any, has_validation: bool) -> None:
     """Refuse a calibration that cannot be made, before the training.
 
@@ -155,39 +130,6 @@ def check_calibration(module: Any, has_validation: bool) -> None:
     if not has_validation:
         raise ConfigError(
             ["calibrate: it takes a validation split, and this data has none: keep some images."]
-        )
-
-
-def pruning_of(cfg: DictConfig, trial: Trial | None) -> TrialPruning | None:
-    """Make the callback that stops a hopeless trial, where the search has a pruner."""
-    if trial is None or trial.pruner is None:
-        return None
-    from lightning_peft.cli.pruning import TrialPruning
-
-    return TrialPruning(trial, next(iter(names_of(cfg.objective)), None))
-
-
-def check_direction(cfg: DictConfig, trial: Trial | None) -> None:
-    """Refuse a search without a named objective that goes the wrong way for the task of the data.
-
-    Args:
-        cfg: The config, fitted to the task.
-        trial: The trial that this run is.
-
-    Raises:
-        ConfigError: If more is searched of what less is better, or the other way around.
-    """
-    if trial is None or cfg.objective is not None or not trial.directions:
-        return
-    nodes = [node for node in (cfg.callbacks or {}).values() if OmegaConf.is_dict(node)]
-    monitors = [str(node.monitor) for node in nodes if node.get("monitor") is not None]
-    wrong = [name for name in monitors[:1] if better(name) != trial.directions[0]]
-    if wrong:
-        raise ConfigError(
-            [
-                f"hydra.sweeper.direction: the search is to {trial.directions[0]} {wrong[0]}, of "
-                f"which {better(wrong[0])} is better. Name it: objective={wrong[0]}."
-            ]
         )
 
 

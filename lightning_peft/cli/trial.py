@@ -108,7 +108,8 @@ def directions_of(direction: Any) -> tuple[str, ...]:
     """Read ``hydra.sweeper.direction``: one, several, or an enumeration of Hydra's plugin."""
     if direction is None:
         return ()
-    each = direction if isinstance(direction, list | tuple) else [direction]
+    one = isinstance(direction, str) or hasattr(direction, "name")
+    each = [direction] if one else list(direction)
     return tuple(str(getattr(word, "name", word)) for word in each)
 
 
