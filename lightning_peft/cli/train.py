@@ -18,6 +18,7 @@ from lightning_peft.cli.check import check_targets, check_values
 from lightning_peft.cli.curves import set_aside
 from lightning_peft.cli.errors import ConfigError, explain
 from lightning_peft.cli.known import experiment_of_job, known_keys
+from lightning_peft.cli.objectives import names_of
 from lightning_peft.cli.quiet import quiet
 from lightning_peft.cli.summary import write_summary, write_text
 from lightning_peft.cli.task import (
@@ -101,7 +102,7 @@ def _run(
             leave_pruned(cfg, parts, pruning.pruned, seconds)
         return pruning.pruned.value
     best = best_checkpoint(parts, directory)
-    metrics = dict(best.metrics)
+    metrics = _with_objectives(parts, best, names_of(cfg.objective))
     if cfg.calibrate is not None:
         module: Any = parts.module
         module.calibrate(parts.trainer, parts.datamodule, str(best.path))
@@ -261,6 +262,21 @@ def best_checkpoint(parts: Parts, directory: Path) -> Best:
     path = directory / "checkpoints" / "best.ckpt"
     trainer.save_checkpoint(path, weights_only=True)
     return Best(path, metrics)
+
+
+def _with_objectives(parts: Parts, best: Best, names: Sequence[str]) -> dict[str, float]:
+    """Measure the objectives of the best checkpoint that did not choose it."""
+    trainer: Any = parts.trainer
+    if all(name in best.metrics for name in names if name.startswith("val/")):
+        return dict(best.metrics)
+    loggers, trainer.loggers = trainer.loggers, []  # the log is of the training
+    try:
+        found = trainer.validate(
+            parts.module, parts.datamodule, ckpt_path=str(best.path), verbose=False
+        )
+    finally:
+        trainer.loggers = loggers
+    return {**_floats(found), **best.metrics}
 
 
 def _validated(parts: Parts) -> dict[str, float]:

@@ -15,6 +15,7 @@ from hydra.experimental.callback import Callback
 
 from lightning_peft.cli.earlier import Earlier, earlier_run
 from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.launcher_check import check_launcher
 from lightning_peft.cli.optuna_study import prepare_search
 from lightning_peft.cli.search_check import check_search
 from lightning_peft.cli.summary import write_json
@@ -73,6 +74,7 @@ class WholeSweep(Callback):
         self.record = describe(config)
         try:
             check_search(config)
+            check_launcher(config)
             check_directory(STATE.directory, self.record)
         except ConfigError as error:
             print(f"lightning-peft: {error}", file=sys.stderr)

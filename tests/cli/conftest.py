@@ -68,3 +68,22 @@ def run():
         return where
 
     return write
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Make the job of one seed end as Ctrl-C ends it, after so many steps of training."""
+    from lightning_peft.cli.progress import StepProgress
+
+    def after(steps, label):
+        real = StepProgress.on_train_batch_start
+
+        def start(self, trainer, *args):
+            if trainer.global_step == steps and self.label.endswith(label):
+                raise KeyboardInterrupt
+            return real(self, trainer, *args)
+
+        monkeypatch.setattr(StepProgress, "on_train_batch_start", start)
+        return lambda: monkeypatch.setattr(StepProgress, "on_train_batch_start", real)
+
+    return after

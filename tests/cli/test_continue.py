@@ -23,25 +23,6 @@ def summaries(directory):
     return {name: {key: summary.get(key) for key in FIGURES} for name, summary in found.items()}
 
 
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Make the job of one seed end as Ctrl-C ends it, after so many steps of training."""
-    from lightning_peft.cli.progress import StepProgress
-
-    def after(steps, label):
-        real = StepProgress.on_train_batch_start
-
-        def start(self, trainer, *args):
-            if trainer.global_step == steps and self.label.endswith(label):
-                raise KeyboardInterrupt
-            return real(self, trainer, *args)
-
-        monkeypatch.setattr(StepProgress, "on_train_batch_start", start)
-        return lambda: monkeypatch.setattr(StepProgress, "on_train_batch_start", real)
-
-    return after
-
-
 def test_the_same_command_goes_on_and_ends_in_the_same_figures(train, tmp_path, interrupt):
     assert train(*SWEEP)[0] == 0
     whole = tmp_path / "whole"
