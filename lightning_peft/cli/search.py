@@ -45,7 +45,7 @@ class Search(plugin.OptunaSweeperImpl):
     """
 
     def __init__(self, *, pruner: Any = None, **settings: Any) -> None:
-        super().__init__(**settings)
+        super().__init__(**{"search_space": None, **settings})
         self.pruner = pruner
 
     def sweep(self, arguments: Sequence[str]) -> None:
@@ -62,14 +62,14 @@ class Search(plugin.OptunaSweeperImpl):
         place.mkdir(parents=True, exist_ok=True)
         study = self._study()
         standing = standing_of(self.storage, self.study_name, place)
-        self._run(study, [study.trials[n] for n in standing.interrupted], fixed)
+        study = self._run(study, [study.trials[n] for n in standing.interrupted], fixed)
         left = self.n_trials - standing.done - len(standing.interrupted)
         while left > 0:
             trials = [study.ask() for _ in range(min(self.n_jobs, left))]
             self._configure_trials(trials, space, fixed)
             for trial in trials:  # from here on it can be run again
                 trial.set_user_attr(PLACE, str(place))
-            self._run(study, trials, fixed)
+            study = self._run(study, trials, fixed)
             left -= len(trials)
         write_text(place / RESULTS, _results(study))
 
@@ -109,13 +109,25 @@ class Search(plugin.OptunaSweeperImpl):
             )
         return study
 
-    def _run(self, study: Any, trials: Sequence[Any], fixed: dict[str, Any]) -> None:
-        """Run trials, and tell the study how they ended."""
+    def _reread(self, study: Any) -> Any:
+        """Open a study in a database again: Optuna keeps in memory what the jobs have changed."""
+        if not isinstance(self.storage, str):
+            return study
+        return optuna.load_study(
+            study_name=study.study_name,
+            storage=open_storage(self.storage),
+            sampler=self.sampler,
+            pruner=self.pruner,
+        )
+
+    def _run(self, study: Any, trials: Sequence[Any], fixed: dict[str, Any]) -> Any:
+        """Run trials, and tell the study, which is given back as it is then."""
         launcher: Any = self.launcher
         failed = 0
         for batch in _consecutive(trials):
             overrides = [_overrides(trial, fixed) for trial in batch]
             returns = launcher.launch(overrides, initial_job_idx=batch[0].number)
+            study = self._reread(study)
             for trial, ended in zip(batch, returns, strict=True):
                 values = _values(ended)
                 failed += values is None and not _was_pruned(ended)
@@ -125,6 +137,7 @@ class Search(plugin.OptunaSweeperImpl):
                 f"{failed} of {len(trials)} trials at once failed, and "
                 f"hydra.sweeper.max_failure_rate is {self.max_failure_rate:g}"
             )
+        return study
 
 
 def _consecutive(trials: Sequence[Any]) -> Iterator[list[Any]]:

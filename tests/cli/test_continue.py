@@ -154,12 +154,13 @@ def test_a_path_with_quotes_is_one_value_for_hydra():
     ("file", "needs"),
     [
         ("hydra/sweeper/optuna", "hydra-optuna-sweeper"),
+        ("hydra/sweeper/sampler/tpe", "hydra-optuna-sweeper"),
         ("hydra/launcher/joblib", "hydra-joblib-launcher"),
     ],
 )
 def test_a_plugin_that_is_not_installed_is_named_with_its_extra(file, needs):
-    error = MissingConfigException("no", missing_cfg_file=file, options=[f"{file}/../basic"])
-    told = explain(error)
-    assert told is not None
-    assert needs in told
-    assert "pip install 'lightning-peft[sweep]'" in told
+    for options in ([f"{file}/../basic"], None):  # there is no other, where the group is a plugin's
+        told = explain(MissingConfigException("no", missing_cfg_file=file, options=options))
+        assert told is not None
+        assert needs in told
+        assert "pip install 'lightning-peft[sweep]'" in told

@@ -53,16 +53,15 @@ def test_a_trial_is_stopped_where_optuna_itself_would_stop_it(storage):
             Trial(number, "s", storage, MEDIAN).report(value, step)
             for step, value in enumerate(values, start=1)
         ]
-        twin = optuna.load_study(
-            study_name="s", storage=storage, pruner=optuna.pruners.MedianPruner(2, 1)
-        )
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=1)
+        twin = optuna.load_study(study_name="s", storage=storage, pruner=pruner)
         asked = optuna.trial.Trial(twin, twin.ask()._trial_id)
         expected = []
         for step, value in enumerate(values, start=1):
             asked.report(value, step)
             expected.append(asked.should_prune())
         assert found == expected
-        assert study.trials[number].intermediate_values == dict(enumerate(values, start=1))
+        assert twin.trials[number].intermediate_values == dict(enumerate(values, start=1))
 
 
 def test_a_value_that_is_reported_again_is_the_first(storage):
@@ -71,7 +70,8 @@ def test_a_value_that_is_reported_again_is_the_first(storage):
     trial = Trial(number, "s", storage, MEDIAN)
     trial.report(0.5, 1)
     trial.report(0.6, 1)  # a run that went on from its checkpoint; optuna would warn
-    assert study.trials[number].intermediate_values == {1: 0.5}
+    again = optuna.load_study(study_name="s", storage=storage)  # the first keeps what it knew
+    assert again.trials[number].intermediate_values == {1: 0.5}
 
 
 def sweep(directory, **sweeper):
