@@ -61,8 +61,9 @@ def prepare_search(config: Any) -> Standing | None:
     with read_write(config), open_dict(config):
         if sweeper.get("_target_") == OF_THE_PLUGIN:  # the same search, which also goes on
             sweeper._target_ = OURS
-        if standing.trials and (sweeper.get("sampler") or {}).get("seed") is not None:
-            sweeper.sampler.seed += standing.trials  # or the first proposals come again
+        sampler: Any = sweeper.get("sampler") or {}
+        if "seed" in sampler:  # without trials it proposes the same again, with them something else
+            sampler.seed = (sampler.seed or 0) + standing.trials
     return standing
 
 

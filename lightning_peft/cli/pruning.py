@@ -76,7 +76,6 @@ class TrialPruning(pl.Callback):
         """
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        self.validations += 1
         name = str(self.objective)
         measured = trainer.callback_metrics
         if name not in measured:
@@ -85,6 +84,7 @@ class TrialPruning(pl.Callback):
             raise ConfigError([f"objective: {told}"])
         value = float(measured[name])
         stop = trainer.is_global_zero and self.trial.report(value, self.validations)
+        self.validations += 1
         if trainer.strategy.reduce_boolean_decision(stop and not _at_its_end(trainer), all=False):
             self.pruned = Pruned(trainer.global_step, self.validations, name, value)
             trainer.should_stop = True

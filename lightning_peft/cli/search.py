@@ -89,25 +89,22 @@ class Search(plugin.OptunaSweeperImpl):
 
     def _study(self) -> Any:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        directions = list(directions_of(self.direction))
-        study = optuna.create_study(
-            study_name=self.study_name,
-            storage=open_storage(self.storage),
-            sampler=self.sampler,
-            pruner=self.pruner,
-            directions=directions,
-            load_if_exists=True,
-        )
-        before = [direction.name.lower() for direction in study.directions]
-        if before != directions:
-            told = f"the study '{self.study_name}' of {self.storage} is to {' and '.join(before)}"
-            raise ConfigError(
-                [
-                    f"hydra.sweeper.direction: {told}, and this search to "
-                    f"{' and '.join(directions)}. Choose another hydra.sweeper.study_name."
-                ]
+        try:
+            return optuna.create_study(
+                study_name=self.study_name,
+                storage=open_storage(self.storage),
+                sampler=self.sampler,
+                pruner=self.pruner,
+                directions=list(directions_of(self.direction)),
+                load_if_exists=True,
             )
-        return study
+        except ValueError as error:
+            if "study direction" not in str(error):
+                raise
+            told = f"the study '{self.study_name}' of {self.storage} has others ({error})"
+            raise ConfigError(
+                [f"hydra.sweeper.direction: {told} Choose another hydra.sweeper.study_name."]
+            ) from error
 
     def _reread(self, study: Any) -> Any:
         """Open a study in a database again: Optuna keeps in memory what the jobs have changed."""

@@ -58,7 +58,7 @@ class Trial:
 
         Args:
             value: The objective.
-            step: The number of the validation, from 1.
+            step: The number of the validation, from 0, as Optuna's pruners count.
 
         Returns:
             Whether the pruner would stop it.

@@ -44,34 +44,34 @@ def test_a_trial_is_stopped_where_optuna_itself_would_stop_it(storage):
     study = optuna.create_study(study_name="s", storage=storage, direction="maximize")
     for height in (0.5, 0.7):
         done = study.ask()
-        for step in (1, 2, 3):
+        for step in range(3):
             done.report(height, step)
         study.tell(done, height)
     for values in ((0.9, 0.9, 0.9), (0.1, 0.1, 0.9), (0.1, 0.65, 0.65)):
         number = study.ask().number
         found = [
             Trial(number, "s", storage, MEDIAN).report(value, step)
-            for step, value in enumerate(values, start=1)
+            for step, value in enumerate(values)
         ]
         pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=1)
         twin = optuna.load_study(study_name="s", storage=storage, pruner=pruner)
         asked = optuna.trial.Trial(twin, twin.ask()._trial_id)
         expected = []
-        for step, value in enumerate(values, start=1):
+        for step, value in enumerate(values):
             asked.report(value, step)
             expected.append(asked.should_prune())
         assert found == expected
-        assert twin.trials[number].intermediate_values == dict(enumerate(values, start=1))
+        assert twin.trials[number].intermediate_values == dict(enumerate(values))
 
 
 def test_a_value_that_is_reported_again_is_the_first(storage):
     study = optuna.create_study(study_name="s", storage=storage)
     number = study.ask().number
     trial = Trial(number, "s", storage, MEDIAN)
-    trial.report(0.5, 1)
-    trial.report(0.6, 1)  # a run that went on from its checkpoint; optuna would warn
+    trial.report(0.5, 0)
+    trial.report(0.6, 0)  # a run that went on from its checkpoint; optuna would warn
     again = optuna.load_study(study_name="s", storage=storage)  # the first keeps what it knew
-    assert again.trials[number].intermediate_values == {1: 0.5}
+    assert again.trials[number].intermediate_values == {0: 0.5}
 
 
 def sweep(directory, **sweeper):
