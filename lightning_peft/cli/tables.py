@@ -135,7 +135,7 @@ def comparison_table(comparison: Comparison, width: int = 120) -> Table:
     for name in shown:
         table.add_column(name, justify="right", no_wrap=True)
     several = any(len(row.seeds) != 1 for row in comparison.shown if not row.baseline)
-    if several or any(row.failed or row.unfinished for row in comparison.shown):
+    if several or any(row.failed or row.unfinished or row.pruned for row in comparison.shown):
         table.add_column("runs", justify="right", no_wrap=True)
     for row in comparison.shown:
         texts = [row.label, *cells(row, comparison.metric)[: len(shown)], runs_of(row)][
