@@ -14,7 +14,7 @@ setup: $(STAMP) ## Make the environment
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --group dev --editable '.[all]'
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --group dev --editable '.[all,sweep]'
 	@touch $@
 
 demo: setup ## Adapt the shipped backbone to handwritten digits, ten labels a class

@@ -2,6 +2,7 @@
 
 python benchmarks/kill_sweep.py                       # 4 jobs of 2 ranks each, on the CPU
 python benchmarks/kill_sweep.py --jobs 2 --ranks 1    # a minute
+python benchmarks/kill_sweep.py --launcher joblib     # two jobs at once, two ranks each
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def words(arguments: argparse.Namespace, directory: Path) -> list[str]:
         *("-m", f"method={methods}", f"seed={seeds}", f"hydra.sweep.dir={directory}"),
         *(*TINY, *SHORT, *ranks, "trainer.accelerator=cpu", f"trainer.max_steps={arguments.steps}"),
         f"hydra/launcher={arguments.launcher}",
+        *(("hydra.launcher.n_jobs=2",) if arguments.launcher == "joblib" else ()),
         *arguments.overrides,
     ]
 
@@ -93,7 +95,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=4, choices=(2, 4, 6, 8))
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--launcher", default="basic", choices=("basic", "fresh"))
+    parser.add_argument("--launcher", default="basic", choices=("basic", "fresh", "joblib"))
     parser.add_argument("overrides", nargs="*", help="further overrides of the sweep")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

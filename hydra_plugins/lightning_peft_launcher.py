@@ -111,4 +111,4 @@ class FreshLauncher(Launcher):
         if before.summary is not None:
             return before.objective
         resume = None if before.checkpoint is None else str(before.checkpoint)
-        return run_fresh(config, directory, self.module, resume)
+        return run_fresh(config, config.hydra, directory, self.module, resume)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-__all__ = ["MAIN", "TASKS", "Task", "is_share", "is_test", "lower_is_better", "written"]
+__all__ = ["KNOWN", "MAIN", "TASKS", "Task", "is_share", "is_test", "lower_is_better", "written"]
 
 Task = Literal["multiclass", "binary", "multilabel", "regression"]
 
@@ -20,6 +20,12 @@ MAIN: dict[str, str] = {
     "regression": "rmse",
 }
 """The metric that chooses the checkpoint of a task, without its stage."""
+
+KNOWN = (
+    *("accuracy", "ap", "auroc", "balanced_accuracy", "ece", "f1", "f1_micro", "loss", "mae"),
+    *("map", "pearson", "r2", "rmse", "spearman"),
+)
+"""What the ready modules measure on the validation set, of any task."""
 
 LOWER = ("loss", "rmse", "mse", "mae", "ece", "error", "ece_uncalibrated")
 SHARES = (

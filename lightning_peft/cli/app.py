@@ -18,6 +18,7 @@ from lightning_peft.errors import near
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from lightning_peft.cli.earlier import Earlier
     from lightning_peft.cli.whole_sweep import State
 
 __all__ = ["main"]
@@ -53,6 +54,12 @@ TAKES_A_VALUE = (
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
+PROGRAM = "lightning_peft.cli"
+"""What ``python -m`` runs as this command."""
+
+Value = float | list[float] | None
+"""What a sweeper is told of a job."""
+
 
 class Failure(NamedTuple):
     """What went wrong, and the directory of the job where it was one of a sweep."""
@@ -85,7 +92,7 @@ def main(args: Sequence[str]) -> int:
     failures: list[Failure] = []
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-    def app(cfg: DictConfig) -> float | None:
+    def app(cfg: DictConfig) -> Value:
         with _as_typed(typed, wants_all):
             return _job(cfg, args, failures)
 
@@ -113,17 +120,19 @@ def main(args: Sequence[str]) -> int:
     return JOB_FAILED if _failed_in_sweep(failures) else status
 
 
-def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> float | None:
+def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value:
     """Run one job; what goes wrong is kept, so that the jobs after it still run."""
     from lightning_peft.cli.earlier import Earlier, earlier_run
     from lightning_peft.cli.summary import record_failure
-    from lightning_peft.cli.sweep import in_sweep, isolated_job
+    from lightning_peft.cli.sweep import in_sweep, isolated_job, wants_own_process
 
     directory = str(cfg.output_dir) if in_sweep() else ""
     # raises for the directory of another job, whose summary is not overwritten
     before = earlier_run(cfg) if in_sweep() else Earlier()
     if before.summary is not None:
         return before.objective
+    if in_sweep() and wants_own_process(cfg, _state().process):
+        return _in_own_process(cfg, before, failures)
     if before.checkpoint is not None:
         cfg.resume = str(before.checkpoint)
     with isolated_job(args, cfg.resume if before.checkpoint is not None else None):
@@ -136,6 +145,24 @@ def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> float
             record_failure(cfg, error)
             failures.append(Failure(error, directory))
             return float("nan")
+
+
+def _in_own_process(cfg: DictConfig, before: Earlier, failures: list[Failure]) -> Value:
+    """Run a job of several ranks in a process whose command line its other ranks can replay."""
+    from pathlib import Path
+
+    from hydra.core.hydra_config import HydraConfig
+
+    from lightning_peft.cli.fresh import JobDied, run_fresh
+
+    resume = None if before.checkpoint is None else str(before.checkpoint)
+    directory = Path(cfg.output_dir)
+    try:
+        value: Value = run_fresh(cfg, HydraConfig.get(), directory, PROGRAM, resume)
+    except JobDied as error:  # its summary says why
+        failures.append(Failure(error, str(directory)))
+        return float("nan")
+    return value
 
 
 def _failed_in_sweep(failures: Sequence[Failure]) -> bool:

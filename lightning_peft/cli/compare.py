@@ -10,6 +10,7 @@ from pathlib import Path
 from lightning_peft.cli.command import run_command
 from lightning_peft.cli.comparison import Comparison, comparison_of
 from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.pareto import pareto_set, pareto_table
 from lightning_peft.cli.runs import read_runs
 from lightning_peft.cli.summary import finite, write_json, write_text
 from lightning_peft.cli.swept import swept_numbers, swept_table
@@ -152,6 +153,8 @@ def _publish(comparison: Comparison, output: Path) -> None:
     console.print(comparison_table(comparison, console.width))
     for swept in swept_numbers(comparison):
         console.print(swept_table(swept, comparison.metric))
+    if pareto := pareto_set(comparison):
+        console.print(pareto_table(pareto))
     if means := vtab_means(comparison):
         console.print(vtab_table(means))
     for contrast in comparison.contrasts:

@@ -21,6 +21,9 @@ __all__ = ["Comparison", "Row", "Spread", "comparison_of"]
 METRICS = ("test/accuracy", "val/accuracy", "test/rmse", "val/rmse")
 """What a row is judged by where the runs do not agree: the first of these that they have."""
 
+OVER = ("completed", "pruned", "failed")
+"""How a run can have ended."""
+
 BASELINES = {"nearest_neighbour": "1-NN on pixels", "logistic_regression": "logistic on pixels"}
 """What the reference points are called."""
 
@@ -60,6 +63,7 @@ class Row:
         seeds: The seeds of the runs that completed, one for each run.
         failed: What went wrong in the runs that failed.
         unfinished: How the runs stand that are under way, or were cut off.
+        pruned: How many runs the pruner of their search has stopped.
         by_seed: The accuracy of each seed; the mean where a seed ran twice.
         runs: The runs.
         baseline: Whether this is a reference point that trains nothing of the network.
@@ -75,6 +79,7 @@ class Row:
     seeds: tuple[int | None, ...] = ()
     failed: tuple[str, ...] = ()
     unfinished: tuple[str, ...] = ()
+    pruned: int = 0
     by_seed: Mapping[int, float] = field(default_factory=dict)
     runs: tuple[Run, ...] = ()
     baseline: bool = False
@@ -125,6 +130,11 @@ class Comparison:
     def leader(self) -> Row | None:
         """The best row that is no reference point."""
         return next((row for row in self.rows if row.accuracy and not row.baseline), None)
+
+    @property
+    def shown(self) -> tuple[Row, ...]:
+        """The rows without those of which every run was pruned."""
+        return tuple(row for row in self.rows if not row.runs or row.pruned < len(row.runs))
 
     @property
     def same_seeds(self) -> bool:
@@ -271,7 +281,8 @@ def _row(group: _Group, metric: str) -> Row:
         memory=Spread.of(run.peak_memory for run in done),
         seeds=tuple(run.seed for run in done),
         failed=tuple(run.told() for run in runs if run.status == "failed"),
-        unfinished=tuple(run.told() for run in runs if run.status not in ("completed", "failed")),
+        unfinished=tuple(run.told() for run in runs if run.status not in OVER),
+        pruned=sum(run.status == "pruned" for run in runs),
         by_seed=means,
         runs=tuple(runs),
     )

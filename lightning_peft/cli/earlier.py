@@ -29,7 +29,7 @@ class Earlier(NamedTuple):
     """What there is.
 
     Attributes:
-        summary: The summary of a job that is done, otherwise ``None``.
+        summary: The summary of a job that is done, or was stopped by a pruner; otherwise ``None``.
         checkpoint: The whole last checkpoint of a job that is not, where it has come to one.
     """
 
@@ -37,9 +37,13 @@ class Earlier(NamedTuple):
     checkpoint: Path | None = None
 
     @property
-    def objective(self) -> float | None:
+    def objective(self) -> float | list[float] | None:
         """What the sweeper was told, or would have been."""
-        value = ((self.summary or {}).get("objective") or {}).get("value")
+        summary = self.summary or {}
+        several = summary.get("objectives")
+        if several:
+            return [float("nan") if one["value"] is None else one["value"] for one in several]
+        value = (summary.get("objective") or {}).get("value")
         return None if value is None else float(value)
 
 
@@ -73,7 +77,7 @@ def earlier_run(cfg: Any) -> Earlier:
             ]
         )
     summary = _summary(directory / FILE)
-    if summary.get("status") == "completed":
+    if summary.get("status") in ("completed", "pruned"):
         return Earlier(summary=summary)
     last = directory / LAST
     # a checkpoint that was being copied when the process was killed has no end

@@ -27,7 +27,7 @@ __all__ = [
 
 OF_AN_EXTRA = {
     "optuna": "hydra-optuna-sweeper",
-    "tpe": "hydra-optuna-sweeper",
+    **dict.fromkeys(("tpe", "random", "cmaes", "nsgaii", "motpe", "grid"), "hydra-optuna-sweeper"),
     "joblib": "hydra-joblib-launcher",
     "submitit_local": "hydra-submitit-launcher",
     "submitit_slurm": "hydra-submitit-launcher",
@@ -147,13 +147,14 @@ def _known(error: BaseException) -> str | None:
     # Lightning's own word for settings that cannot be trained with
     if type(error).__name__ == "MisconfigurationException":
         return " ".join(str(error).split())
-    if isinstance(error, MissingConfigException) and error.options:
+    if isinstance(error, MissingConfigException):
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        options = [str(option).rpartition("/")[2] for option in error.options]
+        options = [str(option).rpartition("/")[2] for option in error.options or ()]
         if choice in OF_AN_EXTRA and group.strip("/").startswith("hydra/"):
             text = f"{group.strip('/')}={choice} needs {OF_AN_EXTRA[choice]}"
             return f"{text}. It comes with: pip install 'lightning-peft[sweep]'"
-        return f"there is no {group.strip('/')}={choice}. {near(choice, options, most=20)}"
+        if options:
+            return f"there is no {group.strip('/')}={choice}. {near(choice, options, most=20)}"
     if isinstance(error, OverrideParseException):
         return _override(str(error.override), error)
     if isinstance(error, ConfigAttributeError | ConfigKeyError):

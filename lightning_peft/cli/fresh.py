@@ -18,7 +18,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 
 from lightning_peft.cli.summary import record_death, write_json
-from lightning_peft.cli.sweep import DDP_ENVIRONMENT, single_job_arguments
+from lightning_peft.cli.sweep import OF_A_JOB, job_environment, single_job_arguments
 from lightning_peft.cli.sweep_record import quoted
 from lightning_peft.errors import PEFTError
 
@@ -42,11 +42,12 @@ class LeaveResult(Callback):
             write_json(Path(config.hydra.runtime.output_dir) / RESULT, {"value": value})
 
 
-def run_fresh(config: Any, directory: Path, module: str | None, resume: str | None) -> Any:
+def run_fresh(cfg: Any, hydra: Any, directory: Path, module: str | None, resume: str | None) -> Any:
     """Run one job of a sweep in a process of its own.
 
     Args:
-        config: The config of the job, its ``hydra`` part included.
+        cfg: The config of the job.
+        hydra: The ``hydra`` part of it.
         directory: The directory of the job.
         module: The module that is run; by default the program that is running.
         resume: The checkpoint that the job goes on with.
@@ -60,17 +61,18 @@ def run_fresh(config: Any, directory: Path, module: str | None, resume: str | No
     directory.mkdir(parents=True, exist_ok=True)
     result = directory / RESULT
     result.unlink(missing_ok=True)
-    environment = {k: v for k, v in os.environ.items() if k not in DDP_ENVIRONMENT}
+    environment = {k: v for k, v in os.environ.items() if k not in OF_A_JOB}
+    environment |= job_environment(hydra)
     words = [
-        *single_job_arguments(sys.argv[1:], config.hydra, resume),
+        *single_job_arguments(sys.argv[1:], hydra, resume),
         f"hydra.run.dir={quoted(str(directory))}",
         f"++{CALLBACK}._target_={__name__}.{LeaveResult.__name__}",
     ]
     done = subprocess.run([*command_line(module), *words], env=environment, check=False)
     if done.returncode != 0:
         ended = _ended(done.returncode)
-        record_death(directory, config, f"the process of the job {ended}")
-        raise JobDied(f"job #{config.hydra.job.num} {ended}; its log is in {directory}")
+        record_death(directory, cfg, f"the process of the job {ended}")
+        raise JobDied(f"job #{hydra.job.num} {ended}; its log is in {directory}")
     try:
         value = json.loads(result.read_text(encoding="utf-8"))["value"]
     except FileNotFoundError:

@@ -58,6 +58,11 @@ FLAGS = {
     "hydra.sweep.dir=DIR": "where the sweep is kept; typed again, an interrupted sweep goes on: "
     "what is done is not run again (as lightning-peft continue DIR)",
     "hydra/launcher=fresh": "each job of a sweep in a process of its own; for long sweeps, and DDP",
+    "hydra/launcher=joblib": "jobs at once: hydra.launcher.n_jobs=2 (also submitit_local; extra: "
+    "sweep)",
+    "hydra/sweeper=search": "let Optuna choose the values: lr='tag(log,interval(1e-4,1e-2))' "
+    "(extra: sweep; as experiment=optuna)",
+    "hydra/sweeper/pruner=median": "with it: stop trials that fall behind",
     "--cfg job": "show the composed config and stop (--resolve, --package KEY)",
     "--info defaults": "show where each part of the config comes from",
     "--config-dir DIR": "add a directory of your own groups and choices",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor
 
 from lightning_peft.callbacks.efficiency import EfficiencyMonitor
+from lightning_peft.cli.objectives import costs_of, names_of
 from lightning_peft.cli.pictures import predictions
 from lightning_peft.cli.served import write_facts
-from lightning_peft.cli.summary import objective, write_summary
+from lightning_peft.cli.summary import told_objectives, write_summary
 from lightning_peft.cli.sweep import in_sweep
 from lightning_peft.cli.task import dataset_of, task_of
+from lightning_peft.cli.trial import Trial
 from lightning_peft.data import baselines
 from lightning_peft.efficiency import count_parameters
 from lightning_peft.errors import MissingExtraError
@@ -27,9 +30,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from rich.table import Table
 
+    from lightning_peft.cli.pruning import Pruned
     from lightning_peft.cli.train import Best, Parts
 
-__all__ = ["leave_files", "result_table"]
+__all__ = ["leave_files", "leave_pruned", "result_table"]
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +73,12 @@ def leave_files(
     if cfg.test:
         _write_test_set(parts, directory)
     efficiency = _efficiency(parts)
+    costs = {
+        "parameters": parameters,
+        "bytes": sizes,
+        "seconds": {**seconds, "step": efficiency.get("step_seconds")},
+        "efficiency": efficiency,
+    }
     summary = write_summary(
         directory,
         cfg,
@@ -76,12 +86,13 @@ def leave_files(
         method=method,
         metrics=dict(metrics),
         intervals_95=_intervals(cfg, parts),
-        objective=dict(zip(("name", "value"), objective(cfg.objective, metrics), strict=True)),
-        parameters=parameters,
-        bytes=sizes,
-        seconds={**seconds, "step": efficiency.get("step_seconds")},
+        **told_objectives(
+            names_of(cfg.objective),
+            {**metrics, **costs_of(costs)},
+            trial.directions if (trial := Trial.of_environment()) else (),
+        ),
+        **costs,
         steps=parts.trainer.global_step,
-        efficiency=efficiency,
         images=_images(parts),
         noun=getattr(parts.module, "noun", "images"),
         ranks=parts.trainer.world_size,
@@ -95,6 +106,36 @@ def leave_files(
 
         Console().print(result_table(summary, directory))
     return summary
+
+
+def leave_pruned(
+    cfg: DictConfig, parts: Parts, pruned: Pruned, seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """Write the summary of a run that the pruner of its search has stopped.
+
+    Args:
+        cfg: The job's config.
+        parts: What was trained.
+        pruned: Where it was stopped.
+        seconds: How long it took.
+
+    Returns:
+        The summary.
+    """
+    count = count_parameters(parts.module)
+    return write_summary(
+        Path(cfg.output_dir),
+        cfg,
+        status="pruned",
+        pruned=asdict(pruned),
+        objective={"name": pruned.name, "value": pruned.value},
+        parameters={"trained": count.trainable, "total": count.total, "share": count.share},
+        seconds=dict(seconds),
+        steps=pruned.step,
+        images=_images(parts),
+        ranks=parts.trainer.world_size,
+        task=task_of(parts.datamodule),
+    )
 
 
 def result_table(summary: Mapping[str, Any], directory: Path) -> Table:

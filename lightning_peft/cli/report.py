@@ -101,7 +101,7 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "summary": f"{done} of {len(runs)} runs completed.{first}",
         "notes": notes(comparison),
         "columns": columns(comparison),
-        "rows": [_row(rank, row, comparison) for rank, row in enumerate(comparison.rows, 1)],
+        "rows": [_row(rank, row, comparison) for rank, row in enumerate(comparison.shown, 1)],
         "failed": [f"{row.label}, {text}" for row in comparison.rows for text in row.failed],
         "unfinished": [
             f"{row.label}, {text}" for row in comparison.rows for text in row.unfinished

@@ -30,7 +30,7 @@ ESCAPED = re.compile(r"\\([()\[\]{}:=, ])")
 
 NOUNS = ("images", "texts")
 
-STATES = ("completed", "failed", "running", "interrupted", "unfinished")
+STATES = ("completed", "pruned", "failed", "running", "interrupted", "unfinished")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class Run:
     Attributes:
         directory: Where it left its files.
         source: Which of the directories that were asked for it was found in.
-        status: ``"completed"``, ``"failed"``, ``"running"``, ``"interrupted"`` (its process is
-            gone) or ``"unfinished"`` (it runs, or ran, on another machine).
+        status: ``"completed"``, ``"pruned"`` (stopped by the pruner of a search), ``"failed"``,
+            ``"running"``, ``"interrupted"`` (its process is gone) or ``"unfinished"`` (it runs, or
+            ran, on another machine).
         method: The method's name.
         seed: The seed, where it is known.
         overrides: What was overridden beside the method and the seed, sorted.
@@ -55,6 +56,8 @@ class Run:
         noun: Which of the two they are.
         baselines: Accuracy of the reference points.
         objective: The metric that a sweeper was told, or that chose the checkpoint.
+        objectives: Of a search with several: the name, the value and the direction of each.
+        steps: How many optimizer steps it made, where that is known.
         intervals: The 95 % interval of each metric of the test, over its images.
         task: What the labels are.
         error: What went wrong.
@@ -77,6 +80,8 @@ class Run:
     noun: str = NOUNS[0]
     baselines: Mapping[str, float] = field(default_factory=dict)
     objective: str | None = None
+    objectives: tuple[tuple[str, float, str], ...] = ()
+    steps: int | None = None
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     task: str = "multiclass"
     error: str = ""
@@ -173,6 +178,8 @@ def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | N
         noun=str(summary["noun"]) if summary.get("noun") in NOUNS else NOUNS[0],
         baselines=_numbers(summary.get("baselines")),
         objective=name if isinstance(name := objective.get("name"), str) else None,
+        objectives=_objectives(summary.get("objectives")),
+        steps=steps if isinstance(steps := summary.get("steps"), int) else None,
         intervals=_intervals(summary.get("intervals_95")),
         task=str(summary.get("task") or "multiclass"),
         error=str(summary.get("error") or ""),
@@ -218,6 +225,18 @@ def _numbers(value: Any) -> dict[str, float]:
             if math.isfinite(number):
                 found[str(key)] = number
     return found
+
+
+def _objectives(value: Any) -> tuple[tuple[str, float, str], ...]:
+    """Keep the objectives of a search with several, all of them or none."""
+    found = []
+    for item in value if isinstance(value, list) else []:
+        one = _mapping(item)
+        number = _numbers(one).get("value")
+        if number is None or one.get("direction") not in ("maximize", "minimize"):
+            return ()
+        found.append((str(one.get("name")), number, str(one["direction"])))
+    return tuple(found)
 
 
 def _intervals(value: Any) -> dict[str, tuple[float, float]]:

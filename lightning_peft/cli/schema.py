@@ -31,7 +31,7 @@ class Run:
     lr: float
     resume: str | None
     test: bool
-    objective: str | None
+    objective: str | list[str] | None
     calibrate: Literal["temperature"] | None
     bootstrap: int
     allow_test_objective: bool

@@ -6,11 +6,12 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_peft.cli.errors import explain
+from lightning_peft.cli.objectives import better
 from lightning_peft.cli.occupied import holder_of
 from lightning_peft.whole import written_whole
 
@@ -21,6 +22,7 @@ __all__ = [
     "objective",
     "record_death",
     "record_failure",
+    "told_objectives",
     "write_json",
     "write_summary",
     "write_text",
@@ -88,13 +90,37 @@ def objective(name: str | None, metrics: Mapping[str, float]) -> tuple[str | Non
     return name, None if name is None else metrics.get(name)
 
 
+def told_objectives(
+    names: Sequence[str], measured: Mapping[str, float], directions: Sequence[str]
+) -> dict[str, Any]:
+    """Write the parts of a summary that say what a sweeper is told.
+
+    Args:
+        names: The objectives that the config names.
+        measured: Metrics and costs.
+        directions: Of the search that the run is a trial of.
+
+    Returns:
+        ``objective``, the first; and where there are several ``objectives``, all of them.
+    """
+    name, value = objective(names[0] if names else None, measured)
+    parts: dict[str, Any] = {"objective": {"name": name, "value": value}}
+    if len(names) > 1:
+        ways = directions or [better(name) for name in names]
+        parts["objectives"] = [
+            {"name": name, "value": measured.get(name), "direction": way}
+            for name, way in zip(names, ways, strict=True)
+        ]
+    return parts
+
+
 def write_summary(directory: Path, cfg: Any, *, status: str, **parts: Any) -> dict[str, Any]:
     """Write ``summary.json`` of a run.
 
     Args:
         directory: The run's directory.
         cfg: The run's config.
-        status: ``"running"``, ``"completed"`` or ``"failed"``.
+        status: ``"running"``, ``"completed"``, ``"pruned"`` or ``"failed"``.
         **parts: What was measured; a mapping is merged into the part of that name.
 
     Returns:

@@ -14,9 +14,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from lightning_peft.cli.ports import free_port
 from lightning_peft.cli.sweep_record import quoted
+from lightning_peft.cli.trial import ENVIRONMENT, trial_of
 
-__all__ = ["in_sweep", "isolated_job", "single_job_arguments"]
+__all__ = [
+    "in_sweep",
+    "isolated_job",
+    "job_environment",
+    "single_job_arguments",
+    "wants_own_process",
+]
 
 DDP_ENVIRONMENT = (
     "LOCAL_RANK",
@@ -28,6 +36,9 @@ DDP_ENVIRONMENT = (
     "PL_SEED_WORKERS",
 )
 """What Lightning sets for the ranks of one job."""
+
+OF_A_JOB = (*DDP_ENVIRONMENT, ENVIRONMENT)
+"""What a job does not leave to the next."""
 
 OF_THE_SWEEP = (
     "hydra.mode=",
@@ -67,7 +78,8 @@ def isolated_job(args: Sequence[str], checkpoint: str | None = None) -> Iterator
         return
     config: Any = HydraConfig.get()
     argv = sys.argv
-    environment = {name: os.environ.get(name) for name in DDP_ENVIRONMENT}
+    environment = {name: os.environ.get(name) for name in OF_A_JOB}
+    os.environ |= job_environment(config)
     sys.argv = [argv[0], *single_job_arguments(args, config, checkpoint)]
     with read_write(config), open_dict(config):
         config.run.dir = config.runtime.output_dir  # where Lightning sends the other ranks
@@ -82,6 +94,40 @@ def isolated_job(args: Sequence[str], checkpoint: str | None = None) -> Iterator
             else:
                 os.environ[name] = value
         _reset_rank(int(environment["LOCAL_RANK"] or 0))
+
+
+def job_environment(hydra: Any) -> dict[str, str]:
+    """Give the variables of the environment that are one job's own.
+
+    Args:
+        hydra: The ``hydra`` part of the job's config.
+
+    Returns:
+        The trial that it is, and the port at which its ranks meet.
+    """
+    trial = trial_of(hydra)
+    found = {} if trial is None else {ENVIRONMENT: trial.written()}
+    port = free_port(int(hydra.job.num))
+    return found if port is None else {**found, "MASTER_PORT": str(port)}
+
+
+def wants_own_process(cfg: Any, sweep_process: int | None) -> bool:
+    """Whether a job has to leave the worker of a launcher, because its other ranks cannot be there.
+
+    Lightning starts them by running the program of this process again, which in a worker of joblib
+    or submitit is not this command. Where a scheduler has started every rank, nothing is started.
+
+    Args:
+        cfg: The config of the job.
+        sweep_process: The process that the sweep began in, where this is known here.
+    """
+    if sweep_process == os.getpid() or os.environ.get("LOCAL_RANK"):
+        return False
+    if int(os.environ.get("SLURM_NTASKS") or 1) > 1:
+        return False
+    trainer = cfg.get("trainer") or {}
+    devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes") or 1
+    return not (str(devices) == "1" and str(nodes) == "1")
 
 
 def single_job_arguments(

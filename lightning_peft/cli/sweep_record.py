@@ -7,9 +7,12 @@ import math
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lightning_peft.cli.optuna_study import Standing
 
 __all__ = [
     "FILE",
@@ -108,18 +111,19 @@ def swept(config: Any) -> dict[str, int]:
     return found
 
 
-def count_jobs(config: Any) -> int | None:
+def count_jobs(config: Any, standing: Standing | None = None) -> int | None:
     """Count the jobs of a sweep.
 
     Args:
         config: The config of the sweep.
+        standing: How the study of a search stands.
 
     Returns:
         The number; ``None`` where the sweeper decides as it goes and does not say.
     """
     sweeper = config.hydra.sweeper
-    if "n_trials" in sweeper:  # Optuna's
-        return int(sweeper.n_trials)
+    if standing is not None:
+        return standing.jobs(int(sweeper.n_trials))
     if not str(sweeper.get("_target_", "")).endswith((".BasicSweeper", ".OrderedSweeper")):
         return None
     return math.prod(swept(config).values())

@@ -7,6 +7,7 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.comparison import Comparison, Row, Spread
+from lightning_peft.cli.pareto import pareto_json, pareto_set
 from lightning_peft.cli.significance import Contrast
 from lightning_peft.cli.swept import swept_json, swept_numbers
 from lightning_peft.cli.vtab_means import vtab_json, vtab_means
@@ -64,16 +65,32 @@ def notes(comparison: Comparison, *, with_memory: bool = True) -> list[str]:
         chosen = f", {val} others chose the checkpoint" if val else ""
         tested = f", {test} tested" if comparison.metric.startswith("test/") else ""
         found.append(f"{train} labelled {comparison.noun} trained{chosen}{tested}")
+    if told := _pruned(comparison):
+        found.append(told)
     if comparison.memory and with_memory:
         found.append(MEMORY[comparison.memory])
     return found
+
+
+def _pruned(comparison: Comparison) -> str:
+    """Say how many runs were stopped by a pruner, and when."""
+    runs = [run for row in comparison.rows for run in row.runs]
+    steps = sorted(run.steps or 0 for run in runs if run.status == "pruned")
+    if not steps:
+        return ""
+    when = f"{steps[0]}" if steps[0] == steps[-1] else f"{steps[0]} to {steps[-1]}"
+    return (
+        f"pruned: {len(steps)} of {len(runs)} runs, stopped by their search after {when} steps; "
+        "they count for nothing here"
+    )
 
 
 def runs_of(row: Row) -> str:
     """Say how many of a row's runs completed, such as ``"3"`` or ``"1 of 3"``."""
     if row.baseline:
         return ""
-    done, all_of_them = len(row.seeds), len(row.seeds) + len(row.failed) + len(row.unfinished)
+    done = len(row.seeds)
+    all_of_them = done + len(row.failed) + len(row.unfinished) + row.pruned
     return str(done) if done == all_of_them else f"{done} of {all_of_them}"
 
 
@@ -117,10 +134,10 @@ def comparison_table(comparison: Comparison, width: int = 120) -> Table:
     shown = columns(comparison)[: None if width >= WIDE else -1]
     for name in shown:
         table.add_column(name, justify="right", no_wrap=True)
-    several = any(len(row.seeds) != 1 for row in comparison.rows if not row.baseline)
-    if several or any(row.failed or row.unfinished for row in comparison.rows):
+    several = any(len(row.seeds) != 1 for row in comparison.shown if not row.baseline)
+    if several or any(row.failed or row.unfinished or row.pruned for row in comparison.shown):
         table.add_column("runs", justify="right", no_wrap=True)
-    for row in comparison.rows:
+    for row in comparison.shown:
         texts = [row.label, *cells(row, comparison.metric)[: len(shown)], runs_of(row)][
             : len(table.columns)
         ]
@@ -140,6 +157,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "contrasts": [_contrast(contrast) for contrast in comparison.contrasts],
         "swept": [swept_json(swept) for swept in swept_numbers(comparison)],
         "vtab": vtab_json(vtab_means(comparison)),
+        "pareto": pareto_json(pareto_set(comparison)),
         "front": [row.label for row in comparison.front()],
         "best": None if best is None else str(best.directory),
         "images": dict(comparison.images),
@@ -154,7 +172,7 @@ def as_csv(comparison: Comparison) -> str:
     writer = csv.writer(text, lineterminator="\n")
     header = [f"{name}{unit}" for name, unit in QUANTITIES.items()]
     writer.writerow(
-        ["label", "runs", "failed", "unfinished", "seeds", "accuracy_deviation", *header]
+        ["label", "runs", "failed", "unfinished", "pruned", "seeds", "accuracy_deviation", *header]
     )
     for row in comparison.rows:
         values: list[Spread | None] = [getattr(row, name) for name in QUANTITIES]
@@ -165,6 +183,7 @@ def as_csv(comparison: Comparison) -> str:
                 len(row.seeds),
                 len(row.failed),
                 len(row.unfinished),
+                row.pruned,
                 accuracy.count if accuracy else 0,
                 accuracy.deviation if accuracy else "",
                 *("" if value is None else value.mean for value in values),
@@ -183,6 +202,7 @@ def _row(row: Row, metric: str) -> dict[str, Any]:
         "accuracy_by_seed": {str(seed): value for seed, value in sorted(row.by_seed.items())},
         "failed": list(row.failed),
         "unfinished": list(row.unfinished),
+        "pruned": row.pruned,
         "intervals_95": [
             list(ends) if (ends := run.intervals.get(metric)) else None
             for run in row.runs

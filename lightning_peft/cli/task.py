@@ -10,13 +10,16 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lightning_peft.cli.check import locate
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.metric_names import MAIN, TASKS, is_test, lower_is_better
+from lightning_peft.cli.objectives import better, names_of
+from lightning_peft.cli.trial import directions_of
+from lightning_peft.metric_names import MAIN, TASKS, is_test
 
 __all__ = [
     "build_module",
     "check_objective",
     "dataset_of",
     "fit_to_task",
+    "of_the_test_set",
     "refuse_test_monitors",
     "task_of",
 ]
@@ -156,26 +159,27 @@ def check_objective(cfg: Any, sweeper: Mapping[str, Any] | None) -> str | None:
         ConfigError: If a sweeper that learns from its jobs is told a metric of the test set
             without ``allow_test_objective=true``.
     """
-    name = cfg.get("objective")
-    if name is None:
-        return None
+    names = names_of(cfg.get("objective"))
     learns = sweeper is not None and ("n_trials" in sweeper or "direction" in sweeper)
-    if is_test(name):
-        if learns and not cfg.get("allow_test_objective"):
-            raise ConfigError(
-                [
-                    f"objective: '{name}' is of the test set, and this sweeper chooses by it: the "
-                    f"score of what it finds would be too good. Use 'val/{name.partition('/')[2]}';"
-                    " allow_test_objective=true searches on the test set all the same."
-                ]
-            )
+    tested = [name for name in names if is_test(name)]
+    if tested and learns and not cfg.get("allow_test_objective"):
+        raise ConfigError([of_the_test_set(name) for name in tested])
+    if tested:
         return (
-            f"objective={name} is of the test set: it may be reported, but a setting that is "
+            f"objective={tested[0]} is of the test set: it may be reported, but a setting that is "
             "chosen by it has no honest test score any more"
         )
-    direction = (sweeper or {}).get("direction")
-    if learns and isinstance(direction, str):
-        wanted = "minimize" if lower_is_better(name) else "maximize"
-        if direction != wanted:
-            return f"the sweeper is to {direction} {name}, of which {wanted} is better"
+    directions = directions_of((sweeper or {}).get("direction")) if learns else ()
+    for name, direction in zip(names, directions, strict=False):
+        if direction != better(name):
+            return f"the sweeper is to {direction} {name}, of which {better(name)} is better"
     return None
+
+
+def of_the_test_set(name: str) -> str:
+    """Say that a search must not choose by a metric of the test set."""
+    return (
+        f"objective: '{name}' is of the test set, and this sweeper chooses by it: the score of "
+        f"what it finds would be too good. Use 'val/{name.partition('/')[2]}'; "
+        "allow_test_objective=true searches on the test set all the same."
+    )

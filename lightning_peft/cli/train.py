@@ -16,9 +16,10 @@ from lightning_peft.cli.check import check_targets, check_values
 from lightning_peft.cli.curves import set_aside
 from lightning_peft.cli.errors import ConfigError, explain
 from lightning_peft.cli.known import experiment_of_job, known_keys
+from lightning_peft.cli.objectives import names_of
 from lightning_peft.cli.processes import this_process
 from lightning_peft.cli.quiet import quiet
-from lightning_peft.cli.summary import objective, write_summary, write_text
+from lightning_peft.cli.summary import write_summary, write_text
 from lightning_peft.cli.task import (
     build_module,
     check_objective,
@@ -26,7 +27,8 @@ from lightning_peft.cli.task import (
     refuse_test_monitors,
     task_of,
 )
-from lightning_peft.errors import near
+from lightning_peft.cli.trial import Trial
+from lightning_peft.cli.trial_run import check_direction, pruning_of, told
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -48,15 +50,16 @@ class Parts:
     trainer: pl.Trainer
 
 
-def train(cfg: DictConfig) -> float | None:
+def train(cfg: DictConfig) -> float | list[float] | None:
     """Run a job.
 
     Args:
         cfg: The composed config.
 
     Returns:
-        The metric that the config names as its objective; by default the validation metric of the
-        best checkpoint, and ``None`` where there is no validation.
+        The metric that the config names as its objective, or a list where it names several; by
+        default the validation metric of the best checkpoint, and ``None`` where there is no
+        validation, and on the ranks beside the first.
 
     Raises:
         ConfigError: If the config cannot be run.
@@ -65,29 +68,39 @@ def train(cfg: DictConfig) -> float | None:
 
     # what is heavy is imported from here on, and is no part of the time that is measured
     from lightning_peft._namespace import pl
-    from lightning_peft.cli.outcome import leave_files
+    from lightning_peft.cli.outcome import leave_files, leave_pruned
 
     refuse_test_monitors(plain["callbacks"])
-    if told := check_objective(cfg, _sweeper()):
-        log.warning(told)
+    if warning := check_objective(cfg, _sweeper()):
+        log.warning(warning)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     with quiet():
         check_targets(plain)
-        return _run(cfg, leave_files)
+        return _run(cfg, leave_files, leave_pruned)
 
 
-def _run(cfg: DictConfig, leave_files: Callable[..., Any]) -> float | None:
+def _run(
+    cfg: DictConfig, leave_files: Callable[..., Any], leave_pruned: Callable[..., Any]
+) -> float | list[float] | None:
     started = time.perf_counter()
     directory = Path(cfg.output_dir)
-    parts = build(cfg)
+    trial = Trial.of_environment()
+    pruning = pruning_of(cfg, trial)
+    parts = build(cfg, [pruning] if pruning else [])
+    check_direction(cfg, trial)
     if parts.trainer.is_global_zero:
         write_text(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         # a comparison shows this run while it is under way, and if it is killed
         write_summary(directory, cfg, status="running", process=this_process())
     parts.trainer.fit(parts.module, parts.datamodule, ckpt_path=cfg.resume)
     fitted = time.perf_counter()
+    if pruning is not None and pruning.pruned is not None:
+        seconds = {"fit": fitted - started, "total": fitted - started}
+        if parts.trainer.is_global_zero:
+            leave_pruned(cfg, parts, pruning.pruned, seconds)
+        return pruning.pruned.value
     best = best_checkpoint(parts, directory)
-    metrics = dict(best.metrics)
+    metrics = _with_objectives(parts, best, names_of(cfg.objective))
     if cfg.calibrate is not None:
         module: Any = parts.module
         temperature = module.calibrate(parts.trainer, parts.datamodule, str(best.path))
@@ -100,15 +113,10 @@ def _run(cfg: DictConfig, leave_files: Callable[..., Any]) -> float | None:
                 parts.module, parts.datamodule, ckpt_path=str(best.path), verbose=False
             )
         )
-    if parts.trainer.is_global_zero:
-        seconds = {"fit": fitted - started, "total": time.perf_counter() - started}
-        leave_files(cfg, parts, best, metrics, seconds)
-    name, value = objective(cfg.objective, metrics)
-    if name is not None and value is None:
-        raise ConfigError(
-            [f"objective: expected a metric of the run, got '{name}'. {near(name, metrics)}"]
-        )
-    return value
+    if not parts.trainer.is_global_zero:
+        return None
+    seconds = {"fit": fitted - started, "total": time.perf_counter() - started}
+    return told(leave_files(cfg, parts, best, metrics, seconds))
 
 
 def _keep_temperature(path: Path, temperature: float) -> None:
@@ -162,11 +170,12 @@ def _sweeper() -> Any:
     return OmegaConf.to_container(HydraConfig.get().sweeper) if in_sweep() else None
 
 
-def build(cfg: DictConfig) -> Parts:
+def build(cfg: DictConfig, more_callbacks: Sequence[Any] = ()) -> Parts:
     """Build the data module, the module with the classes of the data, and the trainer.
 
     Args:
         cfg: The composed config; it is fitted to the task of the data.
+        more_callbacks: Callbacks beside those of the config.
 
     Returns:
         The parts.
@@ -199,6 +208,7 @@ def build(cfg: DictConfig) -> Parts:
             if node is not None:
                 with _building(f"{group}.{name}"):
                     found.append(instantiate(node, _convert_="all"))
+    callbacks += more_callbacks
     for callback in callbacks:
         monitor = str(getattr(callback, "monitor", None))
         if monitor.startswith("val/") and not has_validation:
@@ -280,6 +290,21 @@ def best_checkpoint(parts: Parts, directory: Path) -> Best:
     path = directory / "checkpoints" / "best.ckpt"
     trainer.save_checkpoint(path, weights_only=True)
     return Best(path, metrics)
+
+
+def _with_objectives(parts: Parts, best: Best, names: Sequence[str]) -> dict[str, float]:
+    """Measure the objectives of the best checkpoint that did not choose it."""
+    trainer: Any = parts.trainer
+    if all(name in best.metrics for name in names if name.startswith("val/")):
+        return dict(best.metrics)
+    loggers, trainer.loggers = trainer.loggers, []  # the log is of the training
+    try:
+        found = trainer.validate(
+            parts.module, parts.datamodule, ckpt_path=str(best.path), verbose=False
+        )
+    finally:
+        trainer.loggers = loggers
+    return {**_floats(found), **best.metrics}
 
 
 def _validated(parts: Parts) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
@@ -15,8 +16,10 @@ from hydra.experimental.callback import Callback
 from lightning_peft.cli.earlier import Earlier, earlier_run
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.extended_sweep import go_on_in
+from lightning_peft.cli.launcher_check import check_launcher
 from lightning_peft.cli.occupied import occupy, occupy_run
-from lightning_peft.cli.optuna_study import go_on_with_study
+from lightning_peft.cli.optuna_study import prepare_search
+from lightning_peft.cli.search_check import check_search
 from lightning_peft.cli.summary import write_json
 from lightning_peft.cli.sweep_record import (
     FILE,
@@ -37,10 +40,12 @@ class State:
     Attributes:
         directory: Where it is, while it runs.
         failed: How many of its jobs failed, when it is over.
+        process: The process that it began in; a worker of a launcher has none.
     """
 
     directory: Path | None = None
     failed: int = 0
+    process: int | None = None
 
 
 STATE = State()
@@ -66,8 +71,11 @@ class WholeSweep(Callback):
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         """Check the directory, and count the jobs."""
         STATE.directory, STATE.failed = Path(config.hydra.sweep.dir), 0
+        STATE.process = os.getpid()
         self.record = describe(config)
         try:
+            check_search(config)
+            check_launcher(config)
             occupy(STATE.directory, "hydra.sweep.dir")
             go_on_in(STATE.directory, self.record, config)
         except ConfigError as error:
@@ -75,8 +83,8 @@ class WholeSweep(Callback):
             print(f"lightning-peft: {error}", file=sys.stderr)
             # Hydra turns any other exception of a callback into a warning
             raise SystemExit(REFUSED) from None
-        go_on_with_study(config)
-        self.jobs = count_jobs(config)
+        standing = prepare_search(config)
+        self.jobs = count_jobs(config, standing)
         self.swept = frozenset(swept(config))
 
     def on_run_start(self, config: Any, **kwargs: Any) -> None:
@@ -138,7 +146,8 @@ def job_line(
 
     line = f"job {number + 1}{f' of {jobs}' if jobs else ''}: {' '.join(words)}".rstrip(": ")
     if before.summary is not None:
-        return f"{line}: done already"
+        pruned = before.summary.get("status") == "pruned"
+        return f"{line}: {'pruned' if pruned else 'done'} already"
     notes = ["from its last checkpoint"] if before.checkpoint is not None else []
     if jobs and seconds:
         left = statistics.fmean(seconds) * max(jobs - number, 1)

@@ -1,11 +1,16 @@
 """Runs of the command in this very process: importing Lightning anew costs more than a tiny run."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from lightning_peft.cli import main
 from lightning_peft.cli.summary import write_json
+
+ROOT = Path(__file__).parents[2]
 
 TINY = (
     # a backbone that takes no time, on the images of the shipped one
@@ -68,3 +73,41 @@ def run():
         return where
 
     return write
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Make the job of one seed end as Ctrl-C ends it, after so many steps of training."""
+    from lightning_peft.cli.progress import StepProgress
+
+    def after(steps, label):
+        real = StepProgress.on_train_batch_start
+
+        def start(self, trainer, *args):
+            if trainer.global_step == steps and self.label.endswith(label):
+                raise KeyboardInterrupt
+            return real(self, trainer, *args)
+
+        monkeypatch.setattr(StepProgress, "on_train_batch_start", start)
+        return lambda: monkeypatch.setattr(StepProgress, "on_train_batch_start", real)
+
+    return after
+
+
+@pytest.fixture
+def process(tmp_path):
+    """Run Python in a process of its own, in an empty directory."""
+    paths = [str(tmp_path), str(ROOT), *filter(None, sys.path)]
+
+    def start(command, limit=550):
+        return subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            check=False,
+        )
+
+    return start

@@ -31,7 +31,6 @@ NEEDED = {  # what has no default, and what is interpolated from Hydra's own par
 for path in (ROOT / "experiment").glob("vtab*.yaml"):
     rate = ["tuned_lr=0.5"] if "tuned_lr: ???" in path.read_text() else []
     NEEDED[f"experiment={path.stem}"] = [*NEEDED["data=vtab"], *rate]
-OF_A_PLUGIN = {"experiment=optuna": "hydra_plugins.hydra_optuna_sweeper"}
 OPTIONAL = ("wandb", "mlflow")
 
 
@@ -47,8 +46,6 @@ def composed(tmp_path):
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_into_something_that_can_be_called(composed, choice):
-    if choice in OF_A_PLUGIN:
-        pytest.importorskip(OF_A_PLUGIN[choice])
     plain = check_values(composed(choice), known_keys(experiment_in([choice])))
     for name in OPTIONAL:  # not installed here; Lightning's classes for them are all the same
         if plain["logger"]:

@@ -23,25 +23,6 @@ def summaries(directory):
     return {name: {key: summary.get(key) for key in FIGURES} for name, summary in found.items()}
 
 
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Make the job of one seed end as Ctrl-C ends it, after so many steps of training."""
-    from lightning_peft.cli.progress import StepProgress
-
-    def after(steps, label):
-        real = StepProgress.on_train_batch_start
-
-        def start(self, trainer, *args):
-            if trainer.global_step == steps and self.label.endswith(label):
-                raise KeyboardInterrupt
-            return real(self, trainer, *args)
-
-        monkeypatch.setattr(StepProgress, "on_train_batch_start", start)
-        return lambda: monkeypatch.setattr(StepProgress, "on_train_batch_start", real)
-
-    return after
-
-
 def test_the_same_command_goes_on_and_ends_in_the_same_figures(train, tmp_path, interrupt):
     assert train(*SWEEP)[0] == 0
     whole = tmp_path / "whole"
@@ -174,12 +155,13 @@ def test_a_path_with_quotes_is_one_value_for_hydra():
     ("file", "needs"),
     [
         ("hydra/sweeper/optuna", "hydra-optuna-sweeper"),
+        ("hydra/sweeper/sampler/tpe", "hydra-optuna-sweeper"),
         ("hydra/launcher/joblib", "hydra-joblib-launcher"),
     ],
 )
 def test_a_plugin_that_is_not_installed_is_named_with_its_extra(file, needs):
-    error = MissingConfigException("no", missing_cfg_file=file, options=[f"{file}/../basic"])
-    told = explain(error)
-    assert told is not None
-    assert needs in told
-    assert "pip install 'lightning-peft[sweep]'" in told
+    for options in ([f"{file}/../basic"], None):  # there is no other, where the group is a plugin's
+        told = explain(MissingConfigException("no", missing_cfg_file=file, options=options))
+        assert told is not None
+        assert needs in told
+        assert "pip install 'lightning-peft[sweep]'" in told

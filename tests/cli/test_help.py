@@ -38,7 +38,7 @@ def test_help_names_every_command_group_and_choice_with_a_line_each(capsys):
     for name, command in COMMANDS.items():
         assert any(line.split()[:1] == [name] and command.summary in line for line in lines)
     root = conf_dir()
-    for group in (path for path in root.iterdir() if path.is_dir()):
+    for group in (path for path in root.iterdir() if path.is_dir() and path.name != "hydra"):
         assert f"  {group.name}=" in lines
         for file in group.glob("*.yaml"):
             comment = choices([root], group.name)[file.stem]
@@ -81,6 +81,17 @@ def test_help_shows_the_choices_of_a_directory_of_ones_own(tmp_path):
 def test_commands_have_help(command, capsys):
     assert main([command, "--help"]) == 0
     assert f"usage: lightning-peft {command}" in capsys.readouterr().out
+
+
+def test_the_choices_below_hydra_have_a_comment_and_the_help_names_their_groups(capsys):
+    root = conf_dir() / "hydra"
+    files = [*root.rglob("*.yaml")]
+    assert files
+    assert all(path.read_text().startswith("# ") for path in files)
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    for group in {path.parent.relative_to(root.parent).as_posix() for path in files}:
+        assert f"  {group}=" in out
 
 
 def test_version(capsys):

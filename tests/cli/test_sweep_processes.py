@@ -1,9 +1,6 @@
 """Sweeps in real processes: several ranks a job, jobs that die, sweeps that are killed."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -32,32 +29,14 @@ class Dying(Callback):
 """
 
 
-@pytest.fixture
-def run(tmp_path):
-    paths = [str(tmp_path), str(ROOT), *filter(None, sys.path)]
-
-    def start(command, limit=550):
-        return subprocess.run(
-            [sys.executable, *command],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "COLUMNS": "200"},
-            capture_output=True,
-            text=True,
-            timeout=limit,
-            check=False,
-        )
-
-    return start
-
-
 def summaries(directory):
     return [json.loads(path.read_text()) for path in sorted(directory.glob("sweep/*/summary.json"))]
 
 
 @pytest.mark.parametrize("launcher", ["basic", "fresh"])
-def test_a_job_inherits_no_ranks_from_the_one_before(run, tmp_path, launcher):
+def test_a_job_inherits_no_ranks_from_the_one_before(process, tmp_path, launcher):
     words = (*TINY, *SWEEP, *DDP, "trainer.devices=2,1", f"hydra/launcher={launcher}")
-    done = run(["-m", "lightning_peft.cli", *words])
+    done = process(["-m", "lightning_peft.cli", *words])
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["sweep"]  # no second sweep elsewhere
     assert len([path for path in (tmp_path / "sweep").iterdir() if path.is_dir()]) == 2
@@ -69,11 +48,11 @@ def test_a_job_inherits_no_ranks_from_the_one_before(run, tmp_path, launcher):
     assert done.stderr.count("job 1 of 2") == done.stderr.count("job 2 of 2") == 1
 
 
-def test_a_rank_that_dies_takes_its_job_with_it_and_no_other(run, tmp_path):
+def test_a_rank_that_dies_takes_its_job_with_it_and_no_other(process, tmp_path):
     (tmp_path / "dying.py").write_text(DYING)
     dying = ("+callbacks.dying._target_=dying.Dying", "+callbacks.dying.seed=${seed}")
     words = (*TINY, *SWEEP, *DDP, "seed=0,1", *dying, "hydra/launcher=fresh")
-    done = run(["-m", "lightning_peft.cli", *words])
+    done = process(["-m", "lightning_peft.cli", *words])
     assert done.returncode == 1
     first, second = summaries(tmp_path)
     assert first["status"] == "failed"
@@ -87,20 +66,20 @@ def test_a_rank_that_dies_takes_its_job_with_it_and_no_other(run, tmp_path):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_sweep_killed_in_the_middle_ends_in_the_table_of_the_whole_one(run, ranks):
+def test_a_sweep_killed_in_the_middle_ends_in_the_table_of_the_whole_one(process, ranks):
     script = str(ROOT / "benchmarks" / "kill_sweep.py")
-    done = run([script, "--jobs", "2", "--ranks", str(ranks)])
+    done = process([script, "--jobs", "2", "--ranks", str(ranks)])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "killed: 1 of 2 jobs done" in done.stdout
     assert "tables equal: yes" in done.stdout
     assert "weights equal, bit for bit: yes" in done.stdout
 
 
-def test_the_example_trains_and_sweeps_in_an_application_that_is_not_ours(run, tmp_path):
+def test_the_example_trains_and_sweeps_in_an_application_that_is_not_ours(process, tmp_path):
     script = str(ROOT / "examples" / "hydra_app" / "train.py")
     methods = "lightning_peft/method@peft=lora,bitfit"
     places = ("hydra.sweep.dir=sweep", "hydra/launcher=fresh")
-    done = run([script, "-m", methods, "trainer.max_steps=2", *places])
+    done = process([script, "-m", methods, "trainer.max_steps=2", *places])
     assert done.returncode == 0, done.stderr
     for line in ("lightning_peft.LoRA: ", "lightning_peft.BitFit: "):
         assert line in done.stdout

@@ -1,0 +1,85 @@
+"""What a search is after: one objective or several, and which way each is better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_peft.errors import near
+from lightning_peft.metric_names import KNOWN, lower_is_better
+
+__all__ = ["COSTS", "better", "costs_of", "names_of", "not_dominated", "unknown_objective"]
+
+COSTS = (
+    "trained_parameters",
+    "checkpoint_bytes",
+    "step_seconds",
+    "total_seconds",
+    "memory_bytes",
+)
+"""What can be an objective beside the metrics, by the names that ``comparison.csv`` has."""
+
+STAGES = ("val", "test")
+
+
+def names_of(objective: Any) -> tuple[str, ...]:
+    """Read the key ``objective`` of a config: a name, a list of names, or nothing."""
+    if objective is None:
+        return ()
+    return (objective,) if isinstance(objective, str) else tuple(str(name) for name in objective)
+
+
+def better(name: str) -> str:
+    """Say which way an objective is better, ``"maximize"`` or ``"minimize"``."""
+    return "minimize" if name in COSTS or lower_is_better(name) else "maximize"
+
+
+def unknown_objective(name: str, is_ours: bool) -> str | None:
+    """Say what is wrong with the name of an objective, before anything has run.
+
+    Args:
+        name: The name.
+        is_ours: Whether the module is one of this package, whose metrics are known.
+
+    Returns:
+        A sentence, or ``None``.
+    """
+    stage, _, bare = name.partition("/")
+    if not is_ours or name in COSTS or (stage in STAGES and bare in KNOWN):
+        return None
+    known = [*(f"val/{metric}" for metric in KNOWN), *COSTS]
+    return f"objective: expected a metric or a cost of a run, got '{name}'. {near(name, known)}"
+
+
+def costs_of(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Read the costs of a run off its summary; what was not measured is left out."""
+    efficiency = summary.get("efficiency") or {}
+    seconds = summary.get("seconds") or {}
+    gpu = efficiency.get("peak_cuda_bytes")
+    found = {
+        "trained_parameters": (summary.get("parameters") or {}).get("trained"),
+        "checkpoint_bytes": (summary.get("bytes") or {}).get("checkpoint"),
+        "step_seconds": seconds.get("step"),
+        "total_seconds": seconds.get("total"),
+        "memory_bytes": efficiency.get("peak_process_rss_bytes") if gpu is None else gpu,
+    }
+    return {name: float(value) for name, value in found.items() if value is not None}
+
+
+def not_dominated(values: Sequence[Sequence[float]], directions: Sequence[str]) -> list[int]:
+    """Find the Pareto set: what nothing else equals in all objectives and betters in one.
+
+    Args:
+        values: The objectives of each candidate.
+        directions: ``"maximize"`` or ``"minimize"``, for each objective.
+
+    Returns:
+        The positions of the candidates in the set, rising.
+    """
+    signs = [-1.0 if direction == "maximize" else 1.0 for direction in directions]
+    costs = [[sign * v for sign, v in zip(signs, own, strict=True)] for own in values]
+
+    def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+        return a != b and all(x <= y for x, y in zip(a, b, strict=True))
+
+    return [i for i, own in enumerate(costs) if not any(dominates(o, own) for o in costs)]
