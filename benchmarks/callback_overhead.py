@@ -26,8 +26,8 @@ from typing import Any
 import lightning as L
 import timm
 import torch
-from figures import write_figures
-from lora_step import CHOICES, CLOCKS, with_lp
+from figures import CLOCKS, write_figures
+from lora_step import CHOICES, with_lp
 from peers import Classifier, lightning_steps
 from rich.console import Console
 from rich.table import Table
