@@ -72,8 +72,11 @@ def _makes_something(func: Any) -> bool:
 
 def _elements_made(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Count the elements of an operation's result without computing it."""
-    if func is torch.ops.aten.empty.memory_format:  # what makes parameters: no need to try it out
+    # what makes parameters and reads samples of them, by the hundred: no need to try it out
+    if func is torch.ops.aten.empty.memory_format:
         return math.prod(args[0])
+    if func is torch.ops.aten.index.Tensor and args[0].dim() == len(args[1]) == 1:
+        return int(args[1][0].numel())
     given, named = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, dict(kwargs)))
     known = {argument.name for argument in func._schema.arguments}
     if "device" in known:
