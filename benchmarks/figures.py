@@ -9,7 +9,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["interleaved", "timed", "write_figures"]
+__all__ = ["CLOCKS", "interleaved", "timed", "write_figures"]
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""What seconds are counted: all that pass, or those of this process on its processors."""
 
 
 def timed(

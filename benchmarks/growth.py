@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import interleaved, timed, write_figures
-from lora_step import CHOICES, CLOCKS, step_of, variants
+from figures import CLOCKS, interleaved, timed, write_figures
+from lora_step import CHOICES, step_of, variants
 from rich.console import Console
 from rich.table import Table
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from pathlib import Path
 import peft
 import timm
 import torch
-from figures import interleaved, timed, write_figures
+from figures import CLOCKS, interleaved, timed, write_figures
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -32,7 +31,6 @@ from torch import nn
 import lightning_peft as lp
 
 CHOICES = {"all-linear": ["qkv", "attn.proj", "fc1", "fc2"], "qkv": ["qkv"]}
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 VARIANTS = ("limit", "lightning-peft", "low", "lowest", "high", "peft", "full")
 
 

@@ -9,15 +9,17 @@ the backbone's fingerprint) stands in the safetensors header, which ``peft`` doe
 
 from __future__ import annotations
 
+import functools
 import json
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from lightning_peft.adaptation import Adaptation
 from lightning_peft.description import FORMAT_VERSION
 from lightning_peft.errors import AdapterFileError
-from lightning_peft.peft_format import peft_config_of, peft_state_of, to_peft_keys
+from lightning_peft.peft_format import peft_form_of, to_peft_keys
 from lightning_peft.whole import written_together
 
 __all__ = ["CONFIG_FILE", "HEADER", "WEIGHTS_FILE", "save_adapter", "versions"]
@@ -48,12 +50,12 @@ def save_adapter(adaptation: Adaptation, directory: str | PathLike[str]) -> None
             "first, or save the merged model itself."
         )
     about = {"format_version": FORMAT_VERSION, "versions": versions(), **adaptation.describe()}
-    config = peft_config_of(adaptation)
-    if config is None:
-        config = {"lightning_peft": about}
+    form = peft_form_of(adaptation)
+    if form is None:
+        config: dict[str, Any] = {"lightning_peft": about}
         state = adaptation.state_dict()
     else:
-        state = to_peft_keys(peft_state_of(adaptation))
+        config, state = form[0], to_peft_keys(form[1])
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
     weights = save(tensors, metadata={"format": "pt", HEADER: json.dumps(about)})
     target = Path(directory)
@@ -72,4 +74,7 @@ def save_adapter(adaptation: Adaptation, directory: str | PathLike[str]) -> None
 
 def versions() -> dict[str, str]:
     """Give the versions of what writes a file."""
-    return {name: version(name) for name in ("lightning-peft", "torch", "peft")}
+    return {name: _version(name) for name in ("lightning-peft", "torch", "peft")}
+
+
+_version = functools.cache(version)  # it reads files each time that it is asked

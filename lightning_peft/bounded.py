@@ -6,6 +6,8 @@ before it runs, so that the memory is refused and never taken.
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 import torch
@@ -51,7 +53,7 @@ class AllocationLimit(TorchDispatchMode):
         """Count an operation, and run it if it is within the limit."""
         kwargs = kwargs or {}
         self._operations -= 1
-        if all(returned.alias_info is None for returned in func._schema.returns):
+        if _makes_something(func):
             self._elements -= _elements_made(func, args, kwargs)
         if self._elements < 0 or self._operations < 0:
             raise AdapterFileError(
@@ -62,8 +64,19 @@ class AllocationLimit(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+@functools.cache
+def _makes_something(func: Any) -> bool:
+    """Whether an operation's result is new memory, and no view or change of what it is given."""
+    return all(returned.alias_info is None for returned in func._schema.returns)
+
+
 def _elements_made(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Count the elements of an operation's result without computing it."""
+    # what makes parameters and reads samples of them, by the hundred: no need to try it out
+    if func is torch.ops.aten.empty.memory_format:
+        return math.prod(args[0])
+    if func is torch.ops.aten.index.Tensor and args[0].dim() == len(args[1]) == 1:
+        return int(args[1][0].numel())
     given, named = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, dict(kwargs)))
     known = {argument.name for argument in func._schema.arguments}
     if "device" in known:

@@ -86,7 +86,8 @@ def _value_digests(parameters: list[tuple[str, Tensor]]) -> dict[str, str]:
     present = [(n, p) for n, p in parameters if p.numel() and not p.is_meta]
     if not present:
         return {}
-    samples = [_samples(p) for _, p in present]
+    places: dict[tuple[int, torch.device], Tensor] = {}
+    samples = [_samples(p, places) for _, p in present]
     # one transfer for all tensors: on a GPU one for each would cost a synchronisation each
     values = torch.cat([s.to(samples[0].device, torch.float32) for s in samples]).cpu().numpy()
     hashes: dict[str, Any] = {}
@@ -98,11 +99,15 @@ def _value_digests(parameters: list[tuple[str, Tensor]]) -> dict[str, str]:
     return {key: value.hexdigest()[:8] for key, value in hashes.items()}
 
 
-def _samples(parameter: Tensor) -> Tensor:
+def _samples(parameter: Tensor, places: dict[tuple[int, torch.device], Tensor]) -> Tensor:
+    """Read evenly spaced values; the places are kept, for tensors of the same size."""
     flat = parameter.reshape(-1)
-    count = min(_SAMPLES, flat.numel())
-    index = [i * (flat.numel() - 1) // max(count - 1, 1) for i in range(count)]
-    return flat[torch.tensor(index, device=flat.device)]
+    size = flat.numel()
+    if (size, flat.device) not in places:
+        count = min(_SAMPLES, size)
+        index = [i * (size - 1) // max(count - 1, 1) for i in range(count)]
+        places[size, flat.device] = torch.tensor(index, device=flat.device)
+    return flat[places[size, flat.device]]
 
 
 def _group(name: str) -> str:

@@ -13,7 +13,7 @@ from lightning_peft.anatomy.bypass import bypassed
 from lightning_peft.anatomy.fast_path import fast_path_layers, fast_path_off
 from lightning_peft.errors import MethodError
 from lightning_peft.fingerprint import backbone_fingerprint
-from lightning_peft.kernels import Memory, accelerate
+from lightning_peft.kernels import Memory, accelerate, holds_lora
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
 from lightning_peft.methods.memory import refuse_no_fast_layer
 from lightning_peft.methods.selection import inside
@@ -93,11 +93,12 @@ def inject(
     with restored_after_error(model):
         wanted = {id(before[name]) for name in chosen if name in before}
         asked = _inject_steps(model, plan)
-        if memory != "default" and method.accelerated:
+        fresh = [module for module in model.modules() if id(module) not in modules]
+        for module in fresh:  # a new module begins in training mode, whatever the model
+            module.training = model.training
+        # the layers say it, not the method: one of another package may bring LoRA without a word
+        if method.accelerated or holds_lora(fresh):
             refuse_no_fast_layer(method, accelerate(model, memory))
-        for module in model.modules():  # a new module begins in training mode, whatever the model
-            if id(module) not in modules:
-                module.training = model.training
         now = dict(_tensors(model))
         old = {id(tensor) for tensor in before.values()}
         trained = {

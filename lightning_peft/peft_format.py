@@ -7,7 +7,7 @@ import dataclasses
 import json
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,24 +22,34 @@ from lightning_peft.methods.hf_inject import ADAPTER_NAME, shared_entries
 from lightning_peft.methods.tuners import config_class, refusal
 from lightning_peft.shared import shared_names
 
-__all__ = ["described_by_peft", "from_peft_keys", "peft_config_of", "peft_state_of", "to_peft_keys"]
+__all__ = ["described_by_peft", "from_peft_keys", "peft_form_of", "to_peft_keys"]
 
 _TUNER = "base_model."
 _PREFIX = f"{_TUNER}model."
 
 
-def peft_config_of(adaptation: Adaptation) -> dict[str, Any] | None:
-    """Give the content of ``peft``'s ``adapter_config.json``.
+def peft_form_of(adaptation: Adaptation) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Give what ``peft`` would write of an adaptation.
 
     Args:
         adaptation: Any adaptation.
 
     Returns:
-        The config, or ``None`` where ``peft`` has no words for what is trained (a method of our
-        own, several methods, single parameters of the backbone).
+        The content of ``adapter_config.json`` and the trained tensors under the names that ``peft``
+        uses (what is shared, once), or ``None`` where ``peft`` has no words for what is trained (a
+        method of our own, several methods, single parameters of the backbone).
     """
     if not isinstance(adaptation.method, PeftMethod) or adaptation.also_train:
         return None
+    own = adaptation.model.state_dict()
+    wanted = adaptation.state_names()
+    names = _names_by_peft(adaptation, own, wanted)
+    if not wanted <= set(names.values()):
+        return None
+    return _written_config(adaptation), _written_state(adaptation, own, names)
+
+
+def _written_config(adaptation: Adaptation) -> dict[str, Any]:
     model: Any = adaptation.model
     config = copy.deepcopy(model.peft_config[ADAPTER_NAME])
     config.inference_mode = True
@@ -47,14 +57,12 @@ def peft_config_of(adaptation: Adaptation) -> dict[str, Any] | None:
     with tempfile.TemporaryDirectory() as directory:
         config.save_pretrained(directory)  # peft's own writer: sets, enums and its version
         written: dict[str, Any] = json.loads(Path(directory, "adapter_config.json").read_text())
-    told = set(_names_by_peft(adaptation, adaptation.model.state_dict()).values())
-    return written if adaptation.state_names() <= told else None
+    return written
 
 
-def peft_state_of(adaptation: Adaptation) -> dict[str, Tensor]:
-    """Give the trained tensors under the names that ``peft`` uses; what is shared, once."""
-    own = adaptation.model.state_dict()
-    names = _names_by_peft(adaptation, own)
+def _written_state(
+    adaptation: Adaptation, own: Mapping[str, Tensor], names: Mapping[str, str]
+) -> dict[str, Tensor]:
     first = shared_names(adaptation.model)
     on_tuner = {name for key, name in names.items() if key.startswith(_TUNER)}
     return {
@@ -80,7 +88,8 @@ def from_peft_keys(tensors: Mapping[str, Tensor], adaptation: Adaptation) -> dic
     Raises:
         AdapterFileError: If two different entries have one name in the model.
     """
-    names = _names_by_peft(adaptation, adaptation.model.state_dict())
+    own = adaptation.model.state_dict()
+    names = _names_by_peft(adaptation, own, adaptation.state_names())
     known = _derived(adaptation.model)
     state: dict[str, Tensor] = {}
     twice = []
@@ -154,8 +163,16 @@ def _derived(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _names_by_peft(adaptation: Adaptation, own: dict[str, Tensor]) -> dict[str, str]:
-    """Give, for each name that ``peft`` uses, the name in the model."""
+def _names_by_peft(
+    adaptation: Adaptation, own: dict[str, Tensor], wanted: Collection[str]
+) -> dict[str, str]:
+    """Give, for each name that ``peft`` uses, the name in the model.
+
+    Args:
+        adaptation: The adaptation.
+        own: The model's state dict.
+        wanted: The names in it that are to be kept.
+    """
     from peft.functional import get_peft_model_state_dict
 
     # peft hands on the tensors that it is given, so each can be recognised by identity
@@ -171,7 +188,6 @@ def _names_by_peft(adaptation: Adaptation, own: dict[str, Tensor]) -> dict[str, 
     for alias, name in shared.items():  # where peft writes both, it reads either
         names[alias.replace(f".{ADAPTER_NAME}", "")] = name
     roots = tuple(f"{name}." for name in (*adaptation.head, *_saved_modules(adaptation)))
-    wanted = adaptation.state_names()
     names.update({name: name for name in own if name.startswith(roots) and name in wanted})
     return names
 

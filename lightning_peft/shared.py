@@ -19,11 +19,13 @@ def shared_names(model: nn.Module) -> dict[str, str]:
         For each further name of such a tensor, its first name.
     """
     first: dict[int, str] = {}
-    tensors = chain(
-        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
-    )
-    return {
-        name: first[id(tensor)]
-        for name, tensor in tensors
-        if first.setdefault(id(tensor), name) != name
-    }
+    found: dict[str, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for key, tensor in chain(module._parameters.items(), module._buffers.items()):
+            if tensor is not None:
+                name = prefix + key
+                earlier = first.setdefault(id(tensor), name)
+                if earlier != name:
+                    found[name] = earlier
+    return found

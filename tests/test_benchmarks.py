@@ -8,6 +8,7 @@ import logging
 import time
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 
@@ -99,11 +100,46 @@ def test_a_point_of_growth_says_where_it_was_measured(benchmark, tmp_path):
 def test_every_hook_of_the_callbacks_is_timed(benchmark):
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     overhead = benchmark("callback_overhead")
-    figures = overhead.measured(options(steps=5, rounds=1, clock="wall"))
+    size = {"tiny": 32, "pairs": 2, "block": 2, "steps": 4}
+    figures = overhead.measured(options(**size, clock="wall"))
     assert {name.partition(".")[0] for name in figures["hooks"]} == {
         "PEFT", "EfficiencyMonitor", "FiniteLoss",
     }  # fmt: skip
-    assert figures["ratio"] == figures["with"] / figures["bare"]
+    assert figures["ratio"] == 1 + figures["cost"] / figures["bare"]
+    low, high = figures["cost_interval"]
+    assert low <= figures["cost"] <= high
+
+
+def test_callbacks_are_there_in_their_blocks_and_their_cost_is_the_difference(benchmark):
+    overhead = benchmark("callback_overhead")
+    seen = []
+
+    class Slow(lightning.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            seen.append(batch_idx)
+            clock["now"] += 3.0
+
+    class Trained(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 2)
+
+        def training_step(self, batch, batch_idx):
+            clock["now"] += 1.0 + batch_idx  # a machine that becomes slower and slower
+            return self.layer(batch[0]).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    clock = {"now": 0.0}
+    data = torch.utils.data.TensorDataset(torch.ones(25, 2))
+    switch = overhead.Switch(lambda: clock["now"], block=2)
+    loader = torch.utils.data.DataLoader(data, 1)
+    benchmark("peers").lightning_steps(Trained(), loader, switch, Slow())
+    blocks = {0, 3, 4, 7, 8, 11, 12}
+    assert seen == [step for step in range(25) if step // 2 in blocks]
+    # 3 seconds; in turns, the drift from block to block (2 seconds) is with us and against us
+    assert switch.differences().tolist() == [5, 1, 5, 1, 5]
 
 
 def test_a_peer_that_is_not_installed_is_left_out_with_a_word(benchmark, monkeypatch, capsys):

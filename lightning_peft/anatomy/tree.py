@@ -41,6 +41,8 @@ def plain_name(name: str) -> str:
     >>> plain_name("_orig_mod.blocks.0._orig_mod.attn.qkv")
     'blocks.0.attn.qkv'
     """
+    if not any(part in name for part in _WRAPPED):  # nearly always, and asked very often
+        return name
     return ".".join(part for part in name.split(".") if part not in _WRAPPED)
 
 

@@ -4,6 +4,7 @@ from lightning_peft.kernels.fast_lora import (
     Acceleration,
     accelerate,
     acceleration_of,
+    holds_lora,
     memory_problem,
 )
 from lightning_peft.kernels.low_rank import low_rank_linear
@@ -14,6 +15,7 @@ __all__ = [
     "Memory",
     "accelerate",
     "acceleration_of",
+    "holds_lora",
     "low_rank_linear",
     "memory_problem",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,7 +14,7 @@ from lightning_peft.errors import MethodError
 from lightning_peft.kernels.fast_layers import MEMORY, REBUILDS, fast_classes, memory_of
 from lightning_peft.kernels.rebuild import Memory
 
-__all__ = ["Acceleration", "accelerate", "acceleration_of", "memory_problem"]
+__all__ = ["Acceleration", "accelerate", "acceleration_of", "holds_lora", "memory_problem"]
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,11 @@ def acceleration_of(model: nn.Module) -> Acceleration | None:
     Returns:
         What :func:`accelerate` came to, or ``None`` for a model without LoRA layers.
     """
-    if "peft.tuners.lora" not in sys.modules:  # then nobody has made such a layer
+    if not holds_lora(model.modules()):
         return None
     from peft.tuners.lora import LoraLayer
 
     layers = {name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)}
-    if not layers:
-        return None
     quick = tuple(fast_classes().values())
     fast = tuple(name for name, layer in layers.items() if isinstance(layer, quick))
     plain = {
@@ -124,6 +123,15 @@ def acceleration_of(model: nn.Module) -> Acceleration | None:
     }
     settings = {memory_of(layers[name]) for name in fast} or {"default"}
     return Acceleration(fast, plain, settings.pop() if len(settings) == 1 else "mixed")
+
+
+def holds_lora(modules: Iterable[nn.Module]) -> bool:
+    """Say whether ``peft``'s LoRA, or a layer derived from it, is among modules."""
+    if "peft.tuners.lora" not in sys.modules:  # then nobody has made such a layer
+        return False
+    from peft.tuners.lora import LoraLayer
+
+    return any(isinstance(module, LoraLayer) for module in modules)
 
 
 def memory_problem(memory: Any) -> str | None:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from lightning_peft.errors import MethodError, TargetError, near
-from lightning_peft.kernels import accelerate
 from lightning_peft.methods.base import Adapter, Layers, Method, Names, Plan, Site, Stepper, plain
 from lightning_peft.methods.hf_inject import inject_tuner
 from lightning_peft.methods.peft_targets import (
@@ -77,8 +76,6 @@ class PeftMethod(Method):
                 f"{self.kind}: expected peft to adapt every target, it left out "
                 f"{', '.join(missed[:8])}. Exclude these modules, or use another tuner for them."
             )
-        if config.peft_type == "LORA":
-            accelerate(model)
 
     def adapters(self, model: nn.Module, sites: tuple[Site, ...]) -> list[Adapter]:
         """See :meth:`Method.adapters`."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from lightning_peft.errors import MethodError
+from lightning_peft.methods.dora_start import quick_dora_start
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -35,10 +37,12 @@ def inject_tuner(config: PeftConfig, model: nn.Module, kind: str) -> None:
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
     tuner_class: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
+    quick = quick_dora_start() if getattr(config, "use_dora", False) else nullcontext()
     try:
         # what peft's inject_adapter_in_model does too; it throws the tuner away, with the first
         # name of what the layers share, and refuses the tuners where that name matters
-        tuner = tuner_class(model, config, adapter_name=ADAPTER_NAME)
+        with quick:
+            tuner = tuner_class(model, config, adapter_name=ADAPTER_NAME)
     except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError) as error:
         if any(parameter.is_meta for parameter in model.parameters()):
             raise MethodError(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["PeftLayer"]
+__all__ = ["PeftLayer", "all_finite"]
 
 
 class PeftLayer:
@@ -43,17 +43,21 @@ class PeftLayer:
     def merge(self) -> float:
         """See :class:`Adapter`."""
         layer = self.layer
+        base = layer.get_base_layer()
         half = {
             key: parameter.dtype
-            for key, parameter in layer.get_base_layer().named_parameters(recurse=False)
+            for key, parameter in base.named_parameters(recurse=False)
             if parameter.dtype in (torch.float16, torch.bfloat16)
         }
-        _cast(layer.get_base_layer(), dict.fromkeys(half, torch.float32))
+        _cast(base, dict.fromkeys(half, torch.float32))
         try:
-            # peft's own check for NaN runs on a copy, before the weight is touched
-            layer.merge(safe_merge=True)
+            if _is_plain_lora(layer, base):
+                _merge_checked(layer, base)
+            else:
+                # peft's own check for NaN runs on a copy, before the weight is touched
+                layer.merge(safe_merge=True)
         finally:
-            difference = _cast(layer.get_base_layer(), half)
+            difference = _cast(base, half)
         return difference
 
     def unmerge(self) -> None:
@@ -64,6 +68,50 @@ class PeftLayer:
         """See :class:`Adapter`."""
         parent, _, key = self.name.rpartition(".")
         self.model.get_submodule(parent)._modules[key] = self.layer.get_base_layer()
+
+
+def _is_plain_lora(layer: Any, base: nn.Module) -> bool:
+    """Say whether ``peft`` adds ``s B A`` in place, to weights that are ordinary numbers."""
+    from peft.tuners.lora import LoraLayer
+
+    return (
+        isinstance(layer, LoraLayer)
+        and not getattr(layer, "lora_variant", True)
+        and not base._modules
+        and all(p.is_floating_point() for p in base.parameters())
+    )
+
+
+def _merge_checked(layer: Any, base: nn.Module) -> None:
+    """Merge as ``peft``'s safe merge does, to the same bits in half of its time.
+
+    It looks at each number of a merged weight; here, their sum says first that all are finite.
+
+    Raises:
+        ValueError: If a merged weight is not; the layer is as it was then.
+    """
+    before = {key: p.data for key, p in base._parameters.items() if p is not None}
+    for key, value in before.items():
+        base.get_parameter(key).data = value.clone()
+    try:
+        layer.merge(safe_merge=False)
+        broken = [key for key in before if not all_finite(base.get_parameter(key).data)]
+        if broken:
+            layer.unmerge()  # its own notes of what is merged
+            raise ValueError(
+                f"expected finite numbers after merging, got some in its {', '.join(broken)} that "
+                "are not: the adapter, or the weight, is broken"
+            )
+    except BaseException:
+        for key, value in before.items():
+            base.get_parameter(key).data = value
+        raise
+
+
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Say whether every number of a tensor is finite, mostly in one pass over it."""
+    # a sum with NaN or an infinity in it is never finite; one of finite numbers may overflow
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _cast(module: nn.Module, dtypes: dict[str, torch.dtype]) -> float:

@@ -4,10 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import peft
 import pytest
 
 import lightning_peft as lp
 from lightning_peft.methods import registry
+from lightning_peft.methods.base import Site
+from lightning_peft.methods.hf import PeftMethod
+from lightning_peft.methods.peft_targets import names_of, target_spec
+from lightning_peft.targets import resolve
 from tests.contract import test_promises as promises
 from tests.contract.cases import BACKBONES, WITHOUT_ATTENTION, Case
 
@@ -89,3 +94,41 @@ def test_a_plugin_is_not_imported_before_a_method_is_asked_for(tmp_path):
         check=True,
     )
     assert done.stdout.strip() == "False"
+
+
+class Lean(PeftMethod):
+    """LoRA of another package: derived from what ours derive from, or not, and silent on speed."""
+
+    name = "lean"
+    summary = "LoRA on the first block"
+    reference = "none"
+
+    def select(self, anatomy, model):
+        return tuple(Site(name, self.name) for name in resolve(anatomy, model, "qkv"))
+
+    def peft_config(self, model, sites):
+        return peft.LoraConfig(r=2, target_modules=target_spec(model, names_of(sites)))
+
+
+class LeanByHand(Lean):
+    """The same, through ``peft``'s own function."""
+
+    def inject(self, model, sites):
+        peft.inject_adapter_in_model(self.peft_config(model, sites), model)
+
+
+@pytest.mark.parametrize("method", [Lean, LeanByHand])
+@pytest.mark.parametrize("memory", ["default", "high"])
+def test_lora_of_another_package_is_fast_too(method, memory):
+    model = promises.build("vit")
+    adaptation = lp.adapt(model, method(), memory=memory)
+    done = adaptation.report().acceleration
+    assert (len(done.fast), done.plain, done.memory) == (2, {}, memory)
+
+
+def test_layers_that_were_there_before_stay_as_they_were():
+    model = promises.build("vit")
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["fc1"]), model)
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    lp.adapt(model, "bitfit")
+    assert {name: type(module) for name, module in model.named_modules()} == kinds

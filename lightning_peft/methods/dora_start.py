@@ -1,0 +1,80 @@
+"""The magnitudes that DoRA starts from, without a product that is zero.
+
+``peft`` sets them to the row norms of ``W + s B A``. At the start ``B`` is zero, so these are the
+norms of ``W``, bit for bit; the product and the sum are two matrices of the weight's size for each
+layer, and most of the time that it takes to adapt a large backbone.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["quick_dora_start"]
+
+_PLACE = ("peft.tuners.lora.dora", "DoraLinearLayer", "update_layer")
+_INJECTING = threading.RLock()  # two threads must not take each other's for the original
+
+
+@contextmanager
+def quick_dora_start() -> Iterator[None]:
+    """Let ``peft`` start its DoRA layers from the norms of the weights themselves.
+
+    Inside the context only, and only for plain linear layers whose ``B`` is zero; any other layer,
+    and any ``peft`` that has no such place, is left as it is.
+    """
+    module, kind, name = _PLACE
+    try:
+        layer_class: Any = getattr(importlib.import_module(module), kind)
+    except (ImportError, AttributeError):
+        layer_class = None
+    with _INJECTING:
+        own = getattr(layer_class, "__dict__", {}).get(name)
+        if own is None:
+            yield
+            return
+        setattr(layer_class, name, _quick(layer_class, own))
+        try:
+            yield
+        finally:
+            setattr(layer_class, name, own)
+
+
+def _quick(layer_class: type, own: Callable[..., None]) -> Callable[..., None]:
+    def update_layer(self: Any, *args: Any, **given: Any) -> None:
+        plain = type(self) is layer_class and not args and not getattr(self, "fan_in_fan_out", True)
+        if not (plain and _starts_at_weight(**given)):
+            own(self, *args, **given)
+            return
+        weight = given["base_layer"].weight.detach()
+        # as in peft's get_weight_norm, so that the order of summation is the same too
+        norms = torch.linalg.norm(weight, dim=1).to(weight.dtype)
+        self.weight = nn.Parameter(norms, requires_grad=True)
+
+    return update_layer
+
+
+def _starts_at_weight(
+    base_layer: Any = None,
+    lora_A: Any = None,
+    lora_B: Any = None,
+    place_on_cpu: bool = False,
+    **others: Any,
+) -> bool:
+    """Say whether ``W + s B A`` is ``W``, of a layer whose weight is an ordinary tensor."""
+    if type(base_layer) is not nn.Linear or place_on_cpu or set(others) - {"scaling"}:
+        return False
+    tensors = (base_layer.weight, lora_A, lora_B)
+    if not all(type(tensor) is nn.Parameter for tensor in tensors):
+        return False
+    if any(t.is_meta or t.device != base_layer.weight.device for t in tensors):
+        return False
+    if hasattr(base_layer.weight, "ds_id"):  # parted by DeepSpeed: peft gathers it first
+        return False
+    return base_layer.weight.is_contiguous() and not bool(lora_B.detach().any())
