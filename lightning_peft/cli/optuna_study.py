@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_peft.cli.trial import open_storage
+from lightning_peft.cli.trial import FILE, open_storage
 
 __all__ = ["PLACE", "Standing", "prepare_search", "standing_of"]
 
@@ -77,7 +77,7 @@ def standing_of(storage: Any, name: str | None, directory: str | Path) -> Standi
     """
     if not isinstance(storage, str) or name is None:
         return Standing()
-    if storage.startswith("sqlite:///") and not Path(storage.removeprefix("sqlite:///")).is_file():
+    if storage.startswith(FILE) and not Path(storage.removeprefix(FILE)).is_file():
         return Standing()
     import optuna
 

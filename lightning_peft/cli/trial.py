@@ -13,10 +13,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["ENVIRONMENT", "NO_PRUNER", "Trial", "directions_of", "open_storage", "trial_of"]
+__all__ = ["ENVIRONMENT", "FILE", "NO_PRUNER", "Trial", "directions_of", "open_storage", "trial_of"]
 
 ENVIRONMENT = "LIGHTNING_PEFT_TRIAL"
 NO_PRUNER = "optuna.pruners.NopPruner"
+
+FILE = "sqlite:///"
+"""What the address of a SQLite file begins with."""
 
 BUSY_SECONDS = 60.0
 """How long a job waits for a SQLite file in which another job writes."""
@@ -98,10 +101,18 @@ def trial_of(hydra: Any) -> Trial | None:
     return Trial(
         number=int(hydra.job.num),
         study=sweeper.get("study_name"),
-        storage=storage if isinstance(storage, str) else None,
+        storage=_whole_address(storage, hydra) if isinstance(storage, str) else None,
         pruner=pruner if prunes else None,
         directions=directions_of(sweeper.get("direction")),
     )
+
+
+def _whole_address(storage: str, hydra: Any) -> str:
+    """Give a SQLite file its whole path: a job may work in another directory."""
+    path = storage.removeprefix(FILE)
+    if path == storage or os.path.isabs(path):
+        return storage
+    return f"{FILE}{os.path.join((hydra.get('runtime') or {}).get('cwd') or os.getcwd(), path)}"
 
 
 def directions_of(direction: Any) -> tuple[str, ...]:

@@ -78,11 +78,14 @@ def test_jobs_of_two_ranks_at_once_keep_to_themselves(process, tmp_path, launche
 
 
 @pytest.mark.slow
-def test_ranks_of_a_pruned_trial_stop_together(process, tmp_path):
+@pytest.mark.parametrize(
+    "launcher", [(), ("hydra/launcher=fresh",), AT_ONCE], ids=["basic", "fresh", "joblib"]
+)
+def test_ranks_of_a_pruned_trial_stop_together(process, tmp_path, launcher):
     words = (
-        *("objective=val/loss", "hydra/sweeper/sampler=grid", *AT_ONCE),
+        *("objective=val/loss", "hydra/sweeper/sampler=grid", *launcher),
         *("hydra.sweeper.params.lr='choice(1e-3,1e2)'", "hydra.sweeper.n_trials=2"),
-        "hydra.sweeper.n_jobs=2",
+        f"hydra.sweeper.n_jobs={2 if launcher is AT_ONCE else 1}",
         "hydra.sweeper.pruner._target_=optuna.pruners.ThresholdPruner",
         "+hydra.sweeper.pruner.upper=10",
     )

@@ -37,6 +37,10 @@ def test_a_trial_travels_in_the_environment(monkeypatch, storage):
     monkeypatch.delenv(ENVIRONMENT)
     assert Trial.of_environment() is None
     assert trial_of(part(pruner={"_target_": "optuna.pruners.NopPruner"})).pruner is None
+    # a job may work in another directory
+    there = OmegaConf.merge(part(storage="sqlite:///a/b.db"), {"runtime": {"cwd": "/there"}})
+    assert trial_of(there).storage == "sqlite:////there/a/b.db"
+    assert trial_of(part(storage="mysql://host/x")).storage == "mysql://host/x"
     assert trial_of(OmegaConf.create({"job": {"num": 2}, "sweeper": {"params": {}}})) is None
 
 
