@@ -101,9 +101,9 @@ class FreshLauncher(Launcher):
             HydraConfig.instance().cfg = before
 
     def _run(self, config: Any, directory: Path) -> Any:
-        from lightning_peft.cli.earlier import Earlier, earlier_run
-        from lightning_peft.cli.fresh import run_fresh
-        from lightning_peft.cli.whole_sweep import own_part
+        from lightning_peft.cli.jobs.earlier import Earlier, earlier_run
+        from lightning_peft.cli.sweeps.fresh import run_fresh
+        from lightning_peft.cli.sweeps.whole import own_part
 
         cfg = own_part(config)
         # another application keeps no record of its jobs that could be read here

@@ -20,25 +20,26 @@ USAGE_ERROR = 2
 
 
 class Command(NamedTuple):
-    """One word of the command line: the module whose ``main(args)`` serves it, and what it does."""
+    """One word of the command line: what serves it, and what it does.
+
+    ``module`` is named from here on; its ``main(args)`` is called.
+    """
 
     module: str
     summary: str
 
 
 COMMANDS: dict[str, Command] = {
-    "train": Command("lightning_peft.cli.app", "adapt a backbone; what no command does"),
-    "methods": Command("lightning_peft.cli.methods", "list the methods, and where they come from"),
-    "plan": Command("lightning_peft.cli.plan", "what a method would do to a model"),
-    "rank": Command("lightning_peft.cli.rank", "which pretrained model suits the data, measured"),
-    "show": Command("lightning_peft.cli.show", "the data, its augmentation and the schedule"),
-    "continue": Command("lightning_peft.cli.continuing", "go on with a sweep that was interrupted"),
-    "soup": Command("lightning_peft.cli.soup", "average the best checkpoints of runs"),
-    "export": Command("lightning_peft.cli.export", "write a trained model for serving"),
-    "predict": Command("lightning_peft.cli.predict", "classify the images of a folder"),
-    "compare": Command(
-        "lightning_peft.cli.compare", "compare runs: table, tests, pictures, a page"
-    ),
+    "train": Command("app", "adapt a backbone; what no command does"),
+    "methods": Command("commands.methods", "list the methods, and where they come from"),
+    "plan": Command("commands.plan", "what a method would do to a model"),
+    "rank": Command("commands.rank", "which pretrained model suits the data, measured"),
+    "show": Command("commands.show", "the data, its augmentation and the schedule"),
+    "continue": Command("commands.continuing", "go on with a sweep that was interrupted"),
+    "soup": Command("commands.soup", "average the best checkpoints of runs"),
+    "export": Command("commands.export", "write a trained model for serving"),
+    "predict": Command("commands.predict", "classify the images of a folder"),
+    "compare": Command("commands.compare", "compare runs: table, tests, pictures, a page"),
 }
 
 
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"lightning-peft {__version__}")
         return 0
-    status: int = importlib.import_module(COMMANDS[name].module).main(rest)
+    status: int = importlib.import_module(f"{__name__}.{COMMANDS[name].module}").main(rest)
     return status
 
 

@@ -18,8 +18,8 @@ from lightning_peft.errors import near
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from lightning_peft.cli.earlier import Earlier
-    from lightning_peft.cli.whole_sweep import State
+    from lightning_peft.cli.jobs.earlier import Earlier
+    from lightning_peft.cli.sweeps.whole import State
 
 __all__ = ["main"]
 
@@ -96,7 +96,7 @@ def main(args: Sequence[str]) -> int:
         with _as_typed(typed, wants_all):
             return _job(cfg, args, failures)
 
-    from lightning_peft.cli.occupied import vacate
+    from lightning_peft.cli.sweeps.occupied import vacate
 
     try:
         try:
@@ -122,9 +122,9 @@ def main(args: Sequence[str]) -> int:
 
 def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value:
     """Run one job; what goes wrong is kept, so that the jobs after it still run."""
-    from lightning_peft.cli.earlier import Earlier, earlier_run
-    from lightning_peft.cli.summary import record_failure
-    from lightning_peft.cli.sweep import in_sweep, isolated_job, wants_own_process
+    from lightning_peft.cli.jobs.earlier import Earlier, earlier_run
+    from lightning_peft.cli.jobs.summary import record_failure
+    from lightning_peft.cli.sweeps.sweep import in_sweep, isolated_job, wants_own_process
 
     directory = str(cfg.output_dir) if in_sweep() else ""
     # raises for the directory of another job, whose summary is not overwritten
@@ -137,7 +137,7 @@ def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value
         cfg.resume = str(before.checkpoint)
     with isolated_job(args, cfg.resume if before.checkpoint is not None else None):
         try:
-            from lightning_peft.cli.train import train
+            from lightning_peft.cli.jobs.train import train
 
             return train(cfg)
         except Exception as error:
@@ -153,7 +153,7 @@ def _in_own_process(cfg: DictConfig, before: Earlier, failures: list[Failure]) -
 
     from hydra.core.hydra_config import HydraConfig
 
-    from lightning_peft.cli.fresh import JobDied, run_fresh
+    from lightning_peft.cli.sweeps.fresh import JobDied, run_fresh
 
     resume = None if before.checkpoint is None else str(before.checkpoint)
     directory = Path(cfg.output_dir)
@@ -171,14 +171,14 @@ def _failed_in_sweep(failures: Sequence[Failure]) -> bool:
 
 
 def _state() -> State:
-    from lightning_peft.cli.whole_sweep import STATE
+    from lightning_peft.cli.sweeps.whole import STATE
 
     return STATE
 
 
 def _compare_what_there_is() -> None:
     """Show the table of a sweep that Hydra gave up: the other jobs have run."""
-    from lightning_peft.cli.compare import compare
+    from lightning_peft.cli.commands.compare import compare
 
     directory = _state().directory
     if directory is not None:
@@ -186,7 +186,7 @@ def _compare_what_there_is() -> None:
 
 
 def _say_how_to_go_on() -> None:
-    from lightning_peft.cli.sweep_record import FILE
+    from lightning_peft.cli.sweeps.record import FILE
 
     state = _state()
     if state.directory is not None and (state.directory / FILE).is_file():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_peft.cli import main
-from lightning_peft.cli.summary import write_json
+from lightning_peft.cli.jobs.summary import write_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,7 +78,7 @@ def run():
 @pytest.fixture
 def interrupt(monkeypatch):
     """Make the job of one seed end as Ctrl-C ends it, after so many steps of training."""
-    from lightning_peft.cli.progress import StepProgress
+    from lightning_peft.cli.jobs.progress import StepProgress
 
     def after(steps, label):
         real = StepProgress.on_train_batch_start

@@ -11,11 +11,11 @@ import pytest
 from rich.console import Console
 
 from lightning_peft.cli import main
-from lightning_peft.cli.compare import compare
-from lightning_peft.cli.comparison import Comparison, Row, Spread, comparison_of
-from lightning_peft.cli.runs import read_runs
-from lightning_peft.cli.tables import as_csv, as_json, comparison_table, notes
-from lightning_peft.cli.wording import duration, interval, score, size
+from lightning_peft.cli.commands.compare import compare
+from lightning_peft.cli.comparing.comparison import Comparison, Row, Spread, comparison_of
+from lightning_peft.cli.comparing.runs import read_runs
+from lightning_peft.cli.comparing.tables import as_csv, as_json, comparison_table, notes
+from lightning_peft.cli.comparing.wording import duration, interval, score, size
 
 
 def read(*directories):

@@ -8,11 +8,11 @@ import torch
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from lightning_peft.cli.curves import read_log
-from lightning_peft.cli.earlier import CONFIG, LAST, Earlier, earlier_run
+from lightning_peft.cli.comparing.curves import read_log
 from lightning_peft.cli.errors import ConfigError, explain
-from lightning_peft.cli.sweep_record import quoted
-from lightning_peft.cli.whole_sweep import job_line
+from lightning_peft.cli.jobs.earlier import CONFIG, LAST, Earlier, earlier_run
+from lightning_peft.cli.sweeps.record import quoted
+from lightning_peft.cli.sweeps.whole import job_line
 
 SWEEP = ("-m", "experiment=smoke", "hydra.sweep.dir=sweep", "method=linear_probe", "seed=0,1")
 FIGURES = ("metrics", "objective", "parameters", "bytes", "steps")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_peft.cli.curves import band, read_log, set_aside, thin
+from lightning_peft.cli.comparing.curves import band, read_log, set_aside, thin
 
 
 def write(directory, text, name="csv/metrics.csv"):

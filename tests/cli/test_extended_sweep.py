@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lightning_peft.cli.extended_sweep import match
+from lightning_peft.cli.sweeps.extended import match
 
 FIXED = ("-m", "experiment=smoke", "test=false", "hydra.sweep.dir=sweep")
 

@@ -10,15 +10,15 @@ import time
 import pytest
 
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.occupied import FILE, holder_of, occupy, vacate
-from lightning_peft.cli.processes import is_alive, this_process
-from lightning_peft.cli.summary import record_death
+from lightning_peft.cli.jobs.summary import record_death
+from lightning_peft.cli.sweeps.occupied import FILE, holder_of, occupy, vacate
+from lightning_peft.cli.sweeps.processes import is_alive, this_process
 
 HOLD = """
 import sys, time
 from pathlib import Path
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.occupied import occupy, vacate
+from lightning_peft.cli.sweeps.occupied import occupy, vacate
 sys.stdin.readline()
 try:
     occupy(Path(sys.argv[1]), "hydra.sweep.dir")

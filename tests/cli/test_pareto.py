@@ -5,11 +5,11 @@ import io
 
 import pytest
 
-from lightning_peft.cli.comparison import comparison_of
-from lightning_peft.cli.pareto import pareto_json, pareto_set, pareto_table
-from lightning_peft.cli.report import report_page
-from lightning_peft.cli.runs import read_runs
-from lightning_peft.cli.tables import as_csv, as_json, comparison_table, notes
+from lightning_peft.cli.comparing.comparison import comparison_of
+from lightning_peft.cli.comparing.report import report_page
+from lightning_peft.cli.comparing.runs import read_runs
+from lightning_peft.cli.comparing.tables import as_csv, as_json, comparison_table, notes
+from lightning_peft.cli.search.pareto import pareto_json, pareto_set, pareto_table
 
 
 def read(directory):

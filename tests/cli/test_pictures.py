@@ -2,8 +2,8 @@
 
 import pytest
 
-from lightning_peft.cli import pictures
-from lightning_peft.cli.comparison import Comparison, Row, Spread
+from lightning_peft.cli.comparing import pictures
+from lightning_peft.cli.comparing.comparison import Comparison, Row, Spread
 
 
 def comparison(count):

@@ -6,10 +6,10 @@ import json
 import pytest
 import yaml
 
-from lightning_peft.cli.agreement import agreements, fine_tuned
+from lightning_peft.cli.commands.rank import parse_count, split_names
+from lightning_peft.cli.commands.ranking_table import _shown
+from lightning_peft.cli.comparing.agreement import agreements, fine_tuned
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.rank import parse_count, split_names
-from lightning_peft.cli.ranking_table import _shown
 from lightning_peft.errors import DataError
 from lightning_peft.ranking import Ranking, Row
 

@@ -8,10 +8,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lightning_peft.cli.comparison import comparison_of
-from lightning_peft.cli.report import report_page
-from lightning_peft.cli.runs import read_runs
-from lightning_peft.cli.svg import HEIGHT, WIDTH, Plot, linear_axis, log_axis
+from lightning_peft.cli.comparing.comparison import comparison_of
+from lightning_peft.cli.comparing.report import report_page
+from lightning_peft.cli.comparing.runs import read_runs
+from lightning_peft.cli.comparing.svg import HEIGHT, WIDTH, Plot, linear_axis, log_axis
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}&amp;\x07"
 NAME = re.compile(r'<span class="name">([^<]*(?:<wbr>[^<]*)*)</span>')

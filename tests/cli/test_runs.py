@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lightning_peft.cli.runs import read_runs, run_of
+from lightning_peft.cli.comparing.runs import read_runs, run_of
 
 SUMMARY = {"status": "completed", "method": {"name": "lora"}, "seed": 1}
 

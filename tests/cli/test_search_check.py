@@ -4,10 +4,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.launcher_check import check_launcher
-from lightning_peft.cli.search_check import check_search
-from lightning_peft.cli.trial import Trial
-from lightning_peft.cli.trial_run import check_direction, told
+from lightning_peft.cli.search.check import check_search
+from lightning_peft.cli.search.trial import Trial
+from lightning_peft.cli.search.trial_run import check_direction, told
+from lightning_peft.cli.sweeps.launcher_check import check_launcher
 
 MEDIAN = {"_target_": "optuna.pruners.MedianPruner"}
 IN_A_FILE = {"storage": "sqlite:///study.db", "study_name": "search"}

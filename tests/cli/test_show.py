@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_peft.cli import previews
+from lightning_peft.cli.jobs import previews
 from lightning_peft.schedules import Multiplier
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lightning_peft.cli import significance
-from lightning_peft.cli.significance import Contrast, contrast, holm, sign_flip_p
-from lightning_peft.cli.wording import p_value, told
+from lightning_peft.cli.comparing import significance
+from lightning_peft.cli.comparing.significance import Contrast, contrast, holm, sign_flip_p
+from lightning_peft.cli.comparing.wording import p_value, told
 
 LORA = {0: 0.91, 1: 0.93, 2: 0.96, 3: 0.90, 4: 0.92}
 FULL = {0: 0.89, 1: 0.92, 2: 0.93, 3: 0.90, 4: 0.88}

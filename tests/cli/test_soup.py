@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from lightning_peft.adapter_reading import read_adapter
+from lightning_peft.cli.commands.soup_metric import Judge, judge_of
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.soup_metric import Judge, judge_of
 from lightning_peft.soup import soup
 
 SMOKE = ("experiment=smoke", "schedule=none", "test=false")
@@ -94,7 +94,7 @@ def config(monitor, mode="max"):
     return {
         "callbacks": {
             "progress": {
-                "_target_": "lightning_peft.cli.progress.StepProgress",
+                "_target_": "lightning_peft.cli.jobs.progress.StepProgress",
                 "monitor": "val/x",
             },
             "last": {**checkpoint, "save_weights_only": False},

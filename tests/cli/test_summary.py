@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.summary import record_failure, write_json, write_summary, write_text
+from lightning_peft.cli.jobs.summary import record_failure, write_json, write_summary, write_text
 
 
 def test_numbers_that_json_does_not_have_are_null(tmp_path):

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lightning_peft.cli.sweep import single_job_arguments
+from lightning_peft.cli.sweeps.sweep import single_job_arguments
 
 SHORT = (
     *("hydra.sweep.dir=sweep", "trainer.max_steps=2", "trainer.limit_test_batches=1"),

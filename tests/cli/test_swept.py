@@ -5,11 +5,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lightning_peft.cli.charts import by_number
-from lightning_peft.cli.compare import compare
-from lightning_peft.cli.comparison import comparison_of
-from lightning_peft.cli.runs import read_runs
-from lightning_peft.cli.swept import swept_json, swept_numbers, swept_table
+from lightning_peft.cli.commands.compare import compare
+from lightning_peft.cli.comparing.charts import by_number
+from lightning_peft.cli.comparing.comparison import comparison_of
+from lightning_peft.cli.comparing.runs import read_runs
+from lightning_peft.cli.comparing.swept import swept_json, swept_numbers, swept_table
 
 ACCURACY = {"lora": {1: 0.5, 4: 0.7, 16: 0.9}, "full": {1: 0.4, 4: 0.75, 16: 0.8}}
 

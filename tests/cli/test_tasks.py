@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.task import check_objective, fit_to_task, refuse_test_monitors
+from lightning_peft.cli.jobs.task import check_objective, fit_to_task, refuse_test_monitors
 
 SHORT = (
     *("data=folder", "data.num_workers=0", "data.flip_safe=true", "data.batch_size=8"),

@@ -10,8 +10,8 @@ import torch
 from omegaconf import OmegaConf
 
 import lightning_peft as lp
-from lightning_peft.cli.curves import read_log
-from lightning_peft.cli.runs import read_runs
+from lightning_peft.cli.comparing.curves import read_log
+from lightning_peft.cli.comparing.runs import read_runs
 
 RUN = ("experiment=smoke", "hydra.run.dir=run")
 FILES = (

@@ -8,11 +8,11 @@ import pytest
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
 
-from lightning_peft.cli import ports
-from lightning_peft.cli.objectives import costs_of, not_dominated
-from lightning_peft.cli.optuna_study import PLACE, Standing, prepare_search, standing_of
-from lightning_peft.cli.sweep import isolated_job, job_environment, wants_own_process
-from lightning_peft.cli.trial import ENVIRONMENT, Trial, trial_of
+from lightning_peft.cli.search.objectives import costs_of, not_dominated
+from lightning_peft.cli.search.study import PLACE, Standing, prepare_search, standing_of
+from lightning_peft.cli.search.trial import ENVIRONMENT, Trial, trial_of
+from lightning_peft.cli.sweeps import ports
+from lightning_peft.cli.sweeps.sweep import isolated_job, job_environment, wants_own_process
 from lightning_peft.metric_names import KNOWN, TASKS
 
 MEDIAN = {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 2, "n_warmup_steps": 1}
@@ -135,7 +135,7 @@ def test_a_job_leaves_neither_its_trial_nor_its_port_to_the_next(monkeypatch, tm
     hydra = OmegaConf.merge(hydra, more, {"job": {"id": "2"}})
     monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
-    monkeypatch.setattr("lightning_peft.cli.sweep.in_sweep", lambda: True)
+    monkeypatch.setattr("lightning_peft.cli.sweeps.sweep.in_sweep", lambda: True)
     with isolated_job(["-m"]):
         assert Trial.of_environment().number == 2
         assert "MASTER_PORT" in os.environ

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_peft.cli.compare import compare
-from lightning_peft.cli.comparison import comparison_of
-from lightning_peft.cli.runs import read_runs
-from lightning_peft.cli.vtab_means import vtab_json, vtab_means
+from lightning_peft.cli.commands.compare import compare
+from lightning_peft.cli.comparing.comparison import comparison_of
+from lightning_peft.cli.comparing.runs import read_runs
+from lightning_peft.cli.comparing.vtab_means import vtab_json, vtab_means
 from lightning_peft.data.vtab_tasks import TASKS
 
 

@@ -1,0 +1,199 @@
+"""``lightning-peft compare DIR...``: tables, statistics, pictures and a page for runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_peft.cli.command import run_command
+from lightning_peft.cli.comparing.comparison import Comparison, comparison_of
+from lightning_peft.cli.comparing.runs import read_runs
+from lightning_peft.cli.comparing.swept import swept_numbers, swept_table
+from lightning_peft.cli.comparing.tables import as_csv, as_json, comparison_table
+from lightning_peft.cli.comparing.vtab_means import vtab_means, vtab_table
+from lightning_peft.cli.comparing.wording import told
+from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.jobs.summary import finite, write_json, write_text
+from lightning_peft.cli.search.pareto import pareto_set, pareto_table
+from lightning_peft.errors import MissingExtraError
+
+__all__ = ["compare", "main"]
+
+DESCRIPTION = """\
+Compare the runs below directories: the mean over the seeds of each method, the
+best first, and the best against each of the others on the same data, paired over
+the seeds that both have. Runs that failed, or are still under way, are listed as such.
+"""
+
+EPILOG = """\
+files:
+  report.html       everything on one page, which needs nothing but a browser
+  comparison.csv    a line for each row of the table
+  comparison.json   the same with every seed, the tests and the runs' directories
+  comparison.png    accuracy against trained parameters (extra: viz)
+  comparison_*.png  accuracy against a number that was swept, such as shots
+
+examples:
+  lightning-peft compare sweeps/2025-01-31/12-00-00
+  lightning-peft compare sweeps/before sweeps/after --output before_after
+  lightning-peft compare runs --json | jq '.rows[0].accuracy'
+"""
+
+
+def main(args: Sequence[str]) -> int:
+    """Serve ``lightning-peft compare``.
+
+    Args:
+        args: The words after the command.
+
+    Returns:
+        The exit status.
+    """
+    return run_command(_parser(), args, _compare)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    directories: list[Path] = options.directories
+    wrong = [
+        f"expected a directory of runs, got {directory}"
+        for directory in directories
+        if not directory.is_dir()
+    ]
+    output: Path | None = options.output
+    if output is not None and output.exists() and not output.is_dir():
+        wrong.append(f"expected a directory to write to, got the file {output}")
+    if wrong:
+        raise ConfigError(wrong)
+    runs, unreadable = read_runs(directories)
+    if not runs:
+        where = " or ".join(map(str, directories))
+        raise ConfigError(
+            [
+                f"there is no summary.json below {where}. Runs are kept in runs/ and sweeps/ of "
+                "the directory that they were started in."
+            ]
+        )
+    return _serve(options, comparison_of(runs, unreadable))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lightning-peft compare",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "directories",
+        metavar="DIR",
+        type=Path,
+        nargs="+",
+        help="a sweep's directory, or any above runs",
+    )
+    parser.add_argument(
+        "--output",
+        "-o",
+        metavar="DIR",
+        type=Path,
+        help="where the files go: DIR itself if it is one, else the working directory's comparison",
+    )
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument(
+        "--json", action="store_true", help="print comparison.json alone, and write no file"
+    )
+    only.add_argument(
+        "--csv", action="store_true", help="print comparison.csv alone, and write no file"
+    )
+    return parser
+
+
+def _serve(options: argparse.Namespace, comparison: Comparison) -> int:
+    if options.json:
+        print(json.dumps(finite(as_json(comparison)), indent=2, allow_nan=False))
+    elif options.csv:
+        print(as_csv(comparison), end="")
+    else:
+        _publish(comparison, _output(options.directories, options.output))
+    return 0
+
+
+def compare(*directories: Path, output: Path | None = None) -> Comparison | None:
+    """Compare the runs below directories: print the table, write the files.
+
+    Args:
+        *directories: Where the runs are.
+        output: Where the files go; the directory itself where there is one, otherwise
+            ``comparison`` in the working directory.
+
+    Returns:
+        The comparison, or ``None`` where there is no run.
+    """
+    runs, unreadable = read_runs(directories)
+    if not runs:
+        return None
+    comparison = comparison_of(runs, unreadable)
+    _publish(comparison, _output(directories, output))
+    return comparison
+
+
+def _output(directories: Sequence[Path], output: Path | None) -> Path:
+    if output is not None:
+        return output
+    return directories[0] if len(directories) == 1 else Path("comparison")
+
+
+def _publish(comparison: Comparison, output: Path) -> None:
+    """Print the table and what goes with it; write the files."""
+    from rich.console import Console
+
+    console = Console()
+    console.print()
+    console.print(comparison_table(comparison, console.width))
+    for swept in swept_numbers(comparison):
+        console.print(swept_table(swept, comparison.metric))
+    if pareto := pareto_set(comparison):
+        console.print(pareto_table(pareto))
+    if means := vtab_means(comparison):
+        console.print(vtab_table(means))
+    for contrast in comparison.contrasts:
+        console.print(told(contrast, comparison.metric), markup=False, highlight=False)
+    for row in comparison.rows:
+        for failure in row.failed:
+            console.print(f"failed: {row.label}, {failure}", style="red", markup=False)
+        for state in row.unfinished:
+            console.print(f"not finished: {row.label}, {state}", style="yellow", markup=False)
+    for path in comparison.unreadable:
+        console.print(f"not a summary, left out: {path}", style="yellow", markup=False)
+    for line in _files(comparison, output):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _files(comparison: Comparison, output: Path) -> list[str]:
+    """Write the files; say where each is."""
+    from lightning_peft.cli.comparing.pictures import (
+        accuracy_against_parameters,
+        accuracy_by_number,
+    )
+    from lightning_peft.cli.comparing.report import report_page
+
+    write_json(output / "comparison.json", as_json(comparison))
+    write_text(output / "comparison.csv", as_csv(comparison))
+    write_text(output / "report.html", report_page(comparison))
+    lines = [f"report     {output / 'report.html'}", f"table      {output / 'comparison.csv'}"]
+    try:
+        path = accuracy_against_parameters(comparison, output / "comparison.png")
+        paths = [path] if path is not None else []
+        paths += [
+            accuracy_by_number(comparison, swept, output / f"comparison_{swept.name}.png")
+            for swept in swept_numbers(comparison)
+        ]
+    except MissingExtraError as error:
+        return [*lines, f"no picture: {error}"]
+    lines += [f"picture    {path}" for path in paths]
+    if comparison.best is not None:
+        predictions = comparison.best.directory / "predictions.png"
+        if predictions.is_file():
+            lines.append(f"picture    {predictions}")
+    return lines

@@ -1,0 +1,119 @@
+"""``lightning-peft export``: a run or an adapter as a file that serves."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lightning_peft.cli.command import add_calibrated, run_command
+from lightning_peft.cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lightning_peft.exporting import ExportReport
+
+__all__ = ["main"]
+
+
+def main(args: Sequence[str]) -> int:
+    """Serve ``lightning-peft export``.
+
+    Args:
+        args: The words after the command.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lightning-peft export",
+        description="Write a trained model for serving, read the file back and compare its output. "
+        "Beside it comes a JSON file with the preprocessing and the names of the classes.",
+    )
+    parser.add_argument("directory", type=Path, help="a run's directory, or an adapter directory")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="GROUP=CHOICE | KEY=VALUE",
+        help="the backbone of an adapter directory: model=timm model.backbone=vit_base_patch16_224",
+    )
+    parser.add_argument(
+        "--to",
+        default="safetensors",
+        metavar="FORMAT",
+        help="safetensors (merged weights under the backbone's own names), adapter, torch-export "
+        "or onnx; safetensors by default",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="what to write")
+    parser.add_argument(
+        "--classes", type=int, help="classes of the head, where the adapter directory has none"
+    )
+    add_calibrated(parser)
+    return run_command(parser, args, _serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    print(_told(_export(options)))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> ExportReport:
+    directory: Path = options.directory
+    is_adapter = (directory / "adapter_config.json").is_file()
+    if options.overrides and not is_adapter:
+        raise ConfigError(
+            [
+                f"a run has a config of its own: expected no {' '.join(options.overrides)} with "
+                f"{directory}. To choose the backbone, export {directory / 'adapter'}."
+            ]
+        )
+    if options.calibrated is not None and is_adapter:
+        raise ConfigError(
+            [
+                f"--calibrated: an adapter directory holds no temperature, and {directory} is one. "
+                "Export the run's directory, whose serving.json has it."
+            ]
+        )
+    from rich.console import Console
+
+    from lightning_peft.cli.commands.served import load_run, load_with_backbone
+    from lightning_peft.cli.quiet import quiet
+    from lightning_peft.exporting import check_format, export_model
+
+    check_format(options.to)
+    console = Console(stderr=True)
+    with quiet(), console.status(f"exporting to {options.to}"):
+        if is_adapter:
+            served = load_with_backbone(directory, options.overrides, options.classes)
+        else:
+            served = load_run(directory, calibrated=options.calibrated)
+        if served.preprocessing is None:
+            raise ConfigError(
+                [
+                    f"expected a run on images, got {directory}, whose model reads texts: for it, "
+                    "adaptation.merge_and_unload() gives the plain model, which save_pretrained "
+                    "writes."
+                ]
+            )
+        return export_model(
+            served.backbone,
+            options.out,
+            options.to,
+            preprocessing=served.preprocessing,
+            class_names=served.class_names,
+            outputs=served.outputs,
+        )
+
+
+def _told(report: ExportReport) -> str:
+    from lightning_peft.cli.comparing.wording import size
+
+    lines = [f"wrote       {report.path} ({size(report.bytes)})", f"facts       {report.card}"]
+    if report.output_difference is not None:
+        told = f"{report.output_difference:.1e} of the largest output"
+        lines.append(f"difference  {told}, read back and run on random images")
+    if not report.any_batch:
+        lines.append("batch       takes the number of images it was traced with alone")
+    if report.note:
+        lines.append(f"note        {report.note}")
+    return "\n".join(lines)

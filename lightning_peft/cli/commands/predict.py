@@ -1,0 +1,235 @@
+"""``lightning-peft predict``: images of a folder, or texts, through the model of a run."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_peft.cli.command import add_calibrated, run_command
+from lightning_peft.cli.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lightning_peft.cli.commands.served import Served
+    from lightning_peft.predicting import Prediction
+
+__all__ = ["main"]
+
+SHOWN = 20
+"""Rows of the table on a console, and unreadable files that are named there."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Serve ``lightning-peft predict``.
+
+    Args:
+        args: The words after the command.
+
+    Returns:
+        The exit status: 1 where some images could not be read; the rest is written all the same.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lightning-peft predict",
+        description="Predict the class, the labels or the numbers of each image below a folder, or "
+        "of each text of a CSV file, with the model of a run, prepared as its own data was in "
+        "evaluation.",
+    )
+    parser.add_argument("run", type=Path, help="a run's directory")
+    parser.add_argument(
+        "data",
+        type=Path,
+        help="a folder of images, or of folders of images; of a run on texts a CSV file with its "
+        "column of texts",
+    )
+    parser.add_argument(
+        "--out", default="-", metavar="CSV", help="the table; '-' prints the head of it (default)"
+    )
+    parser.add_argument("--top", type=int, default=1, help="classes of each; 1 by default")
+    parser.add_argument("--batch", type=int, default=64, help="so many at a time; 64 by default")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read; 0 by default")
+    parser.add_argument(
+        "--device", default="auto", help="such as cuda, mps or cpu; found by itself"
+    )
+    add_calibrated(parser)
+    return run_command(parser, args, _serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    unread = _predict(options)
+    for item in unread[:SHOWN]:
+        print(f"lightning-peft: not read: {item.path}: {item.error}", file=sys.stderr)
+    if unread:
+        print(f"lightning-peft: {len(unread)} images could not be read", file=sys.stderr)
+    return 1 if unread else 0
+
+
+def _predict(options: argparse.Namespace) -> list[Prediction]:
+    problems = [
+        f"expected {flag} of at least {least}, got {value}"
+        for flag, value, least in (
+            ("--top", options.top, 1),
+            ("--batch", options.batch, 1),
+            ("--workers", options.workers, 0),
+        )
+        if value < least
+    ]
+    if not options.data.exists():
+        problems.append(f"expected a folder of images or a CSV file of texts, got {options.data}")
+    if problems:
+        raise ConfigError(problems)
+    from lightning_peft.cli.commands.served import load_run
+    from lightning_peft.cli.quiet import quiet
+
+    if options.data.is_dir():
+        _check_images(options.data)  # before a model is loaded
+    with quiet():
+        served = load_run(options.run, calibrated=options.calibrated)
+    served.backbone.to(_device(options.device))
+    keys, found = (_images if served.text_column is None else _texts)(served, options)
+    unread: list[Prediction] = []
+    header = _header(served, options.top)
+    rows = _rows(zip(keys, _watched(found, len(keys)), strict=True), served, unread)
+    if options.out == "-":
+        _print(rows, header)
+    else:
+        with _csv(Path(options.out), header) as writer:
+            writer.writerows(rows)
+        noun = "images" if served.text_column is None else "texts"
+        print(f"wrote  {options.out} ({len(keys) - len(unread)} of {len(keys)} {noun})")
+    return unread
+
+
+def _check_images(folder: Path) -> list[Path]:
+    from lightning_peft.predicting import image_files
+
+    paths = image_files(folder)
+    if not paths:
+        raise ConfigError([f"there is no image below {folder}"])
+    return paths
+
+
+def _images(served: Served, options: argparse.Namespace) -> tuple[list[str], Iterator[Prediction]]:
+    """The names of the images, and what is predicted of them."""
+    from lightning_peft.predicting import predict_files
+
+    if served.preprocessing is None or not options.data.is_dir():
+        raise ConfigError([f"expected a folder of images, as the run was on, got {options.data}"])
+    paths = _check_images(options.data)
+    found = predict_files(
+        served.backbone,
+        paths,
+        mode=served.preprocessing.pil_mode,
+        transform=served.transform,
+        top=options.top,
+        batch_size=options.batch,
+        num_workers=options.workers,
+        outputs=served.outputs,
+    )
+    return [path.relative_to(options.data).as_posix() for path in paths], found
+
+
+def _texts(served: Served, options: argparse.Namespace) -> tuple[list[str], Iterator[Prediction]]:
+    """The texts, and what is predicted of them."""
+    from lightning_peft.data.labels_file import read_column
+    from lightning_peft.predicting import predict_texts
+
+    if not options.data.is_file():
+        raise ConfigError([f"expected a CSV file of texts, as the run was on, got {options.data}"])
+    texts = read_column(options.data, str(served.text_column))
+    found = predict_texts(
+        served.backbone,
+        texts,
+        tokenise=served.transform,
+        top=options.top,
+        batch_size=options.batch,
+        outputs=served.outputs,
+    )
+    return texts, found
+
+
+def _rows(
+    found: Iterable[tuple[str, Prediction]], served: Served, unread: list[Prediction]
+) -> Iterator[list[str]]:
+    """Lay out what was read, and put aside what was not."""
+    names = served.class_names
+    for key, item in found:
+        if item.error:
+            unread.append(item)
+            continue
+        row = [key]
+        called = [str(k) if names is None else names[k] for k in item.classes]
+        if served.outputs.task == "regression":
+            row += [f"{value:.6g}" for value in item.values]
+        elif served.outputs.task == "multilabel":
+            row += ["|".join(called), *(f"{value:.6f}" for value in item.values)]
+        else:
+            for name, probability in zip(called, item.probabilities, strict=True):
+                row += [name, f"{probability:.6f}"]
+        yield row
+
+
+def _header(served: Served, top: int) -> list[str]:
+    """Name the columns: classes, or labels and the probability of each, or numbers."""
+    task, names = served.outputs.task, served.class_names or ()
+    first = served.text_column or "path"
+    if task == "regression":
+        return [first, *(names or [f"number_{k}" for k in range(len(served.outputs.mean or "1"))])]
+    if task == "multilabel":
+        return [first, "labels", *(f"probability_{name}" for name in names)]
+    more = [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("class", "probability")]
+    return [first, "class", "probability", *more]
+
+
+@contextmanager
+def _csv(path: Path, header: Sequence[str]) -> Iterator[Any]:
+    from lightning_peft.whole import written_whole
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        written_whole(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        yield writer
+
+
+def _print(rows: Iterator[list[str]], header: Sequence[str]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False)
+    count = 0
+    for row in rows:
+        count += 1
+        if count <= SHOWN:
+            table.add_row(*row)
+    console = Console()
+    console.print(table)
+    if count > SHOWN:
+        console.print(f"and {count - SHOWN} more: --out predictions.csv holds them all")
+
+
+def _watched(found: Iterable[Prediction], total: int) -> Iterable[Prediction]:
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(found, "Predicting", total, console=console, disable=not console.is_terminal)
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    if name != "auto":
+        try:
+            return torch.device(name)
+        except RuntimeError as error:
+            raise ConfigError([f"expected a device such as cuda or cpu, got '{name}'"]) from error
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if found is None else found

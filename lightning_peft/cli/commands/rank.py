@@ -1,0 +1,246 @@
+"""``lightning-peft rank``: which pretrained model suits the data, measured on frozen features."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_peft.cli.command import run_command
+from lightning_peft.cli.commands.ranking_table import as_json, print_ranking, write_ranking
+from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.help import experiment_settings
+from lightning_peft.cli.jobs.task import task_of
+from lightning_peft.cli.paths import conf_dir
+from lightning_peft.errors import DataError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from lightning_peft.cli.comparing.agreement import Agreement
+    from lightning_peft.ranking import Candidate, Ranking
+
+__all__ = ["main", "parse_count", "split_names"]
+
+OWN = ("models", "max_parameters", "max_ms")
+UNITS = {"k": 1e3, "M": 1e6, "B": 1e9, "G": 1e9}
+EPILOG = """\
+models         names of timm; NAME:random for random weights; NAME:FILE for weights of your own;
+               patterns such as 'vit_tiny*' for every pretrained model that is called so
+max_parameters leave out larger backbones, such as 30M; alone, all pretrained models of timm are
+               candidates
+max_ms         leave out backbones that take longer an image, forward, on this machine
+
+  lightning-peft rank models=[glyph_vit,glyph_vit:random] data.labels_per_class=10
+  lightning-peft rank models='vit_tiny*,resnet18*' max_parameters=30M data=folder data.root=images
+"""
+
+
+def main(args: Sequence[str]) -> int:
+    """Serve ``lightning-peft rank``.
+
+    Args:
+        args: The words after the command.
+
+    Returns:
+        The exit status: 1 where no candidate could be measured.
+    """
+    return run_command(_parser(), args, _serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    ranking, agreements = _rank(options)
+    if options.out is not None:
+        write_ranking(ranking, agreements, options.out)
+    if options.json:
+        print(json.dumps(as_json(ranking, agreements), indent=2))
+    else:
+        print_ranking(ranking, agreements, options.out)
+    return 0 if ranking.rows else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lightning-peft rank",
+        usage="lightning-peft rank models=NAME,... [max_parameters=N] [max_ms=T] "
+        "[data=... KEY=VALUE ...] [flags]",
+        description="Measure what the frozen features of pretrained models are worth on your data, "
+        "before anything is fine-tuned: a linear probe, nearest neighbours, LogME, H-score, NLEEP.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=argparse.SUPPRESS)
+    parser.add_argument("--by", default="probe", help="probe (default), knn, logme, h_score, nleep")
+    parser.add_argument("--folds", type=int, default=5, help="of the probe's cross-validation")
+    parser.add_argument("--limit", type=int, default=20, help="refuse more candidates than this")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write ranking.json, ranking.csv")
+    parser.add_argument(
+        "--against", type=Path, metavar="DIR", help="runs that fine-tuned the same models: print "
+        "how far each score orders them alike",
+    )  # fmt: skip
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, ...")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser
+
+
+def parse_count(key: str, text: str) -> float:
+    """Read a positive number such as ``30M``, ``500k`` or ``2.5``.
+
+    Raises:
+        ConfigError: If it is none.
+
+    >>> parse_count("max_parameters", "1.5M")
+    1500000.0
+    """
+    unit = UNITS.get(text[-1:])
+    try:
+        number = float(text[:-1] if unit else text) * (unit or 1.0)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise ConfigError([f"{key}: expected a number above 0, such as 30M, got '{text}'."])
+    return number
+
+
+def split_names(text: str) -> list[str]:
+    """Split ``[a,b]`` or ``a,b`` into names.
+
+    >>> split_names("[glyph_vit, 'resnet*']")
+    ['glyph_vit', 'resnet*']
+    """
+    text = text.strip()
+    inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    names = (name.strip().strip("'\"") for name in inner.split(","))
+    return [name for name in names if name]
+
+
+def _rank(options: argparse.Namespace) -> tuple[Ranking, list[Agreement]]:
+    own, overrides = _split(options.words)
+    budgets = {key: parse_count(key, own[key]) for key in OWN[1:] if key in own}
+    names = split_names(own["models"]) if "models" in own else ["*"] if budgets else []
+    if not names:
+        raise ConfigError(
+            ["expected models=NAME,... or a budget such as max_parameters=30M. See: "
+             "lightning-peft rank --help"]
+        )  # fmt: skip
+    if options.against is not None and not options.against.is_dir():
+        raise ConfigError([f"--against: expected a directory of runs, got {options.against}."])
+    cfg = _compose(overrides)
+
+    import torch
+
+    from lightning_peft.cli.quiet import quiet
+    from lightning_peft.ranking import find_candidates, rank_candidates
+    from lightning_peft.ranking.rank import BY
+
+    if options.by not in BY:
+        raise ConfigError([f"--by: there is no score '{options.by}'. Known: {', '.join(BY)}."])
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    candidates = find_candidates(names)
+    _refuse_too_many(candidates, budgets.get("max_parameters"), options.limit)
+    with quiet():
+        ranking = rank_candidates(
+            candidates,
+            _batches_for(cfg),
+            by=options.by,
+            max_parameters=budgets.get("max_parameters"),
+            max_milliseconds=budgets.get("max_ms"),
+            folds=options.folds,
+            seed=cfg.seed,
+            device=auto if options.device == "auto" else options.device,
+            told=_tell,
+        )
+    if options.against is None:
+        return ranking, []
+    from lightning_peft.cli.comparing.agreement import agreements
+
+    return ranking, agreements(ranking, options.against)
+
+
+def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Part the command's own words from the overrides."""
+    own: dict[str, str] = {}
+    overrides: list[str] = []
+    for word in words:
+        key, sign, value = word.partition("=")
+        if sign and key in OWN:
+            own[key] = value
+        elif key == "model" or key.startswith("model."):
+            raise ConfigError([f"'{word}': the models are what is ranked; name them in models=..."])
+        else:
+            overrides.append(word)
+    return own, overrides
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    from hydra import compose, initialize_config_dir
+
+    if "data=text" in overrides:
+        raise ConfigError(
+            [
+                "data=text: expected images, which the backbones of timm read. To rank encoders of "
+                "texts, train a head on each, frozen, and compare: lightning-peft -m data=text "
+                "data.root=... model.backbone=ONE,OTHER method=linear_probe"
+            ]
+        )
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        words = ["name=rank", "output_dir=.", "model=timm", "model.backbone=glyph_vit", *overrides]
+        return compose("config", words)
+
+
+def _refuse_too_many(
+    candidates: Sequence[Candidate], max_parameters: float | None, limit: int
+) -> None:
+    from lightning_peft.ranking.candidates import count_parameters
+
+    if len(candidates) <= limit:
+        return
+    left = len(candidates)
+    if max_parameters is not None:
+        _tell(f"counting the parameters of {left} models ...")
+        left = sum(count_parameters(item.name) <= max_parameters for item in candidates)
+    if left > limit:
+        raise DataError(
+            f"Expected at most {limit} candidates, got {left}: each one's weights would be "
+            f"downloaded. Narrow the pattern or the budget, or raise --limit."
+        )
+
+
+def _batches_for(cfg: DictConfig) -> Callable[[Candidate], Iterable[Any]]:
+    """Give a function that prepares the training images as a candidate expects them."""
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    from lightning_peft.cli.check import check_targets, check_values
+
+    own = frozenset(setting.key for _, setting in experiment_settings(conf_dir()))
+    needed = ("data", "model", "augment", "seed", "optimizer", "lr", *own)
+    check_values(OmegaConf.create({key: cfg[key] for key in needed if key in cfg}), own)
+    check_targets({"data": OmegaConf.to_container(cfg.data, resolve=True)})
+
+    def batches(candidate: Candidate) -> Iterable[Any]:
+        cfg.model.backbone = candidate.name
+        datamodule = instantiate(cfg.data, _convert_="all")
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        if (task := task_of(datamodule)) not in ("multiclass", "binary"):
+            raise DataError(
+                f"Expected images of classes that exclude each other, got the task '{task}': the "
+                "scores that rank backbones are of classes."
+            )
+        if not hasattr(datamodule, "plain_dataloader"):
+            raise DataError(
+                "Expected a data module with plain_dataloader(split), which gives the training "
+                f"images as evaluation sees them, got {type(datamodule).__name__}."
+            )
+        loader: Iterable[Any] = datamodule.plain_dataloader("train")
+        return loader
+
+    return batches
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,148 @@
+"""A ranking of backbones as a table on the console and as files."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lightning_peft.cli.comparing.agreement import Agreement
+    from lightning_peft.ranking import Ranking, Row
+
+__all__ = ["as_json", "print_ranking", "write_ranking"]
+
+MOST_TOLD = 8
+"""More candidates than this that were left out are counted, not listed."""
+
+HEADINGS = {"probe": "probe", "knn": "5-NN", "logme": "LogME", "h_score": "H-score",
+            "nleep": "NLEEP"}  # fmt: skip
+
+
+def print_ranking(ranking: Ranking, agreements: Sequence[Agreement], out: Path | None) -> None:
+    """Print the table, what was left out and why, and the agreement with fine-tuning.
+
+    Args:
+        ranking: What was measured.
+        agreements: How the scores order the models, against fine-tuning; may be empty.
+        out: Where the files were written, if they were.
+    """
+    from rich.console import Console
+
+    console = Console()
+    if ranking.rows:
+        _print_table(ranking, console)
+    for item in ranking.skipped[:MOST_TOLD]:
+        console.print(f"left out: {item.label}, {item.reason}", style="yellow", markup=False)
+    if len(ranking.skipped) > MOST_TOLD:
+        more = len(ranking.skipped) - MOST_TOLD
+        console.print(f"left out: {more} more, over the budget or not to be had", style="yellow")
+    if not ranking.rows:
+        console.print("no candidate could be measured", style="red")
+    if agreements:
+        _print_agreements(agreements, console)
+    if out is not None:
+        console.print(f"table      {out / 'ranking.csv'}", markup=False, soft_wrap=True)
+
+
+def _print_table(ranking: Ranking, console: Console) -> None:
+    from rich import box
+    from rich.table import Table
+
+    caption = (
+        f"{ranking.images} labelled images of {ranking.classes} classes, ranked by "
+        f"{HEADINGS[ranking.by]}. In %: the probe's cross-validated accuracy ± deviation over "
+        f"{ranking.folds} folds; first, how often it is the best of all when the images are "
+        "resampled; 5-NN, leave-one-out accuracy. ms: forward, an image, on this machine."
+    )
+    table = Table(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=caption,
+        caption_justify="left",
+    )  # fmt: skip
+    table.add_column("", justify="right")
+    table.add_column("model", overflow="fold", min_width=12)
+    for name in ("probe", "first", *list(HEADINGS.values())[1:], "params", "ms"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for place, row in enumerate(ranking.rows, 1):
+        table.add_row(str(place), *_cells(row), style="bold" if place == 1 else None)
+    console.print()
+    console.print(table)
+
+
+def _cells(row: Row) -> list[str]:
+    scores = dict(row.scores)
+    knn = scores.pop("knn")
+    return [
+        _shown(row.label),
+        f"{100 * row.probe:.1f} ± {100 * row.deviation:.1f}",
+        f"{100 * row.first:.0f}",
+        "-" if knn is None else f"{100 * knn:.1f}",
+        *("-" if value is None else f"{value:.2f}" for value in scores.values()),
+        _short(row.parameters),
+        f"{row.milliseconds:.2f}",
+    ]
+
+
+def _shown(label: str) -> str:
+    """Leave out the directory of a file of weights."""
+    from lightning_peft.ranking import Candidate
+
+    candidate = Candidate.parse(label)
+    return label if candidate.file is None else f"{candidate.name}:{candidate.file.name}"
+
+
+def _short(count: int) -> str:
+    """Write a number of parameters, such as ``"1.3 M"``."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= 0.9995 * size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def _print_agreements(agreements: Sequence[Agreement], console: Console) -> None:
+    from rich import box
+    from rich.table import Table
+
+    caption = "rank correlation with the accuracy of fine-tuning; 1 is the same order"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    for name in ("method", "score"):
+        table.add_column(name)
+    for name in ("models", "Kendall", "Spearman"):
+        table.add_column(name, justify="right")
+    for item in agreements:
+        numbers = (f"{item.kendall:.2f}", f"{item.spearman:.2f}")
+        table.add_row(item.method, HEADINGS[item.score], str(item.models), *numbers)
+    console.print(table)
+
+
+def write_ranking(ranking: Ranking, agreements: Sequence[Agreement], directory: Path) -> None:
+    """Write ``ranking.json`` and ``ranking.csv``."""
+    from lightning_peft.cli.jobs.summary import write_json, write_text
+
+    write_json(directory / "ranking.json", as_json(ranking, agreements))
+    write_text(directory / "ranking.csv", _as_csv(ranking))
+
+
+def as_json(ranking: Ranking, agreements: Sequence[Agreement]) -> dict[str, Any]:
+    """Give the ranking as plain types: what was measured, and the agreement with fine-tuning."""
+    content = dataclasses.asdict(ranking)
+    return {**content, "agreement": [item._asdict() for item in agreements]}
+
+
+def _as_csv(ranking: Ranking) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = list(HEADINGS)[1:]
+    fields = ("label", "probe", "deviation", "first")
+    rest = ("parameters", "milliseconds", "width")
+    writer.writerow(["rank", *fields, *names, *rest])
+    for place, row in enumerate(ranking.rows, 1):
+        scores = ["" if row.scores[name] is None else row.scores[name] for name in names]
+        own = [getattr(row, name) for name in fields]
+        writer.writerow([place, *own, *scores, *(getattr(row, name) for name in rest)])
+    return text.getvalue()

@@ -1,0 +1,205 @@
+"""A model as a run or an adapter directory left it, with what is known of its data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.jobs.summary import write_json
+from lightning_peft.cli.jobs.task import build_module
+from lightning_peft.cli.paths import conf_dir
+from lightning_peft.outputs import Outputs
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from lightning_peft.data_config import DataConfig
+
+__all__ = ["FACTS", "Served", "load_run", "load_with_backbone", "write_facts"]
+
+FACTS = "serving.json"
+
+
+@dataclass
+class Served:
+    """A trained model, on the CPU, in evaluation mode.
+
+    Attributes:
+        backbone: The adapted backbone; images to logits.
+        preprocessing: What it expects of its images; None where it reads texts.
+        transform: A PIL image in ``preprocessing.pil_mode`` to a tensor ``(C, H, W)``; where it
+            reads texts, a list of them to the backbone's keyword arguments.
+        class_names: Name of each class, label or number, if they are known.
+        outputs: How what the backbone gives is read.
+        text_column: Where it reads texts, the column of them in a CSV file.
+    """
+
+    backbone: nn.Module
+    preprocessing: DataConfig | None
+    transform: Callable[[Any], Any]
+    class_names: tuple[str, ...] | None
+    outputs: Outputs = field(default_factory=Outputs)
+    text_column: str | None = None
+
+
+def write_facts(directory: Path, datamodule: Any, outputs: Outputs | None = None) -> None:
+    """Write what serving needs to know of the data: it may be elsewhere by then.
+
+    Args:
+        directory: The run's directory.
+        datamodule: What the run was trained on.
+        outputs: How the outputs of the module are read; a module of the user's own has its logits
+            turned into probabilities by a softmax.
+    """
+    config = getattr(datamodule, "config", None)
+    names = getattr(datamodule, "class_names", None)
+    facts = {
+        "num_classes": datamodule.num_classes,
+        "class_names": None if names is None else [str(name) for name in names],
+        "preprocessing": None if config is None else asdict(config),
+        "outputs": (outputs or Outputs()).to_dict(),
+    }
+    write_json(directory / FACTS, facts)
+
+
+def load_run(directory: Path, *, calibrated: bool | None = None) -> Served:
+    """Load the model of a run: its adapter, or its best checkpoint where it has none.
+
+    Args:
+        directory: The run's directory.
+        calibrated: Whether logits are divided by the temperature of the run; by default as its
+            test did, where it had one.
+
+    Returns:
+        The model.
+
+    Raises:
+        ConfigError: If files of a run are missing, or it has no temperature and one is asked for.
+        PEFTError: If the adapter does not fit the backbone that the config names.
+    """
+    adapter, checkpoint = directory / "adapter", directory / "checkpoints" / "best.ckpt"
+    missing = [name for name in ("config.yaml", FACTS) if not (directory / name).is_file()]
+    if not adapter.is_dir() and not checkpoint.is_file():
+        missing.append("adapter/ or checkpoints/best.ckpt")
+    if missing:
+        raise ConfigError(
+            [
+                f"expected the directory of a finished run, got {directory} without "
+                f"{' and without '.join(missing)}."
+            ]
+        )
+    import torch
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    from lightning_peft.adapter_reading import load_adapter
+    from lightning_peft.lifecycle import backbone_of
+
+    cfg: Any = OmegaConf.load(directory / "config.yaml")
+    facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
+    outputs = _outputs(facts.get("outputs"), cfg, directory, calibrated)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)  # where the backbone was random, it is so in the same way
+        datamodule = instantiate(cfg.data, _convert_="all")
+        module = build_module(cfg.model, facts["num_classes"])
+    peft = (cfg.get("callbacks") or {}).get("peft") or {}
+    backbone = backbone_of(module, peft.get("backbone"))[1]
+    if adapter.is_dir():
+        load_adapter(backbone, adapter)
+    else:
+        module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+    preprocessing, transform = _prepared(datamodule, backbone, facts["preprocessing"])
+    return Served(
+        backbone=backbone.eval(),
+        preprocessing=preprocessing,
+        transform=transform,
+        class_names=_names(facts["class_names"]),
+        outputs=outputs,
+        text_column=getattr(datamodule, "text_column", None),
+    )
+
+
+def _outputs(found: Any, cfg: Any, directory: Path, calibrated: bool | None) -> Outputs:
+    """How the outputs are read, with the temperature or without, as asked."""
+    outputs = Outputs.from_dict(found)
+    if calibrated is None:
+        return outputs
+    if not calibrated:
+        return replace(outputs, temperature=1.0)
+    if outputs.task == "regression":
+        why = "it predicts numbers, which have no probabilities"
+    elif cfg.get("calibrate") is None:
+        why = (
+            "it was trained without calibrate=temperature, which fits one on the validation "
+            "images when training is over"
+        )
+    elif outputs.temperature == 1:
+        why = f"its {FACTS} holds none, so another version or another program wrote it"
+    else:
+        return outputs
+    raise ConfigError([f"--calibrated: {directory} has no temperature: {why}. Leave it out."])
+
+
+def _prepared(
+    datamodule: Any, backbone: nn.Module, config: Any
+) -> tuple[DataConfig | None, Callable[[Any], Any]]:
+    """How images or texts are prepared, as in evaluation."""
+    from lightning_peft.data_config import data_config
+
+    if hasattr(datamodule, "tokenise"):
+        return None, datamodule.tokenise
+    preprocessing = data_config(backbone if config is None else config)
+    own = getattr(datamodule, "eval_transform", None)
+    return preprocessing, preprocessing.eval_transform() if own is None else own()
+
+
+def load_with_backbone(
+    directory: Path, overrides: Sequence[str], classes: int | None = None
+) -> Served:
+    """Load an adapter into a backbone that the command line names.
+
+    Args:
+        directory: An adapter directory.
+        overrides: Overrides of the config, such as ``model.backbone=...``.
+        classes: Classes of the head; by default those of the head in the adapter.
+
+    Returns:
+        The model; the names of its classes are not known.
+
+    Raises:
+        ConfigError: If the number of classes cannot be found out.
+        PEFTError: If the adapter does not fit.
+    """
+    from hydra import compose, initialize_config_dir
+
+    from lightning_peft.adapter_reading import load_adapter, read_adapter
+    from lightning_peft.data_config import data_config
+    from lightning_peft.lifecycle import backbone_of
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("config", ["name=export", "output_dir=.", *overrides])
+    stored = read_adapter(directory)
+    found = classes or _classes(stored.tensors, stored.about.get("head") or ())
+    if found is None:
+        raise ConfigError([f"{directory} holds no head: say --classes N."])
+    module = build_module(cfg.model, found)
+    backbone = backbone_of(module)[1]
+    load_adapter(backbone, directory)
+    preprocessing = data_config(backbone)
+    return Served(backbone.eval(), preprocessing, preprocessing.eval_transform(), None)
+
+
+def _classes(tensors: Mapping[str, Tensor], head: Sequence[str]) -> int | None:
+    """Read the number of classes off the weight of the head in an adapter."""
+    for name, tensor in tensors.items():
+        if name.endswith(tuple(f"{path}.weight" for path in head)) and tensor.ndim >= 2:
+            return int(tensor.shape[0])
+    return None
+
+
+def _names(found: Sequence[str] | None) -> tuple[str, ...] | None:
+    return None if found is None else tuple(found)

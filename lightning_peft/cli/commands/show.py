@@ -1,0 +1,291 @@
+"""``lightning-peft show``: the data, its augmentation and the schedule, before anything runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lightning_peft.cli.command import run_command
+from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.jobs.task import dataset_of, fit_to_task, task_of
+from lightning_peft.cli.known import experiment_in, known_keys
+from lightning_peft.cli.paths import conf_dir
+from lightning_peft.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import Tensor
+
+__all__ = ["main", "planned_steps"]
+
+SPLITS = ("train", "val", "test")
+MOST_LISTED = 30
+"""With more classes than this, only the smallest and the largest are listed."""
+
+
+def main(args: Sequence[str]) -> int:
+    """Serve ``lightning-peft show``.
+
+    Args:
+        args: The words after the command.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lightning-peft show",
+        description="Look before training: how many labelled images there are of each class, what "
+        "the augmentation makes of them (samples.png), and the learning rate (schedule.png).",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="GROUP=CHOICE | KEY=VALUE",
+        help="as for training, such as: data=digits augment=strong schedule=wsd "
+        "'schedule.warmup=2 epochs'",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("preview"), help="directory [preview]")
+    parser.add_argument("--variants", type=int, default=7, help="augmented versions of an image")
+    parser.add_argument("--classes", type=int, default=12, help="classes in the picture at most")
+    return run_command(parser, args, _serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    if options.variants < 1 or options.classes < 1:
+        raise ConfigError(["expected --variants and --classes of at least 1"])
+    _show(options)
+    return 0
+
+
+def _show(options: argparse.Namespace) -> None:
+    from hydra import compose, initialize_config_dir
+    from hydra.utils import instantiate
+    from rich.console import Console
+
+    from lightning_peft.cli.check import check_targets, check_values
+    from lightning_peft.cli.quiet import quiet
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("config", ["name=show", f"output_dir={options.out}", *options.overrides])
+    plain = check_values(cfg, known_keys(experiment_in(options.overrides)))
+    check_targets({key: plain[key] for key in ("data", "model", "method", "schedule", "trainer")})
+    schedule = None if cfg.schedule is None else instantiate(cfg.schedule, _convert_="all")
+    datamodule = instantiate(cfg.data, _convert_="all")
+    with quiet():
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        datamodule.setup("test")
+    fit_to_task(cfg, task_of(datamodule))
+    console = Console()
+    _print_labels(datamodule, console)
+    lines = _pictures(cfg, datamodule, schedule, options)
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _pictures(
+    cfg: DictConfig, datamodule: Any, schedule: Any, options: argparse.Namespace
+) -> list[str]:
+    """Draw both pictures; returns a line for each."""
+    from lightning_peft.cli.jobs import previews
+    from lightning_peft.cli.jobs.rates import rates_of
+    from lightning_peft.schedules import Multiplier
+
+    try:
+        lines = []
+        if not hasattr(datamodule, "texts"):  # there is nothing to see of texts
+            before, after, names = _samples(datamodule, options.classes, options.variants)
+            title = "as it is trained on, augmented anew each time"
+            path = previews.samples(before, after, names, options.out / "samples.png", title=title)
+            lines = [f"picture    {path}"]
+        found = rates_of(cfg, datamodule.num_classes)
+        if schedule is None and not found.stages:
+            return [*lines, f"the learning rate is {cfg.optimizer.lr:g} at every step"]
+        if schedule is not None and not hasattr(schedule, "multiplier"):
+            return [*lines, f"no picture of {type(schedule).__name__}: it is not one of ours"]
+        length = planned_steps(cfg, datamodule, schedule)
+        if schedule is None:
+            multiplier, name = Multiplier(length.total or 1, 0, "constant"), "no schedule"
+        else:
+            multiplier = schedule.multiplier(length.total, length.epoch)
+            name = type(schedule).__name__
+        steps = multiplier.total_steps
+        begins = found.begins(length.epoch)
+        late = [label for label, step in begins.items() if step >= steps]
+        rates = {label: rate for label, rate in found.rates.items() if label not in late}
+        lines += [
+            f"{label}: after the {steps:,} steps of the run, it never begins" for label in late
+        ]
+        lr = max(rates.values())
+        last = lr * multiplier(steps - 1)
+        title = f"{name}: {steps:,} steps, from {lr:g} to {last:.2g} at the last"
+        path = previews.learning_rate(
+            multiplier, rates, options.out / "schedule.png", title=title, begins=begins
+        )
+    except MissingExtraError as error:
+        return [f"no picture: {error}"]
+    return [*lines, f"picture    {path}"]
+
+
+class Planned(NamedTuple):
+    """How long a run will be, in optimizer steps on one device.
+
+    Attributes:
+        total: The whole run; ``None`` if it ends when somebody stops it.
+        epoch: An epoch.
+    """
+
+    total: int | None
+    epoch: int
+
+
+def planned_steps(cfg: DictConfig, datamodule: Any, schedule: Any = None) -> Planned:
+    """Work out how many optimizer steps a run on one device will make.
+
+    Args:
+        cfg: The composed config.
+        datamodule: The data, set up.
+        schedule: The schedule, which may say it itself.
+
+    Returns:
+        The steps.
+
+    Raises:
+        ConfigError: If the schedule needs a run with a length, and neither steps nor epochs are
+            given.
+    """
+    trainer = cfg.trainer
+    batches = len(datamodule.train_dataloader())
+    limit = trainer.get("limit_train_batches")
+    if isinstance(limit, float):
+        batches = int(batches * limit)
+    elif limit is not None:
+        batches = min(batches, limit)
+    epoch = -(-batches // trainer.accumulate_grad_batches)
+    if getattr(schedule, "total_steps", None):
+        return Planned(int(schedule.total_steps), epoch)
+    found = []
+    if (trainer.get("max_steps") or -1) > 0:
+        found.append(trainer.max_steps)
+    if (trainer.get("max_epochs") or -1) > 0:
+        found.append(trainer.max_epochs * epoch)
+    if found:
+        return Planned(int(min(found)), epoch)
+    if schedule is not None and not schedule.needs_length():
+        return Planned(None, epoch)
+    raise ConfigError(
+        ["the run has no length: set trainer.max_steps or trainer.max_epochs, or "
+         "+schedule.total_steps"]
+    )  # fmt: skip
+
+
+def _samples(datamodule: Any, classes: int, variants: int) -> tuple[Tensor, Tensor, list[str]]:
+    """Take the first image of each class, as it is and augmented, back in [0, 1]."""
+    import torch
+
+    from lightning_peft.data.sampling import Draw
+
+    plain, train = datamodule.plain_dataloader("train").dataset, datamodule.images("train")
+    chosen, names = _chosen(datamodule, list(train.labels), classes)
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (datamodule.config.mean,
+                                                          datamodule.config.std))  # fmt: skip
+    before = torch.stack([plain[index][0] for index in chosen]) * std + mean
+    after = [
+        torch.stack([train[Draw(index, epoch, position)][0] for epoch in range(variants)])
+        for position, index in enumerate(chosen)
+    ]
+    return before, torch.stack(after) * std + mean, names
+
+
+def _chosen(datamodule: Any, labels: Sequence[Any], most: int) -> tuple[list[int], list[str]]:
+    """Choose images to be shown, and what stands beside each: one of each class, or some."""
+    names = list(datamodule.class_names)
+    task = task_of(datamodule)
+    if task in ("multiclass", "binary"):
+        first: dict[int, int] = {}
+        for index, label in enumerate(int(label) for label in labels):
+            first.setdefault(label, index)
+        chosen = [first[label] for label in sorted(first)][:most]
+        return chosen, [str(names[int(labels[index])]) for index in chosen]
+    count = min(most, len(labels))
+    chosen = sorted({round(i * (len(labels) - 1) / max(count - 1, 1)) for i in range(count)})
+    if task == "multilabel":
+        told = ["|".join(n for n, yes in zip(names, labels[i], strict=True) if yes) for i in chosen]
+        return chosen, [text or "none" for text in told]
+    rows = [label if isinstance(label, tuple) else (label,) for label in labels]
+    return chosen, [" ".join(f"{number:.4g}" for number in rows[i]) for i in chosen]
+
+
+def _print_targets(datamodule: Any, console: Any) -> None:
+    """Print how many images have each label, or what the numbers are like."""
+    from rich import box
+    from rich.table import Table
+
+    files = {split: list(dataset_of(datamodule, split).labels) for split in SPLITS}
+    task, names = task_of(datamodule), list(datamodule.class_names)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("label" if task == "multilabel" else "number", overflow="fold")
+    if task == "multilabel":
+        counts = [datamodule.class_counts(split) for split in SPLITS]
+        columns = [[f"{n:,}" for n in found] for found in counts]
+        shown: Sequence[str] = SPLITS
+    else:
+        shown = ("mean in train", "deviation")
+        columns = [[f"{v:.6g}" for v in found] for found in datamodule.target_statistics()]
+    for name in shown:
+        table.add_column(name, justify="right")
+    for row in zip(names, *columns, strict=True):
+        table.add_row(*row)
+    console.print(table)
+    told = ", ".join(f"{len(found):,} {split}" for split, found in files.items())
+    console.print(f"{_noun(datamodule)}: {told}", highlight=False)
+
+
+def _print_labels(datamodule: Any, console: Any) -> None:
+    """Print the label budget, and how evenly it is spread."""
+    if task_of(datamodule) in ("multilabel", "regression"):
+        _print_targets(datamodule, console)
+        return
+    from rich import box
+    from rich.table import Table
+
+    names = list(datamodule.class_names)
+    counts = {
+        split: Counter(int(label) for label in dataset_of(datamodule, split).labels)
+        for split in SPLITS
+    }
+    train = counts["train"]
+    order: list[int] = list(range(len(names)))
+    if len(names) > MOST_LISTED:
+        order = sorted(order, key=lambda k: train[k])
+        order = [*order[: MOST_LISTED // 2], *order[-MOST_LISTED // 2 :]]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("class", overflow="fold")
+    for split in SPLITS:
+        table.add_column(split, justify="right")
+    table.add_column("of train", justify="right")
+    for k in order:
+        share = f"{100 * train[k] / train.total():.1f} %"
+        table.add_row(names[k], *(f"{counts[split][k]:,}" for split in SPLITS), share)
+    table.add_section()
+    table.add_row("all", *(f"{counts[split].total():,}" for split in SPLITS), "", style="bold")
+    console.print(table)
+    if len(order) < len(names):
+        console.print(f"the smallest and the largest of {len(names)} classes", style="dim")
+    budget = train.total() + counts["val"].total()
+    console.print(f"labels used: {budget:,}, those that choose the checkpoint included")
+    low, high = min(train[k] for k in range(len(names))), max(train.values())
+    if high > 1.5 * low:
+        ratio, noun = high / max(low, 1), _noun(datamodule)
+        console.print(
+            f"uneven: the largest class has {ratio:.1f} times the {noun} of the smallest; always "
+            f"answering '{names[train.most_common(1)[0][0]]}' is right for "
+            f"{100 * high / train.total():.0f} % of them. Look at F1 beside accuracy.",
+            style="yellow",
+            markup=False,
+        )
+
+
+def _noun(datamodule: Any) -> str:
+    return "texts" if hasattr(datamodule, "texts") else "images"

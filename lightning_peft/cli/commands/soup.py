@@ -1,0 +1,311 @@
+"""``lightning-peft soup``: one adapter out of the checkpoints of runs, chosen on validation.
+
+A command, not a callback: the members may be seeds or settings of a sweep, which no single training
+sees, and averaging what lies on the disk changes nothing of how a run trains or resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_peft.cli.command import run_command
+from lightning_peft.cli.commands.soup_metric import Judge, judge_of
+from lightning_peft.cli.comparing.runs import Run, read_runs
+from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.jobs.summary import write_json, write_text
+from lightning_peft.cli.jobs.task import task_of
+from lightning_peft.metric_names import written
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import Tensor
+
+    from lightning_peft.cli.jobs.train import Parts
+
+__all__ = ["main"]
+
+FILE = "soup.json"
+
+
+@dataclass
+class Candidate:
+    """A checkpoint that may become a member.
+
+    Attributes:
+        path: The checkpoint.
+        config: The config of its run.
+        state: What is trained, by the backbone's names.
+        score: Its value of the metric that chooses.
+    """
+
+    path: Path
+    config: Any
+    state: dict[str, Tensor] = field(default_factory=dict)
+    score: float = float("nan")
+
+
+def main(args: Sequence[str]) -> int:
+    """Serve ``lightning-peft soup``.
+
+    Args:
+        args: The words after the command.
+
+    Returns:
+        The exit status.
+    """
+    parser = argparse.ArgumentParser(
+        prog="lightning-peft soup",
+        description="Average the best checkpoints of one run (trained with callbacks/average=soup) "
+        "or of the runs of a sweep that share a backbone, a method and the validation images. "
+        "Members are chosen on validation; the test set is looked at once, at the end.",
+    )
+    parser.add_argument("directories", metavar="DIR", nargs="+", type=Path, help="runs, or above")
+    parser.add_argument("--out", type=Path, default=Path("soup"), help="directory [soup]")
+    parser.add_argument(
+        "--greedy", action="store_true", help="leave out who makes the soup worse on validation"
+    )
+    parser.add_argument("--top-k", type=int, metavar="K", help="the K best on validation alone")
+    parser.add_argument(
+        "--metric", metavar="NAME",
+        help="the validation metric that chooses [the one that chose the checkpoints]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--updates", action="store_true",
+        help="average LoRA's updates B A, back at their rank, instead of A and B; for members "
+        "that did not start from the same A, such as seeds",
+    )  # fmt: skip
+    return run_command(parser, args, _serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from lightning_peft.cli.quiet import quiet
+
+    candidates = _candidates(options)
+    # imported before it is quiet: Lightning gives its loggers handlers when it is imported
+    importlib.import_module("lightning_peft._namespace")
+    with quiet():
+        summary = _cook(candidates, options)
+    console = Console()
+    for line in _told(summary, options.out):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _candidates(options: argparse.Namespace) -> list[Candidate]:
+    """Find the checkpoints, and refuse runs that cannot be averaged or compared."""
+    from omegaconf import OmegaConf
+
+    problems = [f"expected a directory of runs, got {d}" for d in options.directories
+                if not d.is_dir()]  # fmt: skip
+    if options.top_k is not None and options.top_k < 1:
+        problems.append(f"expected --top-k of at least 1, got {options.top_k}")
+    if options.metric is not None:
+        try:
+            judge_of([], options.metric, "multiclass")
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    runs: list[Run] = [run for run in read_runs(options.directories)[0] if run.completed]
+    found = [
+        Candidate(path, OmegaConf.load(run.directory / "config.yaml"))
+        for run in runs
+        if (run.directory / "config.yaml").is_file()
+        for path in sorted((run.directory / "checkpoints").glob("best*.ckpt"))
+    ]
+    if len(found) < 2:
+        raise ConfigError(
+            [
+                f"expected at least two checkpoints of finished runs, found {len(found)}. Give a "
+                "sweep, several runs, or a run that was trained with callbacks/average=soup."
+            ]
+        )
+    first = found[0]
+    for other in found[1:]:
+        for key in ("model", "data"):
+            different = _different(first.config[key], other.config[key])
+            if different and key == "data":
+                # what one member was validated on another one may have been trained on
+                problems.append(
+                    f"{other.path} was trained on other images than {first.path} "
+                    f"({', '.join(different)} differ): no validation set is new to both. Sweep "
+                    "with the data held, such as data.seed=0."
+                )
+            elif "backbone" in different or "backbone_kwargs" in different:
+                problems.append(f"{other.path} has another backbone than {first.path}.")
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _different(one: Any, two: Any) -> list[str]:
+    return sorted(key for key in {*one, *two} if one.get(key) != two.get(key))
+
+
+def _cook(candidates: list[Candidate], options: argparse.Namespace) -> dict[str, Any]:
+    from lightning_peft.soup import average_updates, greedy_soup, soup
+
+    parts = _parts(candidates[0].config, options.out)
+    judge = judge_of(
+        [(c.path, c.config) for c in candidates], options.metric, task_of(parts.datamodule)
+    )
+    path, adaptation = _adapted(parts)
+    for candidate in candidates:
+        candidate.state = _state(candidate, path, parts)
+        candidate.score = _score(parts, adaptation, candidate.state, judge, str(candidate.path))
+    candidates = sorted(candidates, key=lambda c: -judge.rank(c.score))[: options.top_k]
+    states = [candidate.state for candidate in candidates]
+    lost = 0.0
+
+    def mixed(members: Sequence[int]) -> dict[str, Tensor]:
+        nonlocal lost
+        chosen = [states[i] for i in members]
+        if not options.updates:
+            return soup(chosen)
+        state, lost = average_updates(adaptation, chosen)
+        return state
+
+    members = list(range(len(states)))
+    if options.greedy:
+        members, _ = greedy_soup(
+            states,
+            [judge.rank(candidate.score) for candidate in candidates],
+            lambda members: judge.rank(
+                _score(parts, adaptation, mixed(members), judge, "the soup")
+            ),
+        )
+    final = mixed(members)
+    metrics = {judge.metric: _score(parts, adaptation, final, judge, "the soup")}
+    if candidates[0].config.get("calibrate") is not None:  # as the runs did before their test
+        calibrated: Any = parts.module
+        calibrated.calibrate(parts.trainer, parts.datamodule)
+    if candidates[0].config.test:
+        (tested,) = parts.trainer.test(parts.module, parts.datamodule, verbose=False)
+        metrics |= {name: float(value) for name, value in tested.items()}
+    summary = {
+        "members": [str(candidates[i].path) for i in members],
+        "left_out": [str(c.path) for i, c in enumerate(candidates) if i not in members],
+        "metric": judge.metric,
+        "lower_is_better": judge.lower,
+        "scores": {str(c.path): c.score for c in candidates},
+        "average_of": "updates" if options.updates else "parameters",
+        "lost_to_the_rank": lost,
+        "metrics": metrics,
+    }
+    _write(options.out, candidates[0].config, parts, adaptation, summary)
+    return summary
+
+
+def _parts(config: DictConfig, out: Path) -> Parts:
+    """Build what validates: the data, the module and a trainer that writes nothing."""
+    from omegaconf import OmegaConf
+
+    from lightning_peft._namespace import pl
+    from lightning_peft.cli.jobs.train import build
+
+    cfg: Any = OmegaConf.create(OmegaConf.to_container(config))
+    if not (cfg.get("callbacks") or {}).get("peft"):
+        raise ConfigError(["expected runs with a method, got a run without callbacks.peft."])
+    cfg.callbacks = {"peft": cfg.callbacks.peft}
+    cfg.logger = {}
+    cfg.trainer.default_root_dir = str(out)
+    cfg.trainer.enable_progress_bar = False
+    cfg.trainer.enable_checkpointing = False
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    parts = build(cfg)
+    if parts.datamodule.val_dataloader() in (None, []):
+        raise ConfigError(
+            ["expected runs with a validation split, which chooses the members, got none."]
+        )
+    return parts
+
+
+def _adapted(parts: Parts) -> tuple[str, Any]:
+    """Adapt the module as the run did."""
+    from lightning_peft.callbacks.peft import PEFT
+    from lightning_peft.lifecycle import find_adaptations
+
+    trainer: Any = parts.trainer
+    for callback in trainer.callbacks:
+        if isinstance(callback, PEFT):
+            callback.attachment(parts.module)
+    ((path, adaptation),) = find_adaptations(parts.module).items()
+    return path, adaptation
+
+
+def _state(candidate: Candidate, path: str, parts: Parts) -> dict[str, Tensor]:
+    """Read a checkpoint, refused where its method or its backbone is another."""
+    import torch
+
+    from lightning_peft.checkpoint import check_recorded, recorded_in
+    from lightning_peft.checkpoint_file import check_checkpoint_file
+    from lightning_peft.errors import PEFTError
+    from lightning_peft.lifecycle import find_adaptations
+
+    try:
+        check_checkpoint_file(candidate.path)
+        checkpoint = torch.load(candidate.path, map_location="cpu", weights_only=True)
+        recorded = recorded_in(checkpoint)
+        if recorded is None:
+            raise ConfigError(["expected a checkpoint that lightning-peft made, got another."])
+        check_recorded(find_adaptations(parts.module), recorded, strict_backbone=True)
+    except PEFTError as error:
+        raise ConfigError([f"{candidate.path}: {error}"]) from error
+    prefix = f"{path}." if path else ""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(prefix)
+    }
+
+
+def _score(parts: Parts, adaptation: Any, state: dict[str, Tensor], judge: Judge, of: str) -> float:
+    adaptation.load_state_dict(state)
+    (metrics,) = parts.trainer.validate(parts.module, parts.datamodule, verbose=False)
+    return judge.read(metrics, of)
+
+
+def _write(
+    out: Path, config: DictConfig, parts: Parts, adaptation: Any, summary: dict[str, Any]
+) -> None:
+    """Leave what `export` and `predict` take for a run."""
+    from omegaconf import OmegaConf
+
+    from lightning_peft.cli.commands.served import write_facts
+
+    adaptation.save(out / "adapter")
+    write_facts(out, parts.datamodule, getattr(parts.module, "outputs", None))
+    write_text(out / "config.yaml", OmegaConf.to_yaml(config))
+    write_json(out / FILE, summary)
+
+
+def _told(summary: dict[str, Any], out: Path) -> list[str]:
+    metric, scores = summary["metric"], summary["scores"]
+    bare = metric.partition("/")[2]
+
+    def one(value: float) -> str:
+        return f"{written(metric, value):>9}"
+
+    lines = [
+        f"{one(score)}  {path}{'' if path in summary['members'] else '  (left out)'}"
+        for path, score in scores.items()
+    ]
+    count = len(summary["members"])
+    best = (min if summary["lower_is_better"] else max)(scores.values())
+    lines.append(f"{one(summary['metrics'][metric])}  the soup of {count}, on validation (the "
+                 f"best: {one(best).strip()})")  # fmt: skip
+    if f"test/{bare}" in summary["metrics"]:
+        lines.append(f"{one(summary['metrics'][f'test/{bare}'])}  the soup, on test")
+    lines.insert(0, f"{metric.replace('/', ' ')}, "
+                 f"{'less' if summary['lower_is_better'] else 'more'} is better")  # fmt: skip
+    if summary["lost_to_the_rank"]:
+        lines.append(f"{100 * summary['lost_to_the_rank']:.3g} % of the average update is beyond "
+                     "the rank of the adapter")  # fmt: skip
+    return [*lines, f"wrote     {out}"]

@@ -1,0 +1,1 @@
+"""What runs came to, side by side: rows, statistics, tables, plots and a page."""

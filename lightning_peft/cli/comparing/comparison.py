@@ -1,0 +1,328 @@
+"""From many runs to one row for each thing that was compared.
+
+Runs that differ in nothing but the seed are one row: the mean and the standard deviation over the
+seeds.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_peft.cli.comparing.runs import Run, labelled
+from lightning_peft.cli.comparing.significance import Contrast, contrast, holm
+from lightning_peft.metric_names import is_share, lower_is_better
+
+__all__ = ["Comparison", "Row", "Spread", "comparison_of"]
+
+METRICS = ("test/accuracy", "val/accuracy", "test/rmse", "val/rmse")
+"""What a row is judged by where the runs do not agree: the first of these that they have."""
+
+OVER = ("completed", "pruned", "failed")
+"""How a run can have ended."""
+
+BASELINES = {"nearest_neighbour": "1-NN on pixels", "logistic_regression": "logistic on pixels"}
+"""What the reference points are called."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The mean of a quantity, and its standard deviation (0 for a single value)."""
+
+    mean: float
+    deviation: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Spread | None:
+        """Summarise the values that are there; ``None`` where there is none."""
+        found = [float(value) for value in values if value is not None]
+        if not found:
+            return None
+        deviation = statistics.stdev(found) if len(found) > 1 else 0.0
+        return cls(statistics.fmean(found), deviation, len(found))
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was compared, and how it did.
+
+    Attributes:
+        label: The method, and what else sets this row apart from the others.
+        name: The method, or what the reference point is called.
+        apart: The overrides that set this row apart, sorted.
+        accuracy: The metric that the comparison is about, over the seeds.
+        trained: How many parameters were trained.
+        checkpoint: Bytes of a checkpoint of what was trained, without the optimizer's state.
+        step: Seconds a training step takes (the median of a run).
+        total: Seconds from the start of a job to its end.
+        memory: Bytes at the peak.
+        seeds: The seeds of the runs that completed, one for each run.
+        failed: What went wrong in the runs that failed.
+        unfinished: How the runs stand that are under way, or were cut off.
+        pruned: How many runs the pruner of their search has stopped.
+        by_seed: The accuracy of each seed; the mean where a seed ran twice.
+        runs: The runs.
+        baseline: Whether this is a reference point that trains nothing of the network.
+    """
+
+    label: str
+    accuracy: Spread | None
+    trained: Spread | None = None
+    checkpoint: Spread | None = None
+    step: Spread | None = None
+    total: Spread | None = None
+    memory: Spread | None = None
+    seeds: tuple[int | None, ...] = ()
+    failed: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()
+    pruned: int = 0
+    by_seed: Mapping[int, float] = field(default_factory=dict)
+    runs: tuple[Run, ...] = ()
+    baseline: bool = False
+    name: str = ""
+    apart: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All rows, the best first, reference points last.
+
+    Attributes:
+        metric: The metric that the rows are judged by.
+        rows: The rows.
+        contrasts: The best row of each set of data against each of the others on it.
+        best: The best single run.
+        images: How many images each split has, where all runs agree.
+        noun: What these are: ``"images"``, ``"texts"``, or ``"samples"`` where runs have both.
+        memory: What the peak memory is of: ``"GPU"``, ``"process"``, ``"mixed"`` or ``""``.
+        unreadable: Files that could not be read.
+    """
+
+    metric: str
+    rows: tuple[Row, ...]
+    contrasts: tuple[Contrast, ...] = ()
+    best: Run | None = None
+    images: Mapping[str, int] = field(default_factory=dict)
+    noun: str = "images"
+    memory: str = ""
+    unreadable: tuple[Path, ...] = field(default=())
+
+    @property
+    def lower(self) -> bool:
+        """Whether less of the metric is better."""
+        return lower_is_better(self.metric)
+
+    @property
+    def scale(self) -> float:
+        """What the metric is multiplied by where it is shown: 100 for percent."""
+        return 100.0 if is_share(self.metric) else 1.0
+
+    @property
+    def axis(self) -> str:
+        """What the metric is called on an axis."""
+        return self.metric.replace("/", " ") + (" (%)" if is_share(self.metric) else "")
+
+    @property
+    def leader(self) -> Row | None:
+        """The best row that is no reference point."""
+        return next((row for row in self.rows if row.accuracy and not row.baseline), None)
+
+    @property
+    def shown(self) -> tuple[Row, ...]:
+        """The rows without those of which every run was pruned."""
+        return tuple(row for row in self.rows if not row.runs or row.pruned < len(row.runs))
+
+    @property
+    def same_seeds(self) -> bool:
+        """Whether every row that has a result has it of the same seeds."""
+        own = [row for row in self.rows if row.accuracy and not row.baseline]
+        return all(row.by_seed.keys() == own[0].by_seed.keys() for row in own)
+
+    def front(self, quantity: str = "trained") -> tuple[Row, ...]:
+        """Give the rows on the Pareto front: nothing costs no more and is as good.
+
+        Args:
+            quantity: What is to be low, by the name of the row's attribute.
+
+        Returns:
+            The rows, the cheapest first.
+        """
+        costs = [(getattr(row, quantity), row) for row in self.rows if row.accuracy]
+        sign = 1.0 if self.lower else -1.0
+        # of two that cost the same, the better first: it keeps the other off the front
+        rising = sorted(
+            (
+                (cost.mean, sign * row.accuracy.mean, i)
+                for i, (cost, row) in enumerate(costs)
+                if cost and row.accuracy
+            )
+        )
+        found: list[Row] = []
+        best = 0.0
+        for _, badness, position in rising:
+            if not found or badness < best:
+                best = badness
+                found.append(costs[position][1])
+        return tuple(found)
+
+
+def comparison_of(runs: Sequence[Run], unreadable: Sequence[Path] = ()) -> Comparison:
+    """Compare runs.
+
+    Args:
+        runs: What :func:`~lightning_peft.cli.comparing.runs.read_runs` gave.
+        unreadable: Files that it could not read.
+
+    Returns:
+        The comparison.
+    """
+    done = [run for run in runs if run.completed]
+    metric = metric_of(done)
+    sign = 1.0 if lower_is_better(metric) else -1.0
+    rows = [_row(group, metric) for group in _groups(runs)]
+    rows += _baselines(runs) if metric.endswith("/accuracy") else []
+    rows.sort(
+        key=lambda row: (row.baseline, sign * row.accuracy.mean if row.accuracy else float("inf"))
+    )
+    scored = [run for run in done if metric in run.metrics]
+    images = [run.images for run in runs if run.images]
+    nouns = {run.noun for run in done}
+    kinds = {"GPU" if run.on_gpu else "process" for run in done if run.peak_memory is not None}
+    return Comparison(
+        metric=metric,
+        rows=tuple(rows),
+        contrasts=_contrasts(rows),
+        best=min(scored, key=lambda run: sign * run.metrics[metric], default=None),
+        images=images[0] if images and all(found == images[0] for found in images) else {},
+        noun="samples" if len(nouns) > 1 else next(iter(nouns), "images"),
+        memory="mixed" if len(kinds) > 1 else next(iter(kinds), ""),
+        unreadable=tuple(unreadable),
+    )
+
+
+def metric_of(runs: Sequence[Run]) -> str:
+    """Choose what runs are judged by: their objective, on the test set where it was measured there.
+
+    Args:
+        runs: Those that completed.
+
+    Returns:
+        The metric. Where the runs have several objectives or none, accuracy; of numbers the error.
+    """
+    names = {run.objective for run in runs if run.objective is not None}
+    found = list(METRICS)
+    if len(names) == 1:
+        bare = next(iter(names)).partition("/")[2]
+        found = [f"test/{bare}", f"val/{bare}", *found]
+    return next((m for m in found if any(m in run.metrics for run in runs)), METRICS[0])
+
+
+class _Group(NamedTuple):
+    """Runs that differ in nothing but the seed."""
+
+    method: str
+    apart: tuple[str, ...]
+    directory: str
+    runs: list[Run]
+
+
+def _groups(runs: Sequence[Run]) -> list[_Group]:
+    """Put together what differs in nothing but the seed, under a label that says what it is.
+
+    Where the same is in two of the directories with the same seed, what differs is something that
+    no override tells (such as the version of the code), and the directories are told apart.
+    """
+    alike: dict[Any, list[Run]] = {}
+    for run in runs:
+        alike.setdefault((run.method, run.overrides), []).append(run)
+    groups: dict[Any, list[Run]] = {}
+    for key, found in alike.items():
+        sources: dict[int | None, set[Path]] = {}
+        for run in found:
+            sources.setdefault(run.seed, set()).add(run.source)
+        apart = any(len(where) > 1 for where in sources.values())
+        for run in found:
+            where = str(run.source) if apart else ""
+            groups.setdefault((*key, where), []).append(run)
+    shared = set.intersection(*(set(overrides) for _, overrides, _ in groups)) if groups else set()
+    return [
+        _Group(method, tuple(o for o in overrides if o not in shared), at, found)
+        for (method, overrides, at), found in groups.items()
+    ]
+
+
+def _label(method: str, overrides: Sequence[str], at: str) -> str:
+    return " ".join([method, *overrides, *([f"({at})"] if at else [])])
+
+
+def _row(group: _Group, metric: str) -> Row:
+    runs = group.runs
+    done = [run for run in runs if run.completed]
+    values: dict[int, list[float]] = {}
+    for run in done:
+        if metric in run.metrics and run.seed is not None:
+            values.setdefault(run.seed, []).append(run.metrics[metric])
+    # a seed that ran twice is still one seed; what ran without one was drawn anew each time
+    means = {seed: statistics.fmean(found) for seed, found in values.items()}
+    seedless = [run.metrics.get(metric) for run in done if run.seed is None]
+    return Row(
+        label=_label(group.method, group.apart, group.directory),
+        name=group.method,
+        apart=group.apart,
+        accuracy=Spread.of([*means.values(), *seedless]),
+        trained=Spread.of(run.parameters.get("trained") for run in done),
+        checkpoint=Spread.of(run.bytes.get("checkpoint") for run in done),
+        step=Spread.of(run.seconds.get("step") for run in done),
+        total=Spread.of(run.seconds.get("total") for run in done),
+        memory=Spread.of(run.peak_memory for run in done),
+        seeds=tuple(run.seed for run in done),
+        failed=tuple(run.told() for run in runs if run.status == "failed"),
+        unfinished=tuple(run.told() for run in runs if run.status not in OVER),
+        pruned=sum(run.status == "pruned" for run in runs),
+        by_seed=means,
+        runs=tuple(runs),
+    )
+
+
+def _contrasts(rows: Sequence[Row]) -> tuple[Contrast, ...]:
+    """The best row against each of the others that had the same data to learn from."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if row.accuracy and not row.baseline:
+            groups.setdefault(labelled(row.apart), []).append(row)
+    return holm(
+        [
+            contrast(own[0].label, row.label, own[0].by_seed, row.by_seed)
+            for own in groups.values()
+            for row in own[1:]
+        ]
+    )
+
+
+def _baselines(runs: Sequence[Run]) -> list[Row]:
+    """A reference point depends on the data and the seed alone, so it is counted once for each."""
+    found: dict[tuple[str, tuple[str, ...]], dict[int | None, float]] = {}
+    for run in runs:
+        for name, accuracy in run.baselines.items():
+            found.setdefault((name, run.about_data), {})[run.seed] = accuracy
+    words = [set(about) for _, about in found]
+    shared = set.intersection(*words) if words else set()
+    # two sets of data that differ in the size of a batch, say, are the same to a reference point
+    distinct: dict[Any, tuple[str, tuple[str, ...], Spread | None]] = {}
+    for (name, about), values in found.items():
+        title, apart = BASELINES.get(name, name), tuple(w for w in about if w not in shared)
+        spread = Spread.of(values.values())
+        distinct.setdefault((name, frozenset(values.items())), (title, apart, spread))
+    titles = [title for title, _, _ in distinct.values()]
+    return [
+        _reference(title, apart if titles.count(title) > 1 else (), spread)
+        for title, apart, spread in distinct.values()
+    ]
+
+
+def _reference(title: str, apart: tuple[str, ...], accuracy: Spread | None) -> Row:
+    return Row(" ".join([title, *apart]), accuracy, baseline=True, name=title, apart=apart)

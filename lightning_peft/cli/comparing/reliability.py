@@ -1,0 +1,97 @@
+"""The reliability diagram of a run, from the bins that its test left."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_peft.calibration import ReliabilityBin, expected_error
+from lightning_peft.cli.comparing.charts import Chart
+from lightning_peft.cli.comparing.svg import Plot, linear_axis
+
+__all__ = ["read_bins", "reliability_chart"]
+
+FILE = "reliability.csv"
+MOST_BINS = 200
+FIELDS = ("low", "high", "confidence", "accuracy", "count")
+
+
+def read_bins(directory: Path) -> tuple[ReliabilityBin, ...]:
+    """Read the bins of a run.
+
+    Args:
+        directory: The run's directory.
+
+    Returns:
+        The bins, or none where there is no such file or it is of somebody else.
+    """
+    found = []
+    try:
+        with (directory / FILE).open(newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                low, high, confidence, accuracy = (float(line[name]) for name in FIELDS[:4])
+                found.append(ReliabilityBin(low, high, confidence, accuracy, int(line["count"])))
+                if len(found) > MOST_BINS:
+                    return ()
+    except (OSError, ValueError, TypeError, KeyError, csv.Error):
+        return ()
+    return tuple(found) if all(_is_sound(item) for item in found) else ()
+
+
+def _is_sound(item: ReliabilityBin) -> bool:
+    parts = (item.low, item.high, item.confidence, item.accuracy)
+    sound = all(math.isfinite(part) and 0 <= part <= 1 for part in parts)
+    return sound and item.low < item.high and item.count > 0
+
+
+def reliability_chart(
+    bins: Sequence[ReliabilityBin], task: str = "multiclass", noun: str = "images"
+) -> Chart | None:
+    """Draw how often predictions of each confidence are right.
+
+    Args:
+        bins: As from :func:`read_bins`.
+        task: What the run was of: it says what confidence is.
+        noun: What was predicted.
+
+    Returns:
+        The chart, or ``None`` without bins.
+    """
+    if not bins:
+        return None
+    total = sum(item.count for item in bins)
+    error = expected_error(bins)
+    sure, true = (
+        ("confidence (%)", "right (%)")
+        if task == "multiclass"
+        else ("probability of yes (%)", "is yes (%)")
+    )
+    told = [
+        f"{100 * item.low:.0f} to {100 * item.high:.0f} %: {item.count:,} of {total:,}, sure by "
+        f"{100 * item.confidence:.1f} %, true {100 * item.accuracy:.1f} %"
+        for item in bins
+    ]
+    title = "Reliability of the test's predictions"
+    ends = (0.0, 100.0)
+    plot = Plot(
+        linear_axis(ends, sure, margin=0.02),
+        linear_axis(ends, true, margin=0.02),
+        title,
+        f"expected calibration error {error:.4f}; " + "; ".join(told),
+    )
+    for item, text in zip(bins, told, strict=True):
+        plot.column(100 * item.low, 100 * item.high, 100 * item.accuracy, 0, name=text)
+    plot.line([(0.0, 0.0), (100.0, 100.0)], 0, kind="front")
+    plot.line([(100 * item.confidence, 100 * item.accuracy) for item in bins], 1, name="found")
+    for item in bins:
+        plot.name_point(50 * (item.low + item.high), 100 * item.accuracy, f"{item.count:,}")
+    pooled = " over all labels together" if task == "multilabel" else ""
+    each = f"labels of {noun}" if task == "multilabel" else noun
+    note = (
+        "On the dashed line, what the model says is what happens; below it, the model is too sure. "
+        f"Columns are the bins, the line joins their means; {total:,} {each}, expected calibration "
+        f"error {error:.4f}{pooled}. The numbers are how many are in a bin: few say little."
+    )
+    return Chart(title, plot.markup(), note)

@@ -1,0 +1,257 @@
+"""The runs below directories, each read from the ``summary.json`` that it leaves.
+
+A summary may be of another version, half a file, or somebody else's: what is not of the type that
+it should be counts as not there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning_peft.cli.jobs.summary import FILE
+from lightning_peft.cli.sweeps.processes import is_alive
+
+__all__ = ["Run", "labelled", "read_runs", "run_of"]
+
+SET_NOTHING_APART = ("method=", "seed=", "output_dir=", "name=", "logger=", "logger.", "baselines=")
+"""Overrides that are told elsewhere, or change nothing of what a run comes to."""
+
+LABELLED = ("data=", "data.root=", "data.task=", "data.labels_per_class=", "shots=")
+"""Overrides that decide which labelled images there are: rows that differ in one are no rivals."""
+
+ESCAPED = re.compile(r"\\([()\[\]{}:=, ])")
+
+NOUNS = ("images", "texts")
+
+STATES = ("completed", "pruned", "failed", "running", "interrupted", "unfinished")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        directory: Where it left its files.
+        source: Which of the directories that were asked for it was found in.
+        status: ``"completed"``, ``"pruned"`` (stopped by the pruner of a search), ``"failed"``,
+            ``"running"``, ``"interrupted"`` (its process is gone) or ``"unfinished"`` (it runs, or
+            ran, on another machine).
+        method: The method's name.
+        seed: The seed, where it is known.
+        overrides: What was overridden beside the method and the seed, sorted.
+        metrics: What was measured, by the name under which it was logged.
+        parameters: Trained and total parameters.
+        bytes: Sizes of the files.
+        seconds: Times.
+        peak_memory: Bytes: allocated on the GPU, or else resident in the process.
+        on_gpu: Whether the peak is the GPU's.
+        images: How many images or texts each split has.
+        noun: Which of the two they are.
+        baselines: Accuracy of the reference points.
+        objective: The metric that a sweeper was told, or that chose the checkpoint.
+        objectives: Of a search with several: the name, the value and the direction of each.
+        steps: How many optimizer steps it made, where that is known.
+        intervals: The 95 % interval of each metric of the test, over its images.
+        task: What the labels are.
+        error: What went wrong.
+        started: Seconds since the epoch, where they are known.
+    """
+
+    directory: Path
+    source: Path
+    status: str
+    method: str
+    seed: int | None = None
+    overrides: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    bytes: Mapping[str, float] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_memory: float | None = None
+    on_gpu: bool = False
+    images: Mapping[str, int] = field(default_factory=dict)
+    noun: str = NOUNS[0]
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    objective: str | None = None
+    objectives: tuple[tuple[str, float, str], ...] = ()
+    steps: int | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    task: str = "multiclass"
+    error: str = ""
+    started: float | None = None
+
+    @property
+    def completed(self) -> bool:
+        """Whether it came to its end."""
+        return self.status == "completed"
+
+    @property
+    def about_data(self) -> tuple[str, ...]:
+        """The overrides that choose the data."""
+        return tuple(word for word in self.overrides if word.startswith(("data", "shots=")))
+
+    def told(self) -> str:
+        """Say in words how a run that did not complete stands."""
+        who = "no seed" if self.seed is None else f"seed {self.seed}"
+        if self.status == "failed":
+            return f"{who}: {self.error or 'unknown error'} (in {self.directory})"
+        if self.status == "running" and self.started is not None:
+            minutes = max(0.0, time.time() - self.started) / 60
+            return f"{who}: running for {minutes:.0f} min"
+        return f"{who}: {self.status}"
+
+
+def labelled(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Keep the overrides that decide which labelled images there are."""
+    return tuple(word for word in overrides if word.startswith(LABELLED))
+
+
+def read_runs(directories: Sequence[Path]) -> tuple[list[Run], list[Path]]:
+    """Read every ``summary.json`` below directories.
+
+    Args:
+        directories: Sweeps' directories, or anything above them; a run that is below two of them
+            is read once.
+
+    Returns:
+        The runs, in the order of the directories and of their paths; and the files that are not
+        summaries.
+    """
+    runs: list[Run] = []
+    unreadable: list[Path] = []
+    seen: set[Path] = set()
+    for source in directories:
+        for path in sorted(source.rglob(FILE), key=_natural):
+            resolved = path.resolve()
+            if resolved in seen:
+                continue
+            seen.add(resolved)
+            run = run_of(_load(path), path.parent, source)
+            unreadable.append(path) if run is None else runs.append(run)
+    return runs, unreadable
+
+
+def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | None:
+    """Read a summary.
+
+    Args:
+        summary: The content of a ``summary.json``.
+        directory: Where it was found.
+        source: The directory that was asked for; the run's own by default.
+
+    Returns:
+        The run, or ``None`` where this is no summary.
+    """
+    if not isinstance(summary, Mapping) or summary.get("status") not in STATES:
+        return None
+    if "method" not in summary:
+        return None
+    method = _mapping(summary["method"]).get("name")
+    words = summary.get("overrides")
+    overrides = [_as_typed(str(word)) for word in words] if isinstance(words, list) else []
+    efficiency = _numbers(summary.get("efficiency"))
+    gpu = efficiency.get("peak_cuda_bytes")
+    process = _mapping(summary.get("process"))
+    objective = _mapping(summary.get("objective"))
+    seed = summary.get("seed")
+    return Run(
+        directory=directory,
+        source=directory if source is None else source,
+        status=_status(str(summary["status"]), process),
+        method=str(method),
+        seed=seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
+        overrides=tuple(sorted(o for o in overrides if not o.startswith(SET_NOTHING_APART))),
+        metrics=_numbers(summary.get("metrics")),
+        parameters=_numbers(summary.get("parameters")),
+        bytes=_numbers(summary.get("bytes")),
+        seconds=_numbers(summary.get("seconds")),
+        peak_memory=efficiency.get("peak_process_rss_bytes") if gpu is None else gpu,
+        on_gpu=gpu is not None,
+        images={name: int(count) for name, count in _numbers(summary.get("images")).items()},
+        noun=str(summary["noun"]) if summary.get("noun") in NOUNS else NOUNS[0],
+        baselines=_numbers(summary.get("baselines")),
+        objective=name if isinstance(name := objective.get("name"), str) else None,
+        objectives=_objectives(summary.get("objectives")),
+        steps=steps if isinstance(steps := summary.get("steps"), int) else None,
+        intervals=_intervals(summary.get("intervals_95")),
+        task=str(summary.get("task") or "multiclass"),
+        error=str(summary.get("error") or ""),
+        started=_numbers(process).get("started"),
+    )
+
+
+def _as_typed(override: str) -> str:
+    """Take off what a sweep adds to an override: its jobs escape what Hydra's grammar reserves."""
+    key, sign, value = override.lstrip("+").partition("=")
+    if not value.startswith(("'", '"')):
+        value = ESCAPED.sub(r"\1", value)
+    return f"{key}{sign}{value}"
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _status(status: str, process: Mapping[str, Any]) -> str:
+    """A run that was killed could not say so: look whether its process is still there."""
+    if status != "running":
+        return status
+    return {None: "unfinished", False: "interrupted", True: "running"}[is_alive(process)]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _numbers(value: Any) -> dict[str, float]:
+    """Keep the finite numbers of a mapping."""
+    found = {}
+    for key, item in _mapping(value).items():
+        if isinstance(item, int | float) and not isinstance(item, bool):
+            try:
+                number = float(item)
+            except OverflowError:
+                continue
+            if math.isfinite(number):
+                found[str(key)] = number
+    return found
+
+
+def _objectives(value: Any) -> tuple[tuple[str, float, str], ...]:
+    """Keep the objectives of a search with several, all of them or none."""
+    found = []
+    for item in value if isinstance(value, list) else []:
+        one = _mapping(item)
+        number = _numbers(one).get("value")
+        if number is None or one.get("direction") not in ("maximize", "minimize"):
+            return ()
+        found.append((str(one.get("name")), number, str(one["direction"])))
+    return tuple(found)
+
+
+def _intervals(value: Any) -> dict[str, tuple[float, float]]:
+    """Keep the pairs of finite numbers of a mapping."""
+    found = {}
+    for key, item in _mapping(value).items():
+        ends = _numbers(dict(enumerate(item))) if isinstance(item, list) else {}
+        if len(ends) == 2 and len(item) == 2:
+            found[str(key)] = (ends["0"], ends["1"])
+    return found
+
+
+def _natural(path: Path) -> tuple[Any, ...]:
+    """Sort ``10_lora`` after ``9_lora``."""
+    return tuple(
+        (0, int(head), part) if (head := part.partition("_")[0]).isdecimal() else (1, 0, part)
+        for part in path.parts
+    )

@@ -1,0 +1,144 @@
+"""A number that was swept, such as ``shots`` or ``lr``: the metric against it, a line a method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lightning_peft.cli.comparing.comparison import Comparison, Row
+from lightning_peft.cli.comparing.wording import score
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Line", "Swept", "swept_json", "swept_numbers", "swept_table"]
+
+WIDE_RANGE = 8.0
+"""From this ratio of the largest to the smallest value on, an axis is logarithmic."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """The rows that differ in nothing but the number.
+
+    Attributes:
+        label: The method, and what else sets this line apart from the others.
+        points: Value and row, by rising value; every row has a result.
+        baseline: Whether these are reference points.
+    """
+
+    label: str
+    points: tuple[tuple[float, Row], ...]
+    baseline: bool = False
+
+
+@dataclass(frozen=True)
+class Swept:
+    """One number that was swept.
+
+    Attributes:
+        key: The override's key.
+        lines: The line with the best row first, reference points last.
+    """
+
+    key: str
+    lines: tuple[Line, ...]
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Every value that has a result, rising."""
+        return tuple(sorted({value for line in self.lines for value, _ in line.points}))
+
+    @property
+    def is_log(self) -> bool:
+        """Whether the values are spread so widely that a logarithmic axis shows them better."""
+        values = self.values
+        return values[0] > 0 and values[-1] / values[0] >= WIDE_RANGE
+
+    @property
+    def name(self) -> str:
+        """The key as part of a file's name."""
+        return "".join(c if c.isalnum() or c in "._-" else "_" for c in self.key)
+
+
+def swept_numbers(comparison: Comparison) -> tuple[Swept, ...]:
+    """Find the numbers that were swept.
+
+    A key counts where some rows that agree in everything else have two of its values or more.
+
+    Args:
+        comparison: What was compared.
+
+    Returns:
+        One entry for each such key, sorted.
+    """
+    keys = sorted({key for row in comparison.rows for key, _ in _numbers(row)})
+    found = [Swept(key, tuple(_lines(comparison.rows, key))) for key in keys]
+    return tuple(swept for swept in found if any(len(own.points) > 1 for own in swept.lines))
+
+
+def _lines(rows: Sequence[Row], key: str) -> Iterator[Line]:
+    groups: dict[tuple[bool, str], list[tuple[float, Row]]] = {}
+    for row in rows:  # the best first, so the lines are too
+        value = dict(_numbers(row)).get(key)
+        if value is not None and row.accuracy is not None:
+            rest = [word for word in row.apart if not word.startswith(f"{key}=")]
+            groups.setdefault((row.baseline, " ".join([row.name, *rest])), []).append((value, row))
+    for (baseline, label), points in groups.items():
+        yield Line(label, tuple(sorted(points, key=lambda point: point[0])), baseline)
+
+
+def _numbers(row: Row) -> Iterator[tuple[str, float]]:
+    for word in row.apart:
+        key, _, text = word.partition("=")
+        try:
+            value = float(text)
+        except ValueError:
+            continue
+        if math.isfinite(value):
+            yield key, value
+
+
+def swept_table(swept: Swept, metric: str) -> Table:
+    """Lay out a line for each method and a column for each value.
+
+    Args:
+        swept: The number.
+        metric: What the rows are judged by.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"{metric.replace('/', ' ')} by {swept.key}",
+        title_justify="left",
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("method", overflow="fold")
+    for value in swept.values:
+        table.add_column(f"{value:g}", justify="right", no_wrap=True)
+    for line in swept.lines:
+        rows = dict(line.points)
+        texts = [score(rows[v].accuracy, metric) if v in rows else "-" for v in swept.values]
+        table.add_row(*map(Text, [line.label, *texts]), style="dim" if line.baseline else "")
+    return table
+
+
+def swept_json(swept: Swept) -> dict[str, Any]:
+    """Give a swept number as plain JSON types (documented in ``docs/compare.md``)."""
+    return {
+        "key": swept.key,
+        "lines": [
+            {
+                "label": line.label,
+                "baseline": line.baseline,
+                "points": [{"value": value, "row": row.label} for value, row in line.points],
+            }
+            for line in swept.lines
+        ],
+    }

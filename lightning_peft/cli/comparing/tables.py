@@ -1,0 +1,232 @@
+"""A comparison as a table for a console, as JSON and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING, Any
+
+from lightning_peft.cli.comparing.comparison import Comparison, Row, Spread
+from lightning_peft.cli.comparing.significance import Contrast
+from lightning_peft.cli.comparing.swept import swept_json, swept_numbers
+from lightning_peft.cli.comparing.vtab_means import vtab_json, vtab_means
+from lightning_peft.cli.comparing.wording import duration, interval, score, size
+from lightning_peft.cli.search.pareto import pareto_json, pareto_set
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["as_csv", "as_json", "comparison_table", "notes", "runs_of"]
+
+FORMAT = 3
+"""Of ``comparison.json``: it is raised where something in it changes its meaning or its place."""
+
+WIDE = 100
+"""A console of fewer columns would have to break the names of the methods."""
+
+QUANTITIES = {
+    "accuracy": "",
+    "trained": "_parameters",
+    "checkpoint": "_bytes",
+    "step": "_seconds",
+    "total": "_seconds",
+    "memory": "_bytes",
+}
+"""The quantities of a row, and the unit that the CSV has in their names."""
+
+MEMORY = {
+    "GPU": "peak memory: allocated on the GPU while training",
+    "process": "peak memory: of the whole process since it started, so a job of a sweep shows no "
+    "less than the jobs before it in the same process",
+    "mixed": "peak memory: of the GPU in some runs and of the process in others; not comparable",
+}
+
+
+def notes(comparison: Comparison, *, with_memory: bool = True) -> list[str]:
+    """Say what the numbers of a comparison are, a line each."""
+    seeds = max((row.accuracy.count for row in comparison.rows if row.accuracy), default=0)
+    found = []
+    if seeds > 1 and comparison.same_seeds:
+        found.append(f"mean ± standard deviation over {seeds} seeds")
+    elif not comparison.same_seeds:
+        found.append(
+            "mean ± standard deviation over the seeds that each row has, which are not the same: "
+            "what compares rows are the tests, over the seeds that both have"
+        )
+    if any(interval(row, comparison.metric) for row in comparison.rows):
+        found.append(
+            f"[95 % interval] of a single run: over other test {comparison.noun} like these, for "
+            "this very model; of other seeds it says nothing"
+        )
+    if comparison.lower:
+        found.append(f"less {comparison.metric.replace('/', ' ')} is better")
+    if comparison.images:
+        train, val, test = (comparison.images.get(s, 0) for s in ("train", "val", "test"))
+        chosen = f", {val} others chose the checkpoint" if val else ""
+        tested = f", {test} tested" if comparison.metric.startswith("test/") else ""
+        found.append(f"{train} labelled {comparison.noun} trained{chosen}{tested}")
+    if told := _pruned(comparison):
+        found.append(told)
+    if comparison.memory and with_memory:
+        found.append(MEMORY[comparison.memory])
+    return found
+
+
+def _pruned(comparison: Comparison) -> str:
+    """Say how many runs were stopped by a pruner, and when."""
+    runs = [run for row in comparison.rows for run in row.runs]
+    steps = sorted(run.steps or 0 for run in runs if run.status == "pruned")
+    if not steps:
+        return ""
+    when = f"{steps[0]}" if steps[0] == steps[-1] else f"{steps[0]} to {steps[-1]}"
+    return (
+        f"pruned: {len(steps)} of {len(runs)} runs, stopped by their search after {when} steps; "
+        "they count for nothing here"
+    )
+
+
+def runs_of(row: Row) -> str:
+    """Say how many of a row's runs completed, such as ``"3"`` or ``"1 of 3"``."""
+    if row.baseline:
+        return ""
+    done = len(row.seeds)
+    all_of_them = done + len(row.failed) + len(row.unfinished) + row.pruned
+    return str(done) if done == all_of_them else f"{done} of {all_of_them}"
+
+
+def cells(row: Row, metric: str) -> list[str]:
+    """Write the quantities of a row, in the order of the columns."""
+    return [
+        f"{score(row.accuracy, metric)} {interval(row, metric)}".strip(),
+        f"{row.trained.mean:,.0f}" if row.trained else "-",
+        size(row.checkpoint.mean) if row.checkpoint else "-",
+        duration(row.step.mean) if row.step else "-",
+        duration(row.total.mean) if row.total else "-",
+        size(row.memory.mean) if row.memory else "-",
+    ]
+
+
+def columns(comparison: Comparison) -> list[str]:
+    """Name the columns of :func:`cells`."""
+    metric = comparison.metric.replace("/", " ")
+    return [metric, "trained", "checkpoint", "step", "total", "peak"]
+
+
+def comparison_table(comparison: Comparison, width: int = 120) -> Table:
+    """Lay the comparison out for a console.
+
+    Args:
+        comparison: What to lay out.
+        width: Of the console; a narrow one has no room for the peak memory.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        caption="\n".join(notes(comparison, with_memory=width >= WIDE)) or None,
+        caption_justify="left",
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("method", overflow="fold")
+    shown = columns(comparison)[: None if width >= WIDE else -1]
+    for name in shown:
+        table.add_column(name, justify="right", no_wrap=True)
+    several = any(len(row.seeds) != 1 for row in comparison.shown if not row.baseline)
+    if several or any(row.failed or row.unfinished or row.pruned for row in comparison.shown):
+        table.add_column("runs", justify="right", no_wrap=True)
+    for row in comparison.shown:
+        texts = [row.label, *cells(row, comparison.metric)[: len(shown)], runs_of(row)][
+            : len(table.columns)
+        ]
+        style = "bold" if row is comparison.leader else "dim" if row.baseline else ""
+        table.add_row(*(Text(text) for text in texts), style=style)  # a label is no markup
+    return table
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Give the comparison as plain JSON types (documented in ``docs/compare.md``)."""
+    best = comparison.best
+    return {
+        "format": FORMAT,
+        "metric": comparison.metric,
+        "lower_is_better": comparison.lower,
+        "rows": [_row(row, comparison.metric) for row in comparison.rows],
+        "contrasts": [_contrast(contrast) for contrast in comparison.contrasts],
+        "swept": [swept_json(swept) for swept in swept_numbers(comparison)],
+        "vtab": vtab_json(vtab_means(comparison)),
+        "pareto": pareto_json(pareto_set(comparison)),
+        "front": [row.label for row in comparison.front()],
+        "best": None if best is None else str(best.directory),
+        "images": dict(comparison.images),
+        "memory_of": comparison.memory or None,
+        "unreadable": [str(path) for path in comparison.unreadable],
+    }
+
+
+def as_csv(comparison: Comparison) -> str:
+    """Give the rows as CSV: the means, and the deviation and the number of seeds of the metric."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    header = [f"{name}{unit}" for name, unit in QUANTITIES.items()]
+    writer.writerow(
+        ["label", "runs", "failed", "unfinished", "pruned", "seeds", "accuracy_deviation", *header]
+    )
+    for row in comparison.rows:
+        values: list[Spread | None] = [getattr(row, name) for name in QUANTITIES]
+        accuracy = row.accuracy
+        writer.writerow(
+            [
+                row.label,
+                len(row.seeds),
+                len(row.failed),
+                len(row.unfinished),
+                row.pruned,
+                accuracy.count if accuracy else 0,
+                accuracy.deviation if accuracy else "",
+                *("" if value is None else value.mean for value in values),
+            ]
+        )
+    return text.getvalue()
+
+
+def _row(row: Row, metric: str) -> dict[str, Any]:
+    quantities = {name: _spread(getattr(row, name)) for name in QUANTITIES}
+    return {
+        "label": row.label,
+        "baseline": row.baseline,
+        **quantities,
+        "seeds": list(row.seeds),
+        "accuracy_by_seed": {str(seed): value for seed, value in sorted(row.by_seed.items())},
+        "failed": list(row.failed),
+        "unfinished": list(row.unfinished),
+        "pruned": row.pruned,
+        "intervals_95": [
+            list(ends) if (ends := run.intervals.get(metric)) else None
+            for run in row.runs
+            if run.completed
+        ],
+        "directories": [str(run.directory) for run in row.runs],
+    }
+
+
+def _spread(value: Spread | None) -> dict[str, float] | None:
+    if value is None:
+        return None
+    return {"mean": value.mean, "deviation": value.deviation, "count": value.count}
+
+
+def _contrast(contrast: Contrast) -> dict[str, Any]:
+    return {
+        "first": contrast.first,
+        "other": contrast.other,
+        "test": contrast.test or None,
+        "count": contrast.count,
+        "difference": contrast.difference,
+        "interval_95": None if contrast.interval is None else list(contrast.interval),
+        "p": contrast.p,
+        "p_holm": contrast.p_holm,
+        "why_not": contrast.why_not or None,
+    }

@@ -1,0 +1,110 @@
+"""Runs over the tasks of VTAB-1k: the means of the groups and over all tasks, a row a method."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lightning_peft.cli.comparing.comparison import Comparison
+from lightning_peft.data.vtab_tasks import GROUPS, TASKS
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["VTABMeans", "vtab_json", "vtab_means", "vtab_table"]
+
+KEY = "data.task"
+
+
+@dataclass(frozen=True)
+class VTABMeans:
+    """What one method came to.
+
+    Attributes:
+        label: The method, and what else sets it apart.
+        by_task: The mean over the seeds of each task that has a result.
+    """
+
+    label: str
+    by_task: dict[str, float]
+
+    def of(self, group: str) -> float | None:
+        """Give the mean of a group; ``None`` where a task of it has no result."""
+        tasks = [name for name, task in TASKS.items() if task.group == group]
+        if not self.by_task.keys() >= set(tasks):
+            return None
+        return statistics.fmean(self.by_task[name] for name in tasks)
+
+    @property
+    def of_groups(self) -> float | None:
+        """The mean of the groups' means, which is what most papers call the average."""
+        means = [self.of(group) for group in GROUPS]
+        found = [mean for mean in means if mean is not None]
+        return statistics.fmean(found) if len(found) == len(means) else None
+
+    @property
+    def of_tasks(self) -> float | None:
+        """The mean over the nineteen tasks, another number."""
+        return statistics.fmean(self.by_task.values()) if len(self.by_task) == len(TASKS) else None
+
+
+def vtab_means(comparison: Comparison) -> tuple[VTABMeans, ...]:
+    """Gather the rows that differ in the task alone, where tasks of VTAB-1k were swept.
+
+    Args:
+        comparison: What was compared.
+
+    Returns:
+        One entry for each method, the best first; empty where no tasks were swept.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for row in comparison.rows:
+        words = dict(word.split("=", 1) for word in row.apart if "=" in word)
+        task = words.pop(KEY, "")
+        if task in TASKS and row.accuracy is not None and not row.baseline:
+            label = " ".join([row.name, *(f"{key}={value}" for key, value in words.items())])
+            found.setdefault(label, {})[task] = row.accuracy.mean
+    means = [VTABMeans(label, by_task) for label, by_task in found.items()]
+    return tuple(sorted(means, key=lambda each: -(each.of_groups or 0.0)))
+
+
+def vtab_table(means: tuple[VTABMeans, ...]) -> Table:
+    """Lay out the means, a row for each method."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title="VTAB-1k, mean accuracy",
+        title_justify="left",
+        caption="- where a task has no result; 'groups' weighs the three groups alike, 'tasks' the "
+        "nineteen tasks",
+        caption_justify="left",
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("method", overflow="fold")
+    for name in (*GROUPS, "groups", "tasks", "done"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in means:
+        values = [*(each.of(group) for group in GROUPS), each.of_groups, each.of_tasks]
+        texts = [f"{100 * value:.1f} %" if value is not None else "-" for value in values]
+        done = f"{len(each.by_task)} of {len(TASKS)}"
+        table.add_row(*map(Text, [each.label, *texts, done]))
+    return table
+
+
+def vtab_json(means: tuple[VTABMeans, ...]) -> list[dict[str, Any]]:
+    """Give the means as plain JSON types (documented in ``docs/compare.md``)."""
+    return [dict(_entries(each)) for each in means]
+
+
+def _entries(each: VTABMeans) -> Iterator[tuple[str, Any]]:
+    yield "label", each.label
+    yield from ((group, each.of(group)) for group in GROUPS)
+    yield "groups", each.of_groups
+    yield "tasks", each.of_tasks
+    yield "by_task", dict(each.by_task)

@@ -1,0 +1,127 @@
+"""What an earlier start left in the directory of a job: nothing, a part of the job, or all of it.
+
+A job is known by its config. A directory that holds a job of another config is never gone on with.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.jobs.summary import FILE
+
+__all__ = ["CONFIG", "LAST", "Earlier", "earlier_run", "identity"]
+
+CONFIG = "config.yaml"
+"""Written by a job before it trains: its config, resolved."""
+
+LAST = "checkpoints/last.ckpt"
+"""What a job is gone on with, below its directory: conf/callbacks/default.yaml writes it."""
+
+SHOWN = 5
+
+
+class Earlier(NamedTuple):
+    """What there is.
+
+    Attributes:
+        summary: The summary of a job that is done, or was stopped by a pruner; otherwise ``None``.
+        checkpoint: The whole last checkpoint of a job that is not, where it has come to one.
+    """
+
+    summary: dict[str, Any] | None = None
+    checkpoint: Path | None = None
+
+    @property
+    def objective(self) -> float | list[float] | None:
+        """What the sweeper was told, or would have been."""
+        summary = self.summary or {}
+        several = summary.get("objectives")
+        if several:
+            return [float("nan") if one["value"] is None else one["value"] for one in several]
+        value = (summary.get("objective") or {}).get("value")
+        return None if value is None else float(value)
+
+
+def earlier_run(cfg: Any) -> Earlier:
+    """Look into the directory of a job.
+
+    Args:
+        cfg: The job's config, with its ``output_dir``.
+
+    Returns:
+        What an earlier start of this very job left.
+
+    Raises:
+        ConfigError: If the directory holds a job of another config; every difference is listed.
+    """
+    from omegaconf import OmegaConf
+
+    directory = Path(cfg.output_dir)
+    recorded = directory / CONFIG
+    if not recorded.is_file():
+        return Earlier()
+    before = OmegaConf.load(recorded)
+    now = OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True))
+    changes = _changes(identity(before), identity(now))
+    if changes:
+        more = [f"and {len(changes) - SHOWN} more"] if len(changes) > SHOWN else []
+        raise ConfigError(
+            [
+                f"{directory} holds a job of another config: {'; '.join([*changes[:SHOWN], *more])}"
+                ". Choose another hydra.sweep.dir, or remove that directory."
+            ]
+        )
+    summary = _summary(directory / FILE)
+    if summary.get("status") in ("completed", "pruned"):
+        return Earlier(summary=summary)
+    last = directory / LAST
+    # a checkpoint that was being copied when the process was killed has no end
+    return Earlier(checkpoint=last if last.is_file() and zipfile.is_zipfile(last) else None)
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """The values of a config by their dotted keys, wherever the directory of the job lies."""
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(config)
+    directory = str(plain.get("output_dir"))
+    resume = str(plain.get("resume") or "")
+    if resume.startswith(directory):  # the job goes on with a checkpoint of its own
+        plain["resume"] = None
+    return {key: _without(directory, value) for key, value in _leaves(plain)}
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def _without(directory: str, value: Any) -> Any:
+    return value.replace(directory, "<directory>") if isinstance(value, str) else value
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    absent = object()
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key, absent), now.get(key, absent)
+        if old != new or type(old) is not type(new):
+            was = "was not there" if old is absent else f"was {old!r}"
+            found.append(f"{key} {was}, {'now is not there' if new is absent else f'now {new!r}'}")
+    return found

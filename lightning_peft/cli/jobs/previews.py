@@ -1,0 +1,147 @@
+"""The pictures of what a run is going to see: its images and its learning rate (extra: viz)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_peft.cli.comparing.pictures import _figure, _save
+from lightning_peft.schedules import Multiplier
+
+__all__ = ["learning_rate", "samples"]
+
+LEAST_PIXELS = 72
+"""Smaller images are drawn with larger pixels, so that one can see them."""
+
+GAP = 6
+MOST_LETTERS = 16
+
+
+def samples(
+    before: Tensor, after: Tensor, class_names: Sequence[str], path: Path, *, title: str
+) -> Path:
+    """Draw a row for each class: an image as it is, and augmented a few times.
+
+    Args:
+        before: Images in [0, 1], one for each row, ``(R, C, H, W)``.
+        after: The same images augmented, ``(R, K, C, H, W)``.
+        class_names: A name for each row.
+        path: The PNG to write.
+        title: What stands above the augmented ones.
+
+    Returns:
+        The path.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    variants = after.shape[1]
+    canvas, side = _montage(before, after)
+    height, width = canvas.shape[:2]
+    names = [_short(name) for name in class_names]
+    margin = 10 + 7 * max(map(len, names))  # for the names, in pixels of the canvas
+    scale = 0.0105
+    figure, axes = _figure((width + margin) * scale, (height + 42) * scale, layout=None)
+    total = (width + margin, height + 42)
+    axes.set_position((margin / total[0], 8 / total[1], width / total[0], height / total[1]))
+    axes.imshow(canvas.numpy(), interpolation="nearest", aspect="auto")
+    axes.set_axis_off()
+    for row, name in enumerate(names):
+        y = row * (side[0] + GAP) + side[0] / 2
+        axes.text(-8, y, name, ha="right", va="center", fontsize=8.5)
+    axes.text(side[1] / 2, -8, "as it is", ha="center", va="bottom", fontsize=8.5, color="0.35")
+    middle = side[1] + 3 * GAP + variants * (side[1] + GAP) / 2
+    axes.text(middle, -8, title, ha="center", va="bottom", fontsize=8.5, color="0.35")
+    return _save(figure, path)
+
+
+def _montage(before: Tensor, after: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """Lay images out on white; returns ``(height, width, 3)`` and the size of one image."""
+    rows, variants, channels, height, width = after.shape
+    factor = max(1, -(-LEAST_PIXELS // min(height, width)))
+    cells = torch.cat([before.unsqueeze(1), after], 1).clamp(0, 1).flatten(0, 1)
+    cells = F.interpolate(cells, scale_factor=factor, mode="nearest")
+    cells = cells.expand(-1, 3, -1, -1) if channels == 1 else cells[:, :3]
+    height, width = height * factor, width * factor
+    cells = cells.unflatten(0, (rows, variants + 1)).permute(0, 1, 3, 4, 2)
+    # the first column stands apart from the others
+    wide = (variants + 1) * (width + GAP) - GAP + 2 * GAP
+    canvas = torch.ones(rows * (height + GAP) - GAP, wide, 3)
+    for row in range(rows):
+        for column in range(variants + 1):
+            top = row * (height + GAP)
+            left = column * (width + GAP) + (2 * GAP if column else 0)
+            canvas[top : top + height, left : left + width] = cells[row, column]
+    return canvas, (height, width)
+
+
+def learning_rate(
+    multiplier: Multiplier,
+    rates: Mapping[str, float],
+    path: Path,
+    *,
+    title: str,
+    begins: Mapping[str, int] | None = None,
+) -> Path:
+    """Draw the learning rate at every step of a run.
+
+    Args:
+        multiplier: The schedule of the run.
+        rates: The full learning rate of each parameter group, by the group's name.
+        path: The PNG to write.
+        title: What stands above the picture.
+        begins: The step at which a group that is frozen at first is trained, by its name: its line
+            begins there, and the step is marked.
+
+    Returns:
+        The path.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    begins = begins or {}
+    total, warmup = multiplier.total_steps, multiplier.warmup_steps
+    parts = [multiplier(step) for step in range(total)]
+    lr = max(rates.values())
+    figure, axes = _figure(7.2, 3.6)
+    for number, (name, rate) in enumerate(sorted(rates.items(), key=lambda item: -item[1])):
+        first = begins.get(name, 0)
+        color, alpha = (
+            ("#bc4c00", 1.0) if name in begins else ("#1f6feb", 1 - 0.8 * number / len(rates))
+        )
+        axes.plot(
+            range(first, total), [rate * part for part in parts[first:]], linewidth=2,
+            label=f"{name}: {rate:.3g}", color=color, alpha=alpha,
+            marker="o" if total < 20 else None,
+        )  # fmt: skip
+        if name in begins:
+            axes.axvline(first, color=color, linestyle=":", linewidth=1)
+            axes.annotate(
+                f"step {first}", (first, 1.08 * lr), xytext=(4, 0), textcoords="offset points",
+                fontsize=8, color=color,
+            )  # fmt: skip
+    if len(rates) > 1:
+        axes.legend(fontsize=7.5, frameon=False, loc="upper right")
+    if warmup:
+        axes.axvspan(0, warmup - 1, color="#1f6feb", alpha=0.08, linewidth=0)
+        axes.annotate(
+            f"warm-up: {warmup} steps, {100 * warmup / total:.3g} %",
+            (max(warmup - 1, 0), lr), xytext=(8, 6), textcoords="offset points", fontsize=8.5,
+        )  # fmt: skip
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("learning rate")
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    axes.set_ylim(0, 1.15 * lr)
+    axes.margins(x=0.02)
+    axes.grid(visible=True, alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _save(figure, path)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"

@@ -1,0 +1,114 @@
+"""What can be wrong with a search, found before its first job starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.jobs.task import of_the_test_set
+from lightning_peft.cli.search.objectives import better, names_of, unknown_objective
+from lightning_peft.cli.search.trial import NO_PRUNER, directions_of
+from lightning_peft.metric_names import is_test
+
+__all__ = ["check_search"]
+
+WAYS = ("maximize", "minimize")
+NOT_SEVERAL = ("CmaEsSampler",)
+"""Samplers of Optuna that know one objective alone."""
+
+
+def check_search(config: Any) -> None:
+    """Check what is searched for, and settle which way it is better where the config does not say.
+
+    Args:
+        config: The config of a sweep; ``hydra.sweeper.direction`` is filled in.
+
+    Raises:
+        ConfigError: With every problem found. Sweeps that are no search have none.
+    """
+    from omegaconf import OmegaConf, open_dict, read_write
+
+    sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+    names = names_of(config.get("objective"))
+    if "n_trials" not in sweeper:
+        if len(names) > 1:
+            raise ConfigError(
+                [
+                    f"objective: expected one name, got {len(names)}: several are for a search, "
+                    "-m experiment=optuna."
+                ]
+            )
+        return
+    directions = directions_of(sweeper.get("direction"))
+    problems = [*_wrong_names(config, names), *_wrong_directions(names, directions)]
+    problems += _wrong_pruner(sweeper, names)
+    sampler = str((sweeper.get("sampler") or {}).get("_target_"))
+    if len(names) > 1 and sampler.endswith(NOT_SEVERAL):
+        problems.append(
+            f"hydra/sweeper/sampler: {sampler} knows one objective alone, got {len(names)}. "
+            "Choose nsgaii, tpe or random."
+        )
+    if problems:
+        raise ConfigError(problems)
+    if not directions:
+        with read_write(config), open_dict(config):
+            found = [better(name) for name in names] or [_of_the_checkpoint(config)]
+            config.hydra.sweeper.direction = found if len(found) > 1 else found[0]
+
+
+def _wrong_names(config: Any, names: Sequence[str]) -> list[str]:
+    target = str((config.get("model") or {}).get("_target_", ""))
+    told = [unknown_objective(name, target.startswith("lightning_peft.")) for name in names]
+    problems = [problem for problem in told if problem is not None]
+    if len(set(names)) < len(names):
+        problems.append(f"objective: expected each name once, got {', '.join(names)}.")
+    if not config.get("allow_test_objective"):
+        problems += [of_the_test_set(name) for name in names if is_test(name)]
+    return problems
+
+
+def _wrong_directions(names: Sequence[str], directions: Sequence[str]) -> list[str]:
+    problems = [
+        f"hydra.sweeper.direction: expected maximize or minimize, got '{word}'."
+        for word in directions
+        if word not in WAYS
+    ]
+    expected = max(len(names), 1)
+    if directions and len(directions) != expected:
+        problems.append(
+            f"hydra.sweeper.direction: expected {expected}, one for each objective, got "
+            f"{len(directions)}. Left out, it is what is better of each: "
+            f"[{', '.join(map(better, names)) or 'maximize'}]."
+        )
+    return problems
+
+
+def _wrong_pruner(sweeper: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    pruner = sweeper.get("pruner") or {}
+    if pruner.get("_target_", NO_PRUNER) == NO_PRUNER:
+        return []
+    problems = []
+    if len(names) > 1:
+        problems.append(
+            "hydra/sweeper/pruner: Optuna prunes by one objective, got "
+            f"{len(names)}: {', '.join(names)}. Leave the pruner out, or name one objective."
+        )
+    elif names and not names[0].startswith("val/"):
+        problems.append(
+            "hydra/sweeper/pruner: it has to see the objective at each validation, and must never "
+            f"judge by the test set: expected objective=val/..., got '{names[0]}'."
+        )
+    if not isinstance(sweeper.get("storage"), str) or not sweeper.get("study_name"):
+        problems.append(
+            "hydra/sweeper/pruner: jobs speak to the study through its database: it needs "
+            "hydra.sweeper.storage and hydra.sweeper.study_name."
+        )
+    return problems
+
+
+def _of_the_checkpoint(config: Any) -> str:
+    """Which way is better of the metric that chooses the checkpoint."""
+    callbacks = (config.get("callbacks") or {}).values()
+    modes = [node.get("mode") for node in callbacks if node and node.get("monitor")]
+    return "minimize" if modes[:1] == ["min"] else "maximize"

@@ -1,0 +1,204 @@
+"""A search: Optuna proposes, the launcher runs, and the study hears how each trial ended.
+
+What is typed is read by Hydra's Optuna plugin. Its loop knows trials that are done and trials that
+failed; this one also knows those that were pruned, and those of an earlier start that was killed.
+The number of a trial is the number of its job, and so the name of its directory.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra_plugins.hydra_optuna_sweeper import _impl as plugin
+from optuna.trial import TrialState
+
+from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.jobs.summary import FILE, write_text
+from lightning_peft.cli.search.study import PLACE, standing_of
+from lightning_peft.cli.search.trial import directions_of, open_storage
+from lightning_peft.errors import PEFTError
+
+__all__ = ["Search", "SearchStopped"]
+
+log = logging.getLogger(__name__)
+
+RESULTS = "optimization_results.yaml"
+
+
+class SearchStopped(PEFTError, RuntimeError):
+    """Too many trials failed."""
+
+
+class Search(plugin.OptunaSweeperImpl):
+    """The sweeper behind ``hydra/sweeper=search``.
+
+    Args:
+        pruner: Optuna's pruner; the jobs ask it.
+        **settings: Those of Hydra's plugin.
+    """
+
+    def __init__(self, *, pruner: Any = None, **settings: Any) -> None:
+        super().__init__(**{"search_space": None, **settings})
+        self.pruner = pruner
+
+    def sweep(self, arguments: Sequence[str]) -> None:
+        """Run the search.
+
+        Args:
+            arguments: The overrides of the sweep.
+
+        Raises:
+            SearchStopped: If more than ``max_failure_rate`` of the trials at once failed.
+        """
+        space, fixed = self._space(arguments)
+        place = Path(self.sweep_dir).resolve()
+        place.mkdir(parents=True, exist_ok=True)
+        study = self._study()
+        standing = standing_of(self.storage, self.study_name, place)
+        study = self._run(study, [study.trials[n] for n in standing.interrupted], fixed)
+        left = self.n_trials - standing.done - len(standing.interrupted)
+        while left > 0:
+            trials = [study.ask() for _ in range(min(self.n_jobs, left))]
+            self._configure_trials(trials, space, fixed)
+            for trial in trials:  # from here on it can be run again
+                trial.set_user_attr(PLACE, str(place))
+            study = self._run(study, trials, fixed)
+            left -= len(trials)
+        write_text(place / RESULTS, _results(study))
+
+    def _space(self, arguments: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read what is searched, and what is the same in every trial."""
+        self._process_searchspace_config()
+        found, fixed = plugin.create_params_from_overrides(
+            [*self._parse_sweeper_params_config(), *arguments]
+        )
+        space = {**(self.search_space_distributions or {}), **found}
+        space = {name: choices for name, choices in space.items() if name not in fixed}
+        if isinstance(self.sampler, functools.partial):  # the grid, which has to know the space
+            grid = {name: self._to_grid_sampler_choices(own) for name, own in space.items()}
+            self.sampler = self.sampler(grid)
+            self.n_trials = min(self.n_trials, math.prod(map(len, grid.values())))
+        return space, fixed
+
+    def _study(self) -> Any:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            return optuna.create_study(
+                study_name=self.study_name,
+                storage=open_storage(self.storage),
+                sampler=self.sampler,
+                pruner=self.pruner,
+                directions=list(directions_of(self.direction)),
+                load_if_exists=True,
+            )
+        except ValueError as error:
+            if "study direction" not in str(error):
+                raise
+            told = f"the study '{self.study_name}' of {self.storage} has others ({error})"
+            raise ConfigError(
+                [f"hydra.sweeper.direction: {told} Choose another hydra.sweeper.study_name."]
+            ) from error
+
+    def _reread(self, study: Any) -> Any:
+        """Open a study in a database again: Optuna keeps in memory what the jobs have changed."""
+        if not isinstance(self.storage, str):
+            return study
+        return optuna.load_study(
+            study_name=study.study_name,
+            storage=open_storage(self.storage),
+            sampler=self.sampler,
+            pruner=self.pruner,
+        )
+
+    def _run(self, study: Any, trials: Sequence[Any], fixed: dict[str, Any]) -> Any:
+        """Run trials, and tell the study, which is given back as it is then."""
+        launcher: Any = self.launcher
+        failed = 0
+        for batch in _consecutive(trials):
+            overrides = [_overrides(trial, fixed) for trial in batch]
+            returns = launcher.launch(overrides, initial_job_idx=batch[0].number)
+            study = self._reread(study)
+            for trial, ended in zip(batch, returns, strict=True):
+                values = _values(ended)
+                failed += values is None and not _was_pruned(ended)
+                _tell(study, trial.number, ended, values)
+        if trials and failed / len(trials) > self.max_failure_rate:
+            raise SearchStopped(
+                f"{failed} of {len(trials)} trials at once failed, and "
+                f"hydra.sweeper.max_failure_rate is {self.max_failure_rate:g}"
+            )
+        return study
+
+
+def _consecutive(trials: Sequence[Any]) -> Iterator[list[Any]]:
+    """Part trials where their numbers leap: a launcher numbers its jobs one by one."""
+    batch: list[Any] = []
+    for trial in trials:
+        if batch and trial.number != batch[-1].number + 1:
+            yield batch
+            batch = []
+        batch.append(trial)
+    if batch:
+        yield batch
+
+
+def _overrides(trial: Any, fixed: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(f"{name}={value}" for name, value in {**trial.params, **fixed}.items())
+
+
+def _tell(study: Any, number: int, ended: Any, values: list[float] | None) -> None:
+    try:
+        if _was_pruned(ended):
+            study.tell(number, state=TrialState.PRUNED)
+        elif values is None:
+            study.tell(number, state=TrialState.FAIL)
+        else:
+            study.tell(number, values)
+    except RuntimeError as error:  # the grid stops a study that Optuna does not run itself
+        if "Study.stop" not in str(error):
+            raise
+    except ValueError as error:  # such as one value where the study has two objectives
+        log.warning("trial %d counts as failed: %s", number, error)
+        study.tell(number, state=TrialState.FAIL)
+
+
+def _values(ended: Any) -> list[float] | None:
+    """The objectives of a job; ``None`` where it failed."""
+    try:
+        value = ended.return_value
+    except Exception:  # what the job raised; the comparison tells it
+        return None
+    try:
+        values = [float(v) for v in (value if isinstance(value, list | tuple) else [value])]
+    except (TypeError, ValueError):
+        return None
+    return values if all(math.isfinite(v) for v in values) else None
+
+
+def _was_pruned(ended: Any) -> bool:
+    """Whether the job's summary says so: it is what every launcher leaves behind."""
+    try:
+        directory = Path(ended.hydra_cfg.hydra.runtime.output_dir)
+        return bool(json.loads((directory / FILE).read_text("utf-8"))["status"] == "pruned")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _results(study: Any) -> str:
+    """What was best, as Hydra's plugin writes it."""
+    from omegaconf import OmegaConf
+
+    content: dict[str, Any] = {"name": "optuna"}
+    if len(study.directions) > 1:
+        best = study.best_trials
+        content["solutions"] = [{"params": t.params, "values": list(t.values)} for t in best]
+    elif any(trial.state is TrialState.COMPLETE for trial in study.trials):
+        content |= {"best_params": study.best_trial.params, "best_value": study.best_trial.value}
+    return OmegaConf.to_yaml(OmegaConf.create(content))

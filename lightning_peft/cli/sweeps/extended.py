@@ -1,0 +1,159 @@
+"""A sweep that is extended: the same directory, more values, and only the new jobs are run.
+
+Hydra numbers the jobs of a sweep by their place among the combinations, and the directory of a job
+begins with its number. With more values the places move. So ``sweep.json`` keeps the jobs in the
+order of their numbers, and a later start gives each of them its number again; new ones come after.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.sweeps.record import FILE, check_directory, swept, told
+
+__all__ = ["go_on_in", "match"]
+
+BASIC = ".BasicSweeper"
+SWEEPER = "hydra_plugins.lightning_peft_sweeper.OrderedSweeper"
+SHOWN = 4
+
+Job = Sequence[str]
+"""The overrides of a job."""
+
+
+def go_on_in(directory: Path, record: dict[str, Any], config: Any) -> None:
+    """Fit a sweep to what its directory holds already, or refuse the directory.
+
+    Args:
+        directory: The directory of the sweep.
+        record: As ``describe`` gives it; the jobs are added to it.
+        config: The config of the sweep, whose sweeper is told the order of the jobs where it is
+            not Hydra's own.
+
+    Raises:
+        ConfigError: If the directory holds jobs that are none of this sweep's.
+    """
+    if not str(config.hydra.sweeper.get("_target_", "")).endswith(BASIC) or not all(
+        swept(config).values()  # 0 is for values that this sweeper cannot list
+    ):
+        check_directory(directory, record)
+        return
+    jobs = _jobs(record)
+    path = directory / FILE
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    order = list(range(len(jobs)))
+    if before is not None:
+        earlier = before.get("jobs") or _jobs(before)
+        places = match(earlier, jobs)
+        places = _by_config(config, earlier, jobs, places) if None in places else places
+        if None in places:
+            lost = [job for job, place in zip(earlier, places, strict=True) if place is None]
+            raise ConfigError([_refusal(directory, before, record, lost)])
+        found = [place for place in places if place is not None]
+        order = found + [place for place in order if place not in set(found)]
+        if len(jobs) > len(earlier):
+            more = len(jobs) - len(earlier)
+            print(
+                f"lightning-peft: {directory} is extended: {more} new job{'s' * (more > 1)} beside "
+                f"the {len(earlier)} that it has",
+                file=sys.stderr,
+            )
+    record["jobs"] = [list(jobs[place]) for place in order]
+    if order != sorted(order):
+        _tell(config.hydra, order)
+
+
+def match(earlier: Sequence[Job], jobs: Sequence[Job]) -> list[int | None]:
+    """Find earlier jobs among those of now by their overrides, in whatever order these are.
+
+    Args:
+        earlier: The overrides of each earlier job.
+        jobs: The same of now.
+
+    Returns:
+        The place of each earlier job among those of now, ``None`` where it is none of them.
+    """
+    places = {frozenset(job): place for place, job in reversed(list(enumerate(jobs)))}
+    return [places.get(frozenset(job)) for job in earlier]
+
+
+def _jobs(record: dict[str, Any]) -> list[list[str]]:
+    """List the jobs of a sweep as Hydra numbers them."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    words = [f"{key}={value}" for key, value in (record.get("params") or {}).items()]
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    overrides = parser.parse_overrides([*words, *record["overrides"]])
+    ((*jobs,),) = BasicSweeper.split_arguments(overrides, None)
+    return jobs
+
+
+def _by_config(
+    config: Any, earlier: Sequence[Job], jobs: Sequence[Job], places: Sequence[int | None]
+) -> list[int | None]:
+    """Find the others by the config that their overrides come to: a default may be written out."""
+    taken = {place for place in places if place is not None}
+    configs = {place: _composed(config, job) for place, job in enumerate(jobs)
+               if place not in taken}  # fmt: skip
+    found = list(places)
+    for number, job in enumerate(earlier):
+        if found[number] is None:
+            wanted = _composed(config, job)
+            same = (
+                None if wanted is None else next((p for p in configs if configs[p] == wanted), None)
+            )
+            if same is not None:
+                found[number] = same
+                del configs[same]
+    return found
+
+
+def _composed(config: Any, job: Job) -> dict[str, Any] | None:
+    """Compose the config of a job; ``None`` where it cannot be composed, as its job will tell."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf, open_dict, read_write
+
+    from lightning_peft.cli.jobs.earlier import identity
+    from lightning_peft.cli.sweeps.whole import own_part
+
+    before = HydraConfig.instance().cfg
+    try:
+        full = GlobalHydra.instance().config_loader().load_sweep_config(config, list(job))
+        with read_write(full.hydra.runtime), open_dict(full.hydra.runtime):
+            full.hydra.runtime.output_dir = "directory"  # the same for all
+        HydraConfig.instance().set_config(full)
+        return identity(OmegaConf.create(OmegaConf.to_yaml(own_part(full), resolve=True)))
+    except Exception:
+        return None
+    finally:
+        HydraConfig.instance().cfg = before
+
+
+def _tell(hydra: Any, order: list[int]) -> None:
+    from omegaconf import open_dict, read_write
+
+    with read_write(hydra), open_dict(hydra.sweeper):
+        hydra.sweeper._target_ = SWEEPER
+        hydra.sweeper.order = order
+
+
+def _refusal(
+    directory: Path, before: dict[str, Any], record: dict[str, Any], lost: Sequence[Job]
+) -> str:
+    shown = "; ".join(" ".join(job) for job in lost[:SHOWN])
+    more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+    return (
+        f"{directory} holds another sweep: {told(before)}; this one is {told(record)}, which lacks "
+        f"the jobs: {shown}{more}. A sweep can be extended by more values, with all else as it "
+        f"was. To go on with that one: lightning-peft continue {shlex.quote(str(directory))}. "
+        "Otherwise choose another hydra.sweep.dir."
+    )

@@ -1,0 +1,104 @@
+"""What the launcher ``fresh`` does for one job: start it as a plain run, and hear how it ended.
+
+Lightning kills the main process when another rank dies. In a process of its own such a job takes
+nothing with it, and no job inherits ranks, ports, process groups or memory from the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+
+from lightning_peft.cli.jobs.summary import record_death, write_json
+from lightning_peft.cli.sweeps.record import quoted
+from lightning_peft.cli.sweeps.sweep import OF_A_JOB, job_environment, single_job_arguments
+from lightning_peft.errors import PEFTError
+
+__all__ = ["JobDied", "LeaveResult", "command_line", "run_fresh"]
+
+RESULT = ".result.json"
+CALLBACK = "hydra.callbacks.lightning_peft_result"
+
+
+class JobDied(PEFTError, RuntimeError):
+    """A job whose process ended without success."""
+
+
+class LeaveResult(Callback):
+    """Write what a job returned into its directory, for the process that started it."""
+
+    def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
+        """Write the value; one that JSON cannot hold is left out."""
+        value = job_return._return_value
+        if isinstance(value, int | float | str | list | tuple | dict | None):
+            write_json(Path(config.hydra.runtime.output_dir) / RESULT, {"value": value})
+
+
+def run_fresh(cfg: Any, hydra: Any, directory: Path, module: str | None, resume: str | None) -> Any:
+    """Run one job of a sweep in a process of its own.
+
+    Args:
+        cfg: The config of the job.
+        hydra: The ``hydra`` part of it.
+        directory: The directory of the job.
+        module: The module that is run; by default the program that is running.
+        resume: The checkpoint that the job goes on with.
+
+    Returns:
+        What the job returned.
+
+    Raises:
+        JobDied: If the process did not end well; it says how, and where the log is.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    result = directory / RESULT
+    result.unlink(missing_ok=True)
+    environment = {k: v for k, v in os.environ.items() if k not in OF_A_JOB}
+    environment |= job_environment(hydra)
+    words = [
+        *single_job_arguments(sys.argv[1:], hydra, resume),
+        f"hydra.run.dir={quoted(str(directory))}",
+        f"++{CALLBACK}._target_={__name__}.{LeaveResult.__name__}",
+    ]
+    done = subprocess.run([*command_line(module), *words], env=environment, check=False)
+    if done.returncode != 0:
+        ended = _ended(done.returncode)
+        record_death(directory, cfg, f"the process of the job {ended}")
+        raise JobDied(f"job #{hydra.job.num} {ended}; its log is in {directory}")
+    try:
+        value = json.loads(result.read_text(encoding="utf-8"))["value"]
+    except FileNotFoundError:
+        value = None
+    result.unlink(missing_ok=True)
+    return value
+
+
+def command_line(module: str | None) -> Sequence[str]:
+    """Write how a program is started again.
+
+    Args:
+        module: A module to run as ``python -m``; by default the program that is running.
+    """
+    spec = None if module is not None else sys.modules["__main__"].__spec__
+    if module is not None or spec is not None:
+        name = module if spec is None else spec.name.removesuffix(".__main__")
+        return [sys.executable, "-m", str(name)]
+    return [sys.executable, os.path.abspath(sys.argv[0])]
+
+
+def _ended(status: int) -> str:
+    if status > 0:
+        return f"ended with exit status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    return f"was killed by {name}"

@@ -1,0 +1,181 @@
+"""A sweep as a whole: which one it is, a line for each of its jobs, and the table at its end."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+
+from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.jobs.earlier import Earlier, earlier_run
+from lightning_peft.cli.jobs.summary import write_json
+from lightning_peft.cli.search.check import check_search
+from lightning_peft.cli.search.study import prepare_search
+from lightning_peft.cli.sweeps.extended import go_on_in
+from lightning_peft.cli.sweeps.launcher_check import check_launcher
+from lightning_peft.cli.sweeps.occupied import occupy, occupy_run
+from lightning_peft.cli.sweeps.record import (
+    FILE,
+    count_jobs,
+    describe,
+    swept,
+)
+
+__all__ = ["STATE", "WholeSweep", "job_line", "own_part"]
+
+REFUSED = 2
+
+
+@dataclass
+class State:
+    """What became of the sweep of this process.
+
+    Attributes:
+        directory: Where it is, while it runs.
+        failed: How many of its jobs failed, when it is over.
+        process: The process that it began in; a worker of a launcher has none.
+    """
+
+    directory: Path | None = None
+    failed: int = 0
+    process: int | None = None
+
+
+STATE = State()
+"""Hydra makes the callback from the config and keeps it: this is how the command hears of it."""
+
+
+@dataclass
+class WholeSweep(Callback):
+    """Watch over a sweep, as a callback of Hydra (``hydra.callbacks``).
+
+    A directory that holds another sweep is refused before any job starts. Each job begins with a
+    line on the standard error, and the sweep ends in a comparison of all of its jobs, those of
+    earlier starts as well.
+    """
+
+    jobs: int | None = None
+    seconds: list[float] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+    swept: frozenset[str] = frozenset()
+    _started: float = 0.0
+    _counts: bool = True
+
+    def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
+        """Check the directory, and count the jobs."""
+        STATE.directory, STATE.failed = Path(config.hydra.sweep.dir), 0
+        STATE.process = os.getpid()
+        self.record = describe(config)
+        try:
+            check_search(config)
+            check_launcher(config)
+            occupy(STATE.directory, "hydra.sweep.dir")
+            go_on_in(STATE.directory, self.record, config)
+        except ConfigError as error:
+            STATE.directory = None  # it is not this sweep's
+            print(f"lightning-peft: {error}", file=sys.stderr)
+            # Hydra turns any other exception of a callback into a warning
+            raise SystemExit(REFUSED) from None
+        standing = prepare_search(config)
+        self.jobs = count_jobs(config, standing)
+        self.swept = frozenset(swept(config))
+
+    def on_run_start(self, config: Any, **kwargs: Any) -> None:
+        """Take the directory of a single run, before Hydra writes into it."""
+        try:
+            occupy_run(config)
+        except ConfigError as error:
+            print(f"lightning-peft: {error}", file=sys.stderr)
+            raise SystemExit(REFUSED) from None
+
+    def on_job_start(self, config: Any, **kwargs: Any) -> None:
+        """Print the line of the job."""
+        if not _in_sweep(config):
+            return
+        # from here on the directory is this sweep's; a command line that is refused leaves none
+        write_json(Path(config.hydra.sweep.dir) / FILE, self.record)
+        before = _found(config)
+        words = [str(word) for word in config.hydra.overrides.task]
+        apart = [word for word in words if word.partition("=")[0] in self.swept]
+        line = job_line(config.hydra.job.num, self.jobs, apart or words, before, self.seconds)
+        print(line, file=sys.stderr, flush=True)
+        self._counts = before.summary is None
+        if before.summary is not None:
+            total = (before.summary.get("seconds") or {}).get("total")
+            self.seconds += [] if total is None else [float(total)]
+        self._started = time.perf_counter()
+
+    def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
+        """Keep how long the job took."""
+        if _in_sweep(config) and self._counts:
+            self.seconds.append(time.perf_counter() - self._started)
+
+    def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
+        """Print the comparison of the sweep's directory, and write it there."""
+        from lightning_peft.cli.commands.compare import compare
+
+        STATE.directory = None
+        comparison = compare(Path(config.hydra.sweep.dir))
+        if comparison is not None:
+            STATE.failed = sum(len(row.failed) for row in comparison.rows)
+
+
+def job_line(
+    number: int, jobs: int | None, words: Sequence[str], before: Earlier, seconds: Sequence[float]
+) -> str:
+    """Write the line that a job begins with.
+
+    Args:
+        number: The job's number, from 0.
+        jobs: How many there are, where it is known.
+        words: What sets the job apart from the others.
+        before: What an earlier start left of it.
+        seconds: How long each job before it took.
+
+    Returns:
+        Such as ``"job 2 of 4: method=lora seed=1 (about 3 min 20 s left)"``.
+    """
+    from lightning_peft.cli.comparing.wording import duration
+
+    line = f"job {number + 1}{f' of {jobs}' if jobs else ''}: {' '.join(words)}".rstrip(": ")
+    if before.summary is not None:
+        pruned = before.summary.get("status") == "pruned"
+        return f"{line}: {'pruned' if pruned else 'done'} already"
+    notes = ["from its last checkpoint"] if before.checkpoint is not None else []
+    if jobs and seconds:
+        left = statistics.fmean(seconds) * max(jobs - number, 1)
+        notes.append(f"about {duration(left)} left")
+    return f"{line} ({', '.join(notes)})" if notes else line
+
+
+def own_part(config: Any) -> Any:
+    """Take the ``hydra`` part off the config of a job, as Hydra does for the job itself."""
+    from copy import deepcopy
+
+    from omegaconf import open_dict, read_write
+
+    cfg = deepcopy(config)
+    with read_write(cfg), open_dict(cfg):
+        cfg.pop("hydra", None)
+    return cfg
+
+
+def _found(config: Any) -> Earlier:
+    """What an earlier start left; what is wrong with it is told by the job itself."""
+    try:
+        return earlier_run(own_part(config))
+    except Exception:
+        return Earlier()
+
+
+def _in_sweep(config: Any) -> bool:
+    from hydra.types import RunMode
+
+    return config.hydra.mode == RunMode.MULTIRUN
