@@ -169,6 +169,7 @@ WITHOUT_EFFECT: tuple[tuple[str, str], ...] = (
     ("", r"(key|k_proj|SelfAttention\.k|EncDecAttention\.k)\.(base_layer\.)?(beft_)?bias"),
     # one constant on all channels, which the next LayerNorm takes away
     ("hf:glora", r"attn\.proj\.glora_E"),
+    ("", r"mlp_tokens\.fc2\..*bias"),  # of MLP-Mixer: one constant on all channels of a token
     # two experts that the sign steps above keep equal
     ("hf:lily", r"lily_router"),
     # the rows of a unit that is dead behind its ReLU
