@@ -89,7 +89,7 @@ def keep_hyperparameters(path: str | PathLike[str], **values: Any) -> None:
     if "hyper_parameters" not in checkpoint:
         return
     checkpoint["hyper_parameters"].update(values)
-    with written_whole(file) as temporary:
+    with written_whole(file.resolve()) as temporary:  # a link stays one
         torch.save(checkpoint, temporary)
 
 

@@ -41,9 +41,10 @@ def written_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
     aside = {path: path.with_name(f".{secrets.token_hex(6)}.{path.name}") for path in paths}
     try:
         for temporary in aside.values():
-            # opened here so that no other writer takes the name, with the permissions of a new file
+            # opened here so that no other writer takes the name
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        modes = [temporary.stat().st_mode for temporary in aside.values()]
+        # those of the file that is replaced, else of a new one
+        modes = [(p if p.exists() else temporary).stat().st_mode for p, temporary in aside.items()]
         yield list(aside.values())
         for temporary, mode in zip(aside.values(), modes, strict=True):
             temporary.chmod(mode)  # whoever wrote may have put a file of its own there

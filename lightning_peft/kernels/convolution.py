@@ -70,7 +70,8 @@ def low_rank_conv(
         ``(N, m, ...)``.
     """
     dtype = autocast_dtype(x, weight)
-    recipe = recipe_of(x, memory) if a.requires_grad or b.requires_grad else None
+    trained = (a.requires_grad or b.requires_grad) and torch.is_grad_enabled()
+    recipe = recipe_of(x, memory) if trained else None
     how, made_from = parted(None if recipe is None else recipe.detached())
     out = _LowRankConv.apply(
         x.to(dtype),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from lightning_peft.kernels.convolution import Geometry, low_rank_conv
 from lightning_peft.kernels.low_rank import low_rank_linear
@@ -44,7 +45,7 @@ def _active(layer: Any, downs: Any) -> str | None:
     """Name the one adapter that the fast forward may use now, if it may be used."""
     if layer.disable_adapters or layer.merged_adapters:
         return None
-    if torch._C._are_functorch_transforms_active():  # torch.func, such as gradients by sample
+    if _is_transformed():
         return None
     active = [name for name in layer.active_adapters if name in downs]
     if len(active) != 1:
@@ -52,12 +53,46 @@ def _active(layer: Any, downs: Any) -> str | None:
     name: str = active[0]
     if name in layer.lora_variant or layer.lora_bias.get(name, False):
         return None
-    base = layer.base_layer
-    if base._forward_hooks or base._forward_pre_hooks or base._backward_hooks:
+    parts = _parts(layer, name)
+    if parts is None or any(_is_hooked(part) for part in parts):
         return None
+    base = layer.base_layer
     if any(parameter.requires_grad for parameter in base.parameters()):  # such as its bias
         return None
     return name
+
+
+def _is_transformed() -> bool:
+    """Whether what runs is a transform or a trace that knows no autograd function in Python."""
+    if torch._C._are_functorch_transforms_active():  # such as gradients by sample
+        return True
+    if torch.compiler.is_compiling():
+        return False
+    return forward_ad._current_level >= 0 or torch.jit.is_tracing()
+
+
+def _parts(layer: Any, name: str) -> tuple[nn.Module, ...] | None:
+    """The modules whose work the fast forward does; ``None`` if one may do something else."""
+    if name not in layer.lora_A:  # an embedding, whose matrices are no modules
+        return (layer.base_layer,)
+    down, up, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
+    if type(down) not in _PLAIN or type(up) not in _PLAIN:  # such as one that is sharded
+        return None
+    if type(dropout) not in (nn.Identity, nn.Dropout):
+        return None
+    return layer.base_layer, down, up, dropout
+
+
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def _is_hooked(part: nn.Module) -> bool:
+    return bool(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+    )
 
 
 def _is_small(layer: Any, x: Tensor) -> bool:
@@ -74,7 +109,7 @@ def _is_small(layer: Any, x: Tensor) -> bool:
 def _dropout(layer: Any, name: str) -> float:
     """The probability with which the input of an adapter is dropped now."""
     dropout = layer.lora_dropout[name]
-    return dropout.p if layer.training and isinstance(dropout, nn.Dropout) else 0.0
+    return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
 
 def __getattr__(name: str) -> Any:
@@ -123,7 +158,7 @@ def fast_classes() -> dict[type, type]:
                 return result
             found: Tensor = self.base_layer(x)
             down, up = self.lora_embedding_A[name].T, self.lora_embedding_B[name]
-            hidden = self._embed(x, down).to(found.dtype).flatten(0, -2)
+            hidden = self._embed(x, down).to(found.dtype).reshape(-1, down.shape[-1])
             flat = found.view(-1, found.shape[-1])
             return flat.addmm(hidden, up.T.to(found.dtype), alpha=self.scaling[name]).view_as(found)
 

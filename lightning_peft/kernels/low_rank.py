@@ -27,7 +27,14 @@ from lightning_peft.kernels.products import (
     refuse_second,
     updated,
 )
-from lightning_peft.kernels.rebuild import Memory, Recipe, is_looked_at, parted, recipe_of
+from lightning_peft.kernels.rebuild import (
+    Memory,
+    Recipe,
+    is_looked_at,
+    is_plain,
+    parted,
+    recipe_of,
+)
 
 __all__ = ["low_rank_linear"]
 
@@ -60,7 +67,7 @@ def low_rank_linear(
         memory: What may be made again in the backward pass instead of being kept.
         training: Then, of an activation function whose result is made again, the backward pass is
             run here too and in place. ``torch.autograd.grad`` does not see that result as a part of
-            the graph; tensor hooks and ``retain_grad`` on it are respected.
+            the graph; tensor hooks and ``retain_grad`` that are on it by now are respected.
 
     Returns:
         ``(..., m)``.
@@ -71,7 +78,7 @@ def low_rank_linear(
     """
     dtype = autocast_dtype(x, weight)
     flat = x.reshape(-1, x.shape[-1]).to(dtype)
-    recipe = recipe_of(x, memory) if a.requires_grad else None
+    recipe = recipe_of(x, memory) if a.requires_grad and torch.is_grad_enabled() else None
     through = recipe is not None and training and recipe.slopes and not is_looked_at(x)
     if recipe is not None and not through:
         recipe = recipe.detached()
@@ -100,6 +107,10 @@ def _chained(recipe: Recipe) -> Recipe:
     if type(node).__name__ == "ViewBackward0":  # that gives the output its shape
         node = node.next_functions[0][0]
     if value is None or getattr(node, "_forward_cls", None) is not _LowRank:
+        return recipe
+    if value._version != node.version:  # written to under no_grad
+        return recipe
+    if not all(map(is_plain, node._raw_saved_tensors)):  # offloaded, or checkpointed
         return recipe
     weight, bias, a, b, mask, _, x, *made_from = node.saved_tensors
     how = node.recipe and node.recipe.with_tensors(made_from)
@@ -144,6 +155,7 @@ class _LowRank(torch.autograd.Function):
         if recipe is not None and recipe.inner is not None:
             made_from = (None, *made_from[1:])
         ctx.save_for_backward(weight, bias, a, b, mask, hidden, kept, *made_from)
+        ctx.version = None if torch.compiler.is_compiling() else out._version
         return out
 
     @staticmethod

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_peft.kernels.products import dropped, exactly, updated
+from lightning_peft.kernels.products import EXACT, dropped, exactly, updated
 
-__all__ = ["Held", "Memory", "Recipe", "Shared", "is_looked_at", "parted", "recipe_of"]
+__all__ = ["Held", "Memory", "Recipe", "Shared", "is_looked_at", "is_plain", "parted", "recipe_of"]
 
 Memory = Literal["default", "low", "lowest", "high"]
 """What is made again: activation functions; layer norms as well (``low``); the first products of
@@ -58,7 +58,9 @@ class Shared:
 
     def get(self, make: Callable[[], Tensor]) -> Tensor:
         """The tensor, made by the first who asks."""
-        value = make() if self._value is None else self._value
+        value = self._value
+        if value is None:
+            value = make()
         self._given += 1
         done = self._given >= self.users
         self._value, self._given = (None, 0) if done else (value, self._given)
@@ -122,12 +124,13 @@ class Recipe(NamedTuple):
         value = self.tensors[0]
         assert value is not None
         grad = grad.to(value.dtype).view(value.shape)
-        if self.kind == "gelu":
-            torch.ops.aten.gelu_backward.grad_input(
-                grad, value, approximate=self.options[0], grad_input=grad
-            )
-        else:
-            torch.ops.aten.silu_backward.grad_input(grad, value, grad_input=grad)
+        gelu = self.kind == "gelu"
+        backward = torch.ops.aten.gelu_backward if gelu else torch.ops.aten.silu_backward
+        options = {"approximate": self.options[0]} if gelu else {}
+        if torch._C._functorch.is_legacy_batchedtensor(grad):  # of is_grads_batched
+            given: Tensor = backward(grad, value, **options)
+            return given
+        backward.grad_input(grad, value, grad_input=grad, **options)
         return grad
 
 
@@ -138,6 +141,8 @@ def _gelu(approximate: str, value: Tensor) -> Tensor:
 def _normalised(
     value: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
+    if mean.dtype not in EXACT:  # on a CPU in half precision: too coarse to subtract
+        mean, rstd = value.mean(-1, keepdim=True, dtype=torch.float32), rstd.float()
     made = (value - mean).mul_(rstd)
     if weight is not None:
         made = made * weight if bias is None else torch.addcmul(bias, made, weight)
@@ -185,22 +190,32 @@ def recipe_of(x: Tensor, memory: Memory) -> Recipe | None:
     """
     if memory == "high" or torch.compiler.is_compiling() or x.grad_fn is None:
         return None
+    if x._version:  # written to under no_grad: made again, it would be what it was before
+        return None
     node: Any = x.grad_fn
-    kind = type(node).__name__
-    if kind == "GeluBackward0" and _plain(node._raw_saved_self):
+    kind = type(node).__name__.removesuffix("Backward0")
+    kept = _KEPT.get(kind, ())
+    if not kept or not all(is_plain(getattr(node, f"_raw_saved_{name}")) for name in kept):
+        return None
+    if kind == "Gelu":
         return Recipe("gelu", (node._saved_approximate,), (node._saved_self,))
-    if kind == "SiluBackward0" and _plain(node._raw_saved_self):
+    if kind == "Silu":
         return Recipe("silu", (), (node._saved_self,))
-    if kind == "MulBackward0" and _plain(node._raw_saved_self) and _plain(node._raw_saved_other):
-        # a gate: each side keeps the other
+    if kind == "Mul":
         return _product(node)
-    lows = memory in ("low", "lowest")
-    if lows and kind == "NativeLayerNormBackward0" and _plain(node._raw_saved_input):
-        return _layer_norm(node)
-    return None
+    return _layer_norm(node) if memory in ("low", "lowest") else None
 
 
-def _plain(saved: Any) -> bool:
+_KEPT = {
+    "Gelu": ("self",),
+    "Silu": ("self",),
+    "Mul": ("self", "other"),  # a gate: each side keeps the other
+    "NativeLayerNorm": ("input",),
+}
+"""What each operation that is known here keeps for its own backward pass."""
+
+
+def is_plain(saved: Any) -> bool:
     """Whether nobody has a hook on a saved tensor: looking at it would run theirs."""
     return saved.unpack_hook in (None, Held.let_go)
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["quick_dora_start"]
+__all__ = ["quick_dora_start", "start_in_float32"]
 
 _PLACE = ("peft.tuners.lora.dora", "DoraLinearLayer", "update_layer")
 _INJECTING = threading.RLock()  # two threads must not take each other's for the original
@@ -46,6 +46,34 @@ def quick_dora_start() -> Iterator[None]:
             setattr(layer_class, name, own)
 
 
+def start_in_float32(model: nn.Module, adapter: str) -> None:
+    """Start from norms in float32 where the backbone is in half precision and ``A`` and ``B`` not.
+
+    ``peft`` takes the norms in the precision of the weight and casts them afterwards, but its
+    forward divides by norms in float32: the first output would differ from the backbone's by what
+    the cast could not bring back.
+
+    Args:
+        model: The adapted backbone; changed in place.
+        adapter: The name of the adapter.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    for layer in model.modules():
+        if not isinstance(layer, LoraLayer) or adapter not in (layer.lora_magnitude_vector or ()):
+            continue
+        magnitude: Any = layer.lora_magnitude_vector[adapter]
+        base = layer.get_base_layer()
+        if base.weight.dtype not in (torch.float16, torch.bfloat16):
+            continue
+        if adapter in layer.lora_embedding_A:
+            down, up = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]
+        else:
+            down, up = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+        scaling = layer.scaling[adapter]
+        magnitude.update_layer(base_layer=base, lora_A=down, lora_B=up, scaling=scaling)
+
+
 def _quick(layer_class: type, own: Callable[..., None]) -> Callable[..., None]:
     def update_layer(self: Any, *args: Any, **given: Any) -> None:
         plain = type(self) is layer_class and not args and not getattr(self, "fan_in_fan_out", True)
@@ -53,6 +81,7 @@ def _quick(layer_class: type, own: Callable[..., None]) -> Callable[..., None]:
             own(self, *args, **given)
             return
         weight = given["base_layer"].weight.detach()
+        weight = weight.to(torch.promote_types(weight.dtype, given["lora_A"].dtype))
         # as in peft's get_weight_norm, so that the order of summation is the same too
         norms = torch.linalg.norm(weight, dim=1).to(weight.dtype)
         self.weight = nn.Parameter(norms, requires_grad=True)

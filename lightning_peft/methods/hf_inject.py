@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lightning_peft.errors import MethodError
-from lightning_peft.methods.dora_start import quick_dora_start
+from lightning_peft.methods.dora_start import quick_dora_start, start_in_float32
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -37,7 +37,8 @@ def inject_tuner(config: PeftConfig, model: nn.Module, kind: str) -> None:
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
     tuner_class: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
-    quick = quick_dora_start() if getattr(config, "use_dora", False) else nullcontext()
+    dora = getattr(config, "use_dora", False)
+    quick = quick_dora_start() if dora else nullcontext()
     try:
         # what peft's inject_adapter_in_model does too; it throws the tuner away, with the first
         # name of what the layers share, and refuses the tuners where that name matters
@@ -56,6 +57,9 @@ def inject_tuner(config: PeftConfig, model: nn.Module, kind: str) -> None:
     model.__dict__[SHARED] = tuple(sorted(shared))
     # a float16 adapter cannot be trained with gradient scaling, a bfloat16 one loses its updates
     cast_adapter_dtype(model, ADAPTER_NAME)
+    if dora:
+        with quick_dora_start():
+            start_in_float32(model, ADAPTER_NAME)
 
 
 def shared_entries(model: nn.Module, names: list[str]) -> dict[str, str]:

@@ -128,6 +128,7 @@ def test_an_embedding_is_that_of_peft(options):
     model = copy.deepcopy(plain)
     assert len(lp.accelerate(model).fast) == 1
     same(model, plain, torch.tensor([[0, 1, 2], [8, 8, 1]]))
+    same(model, plain, torch.tensor(3))
 
 
 def test_a_convolutional_backbone_is_fast_by_itself():

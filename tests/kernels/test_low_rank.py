@@ -1,6 +1,7 @@
 """The fast low-rank product against peft's own layer, against dense algebra, and by gradcheck."""
 
 import copy
+import io
 import itertools
 import pickle
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from peft.tuners.lora.layer import Linear
 from torch import nn
+from torch.autograd import forward_ad
 
 import lightning_peft as lp
 from lightning_peft.kernels import accelerate, low_rank, low_rank_linear, products
@@ -177,8 +179,21 @@ def two_adapters(model):
         lambda model: model.base_model.model[0].base_layer.register_forward_hook(
             lambda module, args, output: 2 * output
         ),
+        lambda model: (
+            model.base_model.model[0]
+            .lora_B["default"]
+            .register_forward_hook(lambda module, args, output: 2 * output)
+        ),
+        lambda model: model.base_model.model[0].base_layer.register_full_backward_pre_hook(
+            lambda module, gradients: None
+        ),
+        lambda model: model.base_model.model[0].lora_A.update({"default": Doubled(6, 2)}),
+        lambda model: model.base_model.model[0].lora_dropout.update({"default": nn.Tanh()}),
     ],
-    ids=["two adapters", "merged", "disabled", "a trained bias", "a hook on the base"],
+    ids=[
+        *("two adapters", "merged", "disabled", "a trained bias", "a hook on the base"),
+        *("a hook on B", "a backward hook on the base", "another A", "another dropout"),
+    ],
 )
 def test_what_the_fast_forward_does_not_know_is_done_by_peft(change, monkeypatch):
     plain = layer(target_modules=["0"])
@@ -191,6 +206,48 @@ def test_what_the_fast_forward_does_not_know_is_done_by_peft(change, monkeypatch
     x = torch.randn(3, 6)
     monkeypatch.setattr("lightning_peft.kernels.fast_layers.low_rank_linear", not_called)
     torch.testing.assert_close(model(x), plain(x), rtol=0, atol=0)
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("on", ["in evaluation", "off in training"])
+def test_a_dropout_layer_is_on_or_off_by_its_own_mode(on):
+    plain = layer(target_modules=["0"], lora_dropout=0.5)
+    model = copy.deepcopy(plain)
+    accelerate(model)
+    for each in (plain, model):
+        each.train(on != "in evaluation")
+        for module in each.modules():
+            if isinstance(module, nn.Dropout):
+                module.train(on == "in evaluation")
+    x = torch.randn(3, 6)
+    found = []
+    for each in (plain, model):
+        torch.manual_seed(3)
+        found.append(each(x))
+    torch.testing.assert_close(*found)
+    assert torch.equal(found[1], model(x)) is (on != "in evaluation")
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning"
+)
+def test_forward_mode_differentiation_and_tracing_are_those_of_peft():
+    plain = layer()
+    model = copy.deepcopy(plain)
+    accelerate(model)
+    x, direction = torch.randn(3, 6), torch.randn(3, 6)
+    found = []
+    for each in (plain, model):
+        with forward_ad.dual_level():
+            found.append(forward_ad.unpack_dual(each(forward_ad.make_dual(x, direction))).tangent)
+    torch.testing.assert_close(*found)
+    traced = torch.jit.trace(model, x)
+    traced.save(io.BytesIO())
+    torch.testing.assert_close(traced(x), plain(x))
 
 
 def test_gradients_by_sample_are_those_of_peft():

@@ -99,6 +99,34 @@ def test_what_has_another_history_is_kept(make, memory):
     assert recipe_of(make(tensors()[0]), memory) is None
 
 
+@pytest.mark.parametrize("made", MADE)
+def test_what_was_written_to_since_is_kept(made):
+    make, memory = MADE[made]
+
+    def written(x):
+        value = make(x)
+        with torch.no_grad():
+            value[..., :3] = 0
+        return value
+
+    assert recipe_of(written(tensors()[0]), memory) is None
+    for got, expected in zip(slopes(written, memory), slopes(written, "high"), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mean", [0, 100])
+def test_a_layer_norm_in_half_precision_is_as_exact_as_it_was(dtype, mean):
+    torch.manual_seed(0)
+    x = (torch.randn(50, 64) + mean).to(dtype).requires_grad_()
+    norm = nn.LayerNorm(64, dtype=dtype).requires_grad_(False)
+    exact = F.layer_norm(x.double(), (64,))
+    value = norm(x)
+    kept = (value - exact).square().mean().sqrt()
+    made = (recipe_of(value, "low").make() - exact).square().mean().sqrt()
+    assert made < 2 * kept
+
+
 def test_activation_checkpointing_decides_for_itself():
     x, weight, bias, a, b = tensors()
 
@@ -223,6 +251,49 @@ def test_it_is_kept_where_something_else_needs_it(why):
         torch.testing.assert_close(got, expected)
 
 
+def test_it_is_kept_where_it_was_written_to_since():
+    mlp = MLP(lambda hidden: F.gelu(zeroed(hidden)))
+    for got, expected in zip(mlp.slopes("lowest"), mlp.slopes("high"), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def zeroed(hidden):
+    with torch.no_grad():
+        hidden[..., :2] = 0
+    return hidden
+
+
+def test_a_first_layer_that_is_checkpointed_is_run_again_once():
+    mlp = MLP(F.gelu)
+    calls = []
+
+    def first(x):
+        calls.append("first")
+        args = mlp.weight, mlp.bias, mlp.a, mlp.b, 0.5
+        return low_rank_linear(x, *args, memory="lowest", training=True)
+
+    hidden = checkpoint(first, mlp.x, use_reentrant=False)
+    args = F.gelu(hidden), mlp.weight2, None, mlp.a2, mlp.b2, 0.5
+    out = low_rank_linear(*args, memory="lowest", training=True)
+    assert calls == ["first"]
+    got = torch.autograd.grad(out.square().sum(), [mlp.x, *mlp.trained])
+    assert calls == ["first"] * 2
+    for one, expected in zip(got, mlp.slopes("high"), strict=True):
+        torch.testing.assert_close(one, expected)
+
+
+@pytest.mark.parametrize("memory", ["default", "low", "lowest"])
+def test_many_gradients_at_once(memory):
+    mlp = MLP(F.gelu, norm())
+    rows = torch.eye(6, dtype=torch.float64)[:, None, None].expand(6, 3, 7, 6)
+    got = torch.autograd.grad(
+        mlp(memory), [mlp.x, *mlp.trained], grad_outputs=rows, is_grads_batched=True
+    )
+    expected = [torch.autograd.grad(mlp("high"), [mlp.x, *mlp.trained], row) for row in rows]
+    for one, each in zip(got, zip(*expected, strict=True), strict=True):
+        torch.testing.assert_close(one, torch.stack(each))
+
+
 def looked_at(x):
     value = F.gelu(x)
     value.retain_grad()
@@ -246,4 +317,7 @@ def test_layers_that_share_an_input_make_it_once(monkeypatch):
     for one, other, right in zip(first, second, expected, strict=True):
         assert torch.equal(one, other)
         torch.testing.assert_close(one, right)
+    with torch.no_grad():  # has no backward pass to wait for
+        low_rank_linear(value, weight, bias, a, b, 1, memory="low")
+    assert value.grad_fn.metadata["lightning_peft"].users == 3
     assert value.grad_fn.metadata["lightning_peft"]._value is None  # not kept afterwards
