@@ -20,8 +20,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## Adapt the shipped backbone to handwritten digits, ten labels a class
 	$(BIN)/lightning-peft -m experiment=demo
 
-# one thread a process: torch's threads of two processes would only wait for each other
-TEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile
+# one thread a process: torch's threads of two processes would only wait for each other; in the order
+# of the files, since a file of few tests can be a long one, which must not be the last
+TEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test: lint ## Run every check
 	$(TEST) -m "not slow"

@@ -20,7 +20,7 @@ from typing import Any
 
 import peft
 import torch
-from figures import interleaved, timed, write_figures
+from figures import CLOCKS, interleaved, timed, write_figures
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -109,6 +109,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: with --threads 1")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     options = parser.parse_args()
@@ -128,7 +129,10 @@ def main() -> None:
         loss.backward()
     # without the optimizer, whose cost is that of the trained parameters
     timers = {
-        name: timed(lambda name=name: loss_of(name, models[name], inputs, labels).backward())
+        name: timed(
+            lambda name=name: loss_of(name, models[name], inputs, labels).backward(),
+            CLOCKS[options.clock],
+        )
         for name in models
     }
     figures = interleaved(timers, options.rounds)
