@@ -12,7 +12,13 @@ from torch.utils.data import DataLoader
 
 from lightning_peft.data.augment import Augment, augmentation
 from lightning_peft.data.flips import flip_confusions, thumbnails, warning_text
-from lightning_peft.data.image_files import ImageFiles, training_transform
+from lightning_peft.data.image_cache import ImageCache
+from lightning_peft.data.image_files import (
+    ImageFiles,
+    ImageTransform,
+    evaluation_transform,
+    training_transform,
+)
 from lightning_peft.data.labelled import counted, mean_and_deviation, splits_of
 from lightning_peft.data.labels_file import LabelsFile, find_labels, read_labels
 from lightning_peft.data.loaders import SplitLoaders, workers
@@ -71,6 +77,9 @@ class ImageFolderDataModule(SplitLoaders):
         flip_safe: Whether a mirrored image keeps its class. None looks at the images where they
             are mirrored, and warns if it seems not; True does not look, False forbids mirroring.
         verify: How image files are checked before training; see :func:`unreadable`.
+        cache: Keep training and validation images decoded, as bytes: True in a temporary file, a
+            directory in files that later runs, ranks and jobs read too (the test images as well).
+            What the run comes to is the same. Worth it where loading is slower than a step.
         num_workers: Processes that load; None is the number of CPU cores, at most 8.
         pin_memory: Page-locked batches; where None, if there is a CUDA device.
 
@@ -101,6 +110,7 @@ class ImageFolderDataModule(SplitLoaders):
         flip: bool = True,
         flip_safe: bool | None = None,
         verify: Verify = "header",
+        cache: bool | str | Path = False,
         num_workers: int | None = None,
         pin_memory: bool | None = None,
     ) -> None:
@@ -142,6 +152,7 @@ class ImageFolderDataModule(SplitLoaders):
         self.eval_batch_size = 2 * batch_size if eval_batch_size is None else eval_batch_size
         self.steps_per_epoch = steps_per_epoch
         self.verify: Verify = verify
+        self.cache = ImageCache(cache)
         self.num_workers = workers(num_workers)
         self.pin_memory = pin_memory
         self.labels = labels
@@ -252,22 +263,22 @@ class ImageFolderDataModule(SplitLoaders):
 
     def images(self, split: str) -> ImageFiles:
         """The dataset of a split; that of ``"train"`` is augmented."""
-        train = split == "train"
-        evaluated = self.config.eval_transform()
-        augmented = training_transform(self.config, self.augment) if train else None
-        return self._images(split, augmented or evaluated)
+        if split == "train":
+            return self._images(split, training_transform(self.config, self.augment))
+        return self._images(split, evaluation_transform(self.config))
 
     def _samples(self, split: str, *, training: bool) -> ImageFiles:
         if training:
             return self.images(split)
-        return self._images(split, self.config.eval_transform())
+        return self._images(split, evaluation_transform(self.config))
 
-    def _images(self, split: str, transform: Callable[[Any], Tensor]) -> ImageFiles:
+    def _images(self, split: str, transform: ImageTransform) -> ImageFiles:
         self.setup()
         paths, labels = self.files[split]
-        return ImageFiles(
-            paths, labels, mode=self.config.pil_mode, transform=transform, seed=self.seed
-        )
+        mode = self.config.pil_mode
+        decoded = self.cache.of(split, paths, transform, mode)
+        options: Any = {"transform": transform, "seed": self.seed, "decoded": decoded}
+        return ImageFiles(paths, labels, mode=mode, **options)
 
     def eval_transform(self) -> Callable[[Any], Tensor]:
         """A PIL image in ``config.pil_mode`` to a tensor ``(C, H, W)``, as evaluated."""

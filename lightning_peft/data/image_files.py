@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,14 +12,36 @@ from torch.utils.data import Dataset
 
 from lightning_peft._seeds import seeded
 from lightning_peft.data.augment import Augment
+from lightning_peft.data.decoded import DecodedImages, Shape
 from lightning_peft.data.sampling import Draw
 from lightning_peft.data_config import DataConfig
 from lightning_peft.errors import DataError
 
-__all__ = ["ImageFiles", "Label", "training_transform"]
+__all__ = ["ImageFiles", "ImageTransform", "Label", "evaluation_transform", "training_transform"]
 
 Label = int | float | tuple[float, ...]
 """A class, a number, or one number for each of several labels."""
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """A PIL image to a normalised tensor, in two parts.
+
+    Attributes:
+        prepare: What is the same in every epoch: a PIL image to uint8 ``(C, H, W)``.
+        finish: What is not: that to float32 ``(C, H, W)``, augmented in training.
+        how: What ``prepare`` does, in a word that differs where its results do.
+        shape: Of what ``prepare`` gives; ``None`` for that of the image itself.
+    """
+
+    prepare: Callable[[Any], Tensor]
+    finish: Callable[[Tensor], Tensor]
+    how: str
+    shape: Shape | None
+
+    def __call__(self, image: Any) -> Tensor:
+        """Do both."""
+        return self.finish(self.prepare(image))
 
 
 class ImageFiles(Dataset[tuple[Tensor, Any]]):
@@ -28,9 +51,10 @@ class ImageFiles(Dataset[tuple[Tensor, Any]]):
         paths: Image files.
         labels: Of each: its class, its number, or several numbers, which come as a float tensor.
         mode: PIL mode in which they are read, ``"L"`` or ``"RGB"``.
-        transform: PIL image to tensor. Drawn from with a seed of (seed, epoch, position) where an
+        transform: What is done to each. Drawn from with a seed of (seed, epoch, position) where an
             image is asked for as a :class:`Draw`.
         seed: Seed of the transform.
+        decoded: Where the pixels are kept that the transform prepares; ``None`` keeps none.
     """
 
     def __init__(
@@ -39,23 +63,34 @@ class ImageFiles(Dataset[tuple[Tensor, Any]]):
         labels: Sequence[Label],
         *,
         mode: str,
-        transform: Callable[[Any], Tensor],
+        transform: ImageTransform,
         seed: int = 0,
+        decoded: DecodedImages | None = None,
     ) -> None:
         self.paths = paths
         self.labels = labels
         self.mode = mode
         self.transform = transform
         self.seed = seed
+        self.decoded = decoded
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int | Draw) -> tuple[Tensor, Any]:
         if not isinstance(index, Draw):
-            return self.transform(self._read(index)), self._label(index)
+            return self._image(index), self._label(index)
         with seeded("augment", self.seed, index.epoch, index.position):
-            return self.transform(self._read(index.image)), self._label(index.image)
+            return self._image(index.image), self._label(index.image)
+
+    def _image(self, index: int) -> Tensor:
+        if self.decoded is None:
+            return self.transform(self._read(index))
+        pixels = self.decoded.get(index)
+        if pixels is None:
+            pixels = self.transform.prepare(self._read(index))
+            self.decoded.put(index, pixels)
+        return self.transform.finish(pixels)
 
     def _label(self, index: int) -> Any:
         label = self.labels[index]
@@ -75,9 +110,23 @@ class ImageFiles(Dataset[tuple[Tensor, Any]]):
             ) from error
 
 
+def evaluation_transform(config: DataConfig) -> ImageTransform:
+    """Make what evaluation does, as :meth:`DataConfig.eval_transform` in two parts.
+
+    Args:
+        config: What the backbone expects.
+    """
+    from torchvision.transforms import v2
+
+    whole: Any = config.eval_transform()
+    *fitted, _, normalise = whole.transforms
+    finish = v2.Compose([_scaled, normalise])
+    return ImageTransform(v2.Compose([*fitted, v2.PILToTensor()]), finish, *_fitted(config))
+
+
 def training_transform(
     config: DataConfig, augment: Augment | Callable[[Tensor], Tensor]
-) -> Callable[[Any], Tensor]:
+) -> ImageTransform:
     """Make what turns a PIL image into an augmented tensor ``(C, H, W)``.
 
     Args:
@@ -86,14 +135,21 @@ def training_transform(
     """
     from torchvision.transforms import v2
 
-    if isinstance(augment, Augment) and augment.crop < 1:
-        # the random crop takes the place of evaluation's resize and centre crop
-        before: list[Any] = [v2.PILToTensor()]
-    else:
-        whole: Any = config.eval_transform()
-        before = [*whole.transforms[:-2], v2.PILToTensor()]
     change = augment.transform(config.image_size) if isinstance(augment, Augment) else augment
     scaled = v2.ToDtype(torch.float32, scale=True)
     normalise = v2.Normalize(list(config.mean), list(config.std))
-    composed: Callable[[Any], Tensor] = v2.Compose([*before, scaled, change, normalise])
-    return composed
+    finish = v2.Compose([scaled, change, normalise])
+    if isinstance(augment, Augment) and augment.crop < 1:
+        # the random crop takes the place of evaluation's resize and centre crop
+        return ImageTransform(v2.PILToTensor(), finish, "as it is", None)
+    return ImageTransform(evaluation_transform(config).prepare, finish, *_fitted(config))
+
+
+def _fitted(config: DataConfig) -> tuple[str, Shape]:
+    """Say how evaluation fits an image to the backbone, and the shape that it comes to."""
+    facts = (config.input_size, config.interpolation, config.crop_pct, config.crop_mode)
+    return f"fitted {facts}", config.input_size
+
+
+def _scaled(pixels: Tensor) -> Tensor:
+    return pixels.to(torch.float32).div(255)  # as ToTensor, to the bit

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_peft.data.image_files import ImageFiles
+from lightning_peft.data.image_cache import ImageCache
+from lightning_peft.data.image_files import ImageFiles, evaluation_transform
 from lightning_peft.data.image_lists import ImageList, missing_images, read_list
 from lightning_peft.data.loaders import SplitLoaders, workers
 from lightning_peft.data.vtab_tasks import TASKS, TaskName
@@ -68,6 +69,7 @@ class VTABDataModule(SplitLoaders):
         batch_size: Images a training batch, on each rank.
         eval_batch_size: Images a batch in validation and test.
         drop_last: Leave out the images of an epoch that fill no batch, as the papers do.
+        cache: Keep decoded images: as for :class:`~lightning_peft.ImageFolderDataModule`.
         num_workers: Processes that load; None is the number of CPU cores, at most 8.
         pin_memory: Page-locked batches; where None, if there is a CUDA device.
 
@@ -91,6 +93,7 @@ class VTABDataModule(SplitLoaders):
         batch_size: int = 64,
         eval_batch_size: int = 256,
         drop_last: bool = True,
+        cache: bool | str | Path = False,
         num_workers: int | None = None,
         pin_memory: bool | None = None,
     ) -> None:
@@ -114,6 +117,7 @@ class VTABDataModule(SplitLoaders):
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.drop_last = drop_last
+        self.cache = ImageCache(cache)
         self.num_workers = workers(num_workers)
         self.pin_memory = pin_memory
         self.lists: dict[str, ImageList] = {}
@@ -176,12 +180,15 @@ class VTABDataModule(SplitLoaders):
         """The dataset of a split; one that the phase does not have is empty."""
         self.setup()
         found = self.lists.get(split)
+        paths = () if found is None else found.images
+        transform, mode = evaluation_transform(self.config), self.config.pil_mode
         return ImageFiles(
-            () if found is None else found.images,
+            paths,
             () if found is None else found.labels,
-            mode=self.config.pil_mode,
-            transform=self.eval_transform(),
+            mode=mode,
+            transform=transform,
             seed=self.seed,
+            decoded=self.cache.of(split, paths, transform, mode),
         )
 
     def eval_transform(self) -> Callable[[Any], Tensor]:

@@ -1,0 +1,115 @@
+"""Where a data module keeps its decoded images."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import warnings
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_peft.data.decoded import DecodedImages, Shape, decoded_name
+from lightning_peft.data.image_files import ImageTransform
+from lightning_peft.report import human_bytes
+
+__all__ = ["ImageCache"]
+
+log = logging.getLogger(__name__)
+
+
+class ImageCache:
+    """Gives each list of images the file of its pixels.
+
+    Args:
+        where: A directory, which later runs and the other ranks of this machine read as well; True
+            for a temporary one, which goes when the process ends; False to keep nothing.
+    """
+
+    def __init__(self, where: bool | str | Path) -> None:
+        self.on = where is not False
+        self._temporary = where is True
+        self._place: _Place | None = None if isinstance(where, bool) else _Place(Path(where))
+        self._made: dict[str, DecodedImages | None] = {}
+
+    def of(
+        self, split: str, paths: Sequence[str], transform: ImageTransform, mode: str
+    ) -> DecodedImages | None:
+        """Find or make the file of a list of images.
+
+        Args:
+            split: What they are for: test images are read once, so that no temporary file is made
+                of them.
+            paths: The image files.
+            transform: What is done to them; its first part decides what is kept.
+            mode: The PIL mode in which they are read.
+
+        Returns:
+            The decoded images; ``None`` where nothing is kept, or there is no room: that is warned
+            of, with the room that is needed.
+        """
+        once = split == "test" and self._temporary
+        if not self.on or once or not paths:
+            return None
+        name = decoded_name(paths, f"{mode} {transform.how}")
+        if name not in self._made:
+            shape = transform.shape
+            shapes = [shape] * len(paths) if shape else [_shape(path, mode) for path in paths]
+            self._made[name] = self._make(name, shapes)
+        return self._made[name]
+
+    def _make(self, name: str, shapes: Sequence[Shape]) -> DecodedImages | None:
+        size = sum(channels * height * width for channels, height, width in shapes)
+        what = f"{len(shapes):,} decoded images take {human_bytes(size)}"
+        try:
+            if self._place is None:
+                self._place = _Temporary(Path(tempfile.mkdtemp(prefix="lightning-peft-")))
+            directory = self._place.directory
+            directory.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(directory).free
+            there = (directory / name).exists()
+            if size > free / 2 and not there:  # the rest is for checkpoints
+                raise OSError(f"at most half of the {human_bytes(free)} that are free is used")
+            found = DecodedImages(directory / name, shapes, owner=self._place)
+        except OSError as error:
+            warnings.warn(
+                f"{what}, which cannot be kept: {error}. They are decoded again in each epoch.",
+                stacklevel=2,
+            )
+            return None
+        log.info("%s, in %s", what, directory)
+        return found
+
+
+class _Place:
+    """A directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+
+class _Temporary(_Place):
+    """One that goes with the last who uses it; a copy in another process only reads."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        weakref.finalize(self, _remove, directory, os.getpid())
+
+
+def _remove(directory: Path, owner: int) -> None:
+    if os.getpid() == owner:  # and not in a loading process that was forked
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _shape(path: str, mode: str) -> Shape:
+    """The shape of an image as it is, which its header says; of a broken one, that of nothing."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except Exception:  # it is told of when it is read
+        return 0, 0, 0
+    return len(mode), height, width
