@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_peft.errors import DataError, near, require
 
-__all__ = ["load_config", "load_sequence_classifier", "load_tokenizer"]
+__all__ = ["load_config", "load_encoder", "load_sequence_classifier", "load_tokenizer"]
 
 EXTRA = "text"
 DROPOUTS = ("classifier_dropout", "seq_classif_dropout", "summary_last_dropout")
@@ -117,9 +117,43 @@ def load_sequence_classifier(
     return model.train()
 
 
+def load_encoder(name: str, *, pretrained: bool = True) -> nn.Module:
+    """Load an encoder without a head, in float32 and in evaluation mode.
+
+    Args:
+        name: A name on the Hugging Face hub, or a local directory.
+        pretrained: Load its weights; otherwise they are random.
+
+    Returns:
+        A model that ``AutoModel`` makes.
+
+    Raises:
+        DataError: If there is no such model, or most of its weights are not in its file.
+        MissingExtraError: If transformers is not installed.
+    """
+    transformers = require("transformers", EXTRA)
+    import torch
+
+    name = _checked_name(name)
+    config = load_config(name, 1, {})
+    with _quietly(transformers), _finding(name, "an encoder"):
+        if not pretrained:
+            return transformers.AutoModel.from_config(config, dtype=torch.float32).eval()
+        model, about = transformers.AutoModel.from_pretrained(
+            name,
+            config=config,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # told below, in words of ours
+            output_loading_info=True,
+        )
+    _check_loaded(model, about, name)
+    return model.eval()
+
+
 def _check_loaded(model: Any, about: Mapping[str, Any], name: str) -> None:
     """Refuse an encoder that is random though it was to be pretrained; tell of parts that are."""
-    prefix = f"{model.base_model_prefix}."
+    # of a model with a head, the encoder is a part
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     absent = {key if isinstance(key, str) else key[0] for key in about["missing_keys"]}
     absent |= {key if isinstance(key, str) else key[0] for key in about["mismatched_keys"]}
     encoder = {key for key, _ in model.named_parameters() if key.startswith(prefix)}

@@ -5,6 +5,7 @@ computes the features of each candidate once and asks them all.
 """
 
 from lightning_peft.ranking.candidates import Candidate, find_candidates
+from lightning_peft.ranking.encoders import find_encoders
 from lightning_peft.ranking.h_score import h_score
 from lightning_peft.ranking.linear_probe import Probe, linear_probe
 from lightning_peft.ranking.logme import logme
@@ -20,6 +21,7 @@ __all__ = [
     "Row",
     "Skipped",
     "find_candidates",
+    "find_encoders",
     "h_score",
     "leep",
     "linear_probe",

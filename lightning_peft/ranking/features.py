@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,16 +13,19 @@ from torch import Tensor, nn
 
 from lightning_peft.errors import DataError
 
-__all__ = ["Features", "extract", "milliseconds_per_image"]
+__all__ = ["Features", "Inputs", "extract", "milliseconds_each"]
 
-TIMED_IMAGES = 32
+Inputs = Tensor | Mapping[str, Tensor]
+"""Images ``(B, C, H, W)``, or what a tokeniser makes of texts: tensors ``(B, T)`` by name."""
+
+TIMED = 32
 LEAST_RUNS = 3
 MOST_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What a frozen backbone makes of images.
+    """What a frozen backbone makes of images or texts.
 
     Attributes:
         values: Shape ``(N, D)``, float32, on the CPU.
@@ -35,11 +38,11 @@ class Features:
 
 @torch.no_grad()
 def extract(model: nn.Module, batches: Iterable[Any], device: torch.device | str) -> Features:
-    """Compute the features of all images.
+    """Compute the features of all images or texts.
 
     Args:
-        model: Maps images ``(B, C, H, W)`` to features ``(B, D)``; it is put into evaluation mode.
-        batches: Pairs of images and labels.
+        model: Maps a batch to features ``(B, D)``; it is put into evaluation mode.
+        batches: Pairs of images or texts and labels.
         device: Where to compute.
 
     Returns:
@@ -50,8 +53,8 @@ def extract(model: nn.Module, batches: Iterable[Any], device: torch.device | str
     """
     model.eval().to(device)
     values, labels = [], []
-    for images, classes in batches:
-        found = model(images.to(device))
+    for inputs, classes in batches:
+        found = model(_on(inputs, device))
         if not isinstance(found, Tensor) or found.dim() != 2:
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise DataError(f"Expected features of shape (B, D) from the backbone, got {got}.")
@@ -61,30 +64,39 @@ def extract(model: nn.Module, batches: Iterable[Any], device: torch.device | str
 
 
 @torch.no_grad()
-def milliseconds_per_image(model: nn.Module, images: Tensor, device: torch.device | str) -> float:
+def milliseconds_each(model: nn.Module, inputs: Inputs, device: torch.device | str) -> float:
     """Time the forward pass on this machine.
 
     Args:
-        model: Maps images to features.
-        images: Shape ``(B, C, H, W)``; at most 32 of them are used, as one batch.
+        model: Maps a batch to features.
+        inputs: A batch; at most 32 of its images or texts are used.
         device: Where to compute.
 
     Returns:
-        The median over a few passes, after one that is not counted, in milliseconds an image.
+        The median over a few passes, after one that is not counted, in milliseconds an image or
+        text.
     """
     model.eval().to(device)
-    images = images[:TIMED_IMAGES].to(device)
+    inputs = _on(inputs, device, TIMED)
+    one = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
     times: list[float] = []
-    model(images)
+    model(inputs)
     while len(times) < LEAST_RUNS or (len(times) < 20 and sum(times) < MOST_SECONDS):
-        _wait(images)
+        _wait(one)
         start = time.perf_counter()
-        model(images)
-        _wait(images)
+        model(inputs)
+        _wait(one)
         times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times) / len(images)
+    return 1000 * statistics.median(times) / len(one)
 
 
-def _wait(images: Tensor) -> None:
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
+def _on(inputs: Inputs, device: torch.device | str, most: int | None = None) -> Inputs:
+    """Bring a batch, or the first of it, to a device."""
+    if isinstance(inputs, Tensor):
+        return inputs[:most].to(device)
+    return {name: tensor[:most].to(device) for name, tensor in inputs.items()}
+
+
+def _wait(one: Tensor) -> None:
+    if one.is_cuda:
+        torch.cuda.synchronize(one.device)

@@ -11,18 +11,14 @@ from torch import Tensor
 
 from lightning_peft._seeds import generator
 from lightning_peft.errors import DataError, MissingExtraError, near
-from lightning_peft.ranking.candidates import (
-    Candidate,
-    build,
-    count_parameters,
-    most_likely_reason,
-)
-from lightning_peft.ranking.features import Features, extract, milliseconds_per_image
+from lightning_peft.ranking.candidates import Candidate
+from lightning_peft.ranking.features import Features
 from lightning_peft.ranking.h_score import h_score
 from lightning_peft.ranking.linear_probe import Probe, linear_probe
 from lightning_peft.ranking.logme import logme
 from lightning_peft.ranking.neighbours import nearest_neighbours
 from lightning_peft.ranking.nleep import nleep
+from lightning_peft.ranking.sources import BACKBONES_OF, Noun, Skipped
 
 __all__ = ["BY", "SCORES", "Ranking", "Row", "Skipped", "chances", "rank_candidates"]
 
@@ -47,11 +43,12 @@ class Row:
     Attributes:
         label: What the candidate is called.
         parameters: Parameters without the head.
-        milliseconds: An image, forward, on this machine.
+        milliseconds: An image or text, forward, on this machine.
         width: Number of features.
         probe: Cross-validated accuracy of the linear probe, in [0, 1].
         deviation: Its standard deviation over the folds.
-        first: How often its probe is the best one when the images are resampled, in [0, 1].
+        first: How often its probe is the best one when the images or texts are
+            resampled, in [0, 1].
         scores: The scores by name; None where its extra is not installed.
     """
 
@@ -70,14 +67,6 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Skipped:
-    """A candidate that was left out, and why."""
-
-    label: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Ranking:
     """The backbones, the best first.
 
@@ -85,9 +74,10 @@ class Ranking:
         by: What they are ranked by.
         rows: The backbones.
         skipped: The candidates that are over a budget or could not be loaded.
-        images: Labelled images.
+        images: Labelled images or texts.
         classes: Classes among them.
         folds: Folds of the cross-validation.
+        noun: ``"images"`` or ``"texts"``.
     """
 
     by: str
@@ -96,6 +86,7 @@ class Ranking:
     images: int
     classes: int
     folds: int
+    noun: Noun = "images"
 
 
 def rank_candidates(
@@ -109,21 +100,24 @@ def rank_candidates(
     seed: int = 0,
     device: torch.device | str = "cpu",
     told: Callable[[str], None] = lambda line: None,
+    noun: Noun = "images",
 ) -> Ranking:
     """Compute the features of each candidate once, and score them.
 
     Args:
         candidates: The backbones.
-        batches_for: Gives the images as a candidate expects them: batches of images
-            ``(B, C, H, W)`` and labels ``(B,)``, of the same images in the same order for all.
+        batches_for: Gives the data as a candidate expects it: batches of images ``(B, C, H, W)``,
+            or of what its tokeniser makes of texts, and labels ``(B,)``, of the same images or
+            texts in the same order for all.
         by: What to rank by: ``"probe"`` or a name of :data:`SCORES`.
         max_parameters: Leave out backbones of more parameters; nothing of them is loaded.
-        max_milliseconds: Leave out backbones that take longer an image on this machine; they are
-            timed before their weights are downloaded.
+        max_milliseconds: Leave out backbones that take longer an image or text on this machine;
+            they are timed before their weights are downloaded.
         folds: Folds of the probe's cross-validation.
         seed: Seed of the folds, of the resampling and of random weights.
         device: Where the features are computed.
         told: Called with a line whenever a candidate is done or left out.
+        noun: Whether the backbones are of images (timm) or of texts (Hugging Face).
 
     Returns:
         The ranking. A candidate that cannot be loaded is among those skipped.
@@ -134,12 +128,14 @@ def rank_candidates(
     """
     if by not in BY:
         raise DataError(f"There is no score '{by}'. {near(by, BY)}")
+    source = BACKBONES_OF[noun]
     rows: list[Row] = []
     probes: list[Probe] = []
     skipped: list[Skipped] = []
     labels: Tensor | None = None
     for candidate in candidates:
-        measured = _measure(candidate, batches_for, max_parameters, max_milliseconds, seed, device)
+        budgets = (max_parameters, max_milliseconds)
+        measured = source.measure(candidate, batches_for, budgets, seed, device)
         if isinstance(measured, Skipped):
             skipped.append(measured)
             told(f"{measured.label}: left out, {measured.reason}")
@@ -147,7 +143,7 @@ def rank_candidates(
         features, parameters, milliseconds = measured
         if labels is not None and not torch.equal(labels, features.labels):
             raise DataError(
-                f"Expected the same images in the same order for every backbone, got other labels "
+                f"Expected the same {noun} in the same order for every backbone, got other labels "
                 f"for {candidate.label}."
             )
         labels = features.labels
@@ -160,13 +156,13 @@ def rank_candidates(
                 probe.accuracy, probe.deviation, 0.0, scores,
             )
         )  # fmt: skip
-        told(f"{candidate.label}: {100 * probe.accuracy:.1f} % of {len(labels)} images")
+        told(f"{candidate.label}: {100 * probe.accuracy:.1f} % of {len(labels)} {noun}")
     found = chances([probe.correct for probe in probes], seed) if probes else []
     rows = [dataclasses.replace(row, first=first) for row, first in zip(rows, found, strict=True)]
     rows.sort(key=lambda row: (-_known(row.value(by)), -row.probe, row.parameters))
     images = 0 if labels is None else len(labels)
     classes = 0 if labels is None else len(labels.unique())
-    return Ranking(by, tuple(rows), tuple(skipped), images, classes, folds)
+    return Ranking(by, tuple(rows), tuple(skipped), images, classes, folds, noun)
 
 
 def chances(correct: Sequence[Tensor], seed: int = 0) -> list[float]:
@@ -193,33 +189,6 @@ def chances(correct: Sequence[Tensor], seed: int = 0) -> list[float]:
         best = right == right.max()
         wins += best / best.sum()
     return [float(share) for share in wins / RESAMPLES]
-
-
-def _measure(
-    candidate: Candidate,
-    batches_for: Callable[[Candidate], Iterable[Any]],
-    max_parameters: float | None,
-    max_milliseconds: float | None,
-    seed: int,
-    device: torch.device | str,
-) -> tuple[Features, int, float] | Skipped:
-    """Give the features, the parameters and the time an image of a candidate, or why not."""
-    parameters = count_parameters(candidate.name)
-    if max_parameters is not None and parameters > max_parameters:
-        return Skipped(candidate.label, f"it has {parameters:,} parameters")
-    batches = batches_for(candidate)
-    images = next(iter(batches))[0]
-    if max_milliseconds is not None:
-        taken = milliseconds_per_image(build(candidate, weights=False), images, device)
-        if taken > max_milliseconds:
-            return Skipped(candidate.label, f"it takes {taken:.2f} ms an image")
-    try:
-        model = build(candidate, seed=seed)
-    except Exception as error:
-        # a download can fail in as many ways as there are hubs: the others are still ranked
-        return Skipped(candidate.label, most_likely_reason(error))
-    taken = milliseconds_per_image(model, images, device)
-    return extract(model, batches, device), parameters, taken
 
 
 def _score(name: str, features: Features, *, needed: bool) -> float | None:

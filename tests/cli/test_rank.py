@@ -12,6 +12,7 @@ from lightning_peft.cli.comparing.agreement import agreements, fine_tuned
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.errors import DataError
 from lightning_peft.ranking import Ranking, Row
+from tests.fixtures.encoders import tiny_encoder
 
 DIGITS = ("data.labels_per_class=5",)
 
@@ -44,6 +45,20 @@ def test_rank_by_another_score_as_json(command):
     found = json.loads(out)
     assert found["by"] == "logme"
     assert [row["label"] for row in found["rows"]] == ["glyph_vit", "glyph_vit:random"]
+
+
+def test_encoders_of_texts_are_ranked_on_a_file(command, tmp_path):
+    directory = tiny_encoder(tmp_path / "encoder")
+    lines = [f"a {word} was seen {i},{word}" for word in ("film", "song") for i in range(12)]
+    (tmp_path / "texts.csv").write_text("\n".join(["text,label", *lines]) + "\n")
+    words = (f"models={directory},{directory}:random", "data=text", "data.root=texts.csv")
+    status, out, err = command("rank", *words, "--folds", "3")
+    assert status == 0, err
+    assert "labelled texts of 2 classes, ranked by probe" in out
+    assert "ms: forward, a text, on this machine" in " ".join(out.split())
+    status, _, err = command("rank", "max_parameters=1M", "data=text", "data.root=texts.csv")
+    assert status == 2
+    assert "expected models=NAME,... with data=text: encoders of Hugging Face" in err
 
 
 def test_without_a_measured_candidate_the_status_is_1(command):

@@ -1,5 +1,7 @@
 """Backbones of a known order come out in that order."""
 
+import dataclasses
+
 import pytest
 import timm
 import torch
@@ -10,7 +12,8 @@ from lightning_peft.errors import DataError, MissingExtraError
 from lightning_peft.ranking import SCORES, Candidate, find_candidates, rank_candidates
 from lightning_peft.ranking import rank as ranking
 from lightning_peft.ranking.candidates import build, count_parameters, most_likely_reason
-from lightning_peft.ranking.features import extract, milliseconds_per_image
+from lightning_peft.ranking.features import extract, milliseconds_each
+from lightning_peft.ranking.sources import BACKBONES_OF
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +116,11 @@ def test_what_cannot_be_loaded_is_reported_and_the_rest_ranked(tmp_path, digits,
 
 def test_budgets_leave_out_before_weights_are_loaded(digits, monkeypatch):
     built = []
-    monkeypatch.setattr(
-        ranking, "build", lambda c, weights=True, **kw: built.append((c, weights)) or build(c, **kw)
+    watched = dataclasses.replace(
+        BACKBONES_OF["images"],
+        build=lambda c, weights=True, **kw: built.append((c, weights)) or build(c, **kw),
     )
+    monkeypatch.setitem(BACKBONES_OF, "images", watched)
     one = find_candidates(["glyph_vit"])
     found = rank_candidates(one, digits, max_parameters=count_parameters("glyph_vit") - 1)
     assert found.skipped[0].reason == "it has 1,287,392 parameters"
@@ -204,7 +209,5 @@ def test_the_time_an_image_takes_grows_with_the_work():
 
     little, much = Work(0), Work(20)
     images = torch.rand(50, 1, 24, 24)
-    assert milliseconds_per_image(little, images, "cpu") < milliseconds_per_image(
-        much, images, "cpu"
-    )
+    assert milliseconds_each(little, images, "cpu") < milliseconds_each(much, images, "cpu")
     assert little.seen == 32

@@ -22,20 +22,24 @@ if TYPE_CHECKING:
 
     from lightning_peft.cli.comparing.agreement import Agreement
     from lightning_peft.ranking import Candidate, Ranking
+    from lightning_peft.ranking.sources import Noun
 
 __all__ = ["main", "parse_count", "split_names"]
 
+TEXTS = "data=text"
 OWN = ("models", "max_parameters", "max_ms")
 UNITS = {"k": 1e3, "M": 1e6, "B": 1e9, "G": 1e9}
 EPILOG = """\
 models         names of timm; NAME:random for random weights; NAME:FILE for weights of your own;
-               patterns such as 'vit_tiny*' for every pretrained model that is called so
+               patterns such as 'vit_tiny*' for every pretrained model that is called so.
+               With data=text: encoders of Hugging Face, by name or directory, or NAME:random
 max_parameters leave out larger backbones, such as 30M; alone, all pretrained models of timm are
                candidates
-max_ms         leave out backbones that take longer an image, forward, on this machine
+max_ms         leave out backbones that take longer an image or text, forward, on this machine
 
   lightning-peft rank models=[glyph_vit,glyph_vit:random] data.labels_per_class=10
   lightning-peft rank models='vit_tiny*,resnet18*' max_parameters=30M data=folder data.root=images
+  lightning-peft rank models=bert-base-uncased,roberta-base data=text data.root=reviews.csv
 """
 
 
@@ -120,7 +124,11 @@ def split_names(text: str) -> list[str]:
 def _rank(options: argparse.Namespace) -> tuple[Ranking, list[Agreement]]:
     own, overrides = _split(options.words)
     budgets = {key: parse_count(key, own[key]) for key in OWN[1:] if key in own}
-    names = split_names(own["models"]) if "models" in own else ["*"] if budgets else []
+    noun: Noun = "texts" if TEXTS in overrides else "images"
+    every = ["*"] if budgets and noun == "images" else []  # of Hugging Face there is no list
+    names = split_names(own["models"]) if "models" in own else every
+    if not names and noun == "texts":
+        raise ConfigError(["expected models=NAME,... with data=text: encoders of Hugging Face."])
     if not names:
         raise ConfigError(
             ["expected models=NAME,... or a budget such as max_parameters=30M. See: "
@@ -133,14 +141,14 @@ def _rank(options: argparse.Namespace) -> tuple[Ranking, list[Agreement]]:
     import torch
 
     from lightning_peft.cli.quiet import quiet
-    from lightning_peft.ranking import find_candidates, rank_candidates
+    from lightning_peft.ranking import find_candidates, find_encoders, rank_candidates
     from lightning_peft.ranking.rank import BY
 
     if options.by not in BY:
         raise ConfigError([f"--by: there is no score '{options.by}'. Known: {', '.join(BY)}."])
     auto = "cuda" if torch.cuda.is_available() else "cpu"
-    candidates = find_candidates(names)
-    _refuse_too_many(candidates, budgets.get("max_parameters"), options.limit)
+    candidates = find_encoders(names) if noun == "texts" else find_candidates(names)
+    _refuse_too_many(candidates, noun, budgets.get("max_parameters"), options.limit)
     with quiet():
         ranking = rank_candidates(
             candidates,
@@ -152,6 +160,7 @@ def _rank(options: argparse.Namespace) -> tuple[Ranking, list[Agreement]]:
             seed=cfg.seed,
             device=auto if options.device == "auto" else options.device,
             told=_tell,
+            noun=noun,
         )
     if options.against is None:
         return ranking, []
@@ -178,30 +187,24 @@ def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 def _compose(overrides: Sequence[str]) -> DictConfig:
     from hydra import compose, initialize_config_dir
 
-    if "data=text" in overrides:
-        raise ConfigError(
-            [
-                "data=text: expected images, which the backbones of timm read. To rank encoders of "
-                "texts, train a head on each, frozen, and compare: lightning-peft -m data=text "
-                "data.root=... model.backbone=ONE,OTHER method=linear_probe"
-            ]
-        )
+    # what reads the data has to have a backbone; each candidate takes its place in turn
+    some = ["model.backbone=any"] if TEXTS in overrides else ["model=timm", "model.backbone=any"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        words = ["name=rank", "output_dir=.", "model=timm", "model.backbone=glyph_vit", *overrides]
-        return compose("config", words)
+        return compose("config", ["name=rank", "output_dir=.", *some, *overrides])
 
 
 def _refuse_too_many(
-    candidates: Sequence[Candidate], max_parameters: float | None, limit: int
+    candidates: Sequence[Candidate], noun: Noun, max_parameters: float | None, limit: int
 ) -> None:
-    from lightning_peft.ranking.candidates import count_parameters
+    from lightning_peft.ranking.sources import BACKBONES_OF
 
     if len(candidates) <= limit:
         return
     left = len(candidates)
     if max_parameters is not None:
         _tell(f"counting the parameters of {left} models ...")
-        left = sum(count_parameters(item.name) <= max_parameters for item in candidates)
+        count = BACKBONES_OF[noun].count
+        left = sum(count(item.name) <= max_parameters for item in candidates)
     if left > limit:
         raise DataError(
             f"Expected at most {limit} candidates, got {left}: each one's weights would be "
@@ -228,13 +231,13 @@ def _batches_for(cfg: DictConfig) -> Callable[[Candidate], Iterable[Any]]:
         datamodule.setup("fit")
         if (task := task_of(datamodule)) not in ("multiclass", "binary"):
             raise DataError(
-                f"Expected images of classes that exclude each other, got the task '{task}': the "
+                f"Expected labels of classes that exclude each other, got the task '{task}': the "
                 "scores that rank backbones are of classes."
             )
         if not hasattr(datamodule, "plain_dataloader"):
             raise DataError(
-                "Expected a data module with plain_dataloader(split), which gives the training "
-                f"images as evaluation sees them, got {type(datamodule).__name__}."
+                "Expected a data module with plain_dataloader(split), which gives what trains as "
+                f"evaluation sees it, got {type(datamodule).__name__}."
             )
         loader: Iterable[Any] = datamodule.plain_dataloader("train")
         return loader

@@ -54,11 +54,14 @@ def _print_table(ranking: Ranking, console: Console) -> None:
     from rich import box
     from rich.table import Table
 
+    from lightning_peft.ranking.sources import BACKBONES_OF
+
+    each = BACKBONES_OF[ranking.noun].each
     caption = (
-        f"{ranking.images} labelled images of {ranking.classes} classes, ranked by "
+        f"{ranking.images} labelled {ranking.noun} of {ranking.classes} classes, ranked by "
         f"{HEADINGS[ranking.by]}. In %: the probe's cross-validated accuracy ± deviation over "
-        f"{ranking.folds} folds; first, how often it is the best of all when the images are "
-        "resampled; 5-NN, leave-one-out accuracy. ms: forward, an image, on this machine."
+        f"{ranking.folds} folds; first, how often it is the best of all when the {ranking.noun} "
+        f"are resampled; 5-NN, leave-one-out accuracy. ms: forward, {each}, on this machine."
     )
     table = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=caption,
