@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from torch.optim import Optimizer
 
 from lightning_peft._namespace import pl
+from lightning_peft.callbacks._run_length import estimated_steps, steps_of_epochs
 from lightning_peft.callbacks._trainer import trainer_import, warn_on_rank_zero
 from lightning_peft.errors import ScheduleError
 from lightning_peft.kinds import is_a
@@ -113,7 +113,7 @@ class Schedule(pl.Callback):
             # a dry run of a few steps is not what the warm-up was written for
             multiplier = Multiplier(total, 0, "constant")
         else:
-            multiplier = self.multiplier(total, _epoch_steps(trainer) if automatic else None)
+            multiplier = self.multiplier(total, steps_of_epochs(trainer) if automatic else None)
         optimizers = self._optimizers(trainer)
 
         config = trainer_import(trainer, "utilities.types").LRSchedulerConfig
@@ -171,7 +171,7 @@ class Schedule(pl.Callback):
                 f"{name}: under manual optimization the trainer cannot know how many steps an "
                 f"optimizer makes. Pass them: {name}(total_steps=...)."
             )
-        estimate = _estimated_steps(trainer)
+        estimate = estimated_steps(trainer)
         if not 0 < estimate < float("inf"):
             raise ScheduleError(
                 f"{name}: expected a run of known length, as its decay or a warm-up that is a part "
@@ -204,39 +204,6 @@ class Schedule(pl.Callback):
                 f"{type(trainer.strategy).__name__}. Let that strategy schedule the learning rate."
             )
         return optimizers
-
-
-def _estimated_steps(trainer: pl.Trainer) -> float:
-    """Give the optimizer steps of the whole run; infinite, or below 0, if nobody knows."""
-    estimate = trainer.estimated_stepping_batches
-    batches, epochs = trainer.num_training_batches, trainer.max_epochs
-    changing = _changing_accumulation(trainer)
-    if changing is None or not isinstance(batches, int) or epochs is None or epochs < 0:
-        return estimate
-    # Lightning's estimate takes the accumulation of this moment, before that callback sets its own
-    total = sum(math.ceil(batches / changing(epoch)) for epoch in range(epochs))
-    return total if trainer.max_steps == -1 else min(total, trainer.max_steps)
-
-
-def _epoch_steps(trainer: pl.Trainer) -> list[int] | None:
-    """Give the optimizer steps of the first epochs, the last number for all later ones."""
-    if trainer.train_dataloader is None:
-        trainer.fit_loop.setup_data()
-    batches = trainer.num_training_batches
-    if not isinstance(batches, int):
-        return None
-    changing = _changing_accumulation(trainer)
-    if changing is None:
-        return [math.ceil(batches / trainer.accumulate_grad_batches)]
-    last = max(changing.__self__.scheduling)  # type: ignore[attr-defined]
-    return [math.ceil(batches / changing(epoch)) for epoch in range(last + 1)]
-
-
-def _changing_accumulation(trainer: pl.Trainer) -> Callable[[int], int] | None:
-    """Give what says how many batches make a step in each epoch, if that changes."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    changing = [c for c in callbacks if is_a(c, "GradientAccumulationScheduler")]
-    return changing[0].get_accumulate_grad_batches if changing else None
 
 
 class WarmupCosine(Schedule):
