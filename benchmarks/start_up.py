@@ -1,7 +1,11 @@
-"""What starting costs: ``import lightning_peft`` beyond what it needs, and ``--help``.
+"""What starting costs: imports, ``--help``, and all that there is before a first step is done.
+
+    python benchmarks/start_up.py
+    python benchmarks/start_up.py --only step --runs 3     # the cases with this word in their names
 
 Each figure is the median of several fresh interpreters, run in turn so that a drift of the
-machine's speed hits all of them. Run it with ``python benchmarks/start_up.py``.
+machine's speed hits all of them. A first step is one of ViT-Ti/16 on random images in a trainer of
+Lightning; that of the command reads the digits, checks its config and leaves its files, too.
 """
 
 import argparse
@@ -9,7 +13,34 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+
+STEP = """
+import lightning.pytorch as L, timm, torch
+{imports}
+class Net(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = timm.create_model("vit_tiny_patch16_224", num_classes=10)
+        {adapt}
+    def training_step(self, batch, index):
+        return self.net(batch).logsumexp(1).mean()
+    def configure_optimizers(self):
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad])
+data = torch.utils.data.DataLoader(torch.randn(8, 3, 224, 224), batch_size=8)
+quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False,
+             enable_model_summary=False)
+L.Trainer(accelerator="cpu", max_steps=1, callbacks=[{callback}], **quiet).fit(Net(), data)
+"""
+BY_HAND = (
+    "self.net = peft.get_peft_model(self.net, peft.LoraConfig(r=8, target_modules=["
+    "'qkv', 'proj', 'fc1', 'fc2'], modules_to_save=['head']))"
+)
+COMMAND = (
+    *("trainer=cpu", "trainer.max_steps=1", "test=false", "data.labels_per_class=2"),
+    *("callbacks=no_validation", "baselines=[]"),
+)
 
 CASES = {
     "python": ["-c", "pass"],
@@ -21,13 +52,31 @@ CASES = {
         "import lightning.pytorch, torch, lightning_peft; lightning_peft.PEFT",
     ],
     "lightning-peft --help": ["-m", "lightning_peft.cli", "--help"],
+    "a first step, full fine-tuning": ["-c", STEP.format(imports="", adapt="", callback="")],
+    "a first step, peft by hand": [
+        "-c",
+        STEP.format(imports="import peft", adapt=BY_HAND, callback=""),
+    ],
+    "a first step, PEFT('lora')": [
+        "-c",
+        STEP.format(imports="import lightning_peft as lp", adapt="", callback="lp.PEFT('lora')"),
+    ],
+    "a first step, PEFT('ssf')": [
+        "-c",
+        STEP.format(imports="import lightning_peft as lp", adapt="", callback="lp.PEFT('ssf')"),
+    ],
+    "a first step, the command": ["-m", "lightning_peft.cli", *COMMAND],
 }
 
 
 def cpu_and_wall(arguments: list[str]) -> tuple[float, float]:
-    """Run an interpreter and give its CPU seconds and its wall seconds."""
+    """Run an interpreter, in a directory of its own; give its CPU seconds and its wall seconds."""
     before, start = os.times(), time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+    with tempfile.TemporaryDirectory() as directory:
+        words = [sys.executable, *arguments]
+        done = subprocess.run(words, cwd=directory, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)}\n{done.stderr}")
     wall, after = time.perf_counter() - start, os.times()
     used = (after.children_user - before.children_user) + (
         after.children_system - before.children_system
@@ -38,10 +87,12 @@ def cpu_and_wall(arguments: list[str]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5, help="fresh interpreters for each figure")
-    runs = parser.parse_args().runs
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in CASES}
-    for _ in range(runs + 1):  # the first round warms the file cache up
-        for name, arguments in CASES.items():
+    parser.add_argument("--only", default="", metavar="WORD", help="cases with it in their names")
+    options = parser.parse_args()
+    cases = {name: words for name, words in CASES.items() if options.only in name}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
+    for _ in range(options.runs + 1):  # the first round warms the file cache up
+        for name, arguments in cases.items():
             times[name].append(cpu_and_wall(arguments))
     print(f"{'':<40}{'CPU s':>8}{'wall s':>8}")
     for name, pairs in times.items():
