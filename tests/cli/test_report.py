@@ -319,3 +319,10 @@ def test_an_override_of_a_sweep_reads_as_it_was_typed(tmp_path, run, typed, read
     run(tmp_path, "lora", 0, 0.9, overrides=[typed])
     ((found,), _) = read_runs([tmp_path])
     assert read in found.overrides
+
+
+def test_a_plot_keeps_every_character_that_xml_can_hold():
+    axis = linear_axis([0.0, 1.0], "a\u00a0b\u3000c\U0001f600d\x00e\ud800f\uffffg")
+    root = ElementTree.fromstring(Plot(axis, axis, "title").markup())
+    texts = {element.text for element in root.iter("text")}
+    assert "a\u00a0b\u3000c\U0001f600d\ufffde\ufffdf\ufffdg" in texts

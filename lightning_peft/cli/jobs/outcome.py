@@ -193,12 +193,14 @@ def _write_test_set(parts: Parts, directory: Path) -> None:
     # a picture shows one class for each image
     if evaluation.confusion is None or hasattr(parts.datamodule, "texts"):
         return
-    images, labels, probabilities = some_predictions(parts)
     names = [row.name for row in evaluation.classes]
     try:
+        images, labels, probabilities = some_predictions(parts)
         predictions(images, labels, probabilities, names, directory / "predictions.png")
     except MissingExtraError as error:
         log.info("no picture of predictions: %s", error)
+    except Exception as error:  # what was measured is worth more than a picture of it
+        log.warning("no picture of predictions: %s: %s", type(error).__name__, error)
 
 
 def _intervals(cfg: DictConfig, parts: Parts) -> dict[str, tuple[float, float]]:
