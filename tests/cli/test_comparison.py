@@ -69,7 +69,7 @@ def test_compare_prints_a_table_and_writes_the_files(sweep, capsys):
     out = capsys.readouterr().out
     assert "93.0 ± 3.6 %" in out
     assert "mean ± standard deviation over 3 seeds" in out
-    assert "100 labelled images trained, 50 others chose the checkpoint, 797 tested" in out
+    assert "100 labelled images trained, 50 others validated, 797 tested" in out
     with (sweep / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == [row.label for row in comparison.rows]
@@ -125,9 +125,17 @@ def test_runs_without_a_seed_are_each_counted(tmp_path, run):
 
 
 def test_what_was_not_tested_is_not_said_to_be(tmp_path, run):
-    run(tmp_path, "lora", 0, None, metrics={"val/accuracy": 0.5})
+    run(tmp_path, "lora", 0, None, metrics={"val/accuracy": 0.5}, monitor="val/accuracy")
     (note,) = notes(read(tmp_path))
     assert note == "100 labelled images trained, 50 others chose the checkpoint"
+
+
+@pytest.mark.parametrize("monitor", [None, "train/loss", 3])
+def test_what_chose_no_checkpoint_is_not_said_to_have(tmp_path, run, monitor):
+    run(tmp_path, "lora", 0, 0.9, monitor="val/accuracy")
+    run(tmp_path, "lora", 1, 0.9, monitor=monitor)
+    told = notes(read(tmp_path))[-1]
+    assert told == "100 labelled images trained, 50 others validated, 797 tested"
 
 
 def test_the_help_names_the_files_and_is_no_error(capsys):

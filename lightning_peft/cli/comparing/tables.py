@@ -62,7 +62,8 @@ def notes(comparison: Comparison, *, with_memory: bool = True) -> list[str]:
         found.append(f"less {comparison.metric.replace('/', ' ')} is better")
     if comparison.images:
         train, val, test = (comparison.images.get(s, 0) for s in ("train", "val", "test"))
-        chosen = f", {val} others chose the checkpoint" if val else ""
+        did = "chose the checkpoint" if comparison.chosen else "validated"
+        chosen = f", {val} others {did}" if val else ""
         tested = f", {test} tested" if comparison.metric.startswith("test/") else ""
         found.append(f"{train} labelled {comparison.noun} trained{chosen}{tested}")
     if told := _pruned(comparison):

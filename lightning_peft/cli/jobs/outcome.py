@@ -94,6 +94,7 @@ def leave_files(
         **costs,
         steps=parts.trainer.global_step,
         images=_images(parts),
+        monitor=best.monitor,
         noun=getattr(parts.module, "noun", "images"),
         ranks=parts.trainer.world_size,
         task=task_of(parts.datamodule),
@@ -243,7 +244,7 @@ def some_predictions(parts: Parts, count: int = 32) -> tuple[Tensor, list[int], 
 
 
 def _images(parts: Parts) -> dict[str, int]:
-    """How many labelled images or texts trained, chose the checkpoint, and tested."""
+    """How many labelled images or texts trained, validated, and tested."""
     found = {s: dataset_of(parts.datamodule, s) for s in ("train", "val", "test")}
     return {name: len(images) for name, images in found.items() if images is not None}
 
