@@ -88,6 +88,16 @@ def test_a_plan_for_texts_is_what_adapting_does(command, reviews, tmp_path):
     assert once["memory"]["optimizer"] < once["full"]["optimizer"]
 
 
+def test_a_plan_for_texts_knows_what_is_made_again(command, reviews):
+    words = ("plan", "data=text", "data.root=reviews.csv", "model.backbone=encoder", "--json")
+    kept = []
+    for memory in ("high", "default", "lowest"):
+        status, out, err = command(*words, f"callbacks.peft.memory={memory}")
+        assert status == 0, err
+        kept.append(json.loads(out)["memory"]["activations"])
+    assert kept[0] > kept[1] > kept[2]
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [

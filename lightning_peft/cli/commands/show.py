@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_peft.cli.command import run_command
+from lightning_peft.cli.commands.soup_metric import watched_by
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.jobs.task import dataset_of, fit_to_task, task_of
 from lightning_peft.cli.known import experiment_in, known_keys
-from lightning_peft.cli.paths import conf_dir
+from lightning_peft.cli.paths import conf_dir, no_directory
 from lightning_peft.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -52,8 +53,13 @@ def main(args: Sequence[str]) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    problems = []
     if options.variants < 1 or options.classes < 1:
-        raise ConfigError(["expected --variants and --classes of at least 1"])
+        problems.append("expected --variants and --classes of at least 1")
+    if wrong := no_directory(options.out):
+        problems.append(f"--out: {wrong}")
+    if problems:
+        raise ConfigError(problems)
     _show(options)
     return 0
 
@@ -78,7 +84,7 @@ def _show(options: argparse.Namespace) -> None:
         datamodule.setup("test")
     fit_to_task(cfg, task_of(datamodule))
     console = Console()
-    _print_labels(datamodule, console)
+    _print_labels(cfg, datamodule, console)
     lines = _pictures(cfg, datamodule, schedule, options)
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -117,6 +123,8 @@ def _pictures(
         lines += [
             f"{label}: after the {steps:,} steps of the run, it never begins" for label in late
         ]
+        if not rates:
+            return [*lines, "no picture of the learning rate: no step of the run trains anything"]
         lr = max(rates.values())
         last = lr * multiplier(steps - 1)
         title = f"{name}: {steps:,} steps, from {lr:g} to {last:.2g} at the last"
@@ -242,7 +250,7 @@ def _print_targets(datamodule: Any, console: Any) -> None:
     console.print(f"{_noun(datamodule)}: {told}", highlight=False)
 
 
-def _print_labels(datamodule: Any, console: Any) -> None:
+def _print_labels(cfg: DictConfig, datamodule: Any, console: Any) -> None:
     """Print the label budget, and how evenly it is spread."""
     if task_of(datamodule) in ("multilabel", "regression"):
         _print_targets(datamodule, console)
@@ -273,8 +281,12 @@ def _print_labels(datamodule: Any, console: Any) -> None:
     console.print(table)
     if len(order) < len(names):
         console.print(f"the smallest and the largest of {len(names)} classes", style="dim")
-    budget = train.total() + counts["val"].total()
-    console.print(f"labels used: {budget:,}, those that choose the checkpoint included")
+    validating = counts["val"].total()
+    budget = train.total() + validating
+    watched = watched_by(cfg)
+    did = "choose the checkpoint" if watched and watched.metric.startswith("val/") else "validate"
+    included = f", those that {did} included" if validating else ""
+    console.print(f"labels used: {budget:,}{included}")
     low, high = min(train[k] for k in range(len(names))), max(train.values())
     if high > 1.5 * low:
         ratio, noun = high / max(low, 1), _noun(datamodule)

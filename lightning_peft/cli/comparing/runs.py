@@ -25,7 +25,7 @@ SET_NOTHING_APART = ("method=", "seed=", "output_dir=", "name=", "logger=", "log
 
 HANDED_OUT = frozenset(
     {
-        *("augment", "batch_size", "drop_last", "eval_batch_size", "flip", "flip_safe"),
+        *("augment", "batch_size", "cache", "drop_last", "eval_batch_size", "flip", "flip_safe"),
         *("num_workers", "pin_memory", "steps_per_epoch", "verify"),
     }
 )
