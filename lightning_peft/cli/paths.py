@@ -44,4 +44,6 @@ def no_directory(path: Path) -> str:
     there = next((part for part in (path, *path.parents) if part.exists()), None)
     if there is None or there.is_dir():
         return ""
+    if there == path:
+        return f"expected a directory to write to, got the file {path}"
     return f"expected a directory to write to, got {path}, where {there} is a file"

@@ -138,6 +138,24 @@ def test_what_chose_no_checkpoint_is_not_said_to_have(tmp_path, run, monitor):
     assert told == "100 labelled images trained, 50 others validated, 797 tested"
 
 
+def test_runs_of_another_task_are_said_not_to_have_the_metric(tmp_path, run):
+    run(tmp_path, "lora", 0, 0.9)
+    assert not [note for note in notes(read(tmp_path)) if note.startswith("-")]
+    run(tmp_path, "ssf", 0, None, metrics={"test/rmse": 2.0}, task="regression")
+    told = "- for test accuracy: these runs did not measure it, as those of another task"
+    assert [note for note in notes(read(tmp_path)) if note.startswith(told)]
+
+
+def test_files_that_cannot_be_read_are_named_where_there_is_nothing_else(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text('{"status": "comp')
+    assert main(["compare", str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [f"{tmp_path / name / 'summary.json'}: expected what" in line
+            for name, line in zip("ab", lines, strict=True)] == [True, True]  # fmt: skip
+
+
 def test_the_help_names_the_files_and_is_no_error(capsys):
     assert main(["compare", "--help"]) == 0
     out = capsys.readouterr().out

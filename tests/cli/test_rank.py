@@ -68,7 +68,7 @@ def test_without_a_measured_candidate_the_status_is_1(command):
         (["models=glyph_vit", "--against", "none"], "--against: expected a directory of runs"),
         (
             ["models=glyph_vit", "--out", "file"],
-            "--out: expected a directory to write to, got file",
+            "--out: expected a directory to write to, got the file",
         ),
         (
             ["models=glyph_vit", "--device", "xyz"],
