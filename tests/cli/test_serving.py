@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
-from lightning_peft.cli.commands import served
+from lightning_peft.cli.commands import predict, served
 from lightning_peft.cli.commands.served import Served, load_run
 from lightning_peft.cli.devices import device_of
 from lightning_peft.cli.errors import ConfigError
@@ -163,6 +163,14 @@ def test_facts_that_are_broken_are_named(tmp_path, text, match):
     (tmp_path / "serving.json").write_text(text)
     with pytest.raises(ConfigError, match=match):
         load_run(tmp_path)
+
+
+def test_the_name_of_a_file_or_a_class_is_no_markup(capsys):
+    predict._print(iter([["[/b].png", "[red]"]]), ["[/path]", "class"])
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[::2]] == [
+        ["[/path]", "class"],
+        ["[/b].png", "[red]"],
+    ]
 
 
 @pytest.mark.parametrize("known", [3, None])

@@ -1,11 +1,13 @@
 """``lightning-peft show``, and its pictures."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from lightning_peft.cli.commands import show
 from lightning_peft.cli.jobs import previews, rates
@@ -146,6 +148,22 @@ def test_labels_choose_a_checkpoint_where_something_watches_them(command, monkey
     status, out, err = command("show", *words)
     assert status == 0, err
     assert told in out
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"), [("multiclass", [0, 1]), ("multilabel", [(1, 0), (0, 1)])]
+)
+def test_the_name_of_a_class_is_no_markup(task, labels, capsys):
+    data = SimpleNamespace(
+        task=task,
+        class_names=["[/b]", "[red]"],
+        images=lambda split: SimpleNamespace(labels=labels),
+        class_counts=lambda split: [1, 1],
+    )
+    show._print_labels({}, data, Console())
+    out = capsys.readouterr().out
+    assert "[/b] " in out
+    assert "[red] " in out
 
 
 def test_a_run_that_ends_before_its_only_stage_has_no_picture(command, monkeypatch):

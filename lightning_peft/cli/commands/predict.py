@@ -224,13 +224,15 @@ def _print(rows: Iterator[list[str]], header: Sequence[str]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False)
+    # the name of a file or a class is no markup
+    table = Table(*map(Text, header), box=box.SIMPLE_HEAD, pad_edge=False)
     count = 0
     for row in rows:
         count += 1
         if count <= SHOWN:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
     console = Console()
     console.print(table)
     if count > SHOWN:

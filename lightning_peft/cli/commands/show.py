@@ -229,6 +229,7 @@ def _print_targets(datamodule: Any, console: Any) -> None:
     """Print how many images have each label, or what the numbers are like."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     files = {split: list(dataset_of(datamodule, split).labels) for split in SPLITS}
     task, names = task_of(datamodule), list(datamodule.class_names)
@@ -244,7 +245,7 @@ def _print_targets(datamodule: Any, console: Any) -> None:
     for name in shown:
         table.add_column(name, justify="right")
     for row in zip(names, *columns, strict=True):
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console.print(table)
     told = ", ".join(f"{len(found):,} {split}" for split, found in files.items())
     console.print(f"{_noun(datamodule)}: {told}", highlight=False)
@@ -257,6 +258,7 @@ def _print_labels(cfg: DictConfig, datamodule: Any, console: Any) -> None:
         return
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     names = list(datamodule.class_names)
     counts = {
@@ -275,7 +277,7 @@ def _print_labels(cfg: DictConfig, datamodule: Any, console: Any) -> None:
     table.add_column("of train", justify="right")
     for k in order:
         share = f"{100 * train[k] / train.total():.1f} %"
-        table.add_row(names[k], *(f"{counts[split][k]:,}" for split in SPLITS), share)
+        table.add_row(Text(names[k]), *(f"{counts[split][k]:,}" for split in SPLITS), share)
     table.add_section()
     table.add_row("all", *(f"{counts[split].total():,}" for split in SPLITS), "", style="bold")
     console.print(table)
