@@ -10,6 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from lightning_peft.cli.commands import show
+from lightning_peft.cli.commands.label_tables import print_labels
 from lightning_peft.cli.jobs import previews, rates
 from lightning_peft.cli.jobs.rates import Rates
 from lightning_peft.schedules import Multiplier
@@ -160,7 +161,7 @@ def test_the_name_of_a_class_is_no_markup(task, labels, capsys):
         images=lambda split: SimpleNamespace(labels=labels),
         class_counts=lambda split: [1, 1],
     )
-    show._print_labels({}, data, Console())
+    print_labels({}, data, Console())
     out = capsys.readouterr().out
     assert "[/b] " in out
     assert "[red] " in out

@@ -227,7 +227,9 @@ def _print(rows: Iterator[list[str]], header: Sequence[str]) -> None:
     from rich.text import Text
 
     # the name of a file or a class is no markup
-    table = Table(*map(Text, header), box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in header:
+        table.add_column(Text(name))
     count = 0
     for row in rows:
         count += 1
