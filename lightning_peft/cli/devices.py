@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from lightning_peft.cli.errors import ConfigError
@@ -40,8 +41,8 @@ def device_of(name: str) -> torch.device:
             raise RuntimeError("it holds no numbers")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # a torch without it asserts
-        why = str(error).partition("\n")[0]
+        why = re.split(r"\n|\. ", str(error))[0].rstrip(".")
         raise ConfigError(
-            [f"--device: expected a device of this machine, such as cpu, got '{name}': {why}"]
+            [f"--device: expected a device of this machine, such as cpu, got '{name}': {why}."]
         ) from error
     return device

@@ -138,7 +138,7 @@ def test_a_device_that_is_not_there_is_refused_before_a_model_is_loaded(monkeypa
         raise error
 
     monkeypatch.setattr(torch, "empty", refuse)
-    with pytest.raises(ConfigError, match=r"expected a device of this machine.*'cuda': No GPU$"):
+    with pytest.raises(ConfigError, match=r"expected a device of this machine.*'cuda': No GPU\.$"):
         device_of("cuda")
 
 
