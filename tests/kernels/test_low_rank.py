@@ -253,7 +253,7 @@ def test_forward_mode_differentiation_and_tracing_are_those_of_peft():
             found.append(forward_ad.unpack_dual(each(forward_ad.make_dual(x, direction))).tangent)
     torch.testing.assert_close(*found)
     traced = torch.jit.trace(model, x)
-    traced.save(io.BytesIO())
+    torch.jit.save(traced, io.BytesIO())
     torch.testing.assert_close(traced(x), plain(x))
 
 
