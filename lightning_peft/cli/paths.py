@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["conf_dir"]
+__all__ = ["conf_dir", "no_directory"]
 
 PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -30,3 +30,20 @@ def conf_dir(package: Path = PACKAGE) -> Path:
         "installation is incomplete. Reinstall with: pip install --force-reinstall --no-deps "
         "lightning-peft"
     )
+
+
+def no_directory(path: Path) -> str:
+    """Say why a directory cannot be made, or written to: something on its way is a file.
+
+    Args:
+        path: The directory.
+
+    Returns:
+        What was expected and what is there; empty where nothing is in the way.
+    """
+    there = next((part for part in (path, *path.parents) if part.exists()), None)
+    if there is None or there.is_dir():
+        return ""
+    if there == path:
+        return f"expected a directory to write to, got the file {path}"
+    return f"expected a directory to write to, got {path}, where {there} is a file"

@@ -155,7 +155,8 @@ class _LowRank(torch.autograd.Function):
         if recipe is not None and recipe.inner is not None:
             made_from = (None, *made_from[1:])
         ctx.save_for_backward(weight, bias, a, b, mask, hidden, kept, *made_from)
-        ctx.version = None if torch.compiler.is_compiling() else out._version
+        counted = not (torch.compiler.is_compiling() or out.is_inference())
+        ctx.version = out._version if counted else None
         return out
 
     @staticmethod

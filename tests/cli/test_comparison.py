@@ -69,7 +69,7 @@ def test_compare_prints_a_table_and_writes_the_files(sweep, capsys):
     out = capsys.readouterr().out
     assert "93.0 ± 3.6 %" in out
     assert "mean ± standard deviation over 3 seeds" in out
-    assert "100 labelled images trained, 50 others chose the checkpoint, 797 tested" in out
+    assert "100 labelled images trained, 50 others validated, 797 tested" in out
     with (sweep / "comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == [row.label for row in comparison.rows]
@@ -125,9 +125,35 @@ def test_runs_without_a_seed_are_each_counted(tmp_path, run):
 
 
 def test_what_was_not_tested_is_not_said_to_be(tmp_path, run):
-    run(tmp_path, "lora", 0, None, metrics={"val/accuracy": 0.5})
+    run(tmp_path, "lora", 0, None, metrics={"val/accuracy": 0.5}, monitor="val/accuracy")
     (note,) = notes(read(tmp_path))
     assert note == "100 labelled images trained, 50 others chose the checkpoint"
+
+
+@pytest.mark.parametrize("monitor", [None, "train/loss", 3])
+def test_what_chose_no_checkpoint_is_not_said_to_have(tmp_path, run, monitor):
+    run(tmp_path, "lora", 0, 0.9, monitor="val/accuracy")
+    run(tmp_path, "lora", 1, 0.9, monitor=monitor)
+    told = notes(read(tmp_path))[-1]
+    assert told == "100 labelled images trained, 50 others validated, 797 tested"
+
+
+def test_runs_of_another_task_are_said_not_to_have_the_metric(tmp_path, run):
+    run(tmp_path, "lora", 0, 0.9)
+    assert not [note for note in notes(read(tmp_path)) if note.startswith("-")]
+    run(tmp_path, "ssf", 0, None, metrics={"test/rmse": 2.0}, task="regression")
+    told = "- for test accuracy: these runs did not measure it, as those of another task"
+    assert [note for note in notes(read(tmp_path)) if note.startswith(told)]
+
+
+def test_files_that_cannot_be_read_are_named_where_there_is_nothing_else(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text('{"status": "comp')
+    assert main(["compare", str(tmp_path)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [f"{tmp_path / name / 'summary.json'}: expected what" in line
+            for name, line in zip("ab", lines, strict=True)] == [True, True]  # fmt: skip
 
 
 def test_the_help_names_the_files_and_is_no_error(capsys):

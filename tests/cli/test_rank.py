@@ -6,6 +6,7 @@ import json
 import pytest
 import yaml
 
+from lightning_peft.cli.commands import rank
 from lightning_peft.cli.commands.rank import parse_count, split_names
 from lightning_peft.cli.commands.ranking_table import _shown
 from lightning_peft.cli.comparing.agreement import agreements, fine_tuned
@@ -80,15 +81,45 @@ def test_without_a_measured_candidate_the_status_is_1(command):
         (["models=glyph_vit", "data=digts"], "there is no data=digts. Did you mean 'digits'"),
         (["models=glyph_vit", "data=folder"], "data.root needs a value"),
         (["models=glyph_vit", "--against", "none"], "--against: expected a directory of runs"),
+        (
+            ["models=glyph_vit", "--out", "file"],
+            "--out: expected a directory to write to, got the file",
+        ),
+        (
+            ["models=glyph_vit", "--device", "xyz"],
+            "--device: expected a device such as cuda or cpu",
+        ),
         (["models=glyph_vit", "--folds", "1"], "Expected from 2 to 100 folds, got 1"),
         (["models=resnet*"], "Expected at most 20 candidates, got"),
         (["models=glyph_vit", "data.labels_per_class=two"], "expected a whole number or null"),
     ],
 )
-def test_a_ranking_that_cannot_be_made_is_told_in_a_line(command, words, message):
+def test_a_ranking_that_cannot_be_made_is_told_in_a_line(command, tmp_path, words, message):
+    (tmp_path / "file").touch()
     status, _, err = command("rank", *words)
     assert status == 2
     assert f"lightning-peft: {message}" in err.replace("data.labels_per_class: ", "")
+
+
+def test_every_wrong_flag_is_told_at_once(command):
+    words = ("--by", "x", "--device", "y", "--against", "z")
+    status, _, err = command("rank", "models=glyph_vit", *words)
+    assert (status, len(err.splitlines())) == (2, 3)
+
+
+def test_json_has_no_number_that_json_does_not_have(monkeypatch, capsys):
+    ranking = ranking_of({"a": float("nan")}, [float("inf")])
+    monkeypatch.setattr(rank, "_rank", lambda options: (ranking, []))
+    assert rank.main(["models=a", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["rows"]
+    assert (row["probe"], row["scores"]["knn"]) == (None, None)
+
+
+@pytest.mark.parametrize(("typed", "said"), [("null", True), ("false", False)])
+def test_nobody_is_warned_of_mirroring_where_nothing_is_trained(tmp_path, typed, said):
+    cfg = rank._compose(["data=folder", f"data.root={tmp_path}", f"data.flip_safe={typed}"])
+    rank._batches_for(cfg)
+    assert cfg.data.flip_safe is said
 
 
 def test_numbers_and_names_are_read_as_they_are_typed():

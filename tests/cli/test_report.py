@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from lightning_peft.cli.commands.compare import compare
 from lightning_peft.cli.comparing.comparison import comparison_of
 from lightning_peft.cli.comparing.report import report_page
 from lightning_peft.cli.comparing.runs import read_runs
@@ -107,6 +108,33 @@ def test_the_page_has_everything(text):
     assert page.tags.count("svg") - 3 * 2 >= 5, "five plots beside the legends"
     assert ("th", "scope", "row") in page.attributes
     assert page.tags.count("caption") >= 3
+
+
+def test_the_page_has_the_tables_beside_the_main_one(tmp_path, run, capsys):
+    for task, accuracy in (("cifar", 0.7), ("svhn", 0.8)):
+        for rate in ("0.1", "[/b]<b>"):
+            told = [
+                {"name": "val/accuracy", "value": accuracy, "direction": "maximize"},
+                {"name": "total_seconds", "value": 100 * accuracy, "direction": "minimize"},
+            ]
+            words = [f"data.task={task}", f"lr={rate}"]
+            run(tmp_path, "lora", 0, accuracy, overrides=words, objectives=told)
+        run(tmp_path, "lora", 1, 0.6, overrides=[f"data.task={task}", "lr=0.2"], objectives=told)
+    compare(tmp_path, output=tmp_path / "out")
+    printed = " ".join(capsys.readouterr().out.split())
+    page = " ".join(" ".join(Page((tmp_path / "out" / "report.html").read_text()).text).split())
+    for part in (
+        "test accuracy by lr",
+        "Pareto set: ",
+        "of 6 runs, which no other betters",
+        "total seconds (least)",
+        "VTAB-1k, mean accuracy",
+        "2 of 19",
+        "'groups' weighs the three groups alike",
+        "lora lr=[/b]<b>",
+    ):
+        assert part in printed, part
+        assert part in page, part
 
 
 def test_what_comes_from_files_is_text(text):
@@ -319,3 +347,10 @@ def test_an_override_of_a_sweep_reads_as_it_was_typed(tmp_path, run, typed, read
     run(tmp_path, "lora", 0, 0.9, overrides=[typed])
     ((found,), _) = read_runs([tmp_path])
     assert read in found.overrides
+
+
+def test_a_plot_keeps_every_character_that_xml_can_hold():
+    axis = linear_axis([0.0, 1.0], "a\u00a0b\u3000c\U0001f600d\x00e\ud800f\uffffg")
+    root = ElementTree.fromstring(Plot(axis, axis, "title").markup())
+    texts = {element.text for element in root.iter("text")}
+    assert "a\u00a0b\u3000c\U0001f600d\ufffde\ufffdf\ufffdg" in texts

@@ -7,8 +7,10 @@ import subprocess
 import sys
 
 import pytest
+from omegaconf import OmegaConf
 
-from lightning_peft.cli.comparing.runs import read_runs, run_of
+from lightning_peft.cli.comparing.runs import HANDED_OUT, PREPARED, labelled, read_runs, run_of
+from lightning_peft.cli.paths import conf_dir
 
 SUMMARY = {"status": "completed", "method": {"name": "lora"}, "seed": 1}
 
@@ -91,3 +93,26 @@ def test_runs_are_read_in_the_order_of_their_numbers(tmp_path, run):
         run(tmp_path, "lora", 0, 0.5)
     runs, _ = read_runs([tmp_path])
     assert [r.directory.name.partition("_")[0] for r in runs] == [str(i) for i in range(11)]
+
+
+CHOOSE = {
+    *("_target_", "root", "labels", "label_columns", "text_column", "task", "phase", "seed"),
+    *("labels_per_class", "val_fraction", "val_per_class", "test_fraction"),
+}
+"""Keys of the shipped data modules that say which images there are, and what their labels are."""
+
+
+def test_every_key_of_data_chooses_the_images_or_leaves_them_alone():
+    known = CHOOSE | HANDED_OUT | PREPARED
+    for path in sorted((conf_dir() / "data").glob("*.yaml")):
+        found = OmegaConf.load(path)
+        assert set(found.get("data", found)) - {"defaults"} <= known, path.name
+    assert not CHOOSE & (HANDED_OUT | PREPARED)
+
+
+def test_rows_of_other_images_labels_or_splits_are_no_rivals():
+    apart = [f"data.{key}=1" for key in sorted(CHOOSE)]
+    apart += ["data=folder", "data.own.key=1", "shots=2"]
+    same = [f"data.{key}=1" for key in sorted(HANDED_OUT | PREPARED)]
+    same += ["data.augment.crop=1", "lr=0.1", "database=x", "augment=strong"]
+    assert labelled([*apart, *same]) == tuple(apart)

@@ -7,6 +7,14 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from torchvision.transforms.functional import pil_to_tensor
+
+from lightning_peft.cli.commands import predict, served
+from lightning_peft.cli.commands.served import Served, load_run
+from lightning_peft.cli.devices import device_of
+from lightning_peft.cli.errors import ConfigError
+from lightning_peft.data_config import data_config
 
 TINY = {"img_size": 24, "patch_size": 8, "in_chans": 1, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
@@ -107,10 +115,78 @@ def test_an_adapter_directory_takes_its_backbone_from_the_command_line(command, 
             "expected a folder of images or a CSV file of texts, got nowhere",
         ),
         (["predict", ".", "."], "there is no image below ."),
+        (["predict", ".", ".", "--out", "."], "--out: expected a CSV file to write, got the dir"),
+        (
+            ["predict", ".", ".", "--out", "file/p.csv"],
+            "a directory to write to, got the file file",
+        ),
+        (["predict", ".", ".", "--device", "xyz"], "a device such as cuda or cpu, got 'xyz'"),
+        (["predict", ".", ".", "--device", "meta"], "got 'meta': it holds no numbers"),
     ],
 )
-def test_what_cannot_be_served_is_told_in_a_line(command, words, message):
+def test_what_cannot_be_served_is_told_in_a_line(command, tmp_path, words, message):
+    (tmp_path / "file").touch()
     status, _, err = command(*words)
     assert status == 2
-    assert err.startswith("lightning-peft: ")
+    assert all(line.startswith("lightning-peft: ") for line in err.splitlines())
     assert message in err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("No GPU\nis here"), AssertionError("No GPU")])
+def test_a_device_that_is_not_there_is_refused_before_a_model_is_loaded(monkeypatch, error):
+    def refuse(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    with pytest.raises(ConfigError, match=r"expected a device of this machine.*'cuda': No GPU\.$"):
+        device_of("cuda")
+
+
+def test_a_device_that_is_there_is_found():
+    assert device_of("cpu") == torch.device("cpu")
+    assert device_of("auto").type in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ('{"num_classes": 1', r"serving.json: expected what a finished run .* it is no JSON"),
+        ('{"num_classes": 10}', "it has no class_names, it has no preprocessing. Bring the file"),
+        ('{"num_classes": "x", "class_names": 3, "preprocessing": null}',
+         "num_classes is 'x', class_names is 3"),
+        ("[]", "it has no num_classes"),
+    ],
+)  # fmt: skip
+def test_facts_that_are_broken_are_named(tmp_path, text, match):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "serving.json").write_text(text)
+    with pytest.raises(ConfigError, match=match):
+        load_run(tmp_path)
+
+
+def test_the_name_of_a_file_or_a_class_is_no_markup(capsys):
+    predict._print(iter([["[/b].png", "[red]"]]), ["[/path]", "class"])
+    words = capsys.readouterr().out.split()
+    assert words[:2] + words[-2:] == ["[/path]", "class", "[/b].png", "[red]"]
+
+
+@pytest.mark.parametrize("known", [3, None])
+def test_no_more_classes_are_told_than_there_are(command, tmp_path, monkeypatch, known):
+    pictures(tmp_path / "images", 2)
+    found = Served(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 3)),
+        data_config({"input_size": (1, 8, 8), "mean": [0.5], "std": [0.5]}),
+        lambda image: pil_to_tensor(image) / 255,
+        ("a", "b", "c"),
+        num_classes=known,
+    )
+    monkeypatch.setattr(served, "load_run", lambda *args, **kwargs: found)
+    top = "20" if known else "3"
+    status, _, err = command("predict", "run", "images", "--out", "p.csv", "--top", top)
+    assert status == 1, err
+    with (tmp_path / "p.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert len(rows) == 3
+    assert {len(row) for row in rows} == {7}
+    assert rows[0][-2:] == ["class_3", "probability_3"]

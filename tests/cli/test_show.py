@@ -1,13 +1,18 @@
 """``lightning-peft show``, and its pictures."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
-from lightning_peft.cli.jobs import previews
+from lightning_peft.cli.commands import show
+from lightning_peft.cli.commands.label_tables import print_labels
+from lightning_peft.cli.jobs import previews, rates
+from lightning_peft.cli.jobs.rates import Rates
 from lightning_peft.schedules import Multiplier
 
 
@@ -32,7 +37,7 @@ def test_show_leaves_two_pictures_and_prints_the_label_budget(command, tmp_path)
     rows = {line.split()[0]: line.split() for line in out.splitlines() if line.strip()}
     assert rows["4"][1:3] == ["3", "10"]
     assert rows["all"][1:] == ["30", "100", "797"]
-    assert "labels used: 130" in out
+    assert "labels used: 130, those that choose the checkpoint included" in out
     assert "uneven" not in out
 
 
@@ -132,6 +137,47 @@ def test_the_stages_of_a_freeze_begin_where_they_are_thawed(command, monkeypatch
 
 
 @pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "labels used: 20, those that validate included"),
+        (["data.val_per_class=0"], "labels used: 10\n"),
+    ],
+)
+def test_labels_choose_a_checkpoint_where_something_watches_them(command, monkeypatch, words, told):
+    monkeypatch.setattr(show, "_pictures", lambda *args: [])
+    words = ("callbacks=no_validation", "data.labels_per_class=1", "data.val_per_class=1", *words)
+    status, out, err = command("show", *words)
+    assert status == 0, err
+    assert told in out
+
+
+@pytest.mark.parametrize(
+    ("task", "labels"), [("multiclass", [0, 1]), ("multilabel", [(1, 0), (0, 1)])]
+)
+def test_the_name_of_a_class_is_no_markup(task, labels, capsys):
+    data = SimpleNamespace(
+        task=task,
+        class_names=["[/b]", "[red]"],
+        images=lambda split: SimpleNamespace(labels=labels),
+        class_counts=lambda split: [1, 1],
+    )
+    print_labels({}, data, Console())
+    out = capsys.readouterr().out
+    assert "[/b] " in out
+    assert "[red] " in out
+
+
+def test_a_run_that_ends_before_its_only_stage_has_no_picture(command, monkeypatch):
+    monkeypatch.setattr(previews, "samples", lambda *args, **kwargs: "samples.png")
+    late = Rates({"from epoch 9": 0.1}, {"from epoch 9": 9})
+    monkeypatch.setattr(rates, "rates_of", lambda *args: late)
+    status, out, err = command("show", "trainer.max_steps=4", "data.labels_per_class=1")
+    assert status == 0, err
+    assert "from epoch 9: after the 4 steps of the run, it never begins" in out
+    assert "no picture of the learning rate: no step of the run trains anything" in out
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["trainer.max_steps=-1"], "the run has no length: set trainer.max_steps"),
@@ -141,10 +187,12 @@ def test_the_stages_of_a_freeze_begin_where_they_are_thawed(command, monkeypatch
         (["schedule.warmup=300"], "the warm-up of 300 steps is longer than the run of 250 steps"),
         (["data=folder"], "data.root needs a value"),
         (["--classes", "0"], "expected --variants and --classes of at least 1"),
+        (["--out", "file/x"], "--out: expected a directory to write to, got file/x, where file is"),
         (["data.labels_per_class=200"], "Expected 200 or more labelled training images"),
     ],
 )
-def test_what_cannot_be_shown_is_told_in_a_line(command, words, message):
+def test_what_cannot_be_shown_is_told_in_a_line(command, tmp_path, words, message):
+    (tmp_path / "file").touch()
     status, _, err = command("show", *words)
     assert status == 2
     assert err.startswith("lightning-peft: ")

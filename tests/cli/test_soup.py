@@ -1,6 +1,7 @@
 """``lightning-peft soup`` over checkpoints of one run and over settings."""
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,34 @@ import torch
 from PIL import Image
 
 from lightning_peft.adapter_reading import read_adapter
+from lightning_peft.cli.commands.soup_members import candidates_of
 from lightning_peft.cli.commands.soup_metric import Judge, judge_of
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.soup import soup
 
 SMOKE = ("experiment=smoke", "schedule=none", "test=false")
+
+
+@pytest.fixture
+def member(run, tmp_path):
+    """Write what a run leaves that has a checkpoint, without training one."""
+
+    def write(*, model=(), **data):
+        directory = run(tmp_path, "lora", 0, 0.5)
+        config = {
+            "model": {"backbone": "glyph_vit", **dict(model)},
+            "data": {"seed": 0, "batch_size": 32, "augment": {"crop": 0.8}, "mean": None, **data},
+        }
+        (directory / "config.yaml").write_text(json.dumps(config))
+        (directory / "checkpoints").mkdir()
+        (directory / "checkpoints" / "best.ckpt").touch()
+        return directory
+
+    return write
+
+
+def candidates(*directories, out="soup"):
+    return candidates_of(Namespace(directories=directories, out=Path(out), top_k=None, metric=None))
 
 
 def trained(path):
@@ -86,6 +110,34 @@ def test_what_cannot_be_averaged_is_refused(rates, train, command, tmp_path):
     status, _, err = command("soup", "other_method")
     assert status == 2
     assert "expected at least two checkpoints of finished runs, found 1" in err
+
+
+def test_members_may_differ_in_how_their_images_are_handed_out(member):
+    more = {"batch_size": 8, "augment": None, "num_workers": 2, "flip": False, "verify": "none"}
+    assert len(candidates(member(), member(**more))) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"seed": 1}, r"on other images than .*\(seed differ\).* data held, such as data.seed=0"),
+        ({"root": "b"}, r"on other images than .*\(root differ\): no validation set is new to b"),
+        ({"mean": 0.5, "batch_size": 8}, r"images prepared in another way than .*\(mean differ\)"),
+        ({"model": {"backbone": "x"}, "backbone": "x"}, r"ckpt has another backbone than .*ckpt.$"),
+    ],
+)
+def test_members_of_other_images_are_refused(member, settings, match):
+    with pytest.raises(ConfigError, match=match):
+        candidates(member(), member(**settings))
+
+
+def test_a_soup_replaces_no_run_and_no_file(member, tmp_path):
+    runs = [member(), member()]
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="--out: .* is the directory of a run, whose adapter"):
+        candidates(*runs, out=runs[1])
+    with pytest.raises(ConfigError, match="a directory to write to, got .*, where .*file is a fi"):
+        candidates(*runs, out=tmp_path / "file" / "soup")
 
 
 def config(monitor, mode="max"):

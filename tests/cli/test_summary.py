@@ -8,7 +8,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.jobs.summary import record_failure, write_json, write_summary, write_text
+from lightning_peft.cli.jobs.summary import (
+    objective,
+    record_failure,
+    write_json,
+    write_summary,
+    write_text,
+)
 
 
 def test_numbers_that_json_does_not_have_are_null(tmp_path):
@@ -59,3 +65,16 @@ def test_a_failure_is_recorded_by_the_first_rank_only(tmp_path, monkeypatch):
 
 def test_recording_a_failure_never_raises():
     record_failure(OmegaConf.create({"output_dir": "${nowhere}"}), RuntimeError("of the job"))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "name"),
+    [
+        ({"val/loss": 0.1, "val/rmse": 2.0, "test/rmse": 3.0}, "val/rmse"),
+        ({"val/loss": 0.1, "val/f1": 0.2, "val/accuracy": 0.5}, "val/accuracy"),
+        ({"test/f1": 0.2, "val/own": 0.1}, "val/own"),
+        ({"test/accuracy": 0.2}, None),
+    ],
+)
+def test_where_nothing_chose_a_run_is_judged_by_the_main_metric_of_its_task(metrics, name):
+    assert objective(None, metrics) == (name, metrics.get(name))

@@ -9,7 +9,7 @@ from lightning_peft.cli.commands.compare import compare
 from lightning_peft.cli.comparing.charts import by_number
 from lightning_peft.cli.comparing.comparison import comparison_of
 from lightning_peft.cli.comparing.runs import read_runs
-from lightning_peft.cli.comparing.swept import swept_json, swept_numbers, swept_table
+from lightning_peft.cli.comparing.swept import swept_grid, swept_json, swept_numbers
 
 ACCURACY = {"lora": {1: 0.5, 4: 0.7, 16: 0.9}, "full": {1: 0.4, 4: 0.75, 16: 0.8}}
 
@@ -98,8 +98,8 @@ def test_the_table_has_a_column_for_each_value(sweep, run, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     run(sweep, "ssf", 0, 0.6, overrides=["shots=4"])
     (swept,) = swept_numbers(read(sweep))
-    table = swept_table(swept, "test/accuracy")
-    assert [column.header for column in table.columns] == ["method", "1", "4", "16"]
+    grid = swept_grid(swept, "test/accuracy")
+    assert grid.header == ("method", "1", "4", "16")
     compare(sweep)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["test", "accuracy", "by", "shots"] in lines

@@ -88,13 +88,23 @@ def test_a_plan_for_texts_is_what_adapting_does(command, reviews, tmp_path):
     assert once["memory"]["optimizer"] < once["full"]["optimizer"]
 
 
+def test_a_plan_for_texts_knows_what_is_made_again(command, reviews):
+    words = ("plan", "data=text", "data.root=reviews.csv", "model.backbone=encoder", "--json")
+    kept = []
+    for memory in ("high", "default", "lowest"):
+        status, out, err = command(*words, f"callbacks.peft.memory={memory}")
+        assert status == 0, err
+        kept.append(json.loads(out)["memory"]["activations"])
+    assert kept[0] > kept[1] > kept[2]
+
+
 @pytest.mark.parametrize(
     ("words", "match"),
     [
         (("plan", "model=text", "model.backbone=encoder", "--tokens", "25"), "at most the 24 that"),
         (("plan", "--tokens", "8"), "--tokens: it is for texts (model=text)"),
         (("plan", "model=text", "model.backbone=encoder", "--tokens", "0"), "--tokens of at least"),
-        (("rank", "models=[glyph_vit]", "data=text", "data.root=reviews.csv"), "To rank encoders"),
+        (("rank", "models=[glyph_vit]", "data=text", "data.root=reviews.csv"), "a model of images in timm"),
     ],
 )
 def test_what_cannot_be_planned_or_ranked(command, reviews, words, match):

@@ -49,6 +49,7 @@ def test_a_run_leaves_its_files_and_its_numbers(train, tmp_path):
     assert summary["bytes"]["checkpoint"] == (run / "checkpoints" / "best.ckpt").stat().st_size
     assert summary["seconds"]["step"] > 0
     assert summary["images"] == {"train": 20, "val": 100, "test": 797}
+    assert summary["monitor"] == "val/accuracy"
     assert "torch" in summary["versions"]
 
     # the numbers are those of the files: an accuracy is the diagonal of the confusion matrix
@@ -80,6 +81,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(train, tmp
         assert status == 0, err
         path = tmp_path / name / "checkpoints" / "best.ckpt"
         found[name] = torch.load(path, weights_only=True)["state_dict"]
+    assert json.loads((tmp_path / "c" / "summary.json").read_text())["monitor"] is None
     assert found["a"].keys() == found["b"].keys()
     assert all(torch.equal(found["a"][key], found["b"][key]) for key in found["a"])
     assert any(not torch.equal(found["a"][key], found["c"][key]) for key in found["a"])

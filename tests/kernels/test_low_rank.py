@@ -60,6 +60,13 @@ def test_so_are_second_derivatives(shape, dropout):
     assert torch.autograd.gradgradcheck(function, given)
 
 
+def test_it_runs_under_inference_mode_as_a_validation_does():
+    x, weight, bias, a, b = tensors(*SHAPES[0])
+    expected = low_rank_linear(x, weight, bias, a.requires_grad_(), b.requires_grad_(), 0.7)
+    with torch.inference_mode():
+        assert torch.equal(low_rank_linear(x, weight, bias, a, b, 0.7), expected)
+
+
 @pytest.mark.parametrize("why", ["made again", "frozen A"])
 def test_a_second_derivative_that_would_be_wrong_is_refused(why):
     x, weight, bias, a, b = tensors(*SHAPES[0])
@@ -246,7 +253,7 @@ def test_forward_mode_differentiation_and_tracing_are_those_of_peft():
             found.append(forward_ad.unpack_dual(each(forward_ad.make_dual(x, direction))).tangent)
     torch.testing.assert_close(*found)
     traced = torch.jit.trace(model, x)
-    traced.save(io.BytesIO())
+    torch.jit.save(traced, io.BytesIO())
     torch.testing.assert_close(traced(x), plain(x))
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from lightning_peft.cli.command import run_command
 from lightning_peft.cli.comparing.comparison import Comparison, comparison_of
+from lightning_peft.cli.comparing.grids import grid_table
 from lightning_peft.cli.comparing.runs import read_runs
-from lightning_peft.cli.comparing.swept import swept_numbers, swept_table
-from lightning_peft.cli.comparing.tables import as_csv, as_json, comparison_table
-from lightning_peft.cli.comparing.vtab_means import vtab_means, vtab_table
+from lightning_peft.cli.comparing.swept import swept_numbers
+from lightning_peft.cli.comparing.tables import as_csv, as_json, comparison_table, more_grids
 from lightning_peft.cli.comparing.wording import told
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.jobs.summary import finite, write_json, write_text
-from lightning_peft.cli.search.pareto import pareto_set, pareto_table
+from lightning_peft.cli.paths import no_directory
 from lightning_peft.errors import MissingExtraError
 
 __all__ = ["compare", "main"]
@@ -62,20 +62,29 @@ def _compare(options: argparse.Namespace) -> int:
         if not directory.is_dir()
     ]
     output: Path | None = options.output
-    if output is not None and output.exists() and not output.is_dir():
-        wrong.append(f"expected a directory to write to, got the file {output}")
+    if output is not None and (in_the_way := no_directory(output)):
+        wrong.append(in_the_way)
     if wrong:
         raise ConfigError(wrong)
     runs, unreadable = read_runs(directories)
     if not runs:
-        where = " or ".join(map(str, directories))
-        raise ConfigError(
-            [
-                f"there is no summary.json below {where}. Runs are kept in runs/ and sweeps/ of "
-                "the directory that they were started in."
-            ]
-        )
+        raise ConfigError(_no_runs(directories, unreadable))
     return _serve(options, comparison_of(runs, unreadable))
+
+
+def _no_runs(directories: Sequence[Path], unreadable: Sequence[Path]) -> list[str]:
+    """Say that there is nothing to compare: no file, or none that is a run's."""
+    if unreadable:
+        return [
+            f"{path}: expected what a run leaves, and it cannot be read as that. It may be cut "
+            "off, or of another program."
+            for path in unreadable
+        ]
+    where = " or ".join(map(str, directories))
+    return [
+        f"there is no summary.json below {where}. Runs are kept in runs/ and sweeps/ of the "
+        "directory that they were started in."
+    ]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -151,12 +160,8 @@ def _publish(comparison: Comparison, output: Path) -> None:
     console = Console()
     console.print()
     console.print(comparison_table(comparison, console.width))
-    for swept in swept_numbers(comparison):
-        console.print(swept_table(swept, comparison.metric))
-    if pareto := pareto_set(comparison):
-        console.print(pareto_table(pareto))
-    if means := vtab_means(comparison):
-        console.print(vtab_table(means))
+    for grid in more_grids(comparison):
+        console.print(grid_table(grid))
     for contrast in comparison.contrasts:
         console.print(told(contrast, comparison.metric), markup=False, highlight=False)
     for row in comparison.rows:

@@ -84,13 +84,13 @@ def _plan(overrides: Sequence[str], classes: int, batch: int, tokens: int | None
     with quiet(), torch.device("meta"):
         module = build_module(cfg.model, classes, pretrained=False)  # without weights
     backbone = backbone_of(module)[1]
+    memory: Any = OmegaConf.select(cfg, "callbacks.peft.memory") or "default"
     if getattr(module, "noun", "images") == "texts":
-        return plan(backbone, method, inputs=_texts(cfg, backbone, batch, tokens))
+        return plan(backbone, method, inputs=_texts(cfg, backbone, batch, tokens), memory=memory)
     if tokens is not None:
         raise ConfigError(["--tokens: it is for texts (model=text), and this model has images."])
     shape = data_config(backbone)
     images = torch.empty(batch, shape.channels, *shape.image_size, device="meta")
-    memory: Any = OmegaConf.select(cfg, "callbacks.peft.memory") or "default"
     return plan(backbone, method, inputs=images, memory=memory)
 
 

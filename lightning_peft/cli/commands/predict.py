@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.command import add_calibrated, run_command
+from lightning_peft.cli.devices import device_of
 from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.paths import no_directory
 
 if TYPE_CHECKING:
     from lightning_peft.cli.commands.served import Served
@@ -77,19 +79,30 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
         )
         if value < least
     ]
+    paths: list[Path] = []
     if not options.data.exists():
         problems.append(f"expected a folder of images or a CSV file of texts, got {options.data}")
+    elif options.data.is_dir() and not (paths := _image_files(options.data)):
+        problems.append(f"there is no image below {options.data}")
+    problems += _no_output(options.out)
+    try:
+        device = device_of(options.device)
+    except ConfigError as error:
+        problems += error.problems
     if problems:
         raise ConfigError(problems)
     from lightning_peft.cli.commands.served import load_run
     from lightning_peft.cli.quiet import quiet
 
-    if options.data.is_dir():
-        _check_images(options.data)  # before a model is loaded
     with quiet():
         served = load_run(options.run, calibrated=options.calibrated)
-    served.backbone.to(_device(options.device))
-    keys, found = (_images if served.text_column is None else _texts)(served, options)
+    served.backbone.to(device)
+    if served.num_classes is not None:  # there are no more to be told of
+        options.top = min(options.top, served.num_classes)
+    if served.text_column is None:
+        keys, found = _images(served, paths, options)
+    else:
+        keys, found = _texts(served, options)
     unread: list[Prediction] = []
     header = _header(served, options.top)
     rows = _rows(zip(keys, _watched(found, len(keys)), strict=True), served, unread)
@@ -103,22 +116,31 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
     return unread
 
 
-def _check_images(folder: Path) -> list[Path]:
+def _image_files(folder: Path) -> list[Path]:
     from lightning_peft.predicting import image_files
 
-    paths = image_files(folder)
-    if not paths:
-        raise ConfigError([f"there is no image below {folder}"])
-    return paths
+    return image_files(folder)
 
 
-def _images(served: Served, options: argparse.Namespace) -> tuple[list[str], Iterator[Prediction]]:
+def _no_output(out: str) -> list[str]:
+    """Say why the table cannot be written there, while nothing is predicted yet."""
+    path = Path(out)
+    if out == "-":
+        return []
+    if path.is_dir():
+        return [f"--out: expected a CSV file to write, got the directory {out}"]
+    wrong = no_directory(path.parent)
+    return [f"--out: {wrong}"] if wrong else []
+
+
+def _images(
+    served: Served, paths: Sequence[Path], options: argparse.Namespace
+) -> tuple[list[str], Iterator[Prediction]]:
     """The names of the images, and what is predicted of them."""
     from lightning_peft.predicting import predict_files
 
-    if served.preprocessing is None or not options.data.is_dir():
+    if served.preprocessing is None or not paths:
         raise ConfigError([f"expected a folder of images, as the run was on, got {options.data}"])
-    paths = _check_images(options.data)
     found = predict_files(
         served.backbone,
         paths,
@@ -174,10 +196,10 @@ def _rows(
 
 def _header(served: Served, top: int) -> list[str]:
     """Name the columns: classes, or labels and the probability of each, or numbers."""
-    task, names = served.outputs.task, served.class_names or ()
+    task, names, mean = served.outputs.task, served.class_names or (), served.outputs.mean
     first = served.text_column or "path"
     if task == "regression":
-        return [first, *(names or [f"number_{k}" for k in range(len(served.outputs.mean or "1"))])]
+        return [first, *(names or [f"number_{k}" for k in range(len(mean) if mean else 1)])]
     if task == "multilabel":
         return [first, "labels", *(f"probability_{name}" for name in names)]
     more = [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("class", "probability")]
@@ -202,13 +224,17 @@ def _print(rows: Iterator[list[str]], header: Sequence[str]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(*header, box=box.SIMPLE_HEAD, pad_edge=False)
+    # the name of a file or a class is no markup
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in header:
+        table.add_column(Text(name))
     count = 0
     for row in rows:
         count += 1
         if count <= SHOWN:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
     console = Console()
     console.print(table)
     if count > SHOWN:
@@ -221,15 +247,3 @@ def _watched(found: Iterable[Prediction], total: int) -> Iterable[Prediction]:
 
     console = Console(stderr=True)
     return track(found, "Predicting", total, console=console, disable=not console.is_terminal)
-
-
-def _device(name: str) -> Any:
-    import torch
-
-    if name != "auto":
-        try:
-            return torch.device(name)
-        except RuntimeError as error:
-            raise ConfigError([f"expected a device such as cuda or cpu, got '{name}'"]) from error
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if found is None else found

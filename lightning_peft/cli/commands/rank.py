@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.command import run_command
 from lightning_peft.cli.commands.ranking_table import as_json, print_ranking, write_ranking
+from lightning_peft.cli.devices import device_of
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.help import experiment_settings
+from lightning_peft.cli.jobs.summary import finite
 from lightning_peft.cli.jobs.task import task_of
-from lightning_peft.cli.paths import conf_dir
+from lightning_peft.cli.paths import conf_dir, no_directory
 from lightning_peft.errors import DataError
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def _serve(options: argparse.Namespace) -> int:
     if options.out is not None:
         write_ranking(ranking, agreements, options.out)
     if options.json:
-        print(json.dumps(as_json(ranking, agreements), indent=2))
+        print(json.dumps(finite(as_json(ranking, agreements)), indent=2, allow_nan=False))
     else:
         print_ranking(ranking, agreements, options.out)
     return 0 if ranking.rows else 1
@@ -134,19 +136,12 @@ def _rank(options: argparse.Namespace) -> tuple[Ranking, list[Agreement]]:
             ["expected models=NAME,... or a budget such as max_parameters=30M. See: "
              "lightning-peft rank --help"]
         )  # fmt: skip
-    if options.against is not None and not options.against.is_dir():
-        raise ConfigError([f"--against: expected a directory of runs, got {options.against}."])
+    device = _check_flags(options)
     cfg = _compose(overrides)
-
-    import torch
 
     from lightning_peft.cli.quiet import quiet
     from lightning_peft.ranking import find_candidates, find_encoders, rank_candidates
-    from lightning_peft.ranking.rank import BY
 
-    if options.by not in BY:
-        raise ConfigError([f"--by: there is no score '{options.by}'. Known: {', '.join(BY)}."])
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
     candidates = find_encoders(names) if noun == "texts" else find_candidates(names)
     _refuse_too_many(candidates, noun, budgets.get("max_parameters"), options.limit)
     with quiet():
@@ -158,7 +153,7 @@ def _rank(options: argparse.Namespace) -> tuple[Ranking, list[Agreement]]:
             max_milliseconds=budgets.get("max_ms"),
             folds=options.folds,
             seed=cfg.seed,
-            device=auto if options.device == "auto" else options.device,
+            device=device,
             told=_tell,
             noun=noun,
         )
@@ -167,6 +162,30 @@ def _rank(options: argparse.Namespace) -> tuple[Ranking, list[Agreement]]:
     from lightning_peft.cli.comparing.agreement import agreements
 
     return ranking, agreements(ranking, options.against)
+
+
+def _check_flags(options: argparse.Namespace) -> str:
+    """Refuse what cannot be, before a model is fetched; returns the device."""
+    import torch
+
+    from lightning_peft.ranking.rank import BY
+
+    problems = []
+    if options.against is not None and not options.against.is_dir():
+        problems.append(f"--against: expected a directory of runs, got {options.against}.")
+    if options.by not in BY:
+        problems.append(f"--by: there is no score '{options.by}'. Known: {', '.join(BY)}.")
+    if options.out is not None and (wrong := no_directory(options.out)):
+        problems.append(f"--out: {wrong}")
+    auto = "cuda" if torch.cuda.is_available() else "cpu"  # some scores are of float64
+    device = auto if options.device == "auto" else options.device
+    try:
+        device_of(device)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return str(device)
 
 
 def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -223,6 +242,9 @@ def _batches_for(cfg: DictConfig) -> Callable[[Candidate], Iterable[Any]]:
     needed = ("data", "model", "augment", "seed", "optimizer", "lr", *own)
     check_values(OmegaConf.create({key: cfg[key] for key in needed if key in cfg}), own)
     check_targets({"data": OmegaConf.to_container(cfg.data, resolve=True)})
+
+    if cfg.data.get("flip_safe", False) is None:
+        cfg.data.flip_safe = True  # nothing is trained, so nothing is mirrored that has to be safe
 
     def batches(candidate: Candidate) -> Iterable[Any]:
         cfg.model.backbone = candidate.name

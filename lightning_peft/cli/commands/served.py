@@ -23,6 +23,13 @@ __all__ = ["FACTS", "Served", "load_run", "load_with_backbone", "write_facts"]
 
 FACTS = "serving.json"
 
+FITS: Mapping[str, Callable[[Any], bool]] = {
+    "num_classes": lambda n: isinstance(n, int) and n > 0,
+    "class_names": lambda names: names is None or isinstance(names, list),
+    "preprocessing": lambda config: config is None or isinstance(config, Mapping),
+}
+"""What the file has to hold, and whether a value can be of it."""
+
 
 @dataclass
 class Served:
@@ -36,6 +43,7 @@ class Served:
         class_names: Name of each class, label or number, if they are known.
         outputs: How what the backbone gives is read.
         text_column: Where it reads texts, the column of them in a CSV file.
+        num_classes: How many classes, labels or numbers there are, if that is known.
     """
 
     backbone: nn.Module
@@ -44,6 +52,7 @@ class Served:
     class_names: tuple[str, ...] | None
     outputs: Outputs = field(default_factory=Outputs)
     text_column: str | None = None
+    num_classes: int | None = None
 
 
 def write_facts(directory: Path, datamodule: Any, outputs: Outputs | None = None) -> None:
@@ -78,7 +87,8 @@ def load_run(directory: Path, *, calibrated: bool | None = None) -> Served:
         The model.
 
     Raises:
-        ConfigError: If files of a run are missing, or it has no temperature and one is asked for.
+        ConfigError: If files of a run are missing or broken, or it has no temperature and one is
+            asked for.
         PEFTError: If the adapter does not fit the backbone that the config names.
     """
     adapter, checkpoint = directory / "adapter", directory / "checkpoints" / "best.ckpt"
@@ -99,8 +109,8 @@ def load_run(directory: Path, *, calibrated: bool | None = None) -> Served:
     from lightning_peft.adapter_reading import load_adapter
     from lightning_peft.lifecycle import backbone_of
 
+    facts = _read_facts(directory / FACTS)
     cfg: Any = OmegaConf.load(directory / "config.yaml")
-    facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
     outputs = _outputs(facts.get("outputs"), cfg, directory, calibrated)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)  # where the backbone was random, it is so in the same way
@@ -120,7 +130,35 @@ def load_run(directory: Path, *, calibrated: bool | None = None) -> Served:
         class_names=_names(facts["class_names"]),
         outputs=outputs,
         text_column=getattr(datamodule, "text_column", None),
+        num_classes=facts["num_classes"],
     )
+
+
+def _read_facts(path: Path) -> Mapping[str, Any]:
+    """Read what :func:`write_facts` wrote.
+
+    Raises:
+        ConfigError: If the file is cut off, or somebody else's.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        found, wrong = {}, [f"it is no JSON ({error})"]
+    else:
+        found = found if isinstance(found, Mapping) else {}
+        wrong = [
+            f"{key} is {found[key]!r:.40}" if key in found else f"it has no {key}"
+            for key, fits in FITS.items()
+            if key not in found or not fits(found[key])
+        ]
+    if wrong:
+        raise ConfigError(
+            [
+                f"{path}: expected what a finished run leaves, but {', '.join(wrong)}. Bring the "
+                "file back, or train the run again."
+            ]
+        )
+    return found
 
 
 def _outputs(found: Any, cfg: Any, directory: Path, calibrated: bool | None) -> Outputs:

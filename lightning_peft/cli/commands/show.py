@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_peft.cli.command import run_command
+from lightning_peft.cli.commands.label_tables import print_labels
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.jobs.task import dataset_of, fit_to_task, task_of
+from lightning_peft.cli.jobs.task import fit_to_task, task_of
 from lightning_peft.cli.known import experiment_in, known_keys
-from lightning_peft.cli.paths import conf_dir
+from lightning_peft.cli.paths import conf_dir, no_directory
 from lightning_peft.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["main", "planned_steps"]
-
-SPLITS = ("train", "val", "test")
-MOST_LISTED = 30
-"""With more classes than this, only the smallest and the largest are listed."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -52,8 +48,13 @@ def main(args: Sequence[str]) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    problems = []
     if options.variants < 1 or options.classes < 1:
-        raise ConfigError(["expected --variants and --classes of at least 1"])
+        problems.append("expected --variants and --classes of at least 1")
+    if wrong := no_directory(options.out):
+        problems.append(f"--out: {wrong}")
+    if problems:
+        raise ConfigError(problems)
     _show(options)
     return 0
 
@@ -78,7 +79,7 @@ def _show(options: argparse.Namespace) -> None:
         datamodule.setup("test")
     fit_to_task(cfg, task_of(datamodule))
     console = Console()
-    _print_labels(datamodule, console)
+    print_labels(cfg, datamodule, console)
     lines = _pictures(cfg, datamodule, schedule, options)
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -117,6 +118,8 @@ def _pictures(
         lines += [
             f"{label}: after the {steps:,} steps of the run, it never begins" for label in late
         ]
+        if not rates:
+            return [*lines, "no picture of the learning rate: no step of the run trains anything"]
         lr = max(rates.values())
         last = lr * multiplier(steps - 1)
         title = f"{name}: {steps:,} steps, from {lr:g} to {last:.2g} at the last"
@@ -215,77 +218,3 @@ def _chosen(datamodule: Any, labels: Sequence[Any], most: int) -> tuple[list[int
         return chosen, [text or "none" for text in told]
     rows = [label if isinstance(label, tuple) else (label,) for label in labels]
     return chosen, [" ".join(f"{number:.4g}" for number in rows[i]) for i in chosen]
-
-
-def _print_targets(datamodule: Any, console: Any) -> None:
-    """Print how many images have each label, or what the numbers are like."""
-    from rich import box
-    from rich.table import Table
-
-    files = {split: list(dataset_of(datamodule, split).labels) for split in SPLITS}
-    task, names = task_of(datamodule), list(datamodule.class_names)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("label" if task == "multilabel" else "number", overflow="fold")
-    if task == "multilabel":
-        counts = [datamodule.class_counts(split) for split in SPLITS]
-        columns = [[f"{n:,}" for n in found] for found in counts]
-        shown: Sequence[str] = SPLITS
-    else:
-        shown = ("mean in train", "deviation")
-        columns = [[f"{v:.6g}" for v in found] for found in datamodule.target_statistics()]
-    for name in shown:
-        table.add_column(name, justify="right")
-    for row in zip(names, *columns, strict=True):
-        table.add_row(*row)
-    console.print(table)
-    told = ", ".join(f"{len(found):,} {split}" for split, found in files.items())
-    console.print(f"{_noun(datamodule)}: {told}", highlight=False)
-
-
-def _print_labels(datamodule: Any, console: Any) -> None:
-    """Print the label budget, and how evenly it is spread."""
-    if task_of(datamodule) in ("multilabel", "regression"):
-        _print_targets(datamodule, console)
-        return
-    from rich import box
-    from rich.table import Table
-
-    names = list(datamodule.class_names)
-    counts = {
-        split: Counter(int(label) for label in dataset_of(datamodule, split).labels)
-        for split in SPLITS
-    }
-    train = counts["train"]
-    order: list[int] = list(range(len(names)))
-    if len(names) > MOST_LISTED:
-        order = sorted(order, key=lambda k: train[k])
-        order = [*order[: MOST_LISTED // 2], *order[-MOST_LISTED // 2 :]]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("class", overflow="fold")
-    for split in SPLITS:
-        table.add_column(split, justify="right")
-    table.add_column("of train", justify="right")
-    for k in order:
-        share = f"{100 * train[k] / train.total():.1f} %"
-        table.add_row(names[k], *(f"{counts[split][k]:,}" for split in SPLITS), share)
-    table.add_section()
-    table.add_row("all", *(f"{counts[split].total():,}" for split in SPLITS), "", style="bold")
-    console.print(table)
-    if len(order) < len(names):
-        console.print(f"the smallest and the largest of {len(names)} classes", style="dim")
-    budget = train.total() + counts["val"].total()
-    console.print(f"labels used: {budget:,}, those that choose the checkpoint included")
-    low, high = min(train[k] for k in range(len(names))), max(train.values())
-    if high > 1.5 * low:
-        ratio, noun = high / max(low, 1), _noun(datamodule)
-        console.print(
-            f"uneven: the largest class has {ratio:.1f} times the {noun} of the smallest; always "
-            f"answering '{names[train.most_common(1)[0][0]]}' is right for "
-            f"{100 * high / train.total():.0f} % of them. Look at F1 beside accuracy.",
-            style="yellow",
-            markup=False,
-        )
-
-
-def _noun(datamodule: Any) -> str:
-    return "texts" if hasattr(datamodule, "texts") else "images"

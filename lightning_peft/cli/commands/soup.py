@@ -9,13 +9,12 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.command import run_command
+from lightning_peft.cli.commands.soup_members import Candidate, candidates_of
 from lightning_peft.cli.commands.soup_metric import Judge, judge_of
-from lightning_peft.cli.comparing.runs import Run, read_runs
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.jobs.summary import write_json, write_text
 from lightning_peft.cli.jobs.task import task_of
@@ -30,23 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 FILE = "soup.json"
-
-
-@dataclass
-class Candidate:
-    """A checkpoint that may become a member.
-
-    Attributes:
-        path: The checkpoint.
-        config: The config of its run.
-        state: What is trained, by the backbone's names.
-        score: Its value of the metric that chooses.
-    """
-
-    path: Path
-    config: Any
-    state: dict[str, Tensor] = field(default_factory=dict)
-    score: float = float("nan")
 
 
 def main(args: Sequence[str]) -> int:
@@ -87,7 +69,7 @@ def _serve(options: argparse.Namespace) -> int:
 
     from lightning_peft.cli.quiet import quiet
 
-    candidates = _candidates(options)
+    candidates = candidates_of(options)
     # imported before it is quiet: Lightning gives its loggers handlers when it is imported
     importlib.import_module("lightning_peft._namespace")
     with quiet():
@@ -96,57 +78,6 @@ def _serve(options: argparse.Namespace) -> int:
     for line in _told(summary, options.out):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
-
-
-def _candidates(options: argparse.Namespace) -> list[Candidate]:
-    """Find the checkpoints, and refuse runs that cannot be averaged or compared."""
-    from omegaconf import OmegaConf
-
-    problems = [f"expected a directory of runs, got {d}" for d in options.directories
-                if not d.is_dir()]  # fmt: skip
-    if options.top_k is not None and options.top_k < 1:
-        problems.append(f"expected --top-k of at least 1, got {options.top_k}")
-    if options.metric is not None:
-        try:
-            judge_of([], options.metric, "multiclass")
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
-    runs: list[Run] = [run for run in read_runs(options.directories)[0] if run.completed]
-    found = [
-        Candidate(path, OmegaConf.load(run.directory / "config.yaml"))
-        for run in runs
-        if (run.directory / "config.yaml").is_file()
-        for path in sorted((run.directory / "checkpoints").glob("best*.ckpt"))
-    ]
-    if len(found) < 2:
-        raise ConfigError(
-            [
-                f"expected at least two checkpoints of finished runs, found {len(found)}. Give a "
-                "sweep, several runs, or a run that was trained with callbacks/average=soup."
-            ]
-        )
-    first = found[0]
-    for other in found[1:]:
-        for key in ("model", "data"):
-            different = _different(first.config[key], other.config[key])
-            if different and key == "data":
-                # what one member was validated on another one may have been trained on
-                problems.append(
-                    f"{other.path} was trained on other images than {first.path} "
-                    f"({', '.join(different)} differ): no validation set is new to both. Sweep "
-                    "with the data held, such as data.seed=0."
-                )
-            elif "backbone" in different or "backbone_kwargs" in different:
-                problems.append(f"{other.path} has another backbone than {first.path}.")
-    if problems:
-        raise ConfigError(problems)
-    return found
-
-
-def _different(one: Any, two: Any) -> list[str]:
-    return sorted(key for key in {*one, *two} if one.get(key) != two.get(key))
 
 
 def _cook(candidates: list[Candidate], options: argparse.Namespace) -> dict[str, Any]:

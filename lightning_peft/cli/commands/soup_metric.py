@@ -10,7 +10,7 @@ from lightning_peft.cli.errors import ConfigError
 from lightning_peft.errors import near
 from lightning_peft.metric_names import MAIN, is_test, lower_is_better
 
-__all__ = ["Judge", "judge_of"]
+__all__ = ["Judge", "judge_of", "watched_by"]
 
 
 class Judge(NamedTuple):
@@ -66,7 +66,7 @@ def judge_of(runs: Sequence[tuple[Path, Any]], wanted: str | None, task: str) ->
     Raises:
         ConfigError: If it is no metric of validation, or the runs do not agree.
     """
-    watched = {path: _watched(config) for path, config in runs}
+    watched = {path: watched_by(config) for path, config in runs}
     known = {judge.metric: judge for judge in watched.values() if judge is not None}
     if wanted is not None:
         _check(wanted, "--metric")
@@ -107,8 +107,15 @@ def _check(metric: str, what: str) -> None:
         )
 
 
-def _watched(config: Any) -> Judge | None:
-    """What chose the checkpoint of a run: the first ModelCheckpoint that watches something."""
+def watched_by(config: Any) -> Judge | None:
+    """Say what chooses the checkpoint of a run: the first ModelCheckpoint that watches something.
+
+    Args:
+        config: The config of the run.
+
+    Returns:
+        The metric and its way; ``None`` where nothing chooses.
+    """
     for node in (config.get("callbacks") or {}).values():
         if not isinstance(node, Mapping) and not hasattr(node, "get"):
             continue

@@ -98,6 +98,7 @@ class Comparison:
         best: The best single run.
         images: How many images each split has, where all runs agree.
         noun: What these are: ``"images"``, ``"texts"``, or ``"samples"`` where runs have both.
+        chosen: Whether the checkpoint of every run that completed was chosen by its validation.
         memory: What the peak memory is of: ``"GPU"``, ``"process"``, ``"mixed"`` or ``""``.
         unreadable: Files that could not be read.
     """
@@ -108,6 +109,7 @@ class Comparison:
     best: Run | None = None
     images: Mapping[str, int] = field(default_factory=dict)
     noun: str = "images"
+    chosen: bool = False
     memory: str = ""
     unreadable: tuple[Path, ...] = field(default=())
 
@@ -199,6 +201,7 @@ def comparison_of(runs: Sequence[Run], unreadable: Sequence[Path] = ()) -> Compa
         best=min(scored, key=lambda run: sign * run.metrics[metric], default=None),
         images=images[0] if images and all(found == images[0] for found in images) else {},
         noun="samples" if len(nouns) > 1 else next(iter(nouns), "images"),
+        chosen=bool(done) and all((run.monitor or "").startswith("val/") for run in done),
         memory="mixed" if len(kinds) > 1 else next(iter(kinds), ""),
         unreadable=tuple(unreadable),
     )

@@ -205,8 +205,25 @@ def _figure(width: float, height: float, layout: str | None = "constrained") -> 
 
 
 def _save(figure: Figure, path: Path) -> Path:
+    _read_literally(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial.png")
     figure.savefig(partial)
     partial.replace(path)
     return path
+
+
+def _read_literally(figure: Figure) -> None:
+    """Show names as they are: a ``$`` in a class or an override begins no formula."""
+    text = require("matplotlib.text", "viz").Text
+    # what an axis writes itself has powers of ten in it, which are formulas
+    own = {
+        id(tick)
+        for axes in figure.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        for tick in axis.findobj(text)
+        if tick is not axis.label
+    }
+    for found in figure.findobj(text):
+        if id(found) not in own:
+            found.set_parse_math(False)

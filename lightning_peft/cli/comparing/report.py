@@ -27,7 +27,14 @@ from lightning_peft.cli.comparing.curves import read_log
 from lightning_peft.cli.comparing.reliability import read_bins, reliability_chart
 from lightning_peft.cli.comparing.runs import Run
 from lightning_peft.cli.comparing.swept import swept_numbers
-from lightning_peft.cli.comparing.tables import QUANTITIES, cells, columns, notes, runs_of
+from lightning_peft.cli.comparing.tables import (
+    QUANTITIES,
+    cells,
+    columns,
+    more_grids,
+    notes,
+    runs_of,
+)
 from lightning_peft.cli.comparing.wording import difference, p_value, verdict
 from lightning_peft.metric_names import is_share, written
 
@@ -109,6 +116,7 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "notes": notes(comparison),
         "columns": columns(comparison),
         "rows": [_row(rank, row, comparison) for rank, row in enumerate(comparison.shown, 1)],
+        "grids": more_grids(comparison),
         "failed": [f"{row.label}, {text}" for row in comparison.rows for text in row.failed],
         "unfinished": [
             f"{row.label}, {text}" for row in comparison.rows for text in row.unfinished

@@ -18,13 +18,24 @@ from typing import Any
 from lightning_peft.cli.jobs.summary import FILE
 from lightning_peft.cli.sweeps.processes import is_alive
 
-__all__ = ["Run", "labelled", "read_runs", "run_of"]
+__all__ = ["HANDED_OUT", "PREPARED", "Run", "labelled", "read_runs", "run_of"]
 
 SET_NOTHING_APART = ("method=", "seed=", "output_dir=", "name=", "logger=", "logger.", "baselines=")
 """Overrides that are told elsewhere, or change nothing of what a run comes to."""
 
-LABELLED = ("data=", "data.root=", "data.task=", "data.labels_per_class=", "shots=")
-"""Overrides that decide which labelled images there are: rows that differ in one are no rivals."""
+HANDED_OUT = frozenset(
+    {
+        *("augment", "batch_size", "cache", "drop_last", "eval_batch_size", "flip", "flip_safe"),
+        *("num_workers", "pin_memory", "steps_per_epoch", "verify"),
+    }
+)
+"""Keys of ``data`` that say how images are handed out: which they are, and their labels, is the
+same."""
+
+PREPARED = frozenset(
+    {"backbone", "channels", "image_size", "interpolation", "max_length", "mean", "std"}
+)
+"""Keys of ``data`` that say how the same images are prepared for a backbone."""
 
 ESCAPED = re.compile(r"\\([()\[\]{}:=, ])")
 
@@ -60,6 +71,7 @@ class Run:
         steps: How many optimizer steps it made, where that is known.
         intervals: The 95 % interval of each metric of the test, over its images.
         task: What the labels are.
+        monitor: What chose the checkpoint; ``None`` where nothing did, or it was not written down.
         error: What went wrong.
         started: Seconds since the epoch, where they are known.
     """
@@ -84,6 +96,7 @@ class Run:
     steps: int | None = None
     intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     task: str = "multiclass"
+    monitor: str | None = None
     error: str = ""
     started: float | None = None
 
@@ -109,8 +122,18 @@ class Run:
 
 
 def labelled(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Keep the overrides that decide which labelled images there are."""
-    return tuple(word for word in overrides if word.startswith(LABELLED))
+    """Keep the overrides that decide which labelled images there are.
+
+    Rows that differ in one of them are no rivals. What is not known to leave the images alone (a
+    key of somebody's own data module) is held to choose them.
+    """
+    return tuple(word for word in overrides if _chooses(word))
+
+
+def _chooses(override: str) -> bool:
+    group, _, rest = override.partition("=")[0].partition(".")
+    key = rest.partition(".")[0]
+    return group == "shots" or (group == "data" and key not in HANDED_OUT | PREPARED)
 
 
 def read_runs(directories: Sequence[Path]) -> tuple[list[Run], list[Path]]:
@@ -182,6 +205,7 @@ def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | N
         steps=steps if isinstance(steps := summary.get("steps"), int) else None,
         intervals=_intervals(summary.get("intervals_95")),
         task=str(summary.get("task") or "multiclass"),
+        monitor=name if isinstance(name := summary.get("monitor"), str) else None,
         error=str(summary.get("error") or ""),
         started=_numbers(process).get("started"),
     )

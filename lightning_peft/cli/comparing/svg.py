@@ -7,6 +7,7 @@ serves a light and a dark page. Text is text: it can be selected, and a screen r
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
@@ -22,6 +23,8 @@ LEAST_LEFT, LABEL, GAP = 64.0, 26.0, 8.0
 """Left of the plot: no less than this; the room of the label, and what is before the axis."""
 CHARACTER, LINE = 6.6, 15.0
 """Width of a character and height of a line, roughly, to keep names from covering each other."""
+
+NOT_OF_XML = re.compile(r"[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom."""
@@ -296,5 +299,5 @@ def _box(text: str, x: float, y: float, anchor: str) -> Box:
 
 
 def _clean(text: str) -> str:
-    """Leave out the control characters that XML cannot hold; what is escaped, the library does."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """Leave out the characters that XML cannot hold; what is escaped, the library does."""
+    return NOT_OF_XML.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning_peft.cli.comparing.comparison import Comparison, Row
+from lightning_peft.cli.comparing.grids import Grid
 from lightning_peft.cli.comparing.wording import score
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-__all__ = ["Line", "Swept", "swept_json", "swept_numbers", "swept_table"]
+__all__ = ["Line", "Swept", "swept_grid", "swept_json", "swept_numbers"]
 
 WIDE_RANGE = 8.0
 """From this ratio of the largest to the smallest value on, an axis is logarithmic."""
@@ -101,32 +99,24 @@ def _numbers(row: Row) -> Iterator[tuple[str, float]]:
             yield key, value
 
 
-def swept_table(swept: Swept, metric: str) -> Table:
+def swept_grid(swept: Swept, metric: str) -> Grid:
     """Lay out a line for each method and a column for each value.
 
     Args:
         swept: The number.
         metric: What the rows are judged by.
     """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=f"{metric.replace('/', ' ')} by {swept.key}",
-        title_justify="left",
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    table.add_column("method", overflow="fold")
-    for value in swept.values:
-        table.add_column(f"{value:g}", justify="right", no_wrap=True)
+    rows = []
     for line in swept.lines:
-        rows = dict(line.points)
-        texts = [score(rows[v].accuracy, metric) if v in rows else "-" for v in swept.values]
-        table.add_row(*map(Text, [line.label, *texts]), style="dim" if line.baseline else "")
-    return table
+        found = dict(line.points)
+        scores = [score(found[v].accuracy, metric) if v in found else "-" for v in swept.values]
+        rows.append((line.label, *scores))
+    return Grid(
+        title=f"{metric.replace('/', ' ')} by {swept.key}",
+        header=("method", *(f"{value:g}" for value in swept.values)),
+        rows=tuple(rows),
+        faint=frozenset(i for i, line in enumerate(swept.lines) if line.baseline),
+    )
 
 
 def swept_json(swept: Swept) -> dict[str, Any]:

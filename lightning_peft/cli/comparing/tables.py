@@ -7,16 +7,17 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.comparing.comparison import Comparison, Row, Spread
+from lightning_peft.cli.comparing.grids import Grid
 from lightning_peft.cli.comparing.significance import Contrast
-from lightning_peft.cli.comparing.swept import swept_json, swept_numbers
-from lightning_peft.cli.comparing.vtab_means import vtab_json, vtab_means
+from lightning_peft.cli.comparing.swept import swept_grid, swept_json, swept_numbers
+from lightning_peft.cli.comparing.vtab_means import vtab_grid, vtab_json, vtab_means
 from lightning_peft.cli.comparing.wording import duration, interval, score, size
-from lightning_peft.cli.search.pareto import pareto_json, pareto_set
+from lightning_peft.cli.search.pareto import pareto_grid, pareto_json, pareto_set
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["as_csv", "as_json", "comparison_table", "notes", "runs_of"]
+__all__ = ["as_csv", "as_json", "comparison_table", "more_grids", "notes", "runs_of"]
 
 FORMAT = 3
 """Of ``comparison.json``: it is raised where something in it changes its meaning or its place."""
@@ -58,11 +59,17 @@ def notes(comparison: Comparison, *, with_memory: bool = True) -> list[str]:
             f"[95 % interval] of a single run: over other test {comparison.noun} like these, for "
             "this very model; of other seeds it says nothing"
         )
+    if any(row.seeds and row.accuracy is None for row in comparison.rows):
+        found.append(
+            f"- for {comparison.metric.replace('/', ' ')}: these runs did not measure it, as those "
+            "of another task and those that were not tested"
+        )
     if comparison.lower:
         found.append(f"less {comparison.metric.replace('/', ' ')} is better")
     if comparison.images:
         train, val, test = (comparison.images.get(s, 0) for s in ("train", "val", "test"))
-        chosen = f", {val} others chose the checkpoint" if val else ""
+        did = "chose the checkpoint" if comparison.chosen else "validated"
+        chosen = f", {val} others {did}" if val else ""
         tested = f", {test} tested" if comparison.metric.startswith("test/") else ""
         found.append(f"{train} labelled {comparison.noun} trained{chosen}{tested}")
     if told := _pruned(comparison):
@@ -144,6 +151,16 @@ def comparison_table(comparison: Comparison, width: int = 120) -> Table:
         style = "bold" if row is comparison.leader else "dim" if row.baseline else ""
         table.add_row(*(Text(text) for text in texts), style=style)  # a label is no markup
     return table
+
+
+def more_grids(comparison: Comparison) -> list[Grid]:
+    """Give the tables beside the main one: by what was swept, the Pareto set, VTAB-1k."""
+    grids = [swept_grid(swept, comparison.metric) for swept in swept_numbers(comparison)]
+    if pareto := pareto_set(comparison):
+        grids.append(pareto_grid(pareto))
+    if means := vtab_means(comparison):
+        grids.append(vtab_grid(means))
+    return grids
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning_peft.cli.comparing.comparison import Comparison
+from lightning_peft.cli.comparing.grids import Grid
 from lightning_peft.data.vtab_tasks import GROUPS, TASKS
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-__all__ = ["VTABMeans", "vtab_json", "vtab_means", "vtab_table"]
+__all__ = ["VTABMeans", "vtab_grid", "vtab_json", "vtab_means"]
 
 KEY = "data.task"
 
@@ -70,31 +68,20 @@ def vtab_means(comparison: Comparison) -> tuple[VTABMeans, ...]:
     return tuple(sorted(means, key=lambda each: -(each.of_groups or 0.0)))
 
 
-def vtab_table(means: tuple[VTABMeans, ...]) -> Table:
+def vtab_grid(means: tuple[VTABMeans, ...]) -> Grid:
     """Lay out the means, a row for each method."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title="VTAB-1k, mean accuracy",
-        title_justify="left",
-        caption="- where a task has no result; 'groups' weighs the three groups alike, 'tasks' the "
-        "nineteen tasks",
-        caption_justify="left",
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    table.add_column("method", overflow="fold")
-    for name in (*GROUPS, "groups", "tasks", "done"):
-        table.add_column(name, justify="right", no_wrap=True)
+    rows = []
     for each in means:
         values = [*(each.of(group) for group in GROUPS), each.of_groups, each.of_tasks]
         texts = [f"{100 * value:.1f} %" if value is not None else "-" for value in values]
-        done = f"{len(each.by_task)} of {len(TASKS)}"
-        table.add_row(*map(Text, [each.label, *texts, done]))
-    return table
+        rows.append((each.label, *texts, f"{len(each.by_task)} of {len(TASKS)}"))
+    return Grid(
+        title="VTAB-1k, mean accuracy",
+        header=("method", *GROUPS, "groups", "tasks", "done"),
+        rows=tuple(rows),
+        note="- where a task has no result; 'groups' weighs the three groups alike, 'tasks' the "
+        "nineteen tasks",
+    )
 
 
 def vtab_json(means: tuple[VTABMeans, ...]) -> list[dict[str, Any]]:

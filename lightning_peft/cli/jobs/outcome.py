@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from lightning_peft.cli.jobs.train import Best, Parts
     from lightning_peft.cli.search.pruning import Pruned
 
-__all__ = ["leave_files", "leave_pruned", "result_table"]
+__all__ = ["leave_files", "leave_pruned", "result_table", "save_adapters"]
 
 log = logging.getLogger(__name__)
 
@@ -58,17 +58,8 @@ def leave_files(
         The summary.
     """
     directory = Path(cfg.output_dir)
-    found = find_adaptations(parts.module)
-    method: dict[str, Any] = {}
-    count = count_parameters(parts.module)  # of a module without an adaptation
-    parameters = {"trained": count.trainable, "total": count.total, "share": count.share}
-    sizes = {"checkpoint": best.path.stat().st_size}
-    for adaptation in found.values():
-        adaptation.save(directory / "adapter")
-        report = adaptation.report()
-        parameters = {"trained": report.trained, "total": report.total, "share": report.share}
-        method = {"config": adaptation.method.to_config()}
-        sizes["adapter"] = sum(f.stat().st_size for f in (directory / "adapter").iterdir())
+    method, parameters, size = save_adapters(parts.module, directory / "adapter")
+    sizes = {"checkpoint": best.path.stat().st_size, **size}
     write_facts(directory, parts.datamodule, getattr(parts.module, "outputs", None))
     if cfg.test:
         _write_test_set(parts, directory)
@@ -94,6 +85,7 @@ def leave_files(
         **costs,
         steps=parts.trainer.global_step,
         images=_images(parts),
+        monitor=best.monitor,
         noun=getattr(parts.module, "noun", "images"),
         ranks=parts.trainer.world_size,
         task=task_of(parts.datamodule),
@@ -106,6 +98,41 @@ def leave_files(
 
         Console().print(result_table(summary, directory))
     return summary
+
+
+def save_adapters(
+    module: Any, directory: Path
+) -> tuple[dict[str, Any], dict[str, float], dict[str, int]]:
+    """Write the adapter of a module; of several adapted backbones each in a directory of its own.
+
+    Args:
+        module: What was trained.
+        directory: Where the adapter goes; those of several go below it, by the backbones' names.
+
+    Returns:
+        The method, the counts of parameters and the size, as a summary has them.
+    """
+    found = find_adaptations(module)
+    configs: dict[str, Any] = {}
+    size = 0
+    for path, adaptation in found.items():
+        # a module of somebody's own may adapt several by itself, and none may replace another
+        where = directory / (path or type(module).__name__) if len(found) > 1 else directory
+        adaptation.save(where)
+        configs[path] = adaptation.method.to_config()
+        size += sum(file.stat().st_size for file in where.iterdir() if file.is_file())
+    if len(found) == 1:
+        ((path, adaptation),) = found.items()
+        report = adaptation.report()
+        parameters = {"trained": report.trained, "total": report.total, "share": report.share}
+        return {"config": configs[path]}, parameters, {"adapter": size}
+    count = count_parameters(module)
+    parameters = {"trained": count.trainable, "total": count.total, "share": count.share}
+    return (
+        {"configs": configs} if found else {},
+        parameters,
+        {"adapter": size} if found else {},
+    )
 
 
 def leave_pruned(
@@ -193,12 +220,14 @@ def _write_test_set(parts: Parts, directory: Path) -> None:
     # a picture shows one class for each image
     if evaluation.confusion is None or hasattr(parts.datamodule, "texts"):
         return
-    images, labels, probabilities = some_predictions(parts)
     names = [row.name for row in evaluation.classes]
     try:
+        images, labels, probabilities = some_predictions(parts)
         predictions(images, labels, probabilities, names, directory / "predictions.png")
     except MissingExtraError as error:
         log.info("no picture of predictions: %s", error)
+    except Exception as error:  # what was measured is worth more than a picture of it
+        log.warning("no picture of predictions: %s: %s", type(error).__name__, error)
 
 
 def _intervals(cfg: DictConfig, parts: Parts) -> dict[str, tuple[float, float]]:
@@ -241,7 +270,7 @@ def some_predictions(parts: Parts, count: int = 32) -> tuple[Tensor, list[int], 
 
 
 def _images(parts: Parts) -> dict[str, int]:
-    """How many labelled images or texts trained, chose the checkpoint, and tested."""
+    """How many labelled images or texts trained, validated, and tested."""
     found = {s: dataset_of(parts.datamodule, s) for s in ("train", "val", "test")}
     return {name: len(images) for name, images in found.items() if images is not None}
 

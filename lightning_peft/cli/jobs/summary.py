@@ -13,6 +13,7 @@ from typing import Any
 from lightning_peft.cli.errors import explain
 from lightning_peft.cli.search.objectives import better
 from lightning_peft.cli.sweeps.occupied import holder_of
+from lightning_peft.metric_names import MAIN
 from lightning_peft.whole import written_whole
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
 
 FILE = "summary.json"
 FORMAT = 1
+MAINS = tuple(f"val/{metric}" for metric in dict.fromkeys(MAIN.values()))
 PACKAGES = ("lightning-peft", "torch", "lightning", "peft", "timm", "torchmetrics", "hydra-core")
 
 
@@ -78,7 +80,8 @@ def objective(name: str | None, metrics: Mapping[str, float]) -> tuple[str | Non
     """Find what a sweeper is told about a job.
 
     Args:
-        name: The metric; by default the one that chose the checkpoint, or the validation accuracy.
+        name: The metric; by default the one that chose the checkpoint, or the main one of the task
+            in validation.
         metrics: What was measured.
 
     Returns:
@@ -86,7 +89,8 @@ def objective(name: str | None, metrics: Mapping[str, float]) -> tuple[str | Non
     """
     if name is None:
         names = [metric for metric in metrics if metric.startswith("val/")]
-        name = "val/accuracy" if "val/accuracy" in names else next(iter(names), None)
+        main = [found for found in MAINS if found in names]
+        name = next(iter(main + names), None)
     return name, None if name is None else metrics.get(name)
 
 

@@ -259,6 +259,8 @@ class Best:
 
     path: Path
     metrics: dict[str, float]
+    monitor: str | None = None
+    """The metric that chose it; ``None`` where nothing did."""
 
 
 def best_checkpoint(parts: Parts, directory: Path) -> Best:
@@ -282,7 +284,8 @@ def best_checkpoint(parts: Parts, directory: Path) -> Best:
     for callback in written:
         if callback.monitor is not None and callback.best_model_score is not None:
             score = float(callback.best_model_score)
-            return Best(Path(callback.best_model_path), {callback.monitor: score})
+            path = Path(callback.best_model_path)
+            return Best(path, {callback.monitor: score}, callback.monitor)
     for callback in written:
         if callback.save_weights_only:  # of the last weights
             return Best(Path(callback.best_model_path), _validated(parts))

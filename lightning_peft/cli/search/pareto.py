@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning_peft.cli.comparing.comparison import Comparison
+from lightning_peft.cli.comparing.grids import Grid
 from lightning_peft.cli.comparing.runs import Run
 from lightning_peft.cli.search.objectives import COSTS, not_dominated
 from lightning_peft.metric_names import written
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-__all__ = ["ParetoSet", "pareto_json", "pareto_set", "pareto_table"]
+__all__ = ["ParetoSet", "pareto_grid", "pareto_json", "pareto_set"]
 
 
 @dataclass(frozen=True)
@@ -55,27 +53,20 @@ def pareto_set(comparison: Comparison) -> ParetoSet | None:
     return ParetoSet(names, directions, tuple(members), len(runs))
 
 
-def pareto_table(found: ParetoSet) -> Table:
-    """Lay the set out for a console."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        title=f"Pareto set: {len(found.members)} of {found.count} runs, which no other betters",
-        title_justify="left",
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    table.add_column("run", overflow="fold")
+def pareto_grid(found: ParetoSet) -> Grid:
+    """Lay the set out, a row for each run."""
+    header = ["run"]
     for name, way in zip(found.names, found.directions, strict=True):
         best = "most" if way == "maximize" else "least"
-        table.add_column(f"{name.replace('/', ' ').replace('_', ' ')} ({best})", justify="right")
-    for label, run in found.members:
-        values = [_written(name, value) for name, value, _ in run.objectives]
-        table.add_row(*map(Text, [_called(label, run), *values]))
-    return table
+        header.append(f"{name.replace('/', ' ').replace('_', ' ')} ({best})")
+    return Grid(
+        title=f"Pareto set: {len(found.members)} of {found.count} runs, which no other betters",
+        header=tuple(header),
+        rows=tuple(
+            (_called(label, run), *(_written(name, value) for name, value, _ in run.objectives))
+            for label, run in found.members
+        ),
+    )
 
 
 def pareto_json(found: ParetoSet | None) -> dict[str, Any] | None:

@@ -1,0 +1,116 @@
+"""The checkpoints that ``lightning-peft soup`` may average, and why some may not be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_peft.cli.commands.soup_metric import judge_of
+from lightning_peft.cli.comparing.runs import HANDED_OUT, PREPARED, Run, read_runs
+from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.jobs.summary import FILE
+from lightning_peft.cli.paths import no_directory
+
+if TYPE_CHECKING:
+    import argparse
+
+    from torch import Tensor
+
+__all__ = ["Candidate", "candidates_of"]
+
+
+@dataclass
+class Candidate:
+    """A checkpoint that may become a member.
+
+    Attributes:
+        path: The checkpoint.
+        config: The config of its run.
+        state: What is trained, by the backbone's names.
+        score: Its value of the metric that chooses.
+    """
+
+    path: Path
+    config: Any
+    state: dict[str, Tensor] = field(default_factory=dict)
+    score: float = float("nan")
+
+
+def candidates_of(options: argparse.Namespace) -> list[Candidate]:
+    """Find the checkpoints, and refuse runs that cannot be averaged or compared.
+
+    Args:
+        options: What was typed.
+
+    Returns:
+        Two or more.
+
+    Raises:
+        ConfigError: Naming all that is wrong, before anything is loaded.
+    """
+    from omegaconf import OmegaConf
+
+    problems = [f"expected a directory of runs, got {d}" for d in options.directories
+                if not d.is_dir()]  # fmt: skip
+    if wrong := no_directory(options.out):
+        problems.append(f"--out: {wrong}")
+    if (options.out / FILE).is_file():
+        problems.append(
+            f"--out: {options.out} is the directory of a run, whose adapter and config would be "
+            "replaced. Name another."
+        )
+    if options.top_k is not None and options.top_k < 1:
+        problems.append(f"expected --top-k of at least 1, got {options.top_k}")
+    if options.metric is not None:
+        try:
+            judge_of([], options.metric, "multiclass")
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    runs: list[Run] = [run for run in read_runs(options.directories)[0] if run.completed]
+    found = [
+        Candidate(path, OmegaConf.load(run.directory / "config.yaml"))
+        for run in runs
+        if (run.directory / "config.yaml").is_file()
+        for path in sorted((run.directory / "checkpoints").glob("best*.ckpt"))
+    ]
+    if len(found) < 2:
+        raise ConfigError(
+            [
+                f"expected at least two checkpoints of finished runs, found {len(found)}. Give a "
+                "sweep, several runs, or a run that was trained with callbacks/average=soup."
+            ]
+        )
+    problems = [wrong for other in found[1:] for wrong in _no_company(found[0], other)]
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _no_company(first: Candidate, other: Candidate) -> Iterator[str]:
+    """Say why a checkpoint cannot be averaged with the first, or not be compared with it."""
+    model = _different(first.config.model, other.config.model)
+    data = [key for key in _different(first.config.data, other.config.data)
+            if key not in HANDED_OUT]  # fmt: skip
+    images = [key for key in data if key not in PREPARED]
+    if images:
+        # what one member was validated on another one may have been trained on
+        held = " Sweep with the data held, such as data.seed=0." if "seed" in images else ""
+        yield (
+            f"{other.path} was trained on other images than {first.path} "
+            f"({', '.join(images)} differ): no validation set is new to both.{held}"
+        )
+    if "backbone" in model or "backbone_kwargs" in model:
+        yield f"{other.path} has another backbone than {first.path}."
+    elif prepared := [key for key in data if key in PREPARED]:
+        yield (
+            f"{other.path} has its images prepared in another way than {first.path} "
+            f"({', '.join(prepared)} differ), and the soup has them in one."
+        )
+
+
+def _different(one: Any, two: Any) -> list[str]:
+    return sorted(key for key in {*one, *two} if one.get(key) != two.get(key))
