@@ -8,7 +8,15 @@ from typing import Any
 from lightning_peft.errors import near
 from lightning_peft.metric_names import KNOWN, lower_is_better
 
-__all__ = ["COSTS", "better", "costs_of", "names_of", "not_dominated", "unknown_objective"]
+__all__ = [
+    "COSTS",
+    "MONITORED",
+    "better",
+    "costs_of",
+    "names_of",
+    "not_dominated",
+    "unknown_objective",
+]
 
 COSTS = (
     "trained_parameters",
@@ -18,6 +26,9 @@ COSTS = (
     "memory_bytes",
 )
 """What can be an objective beside the metrics, by the names that ``comparison.csv`` has."""
+
+MONITORED = ("step_seconds", "memory_bytes")
+"""Costs that ``lightning_peft.EfficiencyMonitor`` measures."""
 
 STAGES = ("val", "test")
 

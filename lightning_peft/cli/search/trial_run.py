@@ -43,10 +43,11 @@ def check_direction(cfg: DictConfig, trial: Trial | None) -> None:
     monitors = [str(node.monitor) for node in nodes if node.get("monitor") is not None]
     wrong = [name for name in monitors[:1] if better(name) != trial.directions[0]]
     if wrong:
+        way = better(wrong[0])
         raise ConfigError(
             [
                 f"hydra.sweeper.direction: the search is to {trial.directions[0]} {wrong[0]}, of "
-                f"which {better(wrong[0])} is better. Name it: objective={wrong[0]}."
+                f"which {way} is better. Say hydra.sweeper.direction={way}."
             ]
         )
 
