@@ -133,7 +133,9 @@ def test_a_job_that_was_fitted_to_the_task_of_its_data_is_the_same_job(tmp_path,
     left(tmp_path, fitted, "completed")
     assert earlier_run(config).summary is not None
     config.lr = 7
-    with pytest.raises(ConfigError, match=r"another config: lr was .*; optimizer.lr was .* 7\. Choose"):
+    with pytest.raises(
+        ConfigError, match=r"another config: lr was .*; optimizer.lr was .* 7\. Choose"
+    ):
         earlier_run(config)
 
 

@@ -5,6 +5,7 @@ from omegaconf import OmegaConf
 
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.search.check import check_search
+from lightning_peft.cli.search.objectives import chosen_by
 from lightning_peft.cli.search.trial import Trial
 from lightning_peft.cli.search.trial_run import check_direction, told
 from lightning_peft.cli.sweeps.launcher_check import check_launcher
@@ -118,6 +119,15 @@ def test_the_default_of_hydras_plugin_is_no_direction_that_anybody_chose():
     typed = config("val/accuracy", direction="minimize")
     check_search(typed)
     assert typed.hydra.sweeper.direction == "minimize"
+
+
+def test_the_checkpoint_is_chosen_by_what_keeps_it_and_not_by_what_stops_the_run():
+    stop = {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "val/loss"}
+    best = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "monitor": "val/f1"}
+    callbacks = {"off": None, "stop": {**stop, "mode": "min"}, "best": best}
+    assert chosen_by({"callbacks": callbacks}) == ("val/f1", "maximize")
+    assert chosen_by({"callbacks": {"stop": callbacks["stop"]}}) == ("val/loss", "minimize")
+    assert chosen_by({"callbacks": None}) == (None, "maximize")
 
 
 def test_a_cost_that_nothing_measures_is_no_objective():

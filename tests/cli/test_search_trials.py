@@ -15,24 +15,25 @@ from lightning_peft.cli.errors import ConfigError, explain
 from lightning_peft.cli.paths import conf_dir
 from lightning_peft.cli.search.check import check_search
 from lightning_peft.cli.search.study import prepare_search, standing_of
+from lightning_peft.cli.search.trial import trial_of
 from lightning_peft.cli.sweeps.record import count_jobs
 from lightning_peft.cli.sweeps.whole import STATE
 
-MIXED = ("method=choice(linear_probe,lora)", "method.rank=choice(2,4)", "hydra.sweeper.n_trials=6")
+MIXED = ("method=choice(linear_probe,lora)", "method.rank=choice(2,4)", "hydra.sweeper.n_trials=4")
 BITFIT = ("method=bitfit", "lr=choice(0.1,0.2)", "hydra.sweeper.n_trials=2")
 
 
 class Launcher:
     """Keeps what it was given, and ends every job well, or raises."""
 
-    def __init__(self, error=None):
-        self.error, self.jobs = error, []
+    def __init__(self, error=None, value=0.5):
+        self.error, self.value, self.jobs = error, value, []
 
     def launch(self, overrides, initial_job_idx):
         if self.error is not None:
             raise self.error
         self.jobs += overrides
-        return [SimpleNamespace(return_value=0.5, hydra_cfg=None) for _ in overrides]
+        return [SimpleNamespace(return_value=self.value, hydra_cfg=None) for _ in overrides]
 
 
 @pytest.fixture
@@ -48,6 +49,7 @@ def search(tmp_path, monkeypatch):
         config = loader.load_configuration("config", typed, run_mode=RunMode.MULTIRUN)
         check_search(config)
         jobs = count_jobs(config, prepare_search(config))
+        launcher.config = config
         context = HydraContext(config_loader=loader, callbacks=Callbacks())
         sweeper = Plugins.instance().instantiate_sweeper(
             hydra_context=context, task_function=None, config=config
@@ -68,12 +70,12 @@ def test_a_trial_whose_config_does_not_compose_failed_and_the_others_run(search,
     launcher = Launcher()
     search(launcher, *MIXED)
     found = trials()
-    assert len(found) == 6
+    assert len(found) == 4
     failed = [trial.number for trial in found if trial.params["method"] == "linear_probe"]
-    assert 0 < len(failed) < 6
+    assert 0 < len(failed) < 4
     assert [t.number for t in found if t.state is TrialState.FAIL] == failed
     assert all("method=lora" in job for job in launcher.jobs)
-    assert len(launcher.jobs) == 6 - len(failed)
+    assert len(launcher.jobs) == 4 - len(failed)
     lines = capfd.readouterr().err.splitlines()
     told = [line for line in lines if "as its config does not compose" in line]
     assert len(told) == len(failed) == STATE.failed
@@ -84,8 +86,8 @@ def test_a_trial_whose_config_does_not_compose_failed_and_the_others_run(search,
     assert "unknown key 'method.rank'" in told[0]
     # a later start begins with another proposal, and not with those that failed
     search(launcher, *MIXED)
-    assert [t.params for t in trials()[:6]] == [t.params for t in found]
-    assert len(trials()) == 6 + len(failed)
+    assert [t.params for t in trials()[:4]] == [t.params for t in found]
+    assert len(trials()) == 4 + len(failed)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +124,15 @@ def test_what_a_launcher_raises_ends_the_search_and_blocks_nothing(search, error
     assert sum(trial.state is TrialState.COMPLETE for trial in trials()) == 2
 
 
+def test_the_trials_of_this_start_that_failed_are_counted(search):
+    search(Launcher(value=float("nan")), *BITFIT)
+    assert STATE.failed == 2
+    STATE.failed = 0
+    search(Launcher(), *BITFIT)
+    assert STATE.failed == 0
+    assert [trial.state.name for trial in trials()] == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
+
+
 def test_a_study_of_another_search_is_refused(search, tmp_path):
     shared = "sqlite:///shared.db"
     words = ("lr=choice(0.1,0.2)", "hydra.sweeper.n_trials=1", f"hydra.sweeper.storage={shared}")
@@ -132,7 +143,8 @@ def test_a_study_of_another_search_is_refused(search, tmp_path):
         search(Launcher(), "method=lora", *words)
     assert "Choose another hydra.sweeper.study_name" in str(refused.value)
     assert len(trials(shared)) == 1
-    search(Launcher(), "method=bitfit", *words[:1], *words[2:], "name=there")
+    search(Launcher(), "method=bitfit", *words, "hydra.sweeper.n_trials=2", "name=there")
+    assert len(trials(shared)) == 2
 
 
 def test_a_study_of_which_nothing_came_may_become_another_search(search):
@@ -141,6 +153,20 @@ def test_a_study_of_which_nothing_came_may_become_another_search(search):
     search(Launcher(), *BITFIT, "test=false")
     with pytest.raises(ConfigError, match="is of another search"):
         search(Launcher(), *BITFIT)
+
+
+@pytest.mark.parametrize(
+    ("objective", "ways"),
+    [("null", ("maximize",)), ("[val/accuracy,val/loss]", ("maximize", "minimize"))],
+)
+def test_a_job_hears_which_way_was_settled(search, objective, ways):
+    launcher = Launcher()
+    launcher.value = [0.5] * len(ways)
+    search(launcher, *BITFIT, f"objective={objective}", "hydra.sweeper.storage=null")
+    loader = GlobalHydra.instance().config_loader()
+    job = loader.load_sweep_config(launcher.config, list(launcher.jobs[0]))
+    job.hydra.job.num = 0
+    assert trial_of(job.hydra).directions == ways
 
 
 def test_a_grid_has_as_many_jobs_as_combinations(search):

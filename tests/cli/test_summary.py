@@ -8,7 +8,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.jobs.summary import record_failure, write_json, write_summary, write_text
+from lightning_peft.cli.jobs.summary import (
+    read_summary,
+    record_failure,
+    write_json,
+    write_summary,
+    write_text,
+)
 
 
 def test_numbers_that_json_does_not_have_are_null(tmp_path):
@@ -59,3 +65,10 @@ def test_a_failure_is_recorded_by_the_first_rank_only(tmp_path, monkeypatch):
 
 def test_recording_a_failure_never_raises():
     record_failure(OmegaConf.create({"output_dir": "${nowhere}"}), RuntimeError("of the job"))
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{" * 100_000, "\x00"])
+def test_a_summary_that_cannot_be_read_says_nothing(tmp_path, text):
+    if text is not None:
+        (tmp_path / "summary.json").write_text(text)
+    assert read_summary(tmp_path) == {}

@@ -79,7 +79,11 @@ def test_a_value_that_is_reported_again_is_the_first(storage):
 
 
 def sweep(directory, **sweeper):
-    hydra = {"sweeper": sweeper, "sweep": {"dir": str(directory)}, "overrides": {"task": []}}
+    hydra = {
+        "sweeper": sweeper,
+        "sweep": {"dir": str(directory)},
+        "overrides": {"task": [], "hydra": []},
+    }
     return OmegaConf.create({"hydra": hydra})
 
 

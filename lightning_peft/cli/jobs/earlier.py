@@ -5,7 +5,6 @@ A job is known by its config. A directory that holds a job of another config is 
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.jobs.summary import FILE
+from lightning_peft.cli.jobs.summary import read_summary
 from lightning_peft.cli.sweeps.job_config import asked, config_in
 from lightning_peft.cli.sweeps.processes import is_other_rank
 
@@ -76,7 +75,7 @@ def earlier_run(cfg: Any) -> Earlier:
                 "hydra.sweep.dir, or remove that directory."
             ]
         )
-    summary = _summary(directory / FILE)
+    summary = read_summary(directory)
     if summary.get("status") in FINISHED:
         return Earlier(summary=summary)
     last = directory / LAST
@@ -103,7 +102,7 @@ def refuse_finished(config: Any) -> None:
     with config_in(place, config) as cfg:
         directory, resume = Path(cfg.output_dir), cfg.get("resume")
         recorded = directory / CONFIG
-        if _summary(directory / FILE).get("status") not in FINISHED or not recorded.is_file():
+        if read_summary(directory).get("status") not in FINISHED or not recorded.is_file():
             return
         if resume is not None and directory.resolve() in Path(str(resume)).resolve().parents:
             return
@@ -141,14 +140,6 @@ def _task_of(config: Any) -> str | None:
         return "regression"
     task = model.get("task")
     return None if task is None else str(task)
-
-
-def _summary(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def identity(config: Any) -> dict[str, Any]:

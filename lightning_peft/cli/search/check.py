@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from typing import Any
 
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.jobs.task import of_the_test_set
-from lightning_peft.cli.search.objectives import MONITORED, better, names_of, unknown_objective
+from lightning_peft.cli.search.objectives import (
+    MONITORED,
+    better,
+    chosen_by,
+    names_of,
+    unknown_objective,
+)
 from lightning_peft.cli.search.settings import wrong_settings
 from lightning_peft.cli.search.trial import NO_PRUNER, directions_of
 from lightning_peft.metric_names import is_test
@@ -55,10 +60,7 @@ def check_search(config: Any) -> None:
                 ]
             )
         return
-    direction = sweeper.get("direction")
-    # a word was said by somebody; the member of an enumeration is the default of Hydra's plugin,
-    # which minimizes whatever it is told
-    directions = () if isinstance(direction, Enum) else directions_of(direction)
+    directions = directions_of(sweeper.get("direction"))
     problems = [*_wrong_names(config, names), *_wrong_directions(names, directions)]
     problems += [*wrong_settings(config, sweeper), *_wrong_pruner(sweeper, names)]
     sampler = str(_mapping(sweeper.get("sampler")).get("_target_"))
@@ -71,7 +73,7 @@ def check_search(config: Any) -> None:
         raise ConfigError(problems)
     if not directions:
         with read_write(config), open_dict(config):
-            found = [better(name) for name in names] or [_of_the_checkpoint(config)]
+            found = [better(name) for name in names] or [chosen_by(config)[1]]
             config.hydra.sweeper.direction = found if len(found) > 1 else found[0]
 
 
@@ -144,10 +146,3 @@ def _wrong_pruner(sweeper: Mapping[str, Any], names: Sequence[str]) -> list[str]
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
-
-
-def _of_the_checkpoint(config: Any) -> str:
-    """Which way is better of the metric that chooses the checkpoint."""
-    callbacks = (config.get("callbacks") or {}).values()
-    modes = [node.get("mode") for node in callbacks if node and node.get("monitor")]
-    return "minimize" if modes[:1] == ["min"] else "maximize"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.search.trial import FILE, open_storage
+from lightning_peft.cli.search.trial import FILE, directions_of, open_storage
 from lightning_peft.cli.sweeps.record import sweep_of, told, words_of
 
 __all__ = [
@@ -89,6 +89,11 @@ def prepare_search(config: Any) -> Standing | None:
             sweeper.n_trials = min(sweeper.n_trials, math.prod(map(len, grid.values())))
         if "seed" in sampler:  # without trials it proposes the same again, with them something else
             sampler.seed = (sampler.seed or 0) + standing.trials
+        # the jobs compose their config anew, and have to hear what was settled
+        ways = directions_of(sweeper.get("direction"))
+        if ways:
+            word = ways[0] if len(ways) == 1 else f"[{','.join(ways)}]"
+            config.hydra.overrides.hydra.append(f"++hydra.sweeper.direction={word}")
     return standing
 
 

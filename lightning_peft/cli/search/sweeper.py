@@ -8,7 +8,6 @@ The number of a trial is the number of its job, and so the name of its directory
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import math
 import sys
@@ -21,7 +20,7 @@ from hydra_plugins.hydra_optuna_sweeper import _impl as plugin
 from optuna.trial import TrialState
 
 from lightning_peft.cli.errors import ConfigError, explain
-from lightning_peft.cli.jobs.summary import FILE, write_text
+from lightning_peft.cli.jobs.summary import read_summary, write_text
 from lightning_peft.cli.search.space import grid_of, proposals_of, space_of
 from lightning_peft.cli.search.study import PLACE, cannot_open, keep_search, standing_of
 from lightning_peft.cli.search.trial import directions_of, open_storage
@@ -261,9 +260,9 @@ def _was_pruned(ended: Any) -> bool:
     """Whether the job's summary says so: it is what every launcher leaves behind."""
     try:
         directory = Path(ended.hydra_cfg.hydra.runtime.output_dir)
-        return bool(json.loads((directory / FILE).read_text("utf-8"))["status"] == "pruned")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (TypeError, AttributeError):  # a launcher that does not say where the job ran
         return False
+    return read_summary(directory).get("status") == "pruned"
 
 
 def _results(study: Any) -> str:
