@@ -155,3 +155,15 @@ def test_a_search_is_not_marred_for_ever_by_a_trial_that_failed(
     config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
     WholeSweep(is_search=is_search).on_multirun_end(config)
     assert STATE.failed == failed
+
+
+def test_what_nobody_foresaw_does_not_let_a_sweep_go_on_unchecked(tmp_path, monkeypatch, capsys):
+    def fail(config):
+        raise ZeroDivisionError("of a\nplugin")
+
+    monkeypatch.setattr("lightning_peft.cli.sweeps.whole.check_search", fail)
+    with pytest.raises(SystemExit) as stopped:
+        WholeSweep().on_multirun_start(OmegaConf.create({}))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == "lightning-peft: ZeroDivisionError: of a plugin\n"
+    assert STATE.directory is None
