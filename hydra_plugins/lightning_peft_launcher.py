@@ -103,7 +103,7 @@ class FreshLauncher(Launcher):
     def _run(self, config: Any, directory: Path) -> Any:
         from lightning_peft.cli.jobs.earlier import Earlier, earlier_run
         from lightning_peft.cli.sweeps.fresh import run_fresh
-        from lightning_peft.cli.sweeps.whole import own_part
+        from lightning_peft.cli.sweeps.job_config import own_part
 
         cfg = own_part(config)
         # another application keeps no record of its jobs that could be read here

@@ -106,6 +106,8 @@ def main(args: Sequence[str]) -> int:
             vacate()
     except SystemExit as stop:  # argparse refuses a flag, --hydra-help is done, or Ctrl-C
         _say_how_to_go_on()
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends a training with 1
+            return INTERRUPTED
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
         _say_how_to_go_on()

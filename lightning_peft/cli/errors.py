@@ -16,6 +16,7 @@ from lightning_peft.errors import PEFTError, near
 
 __all__ = [
     "ConfigError",
+    "cause_of",
     "dotted_keys",
     "explain",
     "missing_value",
@@ -60,19 +61,32 @@ def explain(error: BaseException) -> str | None:
     for link in chain:  # what this package refuses says by itself what was expected
         if isinstance(link, PEFTError):
             return str(link)
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, InstantiationException
     from omegaconf.errors import OmegaConfBaseException
 
     for link in chain:
         text = _known(link)
         if text is not None:
             return text
+    if isinstance(error, InstantiationException):  # its own first line says what was called alone
+        key = re.search(r"full_key: (\S+)", str(error))
+        cause = cause_of(error)
+        told = _first_line(error) if cause is error else f"{type(cause).__name__}: {cause}"
+        return f"{f'{key[1]}: ' if key else ''}{' '.join(told.split())}"
     if isinstance(error, HydraException | OmegaConfBaseException):
         return _first_line(error)
     if isinstance(error, ValueError) and _raised_in(error).startswith("hydra."):
         # -m with --cfg, method=null: Hydra lets these through as they are
         return _first_line(error)
     return None
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Give what was raised in what Hydra's ``instantiate`` called; otherwise the error itself."""
+    cause = error
+    while cause.__cause__ is not None and type(cause).__module__.startswith("hydra."):
+        cause = cause.__cause__
+    return cause
 
 
 def unknown_key(key: str, options: Sequence[str], everywhere: Sequence[str] = ()) -> str:

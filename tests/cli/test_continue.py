@@ -5,12 +5,15 @@ import shutil
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
 from lightning_peft.cli.comparing.curves import read_log
 from lightning_peft.cli.errors import ConfigError, explain
 from lightning_peft.cli.jobs.earlier import CONFIG, LAST, Earlier, earlier_run
+from lightning_peft.cli.jobs.task import fit_to_task
+from lightning_peft.cli.paths import conf_dir
 from lightning_peft.cli.sweeps.record import quoted
 from lightning_peft.cli.sweeps.whole import job_line
 
@@ -30,7 +33,7 @@ def test_the_same_command_goes_on_and_ends_in_the_same_figures(train, tmp_path, 
 
     undo = interrupt(2, "seed 1")  # an epoch is two steps
     status, _, err = train(*SWEEP)
-    assert status != 0
+    assert status == 130, "as shells have it, and not as after a failed job"
     assert "lightning-peft continue sweep" in err
     undo()
     half = tmp_path / "sweep" / "1_linear_probe_seed1"
@@ -118,6 +121,22 @@ def test_a_job_of_another_config_is_refused_with_every_difference(tmp_path):
     told = str(refused.value)
     for change in ("lr was 0.1, now 1", "rank was 8, now is not there", "seed was 1, now 0"):
         assert change in told
+
+
+@pytest.mark.parametrize("task", ["multilabel", "regression"])
+def test_a_job_that_was_fitted_to_the_task_of_its_data_is_the_same_job(tmp_path, task):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        words = ["method=bitfit", "name=bitfit", f"output_dir={tmp_path}"]
+        config = compose("config", overrides=words)
+    fitted = config.copy()
+    fit_to_task(fitted, task)
+    left(tmp_path, fitted, "completed")
+    assert earlier_run(config).summary is not None
+    config.lr = 7
+    with pytest.raises(
+        ConfigError, match=r"another config: lr was .*; optimizer.lr was .* 7\. Choose"
+    ):
+        earlier_run(config)
 
 
 def test_half_a_checkpoint_is_not_gone_on_with(tmp_path):

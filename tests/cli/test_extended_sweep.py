@@ -100,3 +100,6 @@ def test_jobs_are_matched_by_their_overrides_in_any_order():
     now = [["a=1", "b=1"], ["a=1", "b=2"], ["a=2", "b=1"]]
     assert match([["b=1", "a=2"], ["a=3", "b=1"]], now) == [2, None]
     assert match([], now) == []
+    # a value that was typed twice is two jobs, and no third one
+    assert match([["a=1"], ["a=1"]], [["a=1"], ["a=1"]]) == [0, 1]
+    assert match([["a=1"], ["a=1"]], [["a=1"]]) == [0, None]

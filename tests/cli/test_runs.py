@@ -32,6 +32,23 @@ def test_a_summary_is_read_whole(tmp_path):
     assert run_of({**summary, "efficiency": {"peak_cuda_bytes": 9}}, tmp_path).on_gpu
 
 
+def test_a_setting_is_the_same_whether_a_sweep_or_a_single_run_had_it(tmp_path):
+    def read(*words):
+        return run_of({**SUMMARY, "overrides": list(words)}, tmp_path).overrides
+
+    single = read("lr=1e-3", "test=false", "resume=NULL", "shots=10", "a='1e-3'", "b={x: 1}")
+    swept = read("lr=0.001", "test=False", "resume=null", "shots=10", "a='1e-3'", r"b=\{x: 1\}")
+    assert single == swept
+    assert single == (
+        "a='1e-3'",
+        "b={x: 1}",
+        "lr=0.001",
+        "resume=null",
+        "shots=10",
+        "test=false",
+    )
+
+
 @pytest.mark.parametrize(
     "text",
     [

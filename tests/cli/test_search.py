@@ -212,8 +212,12 @@ def test_a_study_of_another_direction_is_refused(train, tmp_path):
 
 def test_hydras_own_name_for_the_sweeper_is_the_same_search(train, tmp_path):
     own = [word for word in SEARCH if not word.startswith(("experiment", "hydra.sweeper.params"))]
-    sampler = ("hydra.sweeper.sampler.seed=0", "hydra.sweeper.direction=maximize")
-    words = (*own, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", *sampler, "test=false")
+    settings = ("hydra.sweeper.n_trials=2", "hydra.sweeper.sampler.seed=0")
+    words = (*own, "hydra/sweeper=optuna", *settings, "test=false")
     status, _, err = train(*words, "method=bitfit", "lr=interval(1e-4,1e-2)")
     assert status == 0, err
-    assert sorted(summaries(tmp_path / "search")) == [0, 1]
+    found = summaries(tmp_path / "search")
+    assert sorted(found) == [0, 1]
+    results = yaml.safe_load((tmp_path / "search" / "optimization_results.yaml").read_text())
+    scores = [summary["objective"]["value"] for summary in found.values()]
+    assert results["best_value"] == max(scores), "the plugin itself would look for the least"

@@ -5,10 +5,12 @@ from omegaconf import OmegaConf
 
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.search.check import check_search
+from lightning_peft.cli.search.objectives import chosen_by
 from lightning_peft.cli.search.trial import Trial
 from lightning_peft.cli.search.trial_run import check_direction, told
 from lightning_peft.cli.sweeps.launcher_check import check_launcher
 
+SEARCH = {"n_trials": 3, "direction": None, "params": {"lr": "interval(1e-3,1e-2)"}}
 MEDIAN = {"_target_": "optuna.pruners.MedianPruner"}
 IN_A_FILE = {"storage": "sqlite:///study.db", "study_name": "search"}
 
@@ -18,8 +20,12 @@ def config(objective=None, *, model="lightning_peft.ImageClassifier", mode="max"
         {
             "objective": objective,
             "model": {"_target_": model},
-            "callbacks": {"off": None, "best": {"monitor": "val/accuracy", "mode": mode}},
-            "hydra": {"sweeper": {"n_trials": 3, "direction": None, **sweeper}},
+            "callbacks": {
+                "off": None,
+                "best": {"monitor": "val/accuracy", "mode": mode},
+                "efficiency": {"_target_": "lightning_peft.EfficiencyMonitor"},
+            },
+            "hydra": {"sweeper": {**SEARCH, **sweeper}, "overrides": {"task": []}},
         }
     )
 
@@ -76,12 +82,61 @@ def test_what_is_typed_stays_and_a_plain_sweep_is_left_alone():
             config(["val/f1", "val/loss"], sampler={"_target_": "optuna.samplers.CmaEsSampler"}),
             "CmaEsSampler knows one objective alone, got 2",
         ),
+        (config(n_trials=0), r"n_trials: expected a whole number of at least 1, got 0\."),
+        (config(n_trials=None), "n_trials: expected a whole number of at least 1, got null"),
+        (config(n_jobs="abc"), "n_jobs: expected a whole number of at least 1, got 'abc'"),
+        (config(n_jobs=-1), "n_jobs: expected a whole number of at least 1, got -1"),
+        (config(max_failure_rate="abc"), "expected a number from 0 to 1, got 'abc'"),
+        (config(max_failure_rate=1.5), "max_failure_rate: expected a number from 0 to 1, got 1.5"),
+        (config(params=3), "hydra.sweeper.params: expected a mapping .* got 3"),
+        (config(params={}), "nothing is searched, so every trial would be the same"),
+        (config(params={"lr": 0.1}), "nothing is searched, so every trial would be the same"),
+        (config(pruner="median"), "got 'median'.* with a slash: hydra/sweeper/pruner=median"),
+        (config(sampler="grid"), "got 'grid'.* with a slash: hydra/sweeper/sampler=grid"),
+        (
+            config(sampler={"_target_": "optuna.samplers.GridSampler", "_partial_": True}),
+            r"the grid tries every value, and lr is an interval.*lr=choice\(",
+        ),
+        (config(3), "objective: expected a name, a list of names or null, got 3"),
+        (
+            OmegaConf.create({"hydra": {"sweeper": None}}),
+            "hydra.sweeper: expected a mapping, got None.*hydra/sweeper=search",
+        ),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
 def test_a_search_is_refused(made, match):
     with pytest.raises(ConfigError, match=match):
         check_search(made)
+
+
+def test_the_default_of_hydras_plugin_is_no_direction_that_anybody_chose():
+    from hydra_plugins.hydra_optuna_sweeper.config import Direction
+
+    found = config("val/accuracy", direction=Direction.minimize)
+    check_search(found)
+    assert found.hydra.sweeper.direction == "maximize"
+    typed = config("val/accuracy", direction="minimize")
+    check_search(typed)
+    assert typed.hydra.sweeper.direction == "minimize"
+
+
+def test_the_checkpoint_is_chosen_by_what_keeps_it_and_not_by_what_stops_the_run():
+    stop = {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "val/loss"}
+    best = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "monitor": "val/f1"}
+    callbacks = {"off": None, "stop": {**stop, "mode": "min"}, "best": best}
+    assert chosen_by({"callbacks": callbacks}) == ("val/f1", "maximize")
+    assert chosen_by({"callbacks": {"stop": callbacks["stop"]}}) == ("val/loss", "minimize")
+    assert chosen_by({"callbacks": None}) == (None, "maximize")
+
+
+def test_a_cost_that_nothing_measures_is_no_objective():
+    made = config(["val/accuracy", "memory_bytes", "step_seconds"])
+    made.callbacks.efficiency = None
+    with pytest.raises(ConfigError, match="memory_bytes and step_seconds are measured by .*Eff"):
+        check_search(made)
+    made.callbacks.own = {"_target_": "mine.Monitor"}  # it may be one
+    check_search(made)
 
 
 def test_the_test_set_never_prunes_even_where_it_may_be_searched_on():
@@ -111,7 +166,10 @@ def test_more_is_not_searched_of_an_error_that_nobody_has_named():
     numbers = OmegaConf.create(
         {"objective": None, "callbacks": {"best": {"monitor": "val/rmse", "mode": "min"}}}
     )
-    with pytest.raises(ConfigError, match="to maximize val/rmse, of which minimize is better"):
+    match = (
+        "to maximize val/rmse, of which minimize is better. Say hydra.sweeper.direction=minimize"
+    )
+    with pytest.raises(ConfigError, match=match):
         check_direction(numbers, Trial(0, directions=("maximize",)))
     check_direction(numbers, Trial(0, directions=("minimize",)))
     check_direction(numbers, None)

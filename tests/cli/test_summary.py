@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.jobs.summary import (
     objective,
+    read_summary,
     record_failure,
     write_json,
     write_summary,
@@ -78,3 +79,10 @@ def test_recording_a_failure_never_raises():
 )
 def test_where_nothing_chose_a_run_is_judged_by_the_main_metric_of_its_task(metrics, name):
     assert objective(None, metrics) == (name, metrics.get(name))
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{" * 100_000, "\x00"])
+def test_a_summary_that_cannot_be_read_says_nothing(tmp_path, text):
+    if text is not None:
+        (tmp_path / "summary.json").write_text(text)
+    assert read_summary(tmp_path) == {}

@@ -104,7 +104,10 @@ def test_a_plan_for_texts_knows_what_is_made_again(command, reviews):
         (("plan", "model=text", "model.backbone=encoder", "--tokens", "25"), "at most the 24 that"),
         (("plan", "--tokens", "8"), "--tokens: it is for texts (model=text)"),
         (("plan", "model=text", "model.backbone=encoder", "--tokens", "0"), "--tokens of at least"),
-        (("rank", "models=[glyph_vit]", "data=text", "data.root=reviews.csv"), "a model of images in timm"),
+        (
+            ("rank", "models=[glyph_vit]", "data=text", "data.root=reviews.csv"),
+            "a model of images in timm",
+        ),
     ],
 )
 def test_what_cannot_be_planned_or_ranked(command, reviews, words, match):

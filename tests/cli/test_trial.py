@@ -79,7 +79,12 @@ def test_a_value_that_is_reported_again_is_the_first(storage):
 
 
 def sweep(directory, **sweeper):
-    return OmegaConf.create({"hydra": {"sweeper": sweeper, "sweep": {"dir": str(directory)}}})
+    hydra = {
+        "sweeper": sweeper,
+        "sweep": {"dir": str(directory)},
+        "overrides": {"task": [], "hydra": []},
+    }
+    return OmegaConf.create({"hydra": hydra})
 
 
 def test_a_later_start_counts_what_is_done_and_finds_what_was_under_way(tmp_path, storage):

@@ -11,6 +11,7 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -212,11 +213,26 @@ def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | N
 
 
 def _as_typed(override: str) -> str:
-    """Take off what a sweep adds to an override: its jobs escape what Hydra's grammar reserves."""
+    """Write an override in one way, whether a sweep or a single run had it.
+
+    The jobs of a sweep escape what Hydra's grammar reserves, and write words and numbers anew
+    (``test=False``, ``lr=0.001``); a single run keeps what was typed (``test=false``, ``lr=1e-3``).
+    """
     key, sign, value = override.lstrip("+").partition("=")
     if not value.startswith(("'", '"')):
-        value = ESCAPED.sub(r"\1", value)
+        value = _in_one_way(ESCAPED.sub(r"\1", value))
     return f"{key}{sign}{value}"
+
+
+def _in_one_way(value: str) -> str:
+    if value.lower() in ("true", "false", "null"):
+        return value.lower()
+    try:
+        int(value)
+    except ValueError:
+        with suppress(ValueError):
+            return repr(float(value))
+    return value
 
 
 def _load(path: Path) -> Any:

@@ -5,22 +5,26 @@ A job is known by its config. A directory that holds a job of another config is 
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.jobs.summary import FILE
+from lightning_peft.cli.jobs.summary import read_summary
+from lightning_peft.cli.sweeps.job_config import asked, config_in
+from lightning_peft.cli.sweeps.processes import is_other_rank
 
-__all__ = ["CONFIG", "LAST", "Earlier", "earlier_run", "identity"]
+__all__ = ["CONFIG", "LAST", "Earlier", "earlier_run", "identity", "refuse_finished"]
 
 CONFIG = "config.yaml"
 """Written by a job before it trains: its config, resolved."""
 
 LAST = "checkpoints/last.ckpt"
 """What a job is gone on with, below its directory: conf/callbacks/default.yaml writes it."""
+
+FINISHED = ("completed", "pruned")
 
 SHOWN = 5
 
@@ -59,37 +63,83 @@ def earlier_run(cfg: Any) -> Earlier:
     Raises:
         ConfigError: If the directory holds a job of another config; every difference is listed.
     """
-    from omegaconf import OmegaConf
-
     directory = Path(cfg.output_dir)
     recorded = directory / CONFIG
     if not recorded.is_file():
         return Earlier()
-    before = OmegaConf.load(recorded)
-    now = OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True))
-    changes = _changes(identity(before), identity(now))
+    changes = _changes_since(recorded, cfg)
     if changes:
-        more = [f"and {len(changes) - SHOWN} more"] if len(changes) > SHOWN else []
         raise ConfigError(
             [
-                f"{directory} holds a job of another config: {'; '.join([*changes[:SHOWN], *more])}"
-                ". Choose another hydra.sweep.dir, or remove that directory."
+                f"{directory} holds a job of another config: {changes}. Choose another "
+                "hydra.sweep.dir, or remove that directory."
             ]
         )
-    summary = _summary(directory / FILE)
-    if summary.get("status") in ("completed", "pruned"):
+    summary = read_summary(directory)
+    if summary.get("status") in FINISHED:
         return Earlier(summary=summary)
     last = directory / LAST
     # a checkpoint that was being copied when the process was killed has no end
     return Earlier(checkpoint=last if last.is_file() and zipfile.is_zipfile(last) else None)
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def refuse_finished(config: Any) -> None:
+    """Refuse to write a single run over a finished one of another config.
+
+    The same run may be made again, one that did not come to its end may be replaced, and a run may
+    go on with a checkpoint of its own directory under other settings.
+
+    Args:
+        config: The config of the run, its ``hydra`` part included.
+
+    Raises:
+        ConfigError: If the directory holds such a run; the differences are listed.
+    """
+    if is_other_rank():  # the directory is that of its run
+        return
+    with asked(config):
+        place = Path(config.hydra.run.dir).absolute()
+    with config_in(place, config) as cfg:
+        directory, resume = Path(cfg.output_dir), cfg.get("resume")
+        recorded = directory / CONFIG
+        if read_summary(directory).get("status") not in FINISHED or not recorded.is_file():
+            return
+        if resume is not None and directory.resolve() in Path(str(resume)).resolve().parents:
+            return
+        changes = _changes_since(recorded, cfg)
+    if changes:
+        raise ConfigError(
+            [
+                f"{directory} holds a finished run of another config: {changes}. Choose another "
+                "hydra.run.dir, or remove that directory."
+            ]
+        )
+
+
+def _changes_since(recorded: Path, cfg: Any) -> str:
+    """Say what differs between the config that a job left and that of now; ``""`` for nothing."""
+    from omegaconf import OmegaConf
+
+    before = OmegaConf.load(recorded)
+    now: Any = OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True))
+    changes = _changes(identity(before), identity(now))
+    if changes and (task := _task_of(before)) is not None:
+        from lightning_peft.cli.jobs.task import fit_to_task
+
+        with suppress(ConfigError):  # what a job leaves is fitted to the task of its data
+            fit_to_task(now, task)
+            changes = _changes(identity(before), identity(now))
+    more = [f"and {len(changes) - SHOWN} more"] if len(changes) > SHOWN else []
+    return "; ".join([*changes[:SHOWN], *more])
+
+
+def _task_of(config: Any) -> str | None:
+    """The task that a config was fitted to, where it says so."""
+    model: Any = config.get("model") or {}
+    if str(model.get("_target_")).endswith("Regressor"):
+        return "regression"
+    task = model.get("task")
+    return None if task is None else str(task)
 
 
 def identity(config: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ __all__ = [
     "describe_run",
     "finite",
     "objective",
+    "read_summary",
     "record_death",
     "record_failure",
     "told_objectives",
@@ -149,6 +150,19 @@ def record_failure(cfg: Any, error: BaseException) -> None:
         return
 
 
+def read_summary(directory: Path) -> dict[str, Any]:
+    """Read the summary that a run left; ``{}`` where there is none, or none that can be read.
+
+    Args:
+        directory: The directory of the run.
+    """
+    try:
+        content = json.loads((directory / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def record_death(directory: Path, cfg: Any, told: str) -> None:
     """Write the summary of a job whose process died, unless the job could still do so itself.
 
@@ -157,10 +171,7 @@ def record_death(directory: Path, cfg: Any, told: str) -> None:
         cfg: The config of the job.
         told: How it ended.
     """
-    try:
-        written = json.loads((directory / FILE).read_text(encoding="utf-8"))["status"] == "failed"
-    except (OSError, ValueError, KeyError, TypeError):
-        written = False
+    written = read_summary(directory).get("status") == "failed"
     # one that was refused because another process is at work there has nothing to say of that
     if not written and "seed" in cfg and holder_of(directory) is None:
         write_summary(directory, cfg, status="failed", error=told)

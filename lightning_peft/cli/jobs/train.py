@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_peft.cli.check import check_targets, check_values
 from lightning_peft.cli.comparing.curves import set_aside
-from lightning_peft.cli.errors import ConfigError, explain
+from lightning_peft.cli.errors import ConfigError, cause_of, explain
 from lightning_peft.cli.jobs.summary import write_summary, write_text
 from lightning_peft.cli.jobs.task import (
     build_module,
@@ -244,9 +244,7 @@ def _building(key: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        cause = error
-        while cause.__cause__ is not None and type(cause).__module__.startswith("hydra."):
-            cause = cause.__cause__  # type: ignore[assignment]
+        cause = cause_of(error)
         told = explain(cause) or f"{type(cause).__name__}: {cause}"
         if key in EXTRAS and isinstance(cause, ImportError):
             told += f" It comes with: pip install 'lightning-peft[{EXTRAS[key]}]'"

@@ -7,7 +7,14 @@ from typing import Any
 
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.jobs.task import of_the_test_set
-from lightning_peft.cli.search.objectives import better, names_of, unknown_objective
+from lightning_peft.cli.search.objectives import (
+    MONITORED,
+    better,
+    chosen_by,
+    names_of,
+    unknown_objective,
+)
+from lightning_peft.cli.search.settings import wrong_settings
 from lightning_peft.cli.search.trial import NO_PRUNER, directions_of
 from lightning_peft.metric_names import is_test
 
@@ -29,8 +36,21 @@ def check_search(config: Any) -> None:
     """
     from omegaconf import OmegaConf, open_dict, read_write
 
+    if not OmegaConf.is_dict(config.hydra.sweeper):
+        raise ConfigError(
+            [
+                f"hydra.sweeper: expected a mapping, got {config.hydra.sweeper!r}. A sweeper is "
+                "chosen with a slash: hydra/sweeper=search; left out, the values that are typed "
+                "with commas are run."
+            ]
+        )
+    objective = config.get("objective")
+    if not (objective is None or isinstance(objective, str) or OmegaConf.is_list(objective)):
+        raise ConfigError(
+            [f"objective: expected a name, a list of names or null, got {objective!r}."]
+        )
     sweeper: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
-    names = names_of(config.get("objective"))
+    names = names_of(objective)
     if "n_trials" not in sweeper:
         if len(names) > 1:
             raise ConfigError(
@@ -42,8 +62,8 @@ def check_search(config: Any) -> None:
         return
     directions = directions_of(sweeper.get("direction"))
     problems = [*_wrong_names(config, names), *_wrong_directions(names, directions)]
-    problems += _wrong_pruner(sweeper, names)
-    sampler = str((sweeper.get("sampler") or {}).get("_target_"))
+    problems += [*wrong_settings(config, sweeper), *_wrong_pruner(sweeper, names)]
+    sampler = str(_mapping(sweeper.get("sampler")).get("_target_"))
     if len(names) > 1 and sampler.endswith(NOT_SEVERAL):
         problems.append(
             f"hydra/sweeper/sampler: {sampler} knows one objective alone, got {len(names)}. "
@@ -53,7 +73,7 @@ def check_search(config: Any) -> None:
         raise ConfigError(problems)
     if not directions:
         with read_write(config), open_dict(config):
-            found = [better(name) for name in names] or [_of_the_checkpoint(config)]
+            found = [better(name) for name in names] or [chosen_by(config)[1]]
             config.hydra.sweeper.direction = found if len(found) > 1 else found[0]
 
 
@@ -65,7 +85,24 @@ def _wrong_names(config: Any, names: Sequence[str]) -> list[str]:
         problems.append(f"objective: expected each name once, got {', '.join(names)}.")
     if not config.get("allow_test_objective"):
         problems += [of_the_test_set(name) for name in names if is_test(name)]
+    monitored = [name for name in names if name in MONITORED]
+    if monitored and not _is_monitored(config):
+        problems.append(
+            f"objective: {' and '.join(monitored)} {'is' if len(monitored) == 1 else 'are'} "
+            "measured by lightning_peft.EfficiencyMonitor, and the config has none. Keep "
+            "callbacks.efficiency, or choose another objective."
+        )
     return problems
+
+
+def _is_monitored(config: Any) -> bool:
+    """Whether the costs may be measured; a callback of the user's own may be a monitor, too."""
+    nodes = [_mapping(node) for node in _mapping(config.get("callbacks")).values()]
+    targets = [str(node.get("_target_", "")) for node in nodes]
+    return any(
+        target.endswith("EfficiencyMonitor") or not target.startswith("lightning")
+        for target in filter(None, targets)
+    )
 
 
 def _wrong_directions(names: Sequence[str], directions: Sequence[str]) -> list[str]:
@@ -85,7 +122,7 @@ def _wrong_directions(names: Sequence[str], directions: Sequence[str]) -> list[s
 
 
 def _wrong_pruner(sweeper: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    pruner = sweeper.get("pruner") or {}
+    pruner = _mapping(sweeper.get("pruner"))
     if pruner.get("_target_", NO_PRUNER) == NO_PRUNER:
         return []
     problems = []
@@ -107,8 +144,5 @@ def _wrong_pruner(sweeper: Mapping[str, Any], names: Sequence[str]) -> list[str]
     return problems
 
 
-def _of_the_checkpoint(config: Any) -> str:
-    """Which way is better of the metric that chooses the checkpoint."""
-    callbacks = (config.get("callbacks") or {}).values()
-    modes = [node.get("mode") for node in callbacks if node and node.get("monitor")]
-    return "minimize" if modes[:1] == ["min"] else "maximize"
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -8,7 +8,16 @@ from typing import Any
 from lightning_peft.errors import near
 from lightning_peft.metric_names import KNOWN, lower_is_better
 
-__all__ = ["COSTS", "better", "costs_of", "names_of", "not_dominated", "unknown_objective"]
+__all__ = [
+    "COSTS",
+    "MONITORED",
+    "better",
+    "chosen_by",
+    "costs_of",
+    "names_of",
+    "not_dominated",
+    "unknown_objective",
+]
 
 COSTS = (
     "trained_parameters",
@@ -18,6 +27,9 @@ COSTS = (
     "memory_bytes",
 )
 """What can be an objective beside the metrics, by the names that ``comparison.csv`` has."""
+
+MONITORED = ("step_seconds", "memory_bytes")
+"""Costs that ``lightning_peft.EfficiencyMonitor`` measures."""
 
 STAGES = ("val", "test")
 
@@ -32,6 +44,24 @@ def names_of(objective: Any) -> tuple[str, ...]:
 def better(name: str) -> str:
     """Say which way an objective is better, ``"maximize"`` or ``"minimize"``."""
     return "minimize" if name in COSTS or lower_is_better(name) else "maximize"
+
+
+def chosen_by(config: Any) -> tuple[str | None, str]:
+    """Read off the callbacks of a config which metric chooses the checkpoint.
+
+    Args:
+        config: The config of a job; fitted to the task of its data where that is known.
+
+    Returns:
+        The metric that is watched, where one is, and the way that is better of it.
+    """
+    nodes = [node for node in (config.get("callbacks") or {}).values() if isinstance(node, Mapping)]
+    watching = [node for node in nodes if node.get("monitor") is not None]
+    # what stops a training watches something, too
+    keeping = [node for node in watching if "Checkpoint" in str(node.get("_target_"))]
+    for node in keeping or watching:
+        return str(node["monitor"]), "minimize" if node.get("mode") == "min" else "maximize"
+    return None, "maximize"
 
 
 def unknown_objective(name: str, is_ours: bool) -> str | None:

@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from enum import Enum
 from typing import Any
 
 __all__ = ["ENVIRONMENT", "FILE", "NO_PRUNER", "Trial", "directions_of", "open_storage", "trial_of"]
@@ -116,12 +117,14 @@ def _whole_address(storage: str, hydra: Any) -> str:
 
 
 def directions_of(direction: Any) -> tuple[str, ...]:
-    """Read ``hydra.sweeper.direction``: one, several, or an enumeration of Hydra's plugin."""
-    if direction is None:
+    """Read ``hydra.sweeper.direction``: one or several.
+
+    A word was said by somebody. The member of an enumeration is the default of Hydra's plugin,
+    which minimizes whatever it is told; it counts for nothing.
+    """
+    if direction is None or isinstance(direction, Enum):
         return ()
-    one = isinstance(direction, str) or hasattr(direction, "name")
-    each = [direction] if one else list(direction)
-    return tuple(str(getattr(word, "name", word)) for word in each)
+    return (direction,) if isinstance(direction, str) else tuple(str(word) for word in direction)
 
 
 def open_storage(storage: Any) -> Any:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.search.objectives import better, costs_of, names_of
+from lightning_peft.cli.search.objectives import better, chosen_by, costs_of, names_of
 from lightning_peft.cli.search.trial import Trial
 from lightning_peft.errors import near
 
@@ -39,14 +39,12 @@ def check_direction(cfg: DictConfig, trial: Trial | None) -> None:
     """
     if trial is None or cfg.objective is not None or not trial.directions:
         return
-    nodes = [node for node in (cfg.callbacks or {}).values() if OmegaConf.is_dict(node)]
-    monitors = [str(node.monitor) for node in nodes if node.get("monitor") is not None]
-    wrong = [name for name in monitors[:1] if better(name) != trial.directions[0]]
-    if wrong:
+    name, _ = chosen_by(cfg)
+    if name is not None and better(name) != trial.directions[0]:
         raise ConfigError(
             [
-                f"hydra.sweeper.direction: the search is to {trial.directions[0]} {wrong[0]}, of "
-                f"which {better(wrong[0])} is better. Name it: objective={wrong[0]}."
+                f"hydra.sweeper.direction: the search is to {trial.directions[0]} {name}, of which "
+                f"{better(name)} is better. Say hydra.sweeper.direction={better(name)}."
             ]
         )
 

@@ -7,7 +7,6 @@ order of their numbers, and a later start gives each of them its number again; n
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.sweeps.record import FILE, check_directory, swept, told
+from lightning_peft.cli.sweeps.job_config import config_in
+from lightning_peft.cli.sweeps.record import check_directory, check_kind, read_record, swept, told
 
 __all__ = ["go_on_in", "match"]
 
@@ -39,14 +39,14 @@ def go_on_in(directory: Path, record: dict[str, Any], config: Any) -> None:
     Raises:
         ConfigError: If the directory holds jobs that are none of this sweep's.
     """
+    check_kind(directory, record)
     if not str(config.hydra.sweeper.get("_target_", "")).endswith(BASIC) or not all(
         swept(config).values()  # 0 is for values that this sweeper cannot list
     ):
         check_directory(directory, record)
         return
     jobs = _jobs(record)
-    path = directory / FILE
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    before = read_record(directory)
     order = list(range(len(jobs)))
     if before is not None:
         earlier = before.get("jobs") or _jobs(before)
@@ -79,8 +79,11 @@ def match(earlier: Sequence[Job], jobs: Sequence[Job]) -> list[int | None]:
     Returns:
         The place of each earlier job among those of now, ``None`` where it is none of them.
     """
-    places = {frozenset(job): place for place, job in reversed(list(enumerate(jobs)))}
-    return [places.get(frozenset(job)) for job in earlier]
+    places: dict[frozenset[str], list[int]] = {}
+    for place, job in reversed(list(enumerate(jobs))):
+        places.setdefault(frozenset(job), []).append(place)
+    # a value may have been typed twice: equal jobs have a place each
+    return [own.pop() if (own := places.get(frozenset(job))) else None for job in earlier]
 
 
 def _jobs(record: dict[str, Any]) -> list[list[str]]:
@@ -119,23 +122,16 @@ def _by_config(
 def _composed(config: Any, job: Job) -> dict[str, Any] | None:
     """Compose the config of a job; ``None`` where it cannot be composed, as its job will tell."""
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf, open_dict, read_write
+    from omegaconf import OmegaConf
 
     from lightning_peft.cli.jobs.earlier import identity
-    from lightning_peft.cli.sweeps.whole import own_part
 
-    before = HydraConfig.instance().cfg
     try:
         full = GlobalHydra.instance().config_loader().load_sweep_config(config, list(job))
-        with read_write(full.hydra.runtime), open_dict(full.hydra.runtime):
-            full.hydra.runtime.output_dir = "directory"  # the same for all
-        HydraConfig.instance().set_config(full)
-        return identity(OmegaConf.create(OmegaConf.to_yaml(own_part(full), resolve=True)))
+        with config_in("directory", full) as own:  # the same for all
+            return identity(OmegaConf.create(OmegaConf.to_yaml(own, resolve=True)))
     except Exception:
         return None
-    finally:
-        HydraConfig.instance().cfg = before
 
 
 def _tell(hydra: Any, order: list[int]) -> None:

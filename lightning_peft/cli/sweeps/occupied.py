@@ -11,11 +11,12 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.sweeps.job_config import asked
 from lightning_peft.cli.sweeps.processes import is_alive, is_other_rank, this_process
 
 __all__ = ["FILE", "holder_of", "occupy", "occupy_run", "vacate"]
@@ -45,14 +46,19 @@ def occupy(directory: Path, key: str) -> None:
         key: The key of the config that chooses it, for the message.
 
     Raises:
-        ConfigError: If another process is at work there, or one of another machine may be.
+        ConfigError: If another process is at work there, or one of another machine may be; or if
+            nothing can be written there.
     """
     path = (directory / FILE).absolute()
     if is_other_rank() or any(held.path == path for held in _here()):
         return
-    made = tuple(_missing(path.parent))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while not _make(path):
+    with _writing(path.parent, key):
+        made = tuple(_missing(path.parent))
+        path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with _writing(path.parent, key):
+            if _make(path):
+                break
         process = _read(path)
         if process is not None and _is_gone(process):
             _put_away(path, process)
@@ -70,14 +76,8 @@ def occupy_run(config: Any) -> None:
     Raises:
         ConfigError: As for :func:`occupy`.
     """
-    from hydra.core.hydra_config import HydraConfig
-
-    before = HydraConfig.instance().cfg
-    HydraConfig.instance().set_config(config)  # the directory may ask for a choice
-    try:
+    with asked(config):  # the directory may ask for a choice
         directory = Path(config.hydra.run.dir)
-    finally:
-        HydraConfig.instance().cfg = before
     occupy(directory, "hydra.run.dir")
 
 
@@ -106,6 +106,18 @@ def _missing(directory: Path) -> Iterator[Path]:
     while not directory.exists():
         yield directory
         directory = directory.parent
+
+
+@contextmanager
+def _writing(directory: Path, key: str) -> Iterator[None]:
+    """Say which key it is where nothing can be written in its directory."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ConfigError(
+            [f"{key}: cannot write in {directory} ({why}). Choose another {key}."]
+        ) from error
 
 
 def _make(path: Path) -> bool:

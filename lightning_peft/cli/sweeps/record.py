@@ -17,16 +17,25 @@ if TYPE_CHECKING:
 __all__ = [
     "FILE",
     "check_directory",
+    "check_kind",
     "count_jobs",
     "describe",
     "quoted",
     "read_arguments",
+    "read_record",
+    "sweep_of",
     "swept",
     "told",
+    "words_of",
 ]
 
 FILE = "sweep.json"
 FORMAT = 1
+CONFIG_NAME = "config"
+"""The config of a command line that names none."""
+
+SUMMARY = "summary.json"
+"""What a single run leaves, and a sweep does not."""
 
 OF_THE_PLACE = ("hydra.mode=", "hydra.sweep.dir=")
 """Overrides that say that it is a sweep, and where."""
@@ -42,18 +51,91 @@ def check_directory(directory: Path, record: dict[str, Any]) -> None:
     Raises:
         ConfigError: If the directory holds another sweep.
     """
-    path = directory / FILE
-    if not path.is_file():
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if any(before.get(key) != record[key] for key in ("overrides", "params")):
+    before = read_record(directory)
+    if before is not None and any(before.get(k) != record[k] for k in ("overrides", "params")):
         raise ConfigError(
             [
                 f"{directory} holds another sweep: {told(before)}; this one is {told(record)}. "
-                "To go on with that one: lightning-peft continue "
-                f"{shlex.quote(str(directory))}. Otherwise choose another hydra.sweep.dir."
+                f"{_what_to_do(directory)}"
             ]
         )
+
+
+def read_record(directory: Path) -> dict[str, Any] | None:
+    """Read which sweep a directory holds; ``None`` where it holds nothing.
+
+    Args:
+        directory: The directory of a sweep.
+
+    Raises:
+        ConfigError: If its file cannot be read, or a single run is there.
+    """
+    path = directory / FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record["overrides"], list):
+            raise TypeError("overrides")
+    except FileNotFoundError:
+        if (directory / SUMMARY).is_file():
+            raise ConfigError(
+                [
+                    f"{directory} holds a single run, and a sweep has a directory of its own. "
+                    "Choose another hydra.sweep.dir."
+                ]
+            ) from None
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            [
+                f"{path} does not say which sweep {directory} holds ({type(error).__name__}): it "
+                "is cut off, or none of this program's. Choose another hydra.sweep.dir; or delete "
+                "the file, where this is the sweep whose jobs are there: each job says which it is."
+            ]
+        ) from error
+    return dict(record)
+
+
+def check_kind(directory: Path, record: dict[str, Any]) -> None:
+    """Refuse a search in the directory of a plain sweep, and the other way around.
+
+    Args:
+        directory: The directory of the sweep.
+        record: As :func:`describe` gives it.
+
+    Raises:
+        ConfigError: If the directory holds the other kind.
+    """
+    before = read_record(directory)
+    kind = None if before is None else _kind(before)
+    if before is None or kind in (None, record["sweeper"]):
+        return
+    kinds = {"search": "a search", "plain": "a plain sweep"}
+    raise ConfigError(
+        [
+            f"{directory} holds {kinds.get(str(kind), kind)}, {told(before)}; this one is "
+            f"{kinds[record['sweeper']]}, {told(record)}. {_what_to_do(directory)}"
+        ]
+    )
+
+
+def _kind(record: dict[str, Any]) -> str | None:
+    """Whether a record is of a search; ``None`` where an older release does not say."""
+    if record.get("sweeper") is not None:
+        return str(record["sweeper"])
+    words = [str(word).lstrip("+") for word in record.get("hydra") or []]
+    chosen = [word.partition("=")[2] for word in words if word.startswith("hydra/sweeper=")]
+    if chosen:
+        return "plain" if chosen[-1] == "basic" else "search"
+    # an experiment may bring a search along
+    brought = [word for word in record["overrides"] if str(word).startswith("experiment=")]
+    return None if brought else "plain"
+
+
+def _what_to_do(directory: Path) -> str:
+    return (
+        f"To go on with that one: lightning-peft continue {shlex.quote(str(directory))}. "
+        "Otherwise choose another hydra.sweep.dir."
+    )
 
 
 def read_arguments(directory: Path) -> list[str]:
@@ -99,16 +181,20 @@ def swept(config: Any) -> dict[str, int]:
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    params = config.hydra.sweeper.get("params") or {}
-    words = [f"{key}={value}" for key, value in params.items()]
     found: dict[str, int] = {}
-    for override in OverridesParser.create().parse_overrides([*words, *_overrides(config)]):
+    for override in OverridesParser.create().parse_overrides(words_of(config)):
         key = override.get_key_element()
         found.pop(key, None)  # what is typed takes the place of what the config sweeps over
         if override.is_sweep_override():
             discrete = override.is_discrete_sweep()
             found[key] = sum(1 for _ in override.sweep_string_iterator()) if discrete else 0
     return found
+
+
+def words_of(config: Any) -> list[str]:
+    """List the overrides of a sweep: those of its sweeper's config, then those that were typed."""
+    params = config.hydra.sweeper.get("params") or {}
+    return [*(f"{key}={value}" for key, value in params.items()), *_overrides(config)]
 
 
 def count_jobs(config: Any, standing: Standing | None = None) -> int | None:
@@ -142,18 +228,29 @@ def describe(config: Any) -> dict[str, Any]:
     Returns:
         What ``sweep.json`` holds.
     """
-    from omegaconf import OmegaConf
-
     hydra = config.hydra
-    params: Any = hydra.sweeper.get("params")
     sources = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
     flags = [word for path in sources for word in ("--config-dir", str(path))]
+    name = hydra.job.get("config_name")
+    if name not in (None, CONFIG_NAME):
+        flags += ["--config-name", str(name)]
     return {
         "format": FORMAT,
-        "overrides": _overrides(config),
-        "params": OmegaConf.to_container(params, resolve=True) if params else {},
+        "sweeper": "search" if "n_trials" in hydra.sweeper else "plain",
+        **sweep_of(config),
         "hydra": [str(w) for w in hydra.overrides.hydra if not str(w).startswith(OF_THE_PLACE)],
         "flags": flags,
+    }
+
+
+def sweep_of(config: Any) -> dict[str, Any]:
+    """Give what a sweep is known by: the part of :func:`describe` that says what its jobs are."""
+    from omegaconf import OmegaConf
+
+    params: Any = config.hydra.sweeper.get("params")
+    return {
+        "overrides": _overrides(config),
+        "params": OmegaConf.to_container(params, resolve=True) if params else {},
     }
 
 

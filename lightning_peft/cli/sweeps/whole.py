@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 
-from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.jobs.earlier import Earlier, earlier_run
+from lightning_peft.cli.errors import explain
+from lightning_peft.cli.jobs.earlier import Earlier, earlier_run, refuse_finished
 from lightning_peft.cli.jobs.summary import write_json
 from lightning_peft.cli.search.check import check_search
 from lightning_peft.cli.search.study import prepare_search
 from lightning_peft.cli.sweeps.extended import go_on_in
+from lightning_peft.cli.sweeps.job_config import own_part
 from lightning_peft.cli.sweeps.launcher_check import check_launcher
 from lightning_peft.cli.sweeps.occupied import occupy, occupy_run
-from lightning_peft.cli.sweeps.record import (
-    FILE,
-    count_jobs,
-    describe,
-    swept,
-)
+from lightning_peft.cli.sweeps.record import FILE, count_jobs, describe, swept
 
-__all__ = ["STATE", "WholeSweep", "job_line", "own_part"]
+__all__ = ["STATE", "WholeSweep", "job_line"]
+
+log = logging.getLogger(__name__)
 
 REFUSED = 2
 
@@ -39,7 +39,7 @@ class State:
 
     Attributes:
         directory: Where it is, while it runs.
-        failed: How many of its jobs failed, when it is over.
+        failed: How many of its jobs failed, when it is over; of a search, in this start.
         process: The process that it began in; a worker of a launcher has none.
     """
 
@@ -65,35 +65,32 @@ class WholeSweep(Callback):
     seconds: list[float] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
     swept: frozenset[str] = frozenset()
+    is_search: bool = False
     _started: float = 0.0
     _counts: bool = True
 
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         """Check the directory, and count the jobs."""
-        STATE.directory, STATE.failed = Path(config.hydra.sweep.dir), 0
+        STATE.directory, STATE.failed = None, 0
         STATE.process = os.getpid()
-        self.record = describe(config)
-        try:
+        with _refusing():
             check_search(config)
             check_launcher(config)
-            occupy(STATE.directory, "hydra.sweep.dir")
-            go_on_in(STATE.directory, self.record, config)
-        except ConfigError as error:
-            STATE.directory = None  # it is not this sweep's
-            print(f"lightning-peft: {error}", file=sys.stderr)
-            # Hydra turns any other exception of a callback into a warning
-            raise SystemExit(REFUSED) from None
-        standing = prepare_search(config)
-        self.jobs = count_jobs(config, standing)
-        self.swept = frozenset(swept(config))
+            self.record = describe(config)
+            directory = Path(config.hydra.sweep.dir)
+            occupy(directory, "hydra.sweep.dir")
+            go_on_in(directory, self.record, config)
+            standing = prepare_search(config)
+            self.jobs = count_jobs(config, standing)
+            self.swept = frozenset(swept(config))
+            STATE.directory = directory  # it is this sweep's
+            self.is_search = standing is not None
 
     def on_run_start(self, config: Any, **kwargs: Any) -> None:
-        """Take the directory of a single run, before Hydra writes into it."""
-        try:
+        """Take the directory of a single run, and look into it, before Hydra writes there."""
+        with _refusing():
             occupy_run(config)
-        except ConfigError as error:
-            print(f"lightning-peft: {error}", file=sys.stderr)
-            raise SystemExit(REFUSED) from None
+            refuse_finished(config)
 
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
         """Print the line of the job."""
@@ -123,8 +120,22 @@ class WholeSweep(Callback):
 
         STATE.directory = None
         comparison = compare(Path(config.hydra.sweep.dir))
-        if comparison is not None:
+        # a trial that failed is not tried again: a search counts those of this start
+        if comparison is not None and not self.is_search:
             STATE.failed = sum(len(row.failed) for row in comparison.rows)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """End the command with a line of what is wrong: Hydra would warn, and go on unchecked."""
+    try:
+        yield
+    except Exception as error:
+        log.debug("the command was refused", exc_info=error)
+        told = explain(error) or f"{type(error).__name__}: {' '.join(str(error).split())}"
+        for line in told.splitlines():
+            print(f"lightning-peft: {line}", file=sys.stderr)
+        raise SystemExit(REFUSED) from None
 
 
 def job_line(
@@ -153,18 +164,6 @@ def job_line(
         left = statistics.fmean(seconds) * max(jobs - number, 1)
         notes.append(f"about {duration(left)} left")
     return f"{line} ({', '.join(notes)})" if notes else line
-
-
-def own_part(config: Any) -> Any:
-    """Take the ``hydra`` part off the config of a job, as Hydra does for the job itself."""
-    from copy import deepcopy
-
-    from omegaconf import open_dict, read_write
-
-    cfg = deepcopy(config)
-    with read_write(cfg), open_dict(cfg):
-        cfg.pop("hydra", None)
-    return cfg
 
 
 def _found(config: Any) -> Earlier:
