@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,6 +100,7 @@ def build_encoder(candidate: Candidate, *, weights: bool = True, seed: int = 0) 
         Exception: Whatever transformers raises where weights cannot be downloaded.
     """
     pretrained = weights and candidate.weights != RANDOM
-    with seeded("rank", seed, candidate.name):
+    # the same random weights wherever the directory lies
+    with seeded("rank", seed, Path(candidate.name).name):
         encoder: Any = load_encoder(candidate.name, pretrained=pretrained)
     return MeanOfTokens(encoder).requires_grad_(False).eval()

@@ -37,13 +37,13 @@ def batches_for(candidate):
     return data.plain_dataloader("train")
 
 
-def test_pretrained_beats_degraded_beats_random_by_every_score(degraded):
+def test_pretrained_is_the_best_by_every_score_and_degraded_beats_random(degraded):
     order = [minilm(), degraded, f"{minilm()}:random"]
     ranked = rank_candidates(find_encoders(order[::-1]), batches_for, noun="texts")
     assert [row.label for row in ranked.rows] == order
     for name in BY:
-        values = [row.value(name) for row in ranked.rows]
-        assert values == sorted(values, reverse=True), name
+        first, *others = [row.value(name) for row in ranked.rows]
+        assert first > max(others), name
     assert ranked.rows[0].probe > 0.9
     assert (ranked.images, ranked.classes, ranked.noun) == (40, 2, "texts")
     model = transformers.AutoModel.from_pretrained(minilm())
@@ -65,10 +65,11 @@ def test_features_are_the_mean_over_the_tokens_and_not_over_the_padding():
         torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_random_weights_are_the_same_every_time(tmp_path):
-    candidate = Candidate(tiny_encoder(tmp_path), "random")
+def test_random_weights_are_the_same_every_time_and_everywhere(tmp_path):
+    places = [tiny_encoder(tmp_path / place / "encoder") for place in ("here", "there")]
     first, second, other = (
-        next(build_encoder(candidate, seed=seed).parameters()) for seed in (0, 0, 1)
+        next(build_encoder(Candidate(place, "random"), seed=seed).parameters())
+        for place, seed in zip([*places, places[0]], (0, 0, 1), strict=True)
     )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
