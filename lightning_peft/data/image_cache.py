@@ -25,13 +25,15 @@ class ImageCache:
 
     Args:
         where: A directory, which later runs and the other ranks of this machine read as well; True
-            for a temporary one, which goes when the process ends; False to keep nothing.
+            for a temporary one, which goes when the process ends; False or None to keep nothing.
     """
 
-    def __init__(self, where: bool | str | Path) -> None:
-        self.on = where is not False
+    def __init__(self, where: bool | str | Path | None) -> None:
+        self.on = where not in (False, None)
         self._temporary = where is True
-        self._place: _Place | None = None if isinstance(where, bool) else _Place(Path(where))
+        self._place: _Place | None = None
+        if where is not None and not isinstance(where, bool):
+            self._place = _Place(Path(where))
         self._made: dict[str, DecodedImages | None] = {}
 
     def of(

@@ -22,6 +22,9 @@ On a CPU, an autograd function in Python costs what it saves in passes over memo
 size: ``benchmarks/small_layers.py``.
 """
 
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""What ``A`` and ``B`` are of where nobody has wrapped, sharded or parametrised them."""
+
 MEMORY = "_lightning_peft_memory"
 """The attribute of a layer that holds the setting it was given."""
 
@@ -81,9 +84,6 @@ def _parts(layer: Any, name: str) -> tuple[nn.Module, ...] | None:
     if type(dropout) not in (nn.Identity, nn.Dropout):
         return None
     return layer.base_layer, down, up, dropout
-
-
-_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def _is_hooked(part: nn.Module) -> bool:
