@@ -70,21 +70,20 @@ class FreshLauncher(Launcher):
         ]
 
     def _one(self, overrides: list[str], number: int) -> Any:
-        from hydra.core.hydra_config import HydraConfig
         from hydra.core.utils import JobReturn, JobStatus
         from omegaconf import open_dict, read_write
+
+        from lightning_peft.cli.sweeps.job_config import asked
 
         log.info("\t#%d : %s", number, " ".join(overrides))
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
         with open_dict(config):
             config.hydra.job.id = config.hydra.job.num = number
-        before = HydraConfig.instance().cfg
-        HydraConfig.instance().set_config(config)  # the directory may ask for a choice
-        try:
+        with asked(config):  # the directory may ask for a choice
             directory = Path(config.hydra.sweep.dir, str(config.hydra.sweep.subdir)).absolute()
-            with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
-                config.hydra.runtime.output_dir = str(directory)
-            HydraConfig.instance().set_config(config)
+        with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
+            config.hydra.runtime.output_dir = str(directory)
+        with asked(config):
             job = JobReturn(overrides=overrides, cfg=config, hydra_cfg=config)
             job.working_dir = str(directory)
             callbacks = self.hydra_context.callbacks
@@ -97,8 +96,6 @@ class FreshLauncher(Launcher):
                 job.status = JobStatus.FAILED
             callbacks.on_job_end(config=config, job_return=job)
             return job
-        finally:
-            HydraConfig.instance().cfg = before
 
     def _run(self, config: Any, directory: Path) -> Any:
         from lightning_peft.cli.jobs.earlier import Earlier, earlier_run

@@ -95,26 +95,12 @@ def load_sequence_classifier(
         MissingExtraError: If transformers is not installed.
     """
     transformers = require("transformers", EXTRA)
-    import torch
-
     name = _checked_name(name)
     config = load_config(name, num_outputs, options or {})
     if head_dropout is not None:
         _set_dropout(config, head_dropout, name)
     auto = transformers.AutoModelForSequenceClassification
-    with _quietly(transformers), _finding(name, "a sequence classifier"):
-        if not pretrained:
-            return auto.from_config(config, dtype=torch.float32).train()
-        # by default a model comes in the dtype of its file, and in evaluation mode
-        model, about = auto.from_pretrained(
-            name,
-            config=config,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # a head of another size is replaced
-            output_loading_info=True,
-        )
-    _check_loaded(model, about, name)
-    return model.train()
+    return _load(auto, name, config, "a sequence classifier", pretrained).train()
 
 
 def load_encoder(name: str, *, pretrained: bool = True) -> nn.Module:
@@ -132,22 +118,35 @@ def load_encoder(name: str, *, pretrained: bool = True) -> nn.Module:
         MissingExtraError: If transformers is not installed.
     """
     transformers = require("transformers", EXTRA)
-    import torch
-
     name = _checked_name(name)
     config = load_config(name, 1, {})
-    with _quietly(transformers), _finding(name, "an encoder"):
+    return _load(transformers.AutoModel, name, config, "an encoder", pretrained).eval()
+
+
+def _load(auto: Any, name: str, config: Any, what: str, pretrained: bool) -> nn.Module:
+    """Load what a class of ``transformers`` makes of a config, in float32 and not in another dtype.
+
+    Raises:
+        DataError: If there is no such model, or most of the encoder's weights are not in its file.
+    """
+    import torch
+
+    transformers = require("transformers", EXTRA)
+    with _quietly(transformers), _finding(name, what):
         if not pretrained:
-            return transformers.AutoModel.from_config(config, dtype=torch.float32).eval()
-        model, about = transformers.AutoModel.from_pretrained(
+            made: nn.Module = auto.from_config(config, dtype=torch.float32)
+            return made
+        # by default a model comes in the dtype of its file
+        model, about = auto.from_pretrained(
             name,
             config=config,
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # told below, in words of ours
+            ignore_mismatched_sizes=True,  # a head of another size is replaced, the rest is told
             output_loading_info=True,
         )
     _check_loaded(model, about, name)
-    return model.eval()
+    loaded: nn.Module = model
+    return loaded
 
 
 def _check_loaded(model: Any, about: Mapping[str, Any], name: str) -> None:

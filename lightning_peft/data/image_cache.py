@@ -29,11 +29,9 @@ class ImageCache:
     """
 
     def __init__(self, where: bool | str | Path | None) -> None:
-        self.on = where not in (False, None)
-        self._temporary = where is True
-        self._place: _Place | None = None
-        if where is not None and not isinstance(where, bool):
-            self._place = _Place(Path(where))
+        self.temporary = where is True
+        self.directory = None if where is None or isinstance(where, bool) else Path(where)
+        self._owner: _Temporary | None = None
         self._made: dict[str, DecodedImages | None] = {}
 
     def of(
@@ -52,8 +50,9 @@ class ImageCache:
             The decoded images; ``None`` where nothing is kept, or there is no room: that is warned
             of, with the room that is needed.
         """
-        once = split == "test" and self._temporary
-        if not self.on or once or not paths:
+        once = split == "test" and self.temporary
+        off = self.directory is None and not self.temporary
+        if off or once or not paths:
             return None
         name = decoded_name(paths, f"{mode} {transform.how}")
         if name not in self._made:
@@ -66,15 +65,16 @@ class ImageCache:
         size = sum(channels * height * width for channels, height, width in shapes)
         what = f"{len(shapes):,} decoded images take {human_bytes(size)}"
         try:
-            if self._place is None:
-                self._place = _Temporary(Path(tempfile.mkdtemp(prefix="lightning-peft-")))
-            directory = self._place.directory
+            if self.directory is None:
+                self.directory = Path(tempfile.mkdtemp(prefix="lightning-peft-"))
+                self._owner = _Temporary(self.directory)
+            directory = self.directory
             directory.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(directory).free
             there = (directory / name).exists()
             if size > free / 2 and not there:  # the rest is for checkpoints
                 raise OSError(f"at most half of the {human_bytes(free)} that are free is used")
-            found = DecodedImages(directory / name, shapes, owner=self._place)
+            found = DecodedImages(directory / name, shapes, owner=self._owner)
         except OSError as error:
             warnings.warn(
                 f"{what}, which cannot be kept: {error}. They are decoded again in each epoch.",
@@ -85,18 +85,10 @@ class ImageCache:
         return found
 
 
-class _Place:
-    """A directory."""
+class _Temporary:
+    """Lets a directory go with the last who holds this; a copy in another process only reads."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-
-class _Temporary(_Place):
-    """One that goes with the last who uses it; a copy in another process only reads."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory)
         weakref.finalize(self, _remove, directory, os.getpid())
 
 

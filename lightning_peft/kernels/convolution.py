@@ -70,8 +70,7 @@ def low_rank_conv(
         ``(N, m, ...)``.
     """
     dtype = autocast_dtype(x, weight)
-    trained = (a.requires_grad or b.requires_grad) and torch.is_grad_enabled()
-    recipe = recipe_of(x, memory) if trained else None
+    recipe = recipe_of(x, memory) if a.requires_grad or b.requires_grad else None
     how, made_from = parted(None if recipe is None else recipe.detached())
     out = _LowRankConv.apply(
         x.to(dtype),

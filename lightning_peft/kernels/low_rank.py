@@ -78,7 +78,7 @@ def low_rank_linear(
     """
     dtype = autocast_dtype(x, weight)
     flat = x.reshape(-1, x.shape[-1]).to(dtype)
-    recipe = recipe_of(x, memory) if a.requires_grad and torch.is_grad_enabled() else None
+    recipe = recipe_of(x, memory) if a.requires_grad else None
     through = recipe is not None and training and recipe.slopes and not is_looked_at(x)
     if recipe is not None and not through:
         recipe = recipe.detached()

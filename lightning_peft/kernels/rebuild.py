@@ -186,9 +186,11 @@ def recipe_of(x: Tensor, memory: Memory) -> Recipe | None:
     Returns:
         The recipe, from tensors with their history; ``None`` where ``x`` has to be kept: its
         history is another, or something else (activation checkpointing, offloading, a compiler)
-        decides what is kept.
+        decides what is kept; and where no backward pass will come.
     """
-    if memory == "high" or torch.compiler.is_compiling() or x.grad_fn is None:
+    if memory == "high" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    if x.grad_fn is None:
         return None
     if x._version:  # written to under no_grad: made again, it would be what it was before
         return None

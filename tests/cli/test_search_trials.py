@@ -148,7 +148,7 @@ def test_a_study_of_another_search_is_refused(search, tmp_path):
 
 
 def test_a_study_of_which_nothing_came_may_become_another_search(search):
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="^no$"):
         search(Launcher(ConfigError(["no"])), *BITFIT)
     search(Launcher(), *BITFIT, "test=false")
     with pytest.raises(ConfigError, match="is of another search"):

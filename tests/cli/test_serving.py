@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
 
-from lightning_peft.cli.commands import predict, served
-from lightning_peft.cli.commands.served import Served, load_run
+from lightning_peft.cli.commands import predict
 from lightning_peft.cli.devices import device_of
 from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.jobs import served
+from lightning_peft.cli.jobs.served import Served, load_run
 from lightning_peft.data_config import data_config
 
 TINY = {"img_size": 24, "patch_size": 8, "in_chans": 1, "embed_dim": 16, "depth": 2, "num_heads": 2}

@@ -110,7 +110,7 @@ def test_what_was_not_finished_is_decoded_again(tmp_path):
     assert torch.equal(there.get(1), pixels)
     assert there.get(0) is None
     assert there.get(-1) is None
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="out of range"):
         there.get(3)
     assert (tmp_path / "it.pixels").stat().st_size == there.nbytes == 3 + 6 + 48 + 1
     (tmp_path / "it.pixels").write_bytes(b"half")

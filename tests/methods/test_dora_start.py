@@ -113,8 +113,8 @@ def test_a_backbone_without_weights_goes_the_way_of_peft(calls):
 def test_peft_is_as_it_was_afterwards_and_after_an_error():
     with dora_start.quick_dora_start():
         assert dora.DoraLinearLayer.update_layer is not OWN
-    with pytest.raises(KeyError), dora_start.quick_dora_start():
-        raise KeyError
+    with pytest.raises(KeyError, match="mine"), dora_start.quick_dora_start():
+        raise KeyError("mine")
     assert dora.DoraLinearLayer.update_layer is OWN
 
 

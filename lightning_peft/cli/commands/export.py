@@ -76,7 +76,7 @@ def _export(options: argparse.Namespace) -> ExportReport:
         )
     from rich.console import Console
 
-    from lightning_peft.cli.commands.served import load_run, load_with_backbone
+    from lightning_peft.cli.jobs.served import load_run, load_with_backbone
     from lightning_peft.cli.quiet import quiet
     from lightning_peft.exporting import check_format, export_model
 

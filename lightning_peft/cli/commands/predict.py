@@ -16,7 +16,7 @@ from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.paths import no_directory
 
 if TYPE_CHECKING:
-    from lightning_peft.cli.commands.served import Served
+    from lightning_peft.cli.jobs.served import Served
     from lightning_peft.predicting import Prediction
 
 __all__ = ["main"]
@@ -91,7 +91,7 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
         problems += error.problems
     if problems:
         raise ConfigError(problems)
-    from lightning_peft.cli.commands.served import load_run
+    from lightning_peft.cli.jobs.served import load_run
     from lightning_peft.cli.quiet import quiet
 
     with quiet():

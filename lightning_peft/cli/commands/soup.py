@@ -209,7 +209,7 @@ def _write(
     """Leave what `export` and `predict` take for a run."""
     from omegaconf import OmegaConf
 
-    from lightning_peft.cli.commands.served import write_facts
+    from lightning_peft.cli.jobs.served import write_facts
 
     adaptation.save(out / "adapter")
     write_facts(out, parts.datamodule, getattr(parts.module, "outputs", None))

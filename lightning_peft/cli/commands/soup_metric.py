@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.search.objectives import watching
 from lightning_peft.errors import near
 from lightning_peft.metric_names import MAIN, is_test, lower_is_better
 
@@ -116,10 +117,6 @@ def watched_by(config: Any) -> Judge | None:
     Returns:
         The metric and its way; ``None`` where nothing chooses.
     """
-    for node in (config.get("callbacks") or {}).values():
-        if not isinstance(node, Mapping) and not hasattr(node, "get"):
-            continue
-        target = str(node.get("_target_")).rpartition(".")[2]
-        if target.endswith("Checkpoint") and node.get("monitor") is not None:
-            return Judge(str(node.get("monitor")), str(node.get("mode", "min")) == "min")
+    for node in watching(config)[0]:
+        return Judge(str(node["monitor"]), str(node.get("mode", "min")) == "min")
     return None

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.jobs.summary import read_summary
-from lightning_peft.cli.sweeps.job_config import asked, config_in
+from lightning_peft.cli.sweeps.job_config import as_written, asked, config_in
 from lightning_peft.cli.sweeps.processes import is_other_rank
 
 __all__ = ["CONFIG", "LAST", "Earlier", "earlier_run", "identity", "refuse_finished"]
@@ -121,7 +121,7 @@ def _changes_since(recorded: Path, cfg: Any) -> str:
     from omegaconf import OmegaConf
 
     before = OmegaConf.load(recorded)
-    now: Any = OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True))
+    now = as_written(cfg)
     changes = _changes(identity(before), identity(now))
     if changes and (task := _task_of(before)) is not None:
         from lightning_peft.cli.jobs.task import fit_to_task

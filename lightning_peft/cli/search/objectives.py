@@ -17,6 +17,7 @@ __all__ = [
     "names_of",
     "not_dominated",
     "unknown_objective",
+    "watching",
 ]
 
 COSTS = (
@@ -55,13 +56,25 @@ def chosen_by(config: Any) -> tuple[str | None, str]:
     Returns:
         The metric that is watched, where one is, and the way that is better of it.
     """
-    nodes = [node for node in (config.get("callbacks") or {}).values() if isinstance(node, Mapping)]
-    watching = [node for node in nodes if node.get("monitor") is not None]
-    # what stops a training watches something, too
-    keeping = [node for node in watching if "Checkpoint" in str(node.get("_target_"))]
-    for node in keeping or watching:
+    keeping, others = watching(config)
+    for node in (*keeping, *others):
         return str(node["monitor"]), "minimize" if node.get("mode") == "min" else "maximize"
     return None, "maximize"
+
+
+def watching(config: Any) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """Find the callbacks of a config that watch a metric.
+
+    Args:
+        config: The config of a job.
+
+    Returns:
+        Those that keep checkpoints, and others, such as what stops a training; as in the config.
+    """
+    nodes = [node for node in (config.get("callbacks") or {}).values() if isinstance(node, Mapping)]
+    found = [node for node in nodes if node.get("monitor") is not None]
+    keeping = [node for node in found if str(node.get("_target_")).endswith("Checkpoint")]
+    return keeping, [node for node in found if node not in keeping]
 
 
 def unknown_objective(name: str, is_ours: bool) -> str | None:

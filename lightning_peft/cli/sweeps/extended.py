@@ -7,15 +7,21 @@ order of their numbers, and a later start gives each of them its number again; n
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.sweeps.job_config import config_in
-from lightning_peft.cli.sweeps.record import check_directory, check_kind, read_record, swept, told
+from lightning_peft.cli.sweeps.job_config import as_written, config_in
+from lightning_peft.cli.sweeps.record import (
+    check_directory,
+    check_kind,
+    read_record,
+    swept,
+    told,
+    what_to_do,
+)
 
 __all__ = ["go_on_in", "match"]
 
@@ -122,14 +128,13 @@ def _by_config(
 def _composed(config: Any, job: Job) -> dict[str, Any] | None:
     """Compose the config of a job; ``None`` where it cannot be composed, as its job will tell."""
     from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
 
     from lightning_peft.cli.jobs.earlier import identity
 
     try:
         full = GlobalHydra.instance().config_loader().load_sweep_config(config, list(job))
         with config_in("directory", full) as own:  # the same for all
-            return identity(OmegaConf.create(OmegaConf.to_yaml(own, resolve=True)))
+            return identity(as_written(own))
     except Exception:
         return None
 
@@ -150,6 +155,5 @@ def _refusal(
     return (
         f"{directory} holds another sweep: {told(before)}; this one is {told(record)}, which lacks "
         f"the jobs: {shown}{more}. A sweep can be extended by more values, with all else as it "
-        f"was. To go on with that one: lightning-peft continue {shlex.quote(str(directory))}. "
-        "Otherwise choose another hydra.sweep.dir."
+        f"was. {what_to_do(directory)}"
     )

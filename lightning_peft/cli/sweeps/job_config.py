@@ -8,9 +8,9 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from omegaconf import open_dict, read_write
+from omegaconf import OmegaConf, open_dict, read_write
 
-__all__ = ["asked", "config_in", "own_part"]
+__all__ = ["as_written", "asked", "config_in", "own_part"]
 
 
 def own_part(config: Any) -> Any:
@@ -19,6 +19,11 @@ def own_part(config: Any) -> Any:
     with read_write(cfg), open_dict(cfg):
         cfg.pop("hydra", None)
     return cfg
+
+
+def as_written(cfg: Any) -> Any:
+    """Give a config as it is read back from the file that its job leaves."""
+    return OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True))
 
 
 @contextmanager

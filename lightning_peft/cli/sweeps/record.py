@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.jobs.summary import FILE as SUMMARY
 
 if TYPE_CHECKING:
     from lightning_peft.cli.search.study import Standing
@@ -26,6 +27,7 @@ __all__ = [
     "sweep_of",
     "swept",
     "told",
+    "what_to_do",
     "words_of",
 ]
 
@@ -33,9 +35,6 @@ FILE = "sweep.json"
 FORMAT = 1
 CONFIG_NAME = "config"
 """The config of a command line that names none."""
-
-SUMMARY = "summary.json"
-"""What a single run leaves, and a sweep does not."""
 
 OF_THE_PLACE = ("hydra.mode=", "hydra.sweep.dir=")
 """Overrides that say that it is a sweep, and where."""
@@ -56,7 +55,7 @@ def check_directory(directory: Path, record: dict[str, Any]) -> None:
         raise ConfigError(
             [
                 f"{directory} holds another sweep: {told(before)}; this one is {told(record)}. "
-                f"{_what_to_do(directory)}"
+                f"{what_to_do(directory)}"
             ]
         )
 
@@ -76,7 +75,7 @@ def read_record(directory: Path) -> dict[str, Any] | None:
         if not isinstance(record["overrides"], list):
             raise TypeError("overrides")
     except FileNotFoundError:
-        if (directory / SUMMARY).is_file():
+        if (directory / SUMMARY).is_file():  # which a single run leaves, and a sweep does not
             raise ConfigError(
                 [
                     f"{directory} holds a single run, and a sweep has a directory of its own. "
@@ -113,7 +112,7 @@ def check_kind(directory: Path, record: dict[str, Any]) -> None:
     raise ConfigError(
         [
             f"{directory} holds {kinds.get(str(kind), kind)}, {told(before)}; this one is "
-            f"{kinds[record['sweeper']]}, {told(record)}. {_what_to_do(directory)}"
+            f"{kinds[record['sweeper']]}, {told(record)}. {what_to_do(directory)}"
         ]
     )
 
@@ -131,7 +130,8 @@ def _kind(record: dict[str, Any]) -> str | None:
     return None if brought else "plain"
 
 
-def _what_to_do(directory: Path) -> str:
+def what_to_do(directory: Path) -> str:
+    """Say what to do where a directory holds another sweep."""
     return (
         f"To go on with that one: lightning-peft continue {shlex.quote(str(directory))}. "
         "Otherwise choose another hydra.sweep.dir."
