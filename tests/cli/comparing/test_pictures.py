@@ -68,7 +68,7 @@ def by_parameters(path):
 
 
 def of_classes(path):
-    pictures.predictions(torch.rand(2, 1, 4, 4), [0, 1], torch.eye(2).flip(0), ["$5", "$10"], path)
+    previews.predictions(torch.rand(2, 1, 4, 4), [0, 1], torch.eye(2).flip(0), ["$5", "$10"], path)
 
 
 def of_augmentation(path):
