@@ -66,7 +66,7 @@ format: setup ## Format the code
 	$(BIN)/ruff format .
 
 backbone: setup ## Pretrain the shipped backbone again
-	$(BIN)/python -m lightning_peft.backbones.pretrain --out lightning_peft/backbones
+	$(BIN)/python -m tools.glyph_vit.pretrain
 
 clean: ## Remove what was made, the environment included
 	rm -rf $(VENV) $(OLDEST) build dist outputs multirun .pytest_cache .mypy_cache .ruff_cache
