@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import ast
 import functools
-import inspect
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_peft.cli.paths import PACKAGE
+
 __all__ = ["REQUIRED", "Field", "fields_of"]
 
-METHODS = Path(__file__).resolve().parents[1] / "methods"
+METHODS = PACKAGE / "methods"
 
 REQUIRED = "???"
 """The default of a field that has none, as OmegaConf writes it."""
@@ -57,7 +58,8 @@ def fields_of(name: str) -> tuple[Field, ...]:
     for node in found.body:
         if isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation):
             field = ast.unparse(node.target)
-            fields[field] = Field(field, _default(f"{name}.{field}", node.value), "")
+            text = fields[field].text if field in fields else ""
+            fields[field] = Field(field, _default(f"{name}.{field}", node.value), text)
     return tuple(field._replace(text=told.get(field.name, field.text)) for field in fields.values())
 
 
@@ -85,6 +87,6 @@ def _files() -> dict[str, Path]:
 
 def _attributes(docstring: str) -> dict[str, str]:
     """Map each name below ``Attributes:`` of a docstring to what stands behind it."""
-    section = inspect.cleandoc(docstring).partition("\nAttributes:\n")[2].partition("\n\n")[0]
+    section = docstring.partition("\nAttributes:\n")[2].partition("\n\n")[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section, flags=re.M)
     return {name: " ".join(text.split()) for name, text in entries}

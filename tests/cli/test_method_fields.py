@@ -52,6 +52,7 @@ def test_fields_of_bases_come_first_and_are_overridden_in_place(written):
                 """
 
                 size: int
+                width: int = 4
                 depth: float | None = -1.5
                 names: tuple[str, ...] = ("a", "b")
 
@@ -60,7 +61,7 @@ def test_fields_of_bases_come_first_and_are_overridden_in_place(written):
             ''',
     )
     assert fields_of("Mine") == (
-        Field("width", 8, "How wide."),
+        Field("width", 4, "How wide."),
         Field("depth", -1.5, "Otherwise."),
         Field("size", "???", ""),
         Field("names", ("a", "b"), ""),
