@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from lightning_peft.cli.errors import ConfigError
 from lightning_peft.cli.jobs.summary import read_summary
 from lightning_peft.cli.sweeps.job_config import as_written, asked, config_in
-from lightning_peft.cli.sweeps.processes import is_other_rank
+from lightning_peft.cli.sweeps.occupied import is_other_rank
 
 __all__ = ["CONFIG", "LAST", "Earlier", "earlier_run", "identity", "refuse_finished"]
 

@@ -28,7 +28,7 @@ from lightning_peft.cli.quiet import quiet
 from lightning_peft.cli.search.objectives import names_of
 from lightning_peft.cli.search.trial import Trial
 from lightning_peft.cli.search.trial_run import check_direction, pruning_of, told
-from lightning_peft.cli.sweeps.processes import this_process
+from lightning_peft.cli.sweeps.occupied import this_process
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
