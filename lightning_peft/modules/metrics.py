@@ -106,7 +106,7 @@ class Gathered(Metric):
     """Keeps what is predicted of each image and what it is, over all batches and ranks."""
 
     is_differentiable = False
-    higher_is_better = None
+    higher_is_better: bool | None = None
     full_state_update = False
     outputs: list[Tensor]
     targets: list[Tensor]
