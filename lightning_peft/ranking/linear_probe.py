@@ -7,8 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from lightning_peft._seeds import generator
 from lightning_peft.errors import DataError, require
+from lightning_peft.randomness import generator
 from lightning_peft.ranking.arrays import checked, one_hot
 
 __all__ = ["Probe", "linear_probe", "stratified_folds"]
