@@ -202,7 +202,7 @@ def test_what_cannot_be_shown_is_told_in_a_line(command, tmp_path, words, messag
 def captured(monkeypatch):
     figures = []
     monkeypatch.setattr(
-        previews, "_save", lambda figure, path: figures.append(figure.axes[0]) or path
+        previews, "save", lambda figure, path: figures.append(figure.axes[0]) or path
     )
     return figures
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_peft.callbacks.efficiency import EfficiencyMonitor
-from lightning_peft.cli.comparing.pictures import predictions
+from lightning_peft.cli.jobs.previews import predictions
 from lightning_peft.cli.jobs.served import write_facts
 from lightning_peft.cli.jobs.summary import told_objectives, write_summary
 from lightning_peft.cli.jobs.task import dataset_of, task_of
