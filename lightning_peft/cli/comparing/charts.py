@@ -247,6 +247,7 @@ def curves_of(
         figures.hover(line, row.label)
         keys.append((line, row.label))
     axes.margins(x=0.02)
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("step")
     axes.set_ylabel(figures.short(name))
     several = any(sum(key in log for log in found) > 1 for found in logs.values())

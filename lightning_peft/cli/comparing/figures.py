@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLOURS", "DOT", "PAGE", "SOFT", "Key", "figure", "hover", "log_axis", "markup",
-    "name_points", "read_literally", "save", "series", "short", "style", "swatch",
+    "name_points", "save", "series", "short", "style", "swatch",
 ]  # fmt: skip
 
 TEXT, SOFT, LINE, PAGE = "#1f2328", "#59636e", "#d1d9e0", "#ffffff"
@@ -126,7 +126,7 @@ def save(figure: Figure, path: Path, keys: Sequence[Key] = ()) -> Path:
     Returns:
         The path.
     """
-    read_literally(figure)
+    _clean_texts(figure)
     if keys:
         legend = figure.legend(
             [handle for handle, _ in keys],
@@ -153,7 +153,7 @@ def markup(figure: Figure, title: str, description: str = "") -> str:
         title: What it is, for those who do not see it; no other of the page has this title.
         description: What there is to see in it, for them.
     """
-    read_literally(figure)
+    _clean_texts(figure)
     file = io.BytesIO()
     # the salt keeps names apart that two pictures of a page would share
     with require("matplotlib", "viz").rc_context({"svg.hashsalt": clean(title)}):
@@ -209,8 +209,8 @@ def short(text: str, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def read_literally(figure: Figure) -> None:
-    """Show names as they are, but for characters that neither XML nor a font can hold."""
+def _clean_texts(figure: Figure) -> None:
+    """Replace the characters that neither XML nor a font can hold, in every text of a figure."""
     for text in figure.findobj(require("matplotlib.text", "viz").Text):
         text.set_text(clean(text.get_text()))
 
@@ -266,7 +266,7 @@ def name_points(
     Returns:
         Whether there was room for all of them; if not, none is written.
     """
-    read_literally(figure)
+    _clean_texts(figure)
     figure.draw_without_rendering()
     (axes,) = figure.axes
     bbox = require("matplotlib.transforms", "viz").Bbox
