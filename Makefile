@@ -40,9 +40,9 @@ $(OLDEST)/.installed: pyproject.toml | setup
 		--editable '.[data,text]' 'torchvision>=0.26' 'pytest>=8.4'
 	@touch $@
 
-CORE_TESTS := tests/test_adapter_file.py tests/test_formats.py tests/test_strangers.py \
-	tests/test_adaptation.py tests/test_lifecycle.py tests/test_targets.py tests/test_schedules.py \
-	tests/test_planning.py tests/callbacks/test_peft.py tests/kernels tests/methods
+CORE_TESTS := tests/files/test_adapter_file.py tests/files/test_formats.py tests/files/test_files_from_strangers.py \
+	tests/adaptation/test_handle.py tests/lightning/test_hooks.py tests/anatomy/test_targets.py tests/lightning/test_schedules.py \
+	tests/adaptation/test_plan.py tests/lightning/callbacks/test_peft.py tests/kernels tests/methods
 
 # releases of different years warn of each other, which says nothing of this package
 test-oldest: $(OLDEST)/.installed ## Run the core of the tests with the oldest supported releases

@@ -3,7 +3,7 @@
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from lightning_peft.cli.mount import MountedConfigSource
+from lightning_peft.cli.config.mount import MountedConfigSource
 
 __all__ = ["LightningPeftSearchPath", "MountedConfigSource"]
 

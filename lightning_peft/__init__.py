@@ -10,29 +10,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from lightning_peft.backbones._register import register_when_timm_is_imported
+from lightning_peft.moved import find_moved_modules
 
 if TYPE_CHECKING:
-    from lightning_peft.adaptation import Adaptation, find_adaptation
-    from lightning_peft.adapter_reading import load_adapter
-    from lightning_peft.adapting import adapt
-    from lightning_peft.caching.views import RepeatedViews
-    from lightning_peft.callbacks.cache import FeatureCache
-    from lightning_peft.callbacks.efficiency import EfficiencyMonitor
-    from lightning_peft.callbacks.finite import FiniteLoss, NonFiniteLossError
-    from lightning_peft.callbacks.freeze import BackboneFreeze, Stage
-    from lightning_peft.callbacks.l2sp import L2SP
-    from lightning_peft.callbacks.peft import PEFT
-    from lightning_peft.callbacks.schedule import (
-        WarmupConstant,
-        WarmupCosine,
-        WarmupLinear,
-        WarmupStableDecay,
+    from lightning_peft.adaptation.adapt import adapt
+    from lightning_peft.adaptation.handle import Adaptation, find_adaptation
+    from lightning_peft.adaptation.loading import load_adapter
+    from lightning_peft.adaptation.parameter_groups import parameter_groups
+    from lightning_peft.adaptation.plan import AdaptationPlan, plan
+    from lightning_peft.adaptation.serving.exporting import ExportReport, export_model
+    from lightning_peft.adaptation.serving.soup import (
+        average_adapters,
+        average_updates,
+        greedy_soup,
+        soup,
     )
+    from lightning_peft.adaptation.serving.switching import AdapterSwitch
+    from lightning_peft.adaptation.sharding import shard
+    from lightning_peft.caching.views import RepeatedViews
     from lightning_peft.data.augment import Augment
-    from lightning_peft.data.digits import DigitsDataModule
-    from lightning_peft.data.folder import ImageFolderDataModule
-    from lightning_peft.data.text import TextDataModule
-    from lightning_peft.data.vtab import VTABDataModule
     from lightning_peft.errors import (
         AdapterFileError,
         BackboneMismatchError,
@@ -45,8 +41,27 @@ if TYPE_CHECKING:
         ScheduleError,
         TargetError,
     )
-    from lightning_peft.exporting import ExportReport, export_model
     from lightning_peft.kernels import Acceleration, accelerate
+    from lightning_peft.lightning.callbacks.cache import FeatureCache
+    from lightning_peft.lightning.callbacks.efficiency import EfficiencyMonitor
+    from lightning_peft.lightning.callbacks.finite import FiniteLoss, NonFiniteLossError
+    from lightning_peft.lightning.callbacks.freeze import BackboneFreeze, Stage
+    from lightning_peft.lightning.callbacks.l2sp import L2SP
+    from lightning_peft.lightning.callbacks.peft import PEFT
+    from lightning_peft.lightning.callbacks.schedule import (
+        WarmupConstant,
+        WarmupCosine,
+        WarmupLinear,
+        WarmupStableDecay,
+    )
+    from lightning_peft.lightning.datamodules.digits import DigitsDataModule
+    from lightning_peft.lightning.datamodules.folder import ImageFolderDataModule
+    from lightning_peft.lightning.datamodules.text import TextDataModule
+    from lightning_peft.lightning.datamodules.vtab import VTABDataModule
+    from lightning_peft.lightning.mixin import PEFTMixin, load_from_checkpoint
+    from lightning_peft.lightning.modules.image import ImageClassifier
+    from lightning_peft.lightning.modules.regression import ImageRegressor
+    from lightning_peft.lightning.modules.text import TextClassifier
     from lightning_peft.methods import (
         HF,
         IA3,
@@ -80,40 +95,31 @@ if TYPE_CHECKING:
         list_methods,
         register_method,
     )
-    from lightning_peft.mixin import PEFTMixin, load_from_checkpoint
-    from lightning_peft.modules.image import ImageClassifier
-    from lightning_peft.modules.regression import ImageRegressor
-    from lightning_peft.modules.text import TextClassifier
-    from lightning_peft.param_groups import parameter_groups
-    from lightning_peft.planning import AdaptationPlan, plan
-    from lightning_peft.sharding import shard
-    from lightning_peft.soup import average_adapters, average_updates, greedy_soup, soup
-    from lightning_peft.switching import AdapterSwitch
 
 __version__ = "0.1.0"
 
 _WHERE = {
-    "lightning_peft.adaptation": ("Adaptation", "find_adaptation"),
-    "lightning_peft.adapting": ("adapt",),
+    "lightning_peft.adaptation.handle": ("Adaptation", "find_adaptation"),
+    "lightning_peft.adaptation.adapt": ("adapt",),
     "lightning_peft.caching.views": ("RepeatedViews",),
-    "lightning_peft.callbacks.cache": ("FeatureCache",),
-    "lightning_peft.adapter_reading": ("load_adapter",),
-    "lightning_peft.callbacks.efficiency": ("EfficiencyMonitor",),
-    "lightning_peft.callbacks.finite": ("FiniteLoss", "NonFiniteLossError"),
-    "lightning_peft.callbacks.freeze": ("BackboneFreeze", "Stage"),
-    "lightning_peft.callbacks.l2sp": ("L2SP",),
-    "lightning_peft.callbacks.peft": ("PEFT",),
-    "lightning_peft.callbacks.schedule": (
+    "lightning_peft.lightning.callbacks.cache": ("FeatureCache",),
+    "lightning_peft.adaptation.loading": ("load_adapter",),
+    "lightning_peft.lightning.callbacks.efficiency": ("EfficiencyMonitor",),
+    "lightning_peft.lightning.callbacks.finite": ("FiniteLoss", "NonFiniteLossError"),
+    "lightning_peft.lightning.callbacks.freeze": ("BackboneFreeze", "Stage"),
+    "lightning_peft.lightning.callbacks.l2sp": ("L2SP",),
+    "lightning_peft.lightning.callbacks.peft": ("PEFT",),
+    "lightning_peft.lightning.callbacks.schedule": (
         "WarmupConstant",
         "WarmupCosine",
         "WarmupLinear",
         "WarmupStableDecay",
     ),
     "lightning_peft.data.augment": ("Augment",),
-    "lightning_peft.data.digits": ("DigitsDataModule",),
-    "lightning_peft.data.folder": ("ImageFolderDataModule",),
-    "lightning_peft.data.text": ("TextDataModule",),
-    "lightning_peft.data.vtab": ("VTABDataModule",),
+    "lightning_peft.lightning.datamodules.digits": ("DigitsDataModule",),
+    "lightning_peft.lightning.datamodules.folder": ("ImageFolderDataModule",),
+    "lightning_peft.lightning.datamodules.text": ("TextDataModule",),
+    "lightning_peft.lightning.datamodules.vtab": ("VTABDataModule",),
     "lightning_peft.errors": (
         "AdapterFileError",
         "BackboneMismatchError",
@@ -126,7 +132,7 @@ _WHERE = {
         "ScheduleError",
         "TargetError",
     ),
-    "lightning_peft.exporting": ("ExportReport", "export_model"),
+    "lightning_peft.adaptation.serving.exporting": ("ExportReport", "export_model"),
     "lightning_peft.kernels": ("Acceleration", "accelerate"),
     "lightning_peft.methods": (
         "AdaLoRA",
@@ -161,15 +167,20 @@ _WHERE = {
         "list_methods",
         "register_method",
     ),
-    "lightning_peft.mixin": ("PEFTMixin", "load_from_checkpoint"),
-    "lightning_peft.modules.image": ("ImageClassifier",),
-    "lightning_peft.modules.regression": ("ImageRegressor",),
-    "lightning_peft.modules.text": ("TextClassifier",),
-    "lightning_peft.param_groups": ("parameter_groups",),
-    "lightning_peft.planning": ("AdaptationPlan", "plan"),
-    "lightning_peft.sharding": ("shard",),
-    "lightning_peft.soup": ("average_adapters", "average_updates", "greedy_soup", "soup"),
-    "lightning_peft.switching": ("AdapterSwitch",),
+    "lightning_peft.lightning.mixin": ("PEFTMixin", "load_from_checkpoint"),
+    "lightning_peft.lightning.modules.image": ("ImageClassifier",),
+    "lightning_peft.lightning.modules.regression": ("ImageRegressor",),
+    "lightning_peft.lightning.modules.text": ("TextClassifier",),
+    "lightning_peft.adaptation.parameter_groups": ("parameter_groups",),
+    "lightning_peft.adaptation.plan": ("AdaptationPlan", "plan"),
+    "lightning_peft.adaptation.sharding": ("shard",),
+    "lightning_peft.adaptation.serving.soup": (
+        "average_adapters",
+        "average_updates",
+        "greedy_soup",
+        "soup",
+    ),
+    "lightning_peft.adaptation.serving.switching": ("AdapterSwitch",),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -272,3 +283,4 @@ def __dir__() -> list[str]:
 
 
 register_when_timm_is_imported()
+find_moved_modules()

@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import nn
 
-from lightning_peft.anatomy.reading import Reader
-from lightning_peft.anatomy.reading.source import code_of, method_of
+from lightning_peft.anatomy.source import Reader
+from lightning_peft.anatomy.source.functions import code_of, method_of
 from lightning_peft.anatomy.tree import Node, grow, is_container, plain_name, unwrap
 
 __all__ = ["bypassed"]

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from lightning_peft.cli.comparing import figures
 from lightning_peft.cli.comparing.comparison import Comparison, Row
-from lightning_peft.cli.comparing.curves import RATE, Band, Curve, band, thin
+from lightning_peft.cli.comparing.curves import Band, band, thin
 from lightning_peft.cli.comparing.swept import Swept
 from lightning_peft.cli.comparing.wording import duration, score
+from lightning_peft.cli.runs.log import RATE, Curve
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -73,7 +74,7 @@ def against(comparison: Comparison, quantity: str, name: str) -> Chart | None:
     if not placed:
         return None
     front = comparison.front(quantity)
-    drawn, axes = figures.figure()
+    drawn, axes = figures.new_figure()
     keys: list[figures.Key] = []
     for i, row, x, y, spread in placed:
         cost = duration(x) if name.endswith("time (s)") else f"{x:,.0f} {name}"
@@ -142,7 +143,7 @@ def by_number(comparison: Comparison, swept: Swept) -> Chart:
         comparison: What the number is of.
         swept: The number.
     """
-    drawn, axes = figures.figure()
+    drawn, axes = figures.new_figure()
     keys: list[figures.Key] = []
     for i, line in enumerate(swept.lines[:MOST_SERIES]):
         looks = {"color": figures.SOFT, "linestyle": ":"} if line.baseline else figures.series(i)
@@ -234,7 +235,7 @@ def curves_of(
             bands.append((i, row, _scaled(found, scale)))
     if not bands:
         return None
-    drawn, axes = figures.figure()
+    drawn, axes = figures.new_figure()
     keys: list[figures.Key] = []
     for i, row, b in bands:
         looks = figures.series(i)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 __all__ = [
-    "COLOURS", "DOT", "PAGE", "SOFT", "Key", "figure", "hover", "log_axis", "markup",
-    "name_points", "save", "series", "short", "style", "swatch",
+    "COLOURS", "DOT", "PAGE", "SOFT", "Key", "hover", "log_axis", "markup",
+    "name_points", "new_figure", "save_figure", "series", "short", "style", "swatch",
 ]  # fmt: skip
 
 TEXT, SOFT, LINE, PAGE = "#1f2328", "#59636e", "#d1d9e0", "#ffffff"
@@ -94,7 +94,7 @@ def style() -> Iterator[None]:
         yield
 
 
-def figure(
+def new_figure(
     width: float = 7.2, height: float = 4.1, layout: str | None = "constrained"
 ) -> tuple[Figure, Axes]:
     """Return a new figure without pyplot: no global state, no display.
@@ -115,7 +115,7 @@ def figure(
 
 
 @style()
-def save(figure: Figure, path: Path, keys: Sequence[Key] = ()) -> Path:
+def save_figure(figure: Figure, path: Path, keys: Sequence[Key] = ()) -> Path:
     """Write a figure as a PNG.
 
     Args:

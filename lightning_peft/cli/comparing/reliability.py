@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_peft.calibration import ReliabilityBin, expected_error
 from lightning_peft.cli.comparing import figures
 from lightning_peft.cli.comparing.charts import Chart
+from lightning_peft.evaluation.calibration import ReliabilityBin, expected_error
 
 __all__ = ["read_bins", "reliability_chart"]
 
@@ -76,7 +76,7 @@ def reliability_chart(
         f"{100 * item.confidence:.1f} %, true {100 * item.accuracy:.1f} %"
         for item in bins
     ]
-    drawn, axes = figures.figure()
+    drawn, axes = figures.new_figure()
     for item, text in zip(bins, told, strict=True):
         (column,) = axes.bar(
             100 * item.low, 100 * item.accuracy, 100 * (item.high - item.low), align="edge",

@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_peft.cli.comparing.figures import COLOURS, SOFT, figure, save, short, style
-from lightning_peft.schedules import Multiplier
+from lightning_peft.cli.comparing.figures import (
+    COLOURS,
+    SOFT,
+    new_figure,
+    save_figure,
+    short,
+    style,
+)
+from lightning_peft.lightning.schedules import Multiplier
 
 __all__ = ["learning_rate", "predictions", "samples"]
 
@@ -48,7 +55,7 @@ def samples(
     names = [short(name, MOST_LETTERS) for name in class_names]
     margin = 10 + 7 * max(map(len, names))  # for the names, in pixels of the canvas
     scale = 0.0105
-    drawn, axes = figure((width + margin) * scale, (height + 42) * scale, layout=None)
+    drawn, axes = new_figure((width + margin) * scale, (height + 42) * scale, layout=None)
     total = (width + margin, height + 42)
     axes.set_position((margin / total[0], 8 / total[1], width / total[0], height / total[1]))
     axes.imshow(canvas.numpy(), interpolation="nearest", aspect="auto")
@@ -59,7 +66,7 @@ def samples(
     axes.text(side[1] / 2, -8, "as it is", ha="center", va="bottom", fontsize=8.5, color=SOFT)
     middle = side[1] + 3 * GAP + variants * (side[1] + GAP) / 2
     axes.text(middle, -8, title, ha="center", va="bottom", fontsize=8.5, color=SOFT)
-    return save(drawn, path)
+    return save_figure(drawn, path)
 
 
 def _montage(before: Tensor, after: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -111,7 +118,7 @@ def learning_rate(
     total, warmup = multiplier.total_steps, multiplier.warmup_steps
     parts = [multiplier(step) for step in range(total)]
     lr = max(rates.values())
-    drawn, axes = figure(7.2, 3.6)
+    drawn, axes = new_figure(7.2, 3.6)
     for number, (name, rate) in enumerate(sorted(rates.items(), key=lambda item: -item[1])):
         first = begins.get(name, 0)
         color, alpha = (
@@ -142,7 +149,7 @@ def learning_rate(
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     axes.set_ylim(0, 1.15 * lr)
     axes.margins(x=0.02)
-    return save(drawn, path)
+    return save_figure(drawn, path)
 
 
 @style()
@@ -173,7 +180,7 @@ def predictions(
     """
     rows = -(-len(images) // columns)
     width, height = 1.12, 1.3  # of a cell, where an image is 1 x 1: what is left is for the words
-    drawn, axes = figure(1.15 * width * columns, 1.15 * height * rows, layout=None)
+    drawn, axes = new_figure(1.15 * width * columns, 1.15 * height * rows, layout=None)
     axes.set_position((0.01, 0.01, 0.98, 0.98))
     axes.set_axis_off()
     axes.set_xlim(0, width * columns)
@@ -200,4 +207,4 @@ def predictions(
         )
     axes.set_xlim(0, width * columns)  # imshow has moved them
     axes.set_ylim(height * rows, 0)
-    return save(drawn, path)
+    return save_figure(drawn, path)
