@@ -23,7 +23,7 @@ class OptunaSearch(Sweeper):
         from lightning_peft.errors import require
 
         require("optuna", "sweep")
-        from lightning_peft.cli.search.sweeper import Search
+        from lightning_peft.cli.sweeps.search.sweeper import Search
 
         self.search = Search(**settings)
 

@@ -7,8 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from lightning_peft._seeds import generator
 from lightning_peft.errors import DataError
+from lightning_peft.randomness import generator
 from lightning_peft.ranking.arrays import checked, one_hot
 
 __all__ = ["Probe", "leave_one_out_errors", "linear_probe", "stratified_folds"]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_peft._seeds import generator
 from lightning_peft.errors import DataError, MissingExtraError, near
+from lightning_peft.randomness import generator
 from lightning_peft.ranking.candidates import Candidate
 from lightning_peft.ranking.features import Features
 from lightning_peft.ranking.h_score import h_score

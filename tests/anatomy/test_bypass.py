@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_peft.anatomy import anatomy, bypassed
-from tests.zoo import ZOO, output_of
+from tests.support.zoo import ZOO, output_of
 
 
 def everything(model: nn.Module) -> list[str]:

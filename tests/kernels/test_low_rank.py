@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 
 import lightning_peft as lp
 from lightning_peft.kernels import accelerate, low_rank, low_rank_linear, products
-from tests.zoo import build, example_input
+from tests.support.zoo import build, example_input
 
 SHAPES = [(3, 5, 4, 2), (40, 5, 4, 2)]  # rows, inputs, outputs, rank: both orders of the products
 

@@ -125,7 +125,7 @@ def _print_agreements(agreements: Sequence[Agreement], console: Console) -> None
 
 def write_ranking(ranking: Ranking, agreements: Sequence[Agreement], directory: Path) -> None:
     """Write ``ranking.json`` and ``ranking.csv``."""
-    from lightning_peft.cli.jobs.summary import write_json, write_text
+    from lightning_peft.cli.runs.summary import write_json, write_text
 
     write_json(directory / "ranking.json", as_json(ranking, agreements))
     write_text(directory / "ranking.csv", _as_csv(ranking))

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lightning_peft.cli.comparing.comparison import Comparison, Row
-from lightning_peft.cli.comparing.curves import RATE, Band, Curve, band, thin
+from lightning_peft.cli.comparing.curves import Band, band, thin
 from lightning_peft.cli.comparing.svg import Axis, Plot, linear_axis, log_axis, series_class
 from lightning_peft.cli.comparing.swept import Swept
 from lightning_peft.cli.comparing.wording import duration, score
+from lightning_peft.cli.runs.log import RATE, Curve
 
 __all__ = ["Chart", "against", "by_number", "curves_of", "learning_curves", "rates"]
 

@@ -7,9 +7,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_peft.calibration import ReliabilityBin, expected_error
 from lightning_peft.cli.comparing.charts import Chart
 from lightning_peft.cli.comparing.svg import Plot, linear_axis
+from lightning_peft.evaluation.calibration import ReliabilityBin, expected_error
 
 __all__ = ["read_bins", "reliability_chart"]
 

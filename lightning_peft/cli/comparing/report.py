@@ -23,7 +23,6 @@ from lightning_peft.cli.comparing.charts import (
 )
 from lightning_peft.cli.comparing.classes import ClassTables, class_tables
 from lightning_peft.cli.comparing.comparison import Comparison, Row
-from lightning_peft.cli.comparing.curves import read_log
 from lightning_peft.cli.comparing.reliability import read_bins, reliability_chart
 from lightning_peft.cli.comparing.runs import Run
 from lightning_peft.cli.comparing.swept import swept_numbers
@@ -36,7 +35,8 @@ from lightning_peft.cli.comparing.tables import (
     runs_of,
 )
 from lightning_peft.cli.comparing.wording import difference, p_value, verdict
-from lightning_peft.metric_names import is_share, written
+from lightning_peft.cli.runs.log import read_log
+from lightning_peft.evaluation.metric_names import is_share, written
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_peft.cli.jobs.summary import FILE
-from lightning_peft.cli.sweeps.processes import is_alive
+from lightning_peft.cli.runs.processes import is_alive
+from lightning_peft.cli.runs.summary import FILE
 
 __all__ = ["HANDED_OUT", "PREPARED", "Run", "labelled", "read_runs", "run_of"]
 

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_peft.cli.comparing.pictures import _figure, _save
-from lightning_peft.schedules import Multiplier
+from lightning_peft.cli.comparing.figures import new_figure, save_figure
+from lightning_peft.lightning.schedules import Multiplier
 
-__all__ = ["learning_rate", "samples"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+__all__ = ["learning_rate", "predictions", "samples"]
+
+RIGHT, WRONG = "#1a7f37", "#cf222e"
 
 LEAST_PIXELS = 72
 """Smaller images are drawn with larger pixels, so that one can see them."""
@@ -45,7 +52,7 @@ def samples(
     names = [_short(name) for name in class_names]
     margin = 10 + 7 * max(map(len, names))  # for the names, in pixels of the canvas
     scale = 0.0105
-    figure, axes = _figure((width + margin) * scale, (height + 42) * scale, layout=None)
+    figure, axes = new_figure((width + margin) * scale, (height + 42) * scale, layout=None)
     total = (width + margin, height + 42)
     axes.set_position((margin / total[0], 8 / total[1], width / total[0], height / total[1]))
     axes.imshow(canvas.numpy(), interpolation="nearest", aspect="auto")
@@ -56,7 +63,7 @@ def samples(
     axes.text(side[1] / 2, -8, "as it is", ha="center", va="bottom", fontsize=8.5, color="0.35")
     middle = side[1] + 3 * GAP + variants * (side[1] + GAP) / 2
     axes.text(middle, -8, title, ha="center", va="bottom", fontsize=8.5, color="0.35")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _montage(before: Tensor, after: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -107,7 +114,7 @@ def learning_rate(
     total, warmup = multiplier.total_steps, multiplier.warmup_steps
     parts = [multiplier(step) for step in range(total)]
     lr = max(rates.values())
-    figure, axes = _figure(7.2, 3.6)
+    figure, axes = new_figure(7.2, 3.6)
     for number, (name, rate) in enumerate(sorted(rates.items(), key=lambda item: -item[1])):
         first = begins.get(name, 0)
         color, alpha = (
@@ -140,8 +147,65 @@ def learning_rate(
     axes.margins(x=0.02)
     axes.grid(visible=True, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _short(name: str) -> str:
     return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
+
+
+def predictions(
+    images: Tensor,
+    labels: Sequence[int],
+    probabilities: Tensor,
+    class_names: Sequence[str],
+    path: Path,
+    *,
+    columns: int = 8,
+) -> Path:
+    """Draw images with what was predicted for each: green where it is right, red where it is not.
+
+    Args:
+        images: ``(N, C, H, W)``, in any range.
+        labels: The right class of each.
+        probabilities: ``(N, classes)``.
+        class_names: A name for each class.
+        path: The PNG to write.
+        columns: Images in a row.
+
+    Returns:
+        The path.
+
+    Raises:
+        MissingExtraError: If matplotlib is not installed.
+    """
+    rows = -(-len(images) // columns)
+    width, height = 1.12, 1.3  # of a cell, where an image is 1 x 1: what is left is for the words
+    figure, axes = new_figure(1.15 * width * columns, 1.15 * height * rows, layout=None)
+    axes.set_position((0.01, 0.01, 0.98, 0.98))
+    axes.set_axis_off()
+    axes.set_xlim(0, width * columns)
+    axes.set_ylim(height * rows, 0)
+    # one axes for all of it: an axes for each image takes seconds to lay out
+    for position, image in enumerate(images.detach().float().cpu()):
+        row, column = divmod(position, columns)
+        left, top = column * width + (width - 1) / 2, row * height + (height - 1)
+        low, high = image.min(), image.max()
+        shown = ((image - low) / (high - low).clamp(min=1e-8)).permute(1, 2, 0).numpy()
+        axes.imshow(
+            shown[..., 0] if shown.shape[-1] == 1 else shown[..., :3],
+            cmap="gray",
+            extent=(left, left + 1, top + 1, top),
+            aspect="auto",
+        )
+        share, chosen = probabilities[position].max(dim=0)
+        right = int(chosen) == int(labels[position])
+        text = f"{class_names[int(chosen)]}  {100 * float(share):.0f} %"
+        if not right:
+            text += f", is {class_names[int(labels[position])]}"
+        axes.text(
+            left + 0.5, top - 0.05, text, fontsize=8, ha="center", color=RIGHT if right else WRONG
+        )
+    axes.set_xlim(0, width * columns)  # imshow has moved them
+    axes.set_ylim(height * rows, 0)
+    return save_figure(figure, path)

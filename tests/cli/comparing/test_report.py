@@ -1,0 +1,356 @@
+"""The page holds everything, asks nobody for anything, and runs nothing that a file smuggled in."""
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from lightning_peft.cli.comparing.comparison import comparison_of
+from lightning_peft.cli.comparing.publish import compare
+from lightning_peft.cli.comparing.report import report_page
+from lightning_peft.cli.comparing.runs import read_runs
+from lightning_peft.cli.comparing.svg import HEIGHT, WIDTH, Plot, linear_axis, log_axis
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}&amp;\x07"
+NAME = re.compile(r'<span class="name">([^<]*(?:<wbr>[^<]*)*)</span>')
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are nested, and keeps what a test asks for."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.attributes, self.text, self.scripts = [], [], [], [], []
+        # a name is one piece, as it is when somebody copies it
+        self.feed(NAME.sub(lambda found: found[1].replace("<wbr>", ""), text))
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        (self.scripts if self.open and self.open[-1] == "script" else self.text).append(data)
+
+
+def log(directory, offset):
+    (directory / "csv").mkdir()
+    lines = ["lr-AdamW,step,train/loss,val/accuracy"]
+    lines += [f"{0.1 / (s + 1)},{s},{2 / (s + 1) + offset},{0.5 + s / 40}" for s in range(10)]
+    (directory / "csv" / "metrics.csv").write_text("\n".join(lines))
+
+
+def left_by_a_test(directory, names=("zero", "one", HOSTILE)):
+    header = ",".join('"' + name.replace('"', '""') + '"' for name in ("true", *names))
+    rows = [f'"{i}",' + ",".join(str(10 * (i == j) + j) for j in range(3)) for i in range(3)]
+    (directory / "confusion.csv").write_text("\n".join([header, *rows]))
+    (directory / "predictions.png").write_bytes(b"\x89PNG\r\n\x1a\n of a kind")
+
+
+@pytest.fixture
+def sweep(tmp_path, run):
+    for seed in range(4):
+        for method, accuracy in (("lora", 0.9 + seed / 100), ("ssf", 0.8 - seed**2 / 200)):
+            baselines = {"nearest_neighbour": 0.7, HOSTILE: 0.6}
+            directory = run(tmp_path, method, seed, accuracy, baselines=baselines)
+            log(directory, seed / 10)
+            left_by_a_test(directory)
+    run(tmp_path, HOSTILE, 0, 0.5, overrides=[f"method.layers={HOSTILE}"])
+    run(tmp_path, "ia3", 0, None, status="failed", error=HOSTILE)
+    run(tmp_path, "dora", 0, None, status="running", process={"id": 1, "host": "elsewhere"})
+    broken = tmp_path / "<b>broken" / "summary.json"
+    broken.parent.mkdir()
+    broken.write_text("{")
+    return tmp_path
+
+
+@pytest.fixture
+def text(sweep):
+    return report_page(comparison_of(*read_runs([sweep])))
+
+
+def test_the_page_has_everything(text):
+    page = Page(text)
+    words = " ".join(" ".join(page.text).split())
+    for part in (
+        "9 of 11 runs completed. The first by test accuracy is lora.",
+        "paired t-test 4 p",
+        "too few seeds: 1 in both",
+        "not finished: dora, seed 0: unfinished",
+        "<b>broken",
+        "test accuracy against trained parameters",
+        "test accuracy against total time",
+        "validation accuracy by step",
+        "training loss by step",
+        "learning rate by step",
+        "Confusion matrix",
+        "What was mistaken most",
+        "Class by class",
+        "1-NN on pixels",
+    ):
+        assert part in words, part
+    assert page.tags.count("svg") - 3 * 2 >= 5, "five plots beside the legends"
+    assert ("th", "scope", "row") in page.attributes
+    assert page.tags.count("caption") >= 3
+
+
+def test_the_page_has_the_tables_beside_the_main_one(tmp_path, run, capsys):
+    for task, accuracy in (("cifar", 0.7), ("svhn", 0.8)):
+        for rate in ("0.1", "[/b]<b>"):
+            told = [
+                {"name": "val/accuracy", "value": accuracy, "direction": "maximize"},
+                {"name": "total_seconds", "value": 100 * accuracy, "direction": "minimize"},
+            ]
+            words = [f"data.task={task}", f"lr={rate}"]
+            run(tmp_path, "lora", 0, accuracy, overrides=words, objectives=told)
+        run(tmp_path, "lora", 1, 0.6, overrides=[f"data.task={task}", "lr=0.2"], objectives=told)
+    compare(tmp_path, output=tmp_path / "out")
+    printed = " ".join(capsys.readouterr().out.split())
+    page = " ".join(" ".join(Page((tmp_path / "out" / "report.html").read_text()).text).split())
+    for part in (
+        "test accuracy by lr",
+        "Pareto set: ",
+        "of 6 runs, which no other betters",
+        "total seconds (least)",
+        "VTAB-1k, mean accuracy",
+        "2 of 19",
+        "'groups' weighs the three groups alike",
+        "lora lr=[/b]<b>",
+    ):
+        assert part in printed, part
+        assert part in page, part
+
+
+def test_what_comes_from_files_is_text(text):
+    page = Page(text)
+    assert page.tags.count("script") == 1
+    assert "alert" not in " ".join(page.scripts)
+    assert page.tags.count("img") == 1, "the predictions, and none of the hostile ones"
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    words = " ".join(page.text)
+    assert "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}&amp;" in words
+    assert "\x07" not in "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+
+
+def test_the_page_asks_nobody_for_anything(text):
+    page = Page(text)
+    for tag, name, value in page.attributes:
+        if name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
+            assert value.startswith("data:image/png;base64,"), (tag, name, value)
+    assert not {"link", "iframe", "object", "base", "form"} & set(page.tags)
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "prefers-color-scheme: dark" in style
+    assert "@media print" in style
+
+
+def test_the_policy_of_the_page_allows_its_own_script_alone(text):
+    policy = next(
+        v for t, n, v in Page(text).attributes if (t, n) == ("meta", "content") and "'" in v
+    )
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+
+
+def test_every_plot_is_xml_has_a_name_and_stays_in_its_frame(text):
+    plots = re.findall(r'<svg [^>]*class="plot".*?</svg>', text, re.DOTALL)
+    assert len(plots) == 5
+    for plot in plots:
+        root = ElementTree.fromstring(plot)
+        assert root.get("role") == "img"
+        assert len(root.get("aria-label")) > 10
+        for element in root.iter():
+            for name in ("x", "cx", "x1", "x2"):
+                assert -1 <= float(element.get(name, 0)) <= WIDTH + 1
+            for name in ("y", "cy", "y1", "y2"):
+                assert -20 <= float(element.get(name, 0)) <= HEIGHT + 1
+            for pair in (element.get("points") or "").split():
+                x, y = map(float, pair.split(","))
+                assert 0 <= x <= WIDTH
+                assert 0 <= y <= HEIGHT
+
+
+def test_points_are_where_their_values_are():
+    plot = Plot(log_axis([1e2, 1e6], "x"), linear_axis([0.0, 100.0], "y"), "title")
+    for value in (1e2, 1e4, 1e6):
+        plot.point(value, 50.0, 0, spread=0.0, mark="", name="")
+    root = ElementTree.fromstring(plot.markup())
+    xs = [float(circle.get("cx")) for circle in root.iter("circle")]
+    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)
+    ticks = {t.text: float(t.get("x")) for t in root.iter("text") if "middle" in t.get("class")}
+    assert ticks["10 k"] == pytest.approx(xs[1], abs=0.2)
+
+
+@pytest.mark.parametrize("values", [[3.0], [0.0], [0.951, 0.952], [-5.0, 1e6], [1e-9, 3e-9]])
+def test_ticks_are_round_and_lie_on_the_axis(values):
+    axis = linear_axis(values, "")
+    assert 2 <= len(axis.ticks) <= 12
+    assert all(axis.low <= tick <= axis.high for tick, _ in axis.ticks)
+    assert len({text for _, text in axis.ticks}) == len(axis.ticks)
+    for tick, text in axis.ticks:
+        assert float(text) == pytest.approx(tick, rel=1e-5, abs=1e-11)
+
+
+def test_names_never_cover_each_other():
+    plot = Plot(log_axis([1.0, 10.0], "x"), linear_axis([0.0, 1.0], "y"), "title")
+    for _ in range(2):
+        plot.point(3.0, 0.5, 0, spread=0.0, mark="", name="")
+    written = [plot.name_point(3.0, 0.5, "a name of some length") for _ in range(12)]
+    assert written[0]
+    assert not written[-1]
+
+
+def test_a_page_of_failed_runs_alone_is_a_page(tmp_path, run):
+    run(tmp_path, "lora", None, None, status="failed", error="the disk is full")
+    page = Page(report_page(comparison_of(*read_runs([tmp_path]))))
+    assert "0 of 1 runs completed" in " ".join(page.text)
+    assert "svg" not in page.tags
+
+
+@pytest.mark.parametrize(
+    "confusion",
+    ["", "a,b\n", "t,a,b\nx,1\n", "t,a\nx,one\n", "t,a\nx,-1\n", "t,a\nx,99999999999999999999\n"],
+    ids=["empty", "no rows", "ragged", "words", "negative", "huge"],
+)
+def test_a_broken_confusion_matrix_is_left_out(tmp_path, run, confusion):
+    directory = run(tmp_path, "lora", 0, 0.9)
+    (directory / "confusion.csv").write_text(confusion)
+    (directory / "predictions.png").write_text("<svg onload=alert(1)>")
+    page = Page(report_page(comparison_of(*read_runs([tmp_path]))))
+    assert "Confusion matrix" not in " ".join(page.text)
+    assert "img" not in page.tags
+
+
+def test_many_classes_have_their_mistakes_and_no_matrix(tmp_path, run):
+    directory = run(tmp_path, "lora", 0, 0.9)
+    count = 31
+    header = ",".join(["true", *(f"c{i}" for i in range(count))])
+    rows = [
+        ",".join(
+            [f"c{i}", *(str(5 + (j == 0 and i == 3)) if j in (i, 0) else "0" for j in range(count))]
+        )
+        for i in range(count)
+    ]
+    (directory / "confusion.csv").write_text("\n".join([header, *rows]))
+    words = " ".join(Page(report_page(comparison_of(*read_runs([tmp_path])))).text)
+    assert "Confusion matrix" not in words
+    assert re.search(r"c3\s+c0\s+6\s+54\.5 %", words), "6 of its 11 images"
+    assert "Class by class" in words
+
+
+def test_many_rows_have_curves_that_can_be_told_apart(tmp_path, run):
+    for i in range(14):
+        log(run(tmp_path, "lora", 0, 0.9 - i / 100, overrides=[f"lr={i}"]), 0.0)
+    text = report_page(comparison_of(*read_runs([tmp_path])))
+    assert "The first 12 rows; 2 more are left out." in text
+    assert 'class="line s0 again"' in text
+
+
+def bins(directory, text):
+    (directory / "reliability.csv").write_text(f"low,high,confidence,accuracy,count\n{text}")
+
+
+def test_the_reliability_of_the_best_run(tmp_path, run):
+    directory = run(tmp_path, "lora", 0, 0.9)
+    bins(directory, "0.4,0.6,0.55,0.5,40\n0.8,1.0,0.95,0.9,160\n")
+    text = report_page(comparison_of(*read_runs([tmp_path])))
+    words = " ".join(" ".join(Page(text).text).split())
+    assert "Reliability of the test's predictions" in words
+    assert "80 to 100 %: 160 of 200, sure by 95.0 %, true 90.0 %" in words
+    assert "expected calibration error 0.0500" in words, "0.2 * 0.05 + 0.8 * 0.05"
+    assert text.count('class="column s0"') == 2
+    assert {"40", "160"} <= {part.strip() for part in Page(text).text}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "0,1,0.5,x,3", "0,1,0.5,2,3", "0,1,nan,0.5,3", "1,0,0.5,0.5,3", "0,1,0.5,0.5,-3",
+     "0,1,0.5", "0,1,0.5,0.5,3\n" * 300],
+)  # fmt: skip
+def test_bins_of_somebody_else_are_left_out(tmp_path, run, text):
+    directory = run(tmp_path, "lora", 0, 0.9)
+    bins(directory, text)
+    assert "Reliability" not in report_page(comparison_of(*read_runs([tmp_path])))
+
+
+def test_long_names_break_where_their_parts_end_and_nowhere_else(tmp_path, run):
+    for decay, file in (("0.99", "b"), ("0.9", "c")):
+        name = f"callbacks.average.decay={decay}"
+        run(tmp_path, "lora", 0, 0.9, overrides=[name, f"data.root=/a/{file}.csv"])
+    text = report_page(comparison_of(*read_runs([tmp_path])))
+    assert "callbacks.<wbr>average.<wbr>decay=<wbr>0.99</span>" in text
+    assert "data.<wbr>root=<wbr>/<wbr>a/<wbr>b.<wbr>csv</span>" in text
+    assert "0.<wbr>9" not in text, "a number is no name"
+    assert "lora callbacks.average.decay=0.9 data.root=/a/c.csv" in "".join(Page(text).text)
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1]
+    for cells in re.findall(r"([^{}]*\.word[^{}]*){([^}]*)}", style):
+        assert "anywhere" not in cells[1], cells
+    tables = len(re.findall("<table", text))
+    assert len(re.findall(r'<div class="scroll"[^>]*>\s*<table', text)) == tables
+
+
+def test_the_label_of_the_y_axis_is_clear_of_its_numbers():
+    for values in ([0.0, 0.0012], [0.0, 3.7e-7], [-1e6, 1e6], [0.0, 100.0]):
+        axis = linear_axis(values, "learning rate")
+        plot = Plot(linear_axis([0.0, 10.0], "step"), axis, "title")
+        root = ElementTree.fromstring(plot.markup())
+        ends = [t for t in root.iter("text") if t.get("class") == "tick end"]
+        assert len(ends) == len(axis.ticks)
+        label = next(t for t in root.iter("text") if "rotate" in (t.get("transform") or ""))
+        right = float(re.search(r"translate\(([\d.]+)", label.get("transform"))[1]) + 4
+        # digits of 11 px are 7 px wide at most
+        assert all(float(t.get("x")) - 6.6 * len(t.text) > right for t in ends), values
+
+
+def test_texts_are_called_texts(tmp_path, run):
+    for method in ("lora", "bitfit"):
+        left_by_a_test(run(tmp_path, method, 0, 0.9, noun="texts"), names=("bad", "so so", "good"))
+        bins(tmp_path / "0_lora", "0.4,0.6,0.55,0.5,40\n")
+    found = comparison_of(*read_runs([tmp_path]))
+    words = " ".join(" ".join(Page(report_page(found)).text).split())
+    assert "100 labelled texts trained" in words
+    assert "Texts of the test set" in words
+    assert "40 texts, expected calibration error" in words
+    assert "images" not in words
+    run(tmp_path, "ssf", 0, 0.8)
+    assert comparison_of(*read_runs([tmp_path])).noun == "samples"
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        (r"method.layers=last\:2", "method.layers=last:2"),
+        (r"data.root='C:\\:'", r"data.root='C:\\:'"),
+        ("+lr=0.1", "lr=0.1"),
+    ],
+)
+def test_an_override_of_a_sweep_reads_as_it_was_typed(tmp_path, run, typed, read):
+    run(tmp_path, "lora", 0, 0.9, overrides=[typed])
+    ((found,), _) = read_runs([tmp_path])
+    assert read in found.overrides
+
+
+def test_a_plot_keeps_every_character_that_xml_can_hold():
+    axis = linear_axis([0.0, 1.0], "a\u00a0b\u3000c\U0001f600d\x00e\ud800f\uffffg")
+    root = ElementTree.fromstring(Plot(axis, axis, "title").markup())
+    texts = {element.text for element in root.iter("text")}
+    assert "a\u00a0b\u3000c\U0001f600d\ufffde\ufffdf\ufffdg" in texts
