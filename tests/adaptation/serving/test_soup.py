@@ -108,10 +108,13 @@ def test_updates_of_convolutions():
     assert torch.allclose(got[name] - base[name], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [lp.DoRA(rank=2), lp.SSF()], ids=["dora", "ssf"])
+KASA = lp.HF("lora", r=2, kasa_config={})  # LoRA with a diagonal between its factors
+
+
+@pytest.mark.parametrize("method", [lp.DoRA(rank=2), lp.SSF(), KASA], ids=["dora", "ssf", "kasa"])
 def test_updates_of_other_methods_are_refused(method):
     adaptation = member(0, method)
-    with pytest.raises(lp.MethodError, match=r"expected LoRA on linear .* got '(dora|ssf)'"):
+    with pytest.raises(lp.MethodError, match=r"expected LoRA on linear .* got '(dora|ssf|hf)'"):
         average_updates(adaptation, [copied(adaptation)])
 
 
