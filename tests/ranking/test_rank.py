@@ -152,7 +152,7 @@ def test_all_that_is_wrong_with_candidates_is_told_at_once(tmp_path):
         find_candidates(names)
     text = str(caught.value)
     assert "timm has no model 'resnet81'. Did you mean" in text
-    assert "no pretrained model of timm is called like 'nothing*'" in text
+    assert "no pretrained model of timm matches 'nothing*'" in text
     assert "expected a file of weights at" in text
     with pytest.raises(DataError, match="expected one or more models, got none"):
         find_candidates([])
