@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.search.trial import FILE, directions_of, open_storage
+from lightning_peft.cli.search.storage import cannot_open, file_of, open_storage
+from lightning_peft.cli.search.trial import directions_of
 from lightning_peft.cli.sweeps.record import sweep_of, told, words_of
 
 __all__ = [
     "GRID",
     "PLACE",
     "Standing",
-    "cannot_open",
     "keep_search",
     "prepare_search",
+    "standing_among",
     "standing_of",
 ]
 
@@ -37,9 +38,6 @@ OF_THE_PLACE = ("data.root=", "output_dir=", "name=", "logger=", "logger.")
 
 GRID = ".GridSampler"
 """What the name of the sampler ends with that tries every value."""
-
-OF_THE_PLUGIN = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
-OURS = "hydra_plugins.lightning_peft_search.OptunaSearch"
 
 
 @dataclass(frozen=True)
@@ -80,8 +78,6 @@ def prepare_search(config: Any) -> Standing | None:
     )
     sampler: Any = sweeper.get("sampler") or {}
     with read_write(config), open_dict(config):
-        if sweeper.get("_target_") == OF_THE_PLUGIN:  # the same search, which also goes on
-            sweeper._target_ = OURS
         if str(sampler.get("_target_")).endswith(GRID):
             from lightning_peft.cli.search.space import grid_of, space_of
 
@@ -89,6 +85,8 @@ def prepare_search(config: Any) -> Standing | None:
             sweeper.n_trials = min(sweeper.n_trials, math.prod(map(len, grid.values())))
         if "seed" in sampler:  # without trials it proposes the same again, with them something else
             sampler.seed = (sampler.seed or 0) + standing.trials
+        for key in [key for key, value in sampler.items() if value is None]:
+            del sampler[key]  # null leaves a setting to Optuna
         # the jobs compose their config anew, and have to hear what was settled
         ways = directions_of(sweeper.get("direction"))
         if ways:
@@ -113,17 +111,18 @@ def standing_of(
     """
     if not isinstance(storage, str) or name is None:
         return Standing()
-    if storage.startswith(FILE) and not Path(storage.removeprefix(FILE)).is_file():
+    file = file_of(storage)
+    if file is not None and not file.is_file():
         return Standing()
     import optuna
 
+    opened = open_storage(storage)
     try:
-        opened = open_storage(storage)
-        if name not in {study.study_name for study in optuna.get_all_study_summaries(opened)}:
-            return Standing()
         study = optuna.load_study(study_name=name, storage=opened)
         trials = study.get_trials(deepcopy=False)
-    except Exception as error:  # SQLAlchemy's and the driver's own
+    except KeyError:
+        return Standing()
+    except Exception as error:
         raise cannot_open(storage, error) from error
     before = study.user_attrs.get(SEARCH)
     if search is not None and before is not None and before != search and _has_begun(trials):
@@ -134,18 +133,7 @@ def standing_of(
                 "hydra.sweeper.study_name."
             ]
         )
-    return _standing(trials, str(Path(directory).resolve()))
-
-
-def cannot_open(storage: Any, error: Exception) -> ConfigError:
-    """Say that the database of a study cannot be opened."""
-    why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return ConfigError(
-        [
-            "hydra.sweeper.storage: expected the address of a database with Optuna's studies, such "
-            f"as sqlite:///study.db, got {storage}, which cannot be opened ({why})."
-        ]
-    )
+    return standing_among(trials, directory)
 
 
 def keep_search(study: Any, config: Any) -> None:
@@ -172,11 +160,17 @@ def _has_begun(trials: Sequence[Any]) -> bool:
     return any(trial.state is not TrialState.FAIL for trial in trials)
 
 
-def _standing(trials: Sequence[Any], place: str) -> Standing:
+def standing_among(trials: Sequence[Any], directory: str | Path) -> Standing:
+    """Read off the trials of a study how it stands.
+
+    Args:
+        trials: All of its trials.
+        directory: The directory of the sweep.
+    """
     from optuna.trial import TrialState
 
+    place = str(Path(directory).resolve())
     done = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
-    # of a trial that was killed before it had its parameters there is nothing to run again
     interrupted = tuple(
         trial.number
         for trial in trials
