@@ -206,7 +206,9 @@ def test_a_study_of_another_direction_is_refused(train, tmp_path):
     optuna.create_study(study_name="search", storage=storage, direction="minimize")
     status, _, err = train(*SEARCH)
     assert status == 2, err
-    assert "hydra.sweeper.direction: the study 'search' of search/study.journal has others" in err
+    assert (
+        "direction: the study 'search' of search/study.journal is to minimize, got maximize." in err
+    )
     assert trials(tmp_path / "search") == []
 
 

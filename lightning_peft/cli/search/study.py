@@ -73,8 +73,10 @@ def prepare_search(config: Any) -> Standing | None:
     sweeper = config.hydra.sweeper
     if "n_trials" not in sweeper:
         return None
+    ways = directions_of(sweeper.get("direction"))
+    place = config.hydra.sweep.dir
     standing = standing_of(
-        sweeper.get("storage"), sweeper.get("study_name"), config.hydra.sweep.dir, _search(config)
+        sweeper.get("storage"), sweeper.get("study_name"), place, _search(config), ways
     )
     sampler: Any = sweeper.get("sampler") or {}
     with read_write(config), open_dict(config):
@@ -88,7 +90,6 @@ def prepare_search(config: Any) -> Standing | None:
         for key in [key for key, value in sampler.items() if value is None]:
             del sampler[key]  # null leaves a setting to Optuna
         # the jobs compose their config anew, and have to hear what was settled
-        ways = directions_of(sweeper.get("direction"))
         if ways:
             word = ways[0] if len(ways) == 1 else f"[{','.join(ways)}]"
             config.hydra.overrides.hydra.append(f"++hydra.sweeper.direction={word}")
@@ -96,7 +97,11 @@ def prepare_search(config: Any) -> Standing | None:
 
 
 def standing_of(
-    storage: Any, name: str | None, directory: str | Path, search: Mapping[str, Any] | None = None
+    storage: Any,
+    name: str | None,
+    directory: str | Path,
+    search: Mapping[str, Any] | None = None,
+    directions: Sequence[str] = (),
 ) -> Standing:
     """Look into the database of a study, which is not made by that.
 
@@ -105,9 +110,10 @@ def standing_of(
         name: The study's name.
         directory: The directory of the sweep.
         search: Which search it has to be of, as :func:`keep_search` keeps it.
+        directions: Which directions it has to have then.
 
     Raises:
-        ConfigError: If the database cannot be read, or the study is of another search.
+        ConfigError: If the study cannot be read, or is of another search or other directions.
     """
     if not isinstance(storage, str) or name is None:
         return Standing()
@@ -124,15 +130,8 @@ def standing_of(
         return Standing()
     except Exception as error:
         raise cannot_open(storage, error) from error
-    before = study.user_attrs.get(SEARCH)
-    if search is not None and before is not None and before != search and _has_begun(trials):
-        raise ConfigError(
-            [
-                f"hydra.sweeper.study_name: the study '{name}' of {storage} is of another search: "
-                f"{told(before)}; this one is {told(dict(search))}. Choose another "
-                "hydra.sweeper.study_name."
-            ]
-        )
+    if search is not None:
+        _check(study, storage, search, directions)
     return standing_among(trials, directory)
 
 
@@ -142,10 +141,35 @@ def keep_search(study: Any, config: Any) -> None:
     Args:
         study: The study of Optuna.
         config: The config of the sweep.
+
+    Raises:
+        ConfigError: If the study is of another search or has other directions.
     """
-    search = _search(config)
+    search, sweeper = _search(config), config.hydra.sweeper
+    _check(study, sweeper.get("storage"), search, directions_of(sweeper.get("direction")))
     if study.user_attrs.get(SEARCH) != search and not _has_begun(study.get_trials(deepcopy=False)):
         study.set_user_attr(SEARCH, search)
+
+
+def _check(study: Any, storage: Any, search: Mapping[str, Any], directions: Sequence[str]) -> None:
+    """Refuse the study of another search."""
+    told_of = f"the study '{study.study_name}' of {storage}"
+    another = "Choose another hydra.sweeper.study_name."
+    problems = []
+    before = study.user_attrs.get(SEARCH)
+    if before not in (None, search) and _has_begun(study.get_trials(deepcopy=False)):
+        problems.append(
+            f"hydra.sweeper.study_name: {told_of} is of another search: {told(before)}; this one "
+            f"is {told(dict(search))}. {another}"
+        )
+    has = [direction.name.lower() for direction in study.directions]
+    if directions and has != list(directions):
+        problems.append(
+            f"hydra.sweeper.direction: {told_of} is to {' and '.join(has)}, got "
+            f"{' and '.join(directions)}. {another}"
+        )
+    if problems:
+        raise ConfigError(problems)
 
 
 def _search(config: Any) -> dict[str, Any]:

@@ -146,12 +146,7 @@ class Search:
                 load_if_exists=True,
             )
         except Exception as error:
-            if not (isinstance(error, ValueError) and "study direction" in str(error)):
-                raise cannot_open(self.storage, error) from error
-            told = f"the study '{self.study_name}' of {self.storage} has others ({error})"
-            raise ConfigError(
-                [f"hydra.sweeper.direction: {told} Choose another hydra.sweeper.study_name."]
-            ) from error
+            raise cannot_open(self.storage, error) from error
         keep_search(study, self.config)
         file = file_of(self.storage)
         if file is not None and self.place in file.resolve().parents:  # nobody else is at work here
