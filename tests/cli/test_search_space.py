@@ -60,13 +60,14 @@ def test_the_grid_is_what_hydra_itself_would_run(text):
 
 
 def test_the_last_word_of_a_key_counts():
-    words = ["method=bitfit", "lr=interval(0,1)", "~callbacks.stop", "+x='a b'"]
+    words = ["method=bitfit", "lr=interval(0,1)", "~callbacks.stop", "~a=1", "+x='a b'", "z={b: 1}"]
     space, fixed = space_of([*words, "method=choice(lora,bitfit)", "lr=0.1"])
     assert space == {"method": CategoricalDistribution(["lora", "bitfit"])}
-    # as they were typed: a deletion has no value to write
-    assert list(fixed.values()) == ["~callbacks.stop", "+x='a b'", "lr=0.1"]
+    # written as in a plain sweep, but that a deletion has no value to write
+    expected = ("~callbacks.stop", "~a=1", "+x='a b'", "z={b:1}", "lr=0.1")
+    assert tuple(fixed.values()) == expected
     found = overrides_of({"method": "lora", "y": None}, fixed)
-    assert found == ("method=lora", "y=null", "~callbacks.stop", "+x='a b'", "lr=0.1")
+    assert found == ("method=lora", "y=null", *expected)
 
 
 def test_each_value_is_proposed_early_on():

@@ -105,7 +105,7 @@ def test_not_even_the_first_line_has_to_be_whole(tmp_path):
 
 def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path):
     journal(tmp_path)
-    lock = FileLock(f"{tmp_path}/j.lock")
+    lock = FileLock(f"{tmp_path}/j.held")
     code = (
         "import sys, time; from filelock import FileLock\n"
         "with FileLock(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(600)"

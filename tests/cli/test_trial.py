@@ -18,14 +18,17 @@ from lightning_peft.metric_names import KNOWN, TASKS
 MEDIAN = {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 2, "n_warmup_steps": 1}
 
 
-@pytest.fixture
-def storage(tmp_path):
-    return f"{tmp_path}/study.journal"
+@pytest.fixture(params=["study.journal", "sqlite"])
+def storage(tmp_path, request):
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/study.db"
+    return f"{tmp_path}/{request.param}"
 
 
-def journal(path):
-    backend = optuna.storages.journal.JournalFileBackend(path)
-    return optuna.storages.JournalStorage(backend)
+def opened(storage):
+    if "://" in storage:
+        return storage
+    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
 
 
 def part(**sweeper):
@@ -52,7 +55,7 @@ def test_a_trial_travels_in_the_environment(monkeypatch, storage):
 
 
 def test_a_trial_is_stopped_where_optuna_itself_would_stop_it(storage):
-    study = optuna.create_study(study_name="s", storage=journal(storage), direction="maximize")
+    study = optuna.create_study(study_name="s", storage=opened(storage), direction="maximize")
     for height in (0.5, 0.7):
         done = study.ask()
         for step in range(3):
@@ -65,7 +68,7 @@ def test_a_trial_is_stopped_where_optuna_itself_would_stop_it(storage):
             for step, value in enumerate(values)
         ]
         pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=1)
-        twin = optuna.load_study(study_name="s", storage=journal(storage), pruner=pruner)
+        twin = optuna.load_study(study_name="s", storage=opened(storage), pruner=pruner)
         asked = optuna.trial.Trial(twin, twin.ask()._trial_id)
         expected = []
         for step, value in enumerate(values):
@@ -76,13 +79,13 @@ def test_a_trial_is_stopped_where_optuna_itself_would_stop_it(storage):
 
 
 def test_a_value_that_is_reported_again_is_the_first(storage):
-    study = optuna.create_study(study_name="s", storage=journal(storage))
+    study = optuna.create_study(study_name="s", storage=opened(storage))
     number = study.ask().number
     trial = Trial(number, "s", storage, MEDIAN)
     trial.report(0.5, 0)
     trial.report(0.6, 0)  # a run that went on from its checkpoint; optuna would warn
     again = optuna.load_study(
-        study_name="s", storage=journal(storage)
+        study_name="s", storage=opened(storage)
     )  # the first keeps what it knew
     assert again.trials[number].intermediate_values == {0: 0.5}
 
@@ -97,7 +100,7 @@ def sweep(directory, **sweeper):
 
 
 def test_a_later_start_counts_what_is_done_and_finds_what_was_under_way(tmp_path, storage):
-    study = optuna.create_study(study_name="s", storage=journal(storage), direction="maximize")
+    study = optuna.create_study(study_name="s", storage=opened(storage), direction="maximize")
     for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
         value = 0.5 if state is TrialState.COMPLETE else None
         study.tell(study.ask(), value, state=state)

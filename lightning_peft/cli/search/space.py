@@ -36,7 +36,8 @@ def space_of(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
         space.pop(name, None)
         fixed.pop(name, None)
         if not override.is_sweep_override():
-            fixed[name] = str(override.input_line)
+            bare = override.is_delete() and override.value() is None
+            fixed[name] = name if bare else f"{name}={override.get_value_element_as_str()}"
             continue
         try:
             space[name] = _distribution(override)

@@ -138,10 +138,10 @@ def _open_journal(path: str) -> Any:
         with open(path, "rb") as file:
             if not JOURNAL.startswith(file.read(len(JOURNAL))):
                 raise ValueError("it is no journal")
-    lock: Any = FileLock(f"{path}.lock")
+    # Optuna's own locks are files (.lock), which a killed process leaves behind for half a minute
+    lock: Any = FileLock(f"{path}.held")
     with lock:
         _mend(path)
-    # Optuna's own locks are files, which a killed process leaves behind for half a minute
     return JournalStorage(JournalFileBackend(path, lock_obj=lock))
 
 
