@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 from figures import write_figures
-from lora_step import CHOICES, batch_of, forward_and_backward, variants
 from rich.console import Console
 from rich.table import Table
+from steps import CHOICES, batch_of, forward_and_backward, variants
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from lightning_peft.report import human_bytes
+from lightning_peft.evaluation.efficiency import human_bytes
 
 NAMES = ("limit", "peft, checkpointed", "lowest", "low", "lightning-peft", "high", "peft", "full")
 

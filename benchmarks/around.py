@@ -28,15 +28,15 @@ import peft
 import timm
 import torch
 from figures import CLOCKS, interleaved, timed, write_figures
-from lora_step import CHOICES
 from peers import Classifier
 from rich.console import Console
 from rich.table import Table
+from steps import CHOICES
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_peft as lp
-from lightning_peft.fingerprint import backbone_fingerprint
+from lightning_peft.anatomy.fingerprint import backbone_fingerprint
 
 Timers = dict[str, Callable[[], float]]
 

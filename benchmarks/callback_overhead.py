@@ -30,10 +30,10 @@ import lightning as L
 import timm
 import torch
 from figures import CLOCKS, write_figures
-from lora_step import CHOICES, with_lp
 from peers import Classifier, lightning_steps
 from rich.console import Console
 from rich.table import Table
+from steps import CHOICES, with_lp
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 

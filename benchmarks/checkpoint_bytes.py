@@ -13,7 +13,7 @@ from lightning.pytorch.demos.transformer import LightningTransformer
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_peft as lp
-from lightning_peft.report import human_bytes
+from lightning_peft.evaluation.efficiency import human_bytes
 
 
 class Demo(LightningTransformer):

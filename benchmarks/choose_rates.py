@@ -23,9 +23,9 @@ def accuracy(method: str, rate: float, seed: int, steps: int, more: list[str]) -
     import lightning.pytorch as pl
     from hydra import compose, initialize_config_dir
 
-    from lightning_peft.cli.jobs.train import build
-    from lightning_peft.cli.paths import conf_dir
-    from lightning_peft.cli.quiet import quiet
+    from lightning_peft.cli.config.paths import conf_dir
+    from lightning_peft.cli.config.quiet import quiet
+    from lightning_peft.cli.jobs.parts import build
 
     words = [f"method={method}", f"lr={rate}", f"seed={seed}", "logger=none", "name=rates"]
     words += ["experiment=few_labels", "data.val_per_class=90", f"trainer.max_steps={steps}"]

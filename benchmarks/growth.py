@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from figures import CLOCKS, interleaved, timed, write_figures
-from lora_step import CHOICES, step_of, variants
 from rich.console import Console
 from rich.table import Table
+from steps import CHOICES, step_of, variants
 
 START = {"rank": 8, "depth": 4, "batch": 8, "size": 96}
 GROWS = {

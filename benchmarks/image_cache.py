@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from lightning_peft.data.folder import ImageFolderDataModule
+from lightning_peft.lightning.datamodules.folder import ImageFolderDataModule
 
 
 def write_images(root: Path, count: int, size: int) -> None:

@@ -26,8 +26,8 @@ from rich.table import Table
 from torch import nn
 
 import lightning_peft as lp
-from lightning_peft.catalogue import methods_with_defaults
-from lightning_peft.report import human_bytes
+from lightning_peft.adaptation.catalogue import methods_with_defaults
+from lightning_peft.evaluation.efficiency import human_bytes
 
 
 def held(model: nn.Module) -> int:

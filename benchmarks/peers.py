@@ -22,7 +22,7 @@ from typing import Any
 import lightning as L
 import timm
 import torch
-from lora_step import with_lp, with_peft
+from steps import with_lp, with_peft
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -170,7 +170,7 @@ def peers(
     """Prepare what else trains the same model on the same images.
 
     Args:
-        options: As for ``lora_step.variants``.
+        options: As for ``steps.variants``.
         images: One batch.
         labels: Its class numbers.
         now: The clock.

@@ -23,7 +23,7 @@ def _methods() -> Iterator[str]:
     import timm
     import torch
 
-    from lightning_peft.catalogue import catalogue
+    from lightning_peft.adaptation.catalogue import catalogue
 
     def build(name: str) -> torch.nn.Module:
         with torch.device("meta"):
@@ -72,7 +72,7 @@ def matrix_page() -> str:
 def _matrix() -> Iterator[str]:
     from lightning_peft.methods import list_tuners
     from tests.contract.cases import BACKBONES, CASES, REFUSED
-    from tests.zoo import ZOO
+    from tests.support.zoo import ZOO
 
     labels = list(dict.fromkeys(case.label for case in CASES))
     reasons: dict[str, int] = {}

@@ -73,7 +73,7 @@ class FreshLauncher(Launcher):
         from hydra.core.utils import JobReturn, JobStatus
         from omegaconf import open_dict, read_write
 
-        from lightning_peft.cli.sweeps.job_config import asked
+        from lightning_peft.cli.config.job_config import asked
 
         log.info("\t#%d : %s", number, " ".join(overrides))
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
@@ -98,9 +98,9 @@ class FreshLauncher(Launcher):
             return job
 
     def _run(self, config: Any, directory: Path) -> Any:
-        from lightning_peft.cli.jobs.earlier import Earlier, earlier_run
+        from lightning_peft.cli.config.job_config import own_part
+        from lightning_peft.cli.runs.earlier import Earlier, earlier_run
         from lightning_peft.cli.sweeps.fresh import run_fresh
-        from lightning_peft.cli.sweeps.job_config import own_part
 
         cfg = own_part(config)
         # another application keeps no record of its jobs that could be read here

@@ -20,7 +20,7 @@ class OptunaSearch(Sweeper):
     """
 
     def __init__(self, **settings: Any) -> None:
-        from lightning_peft.cli.search.sweeper import Search
+        from lightning_peft.cli.sweeps.search.sweeper import Search
 
         self.search = Search(**settings)
 

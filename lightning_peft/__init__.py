@@ -1,261 +1,27 @@
 """lightning-peft: parameter-efficient fine-tuning for PyTorch Lightning.
 
 Everything public is reachable from here, and nothing is imported before it is asked for: the name
-of this package costs neither torch nor lightning nor timm.
+of this package costs neither torch nor lightning nor timm. ``__init__.pyi`` lists what there is,
+for type checkers and for this file.
 """
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+import re
+from pathlib import Path
+from typing import Any
 
 from lightning_peft.backbones._register import register_when_timm_is_imported
-
-if TYPE_CHECKING:
-    from lightning_peft.adaptation import Adaptation, find_adaptation
-    from lightning_peft.adapter_reading import load_adapter
-    from lightning_peft.adapting import adapt
-    from lightning_peft.caching.views import RepeatedViews
-    from lightning_peft.callbacks.cache import FeatureCache
-    from lightning_peft.callbacks.efficiency import EfficiencyMonitor
-    from lightning_peft.callbacks.finite import FiniteLoss, NonFiniteLossError
-    from lightning_peft.callbacks.freeze import BackboneFreeze, Stage
-    from lightning_peft.callbacks.l2sp import L2SP
-    from lightning_peft.callbacks.peft import PEFT
-    from lightning_peft.callbacks.schedule import (
-        WarmupConstant,
-        WarmupCosine,
-        WarmupLinear,
-        WarmupStableDecay,
-    )
-    from lightning_peft.data.augment import Augment
-    from lightning_peft.data.digits import DigitsDataModule
-    from lightning_peft.data.folder import ImageFolderDataModule
-    from lightning_peft.data.text import TextDataModule
-    from lightning_peft.data.vtab import VTABDataModule
-    from lightning_peft.errors import (
-        AdapterFileError,
-        BackboneMismatchError,
-        CheckpointError,
-        DataError,
-        ExportError,
-        MethodError,
-        MissingExtraError,
-        PEFTError,
-        ScheduleError,
-        TargetError,
-    )
-    from lightning_peft.exporting import ExportReport, export_model
-    from lightning_peft.kernels import Acceleration, accelerate
-    from lightning_peft.methods import (
-        HF,
-        IA3,
-        SSF,
-        AdaLoRA,
-        AdapterPlus,
-        AdaptFormer,
-        BitFit,
-        ConvAdapter,
-        Convpass,
-        DoRA,
-        FacTTK,
-        FacTTT,
-        Full,
-        Houlsby,
-        Hydra,
-        LadderSideTuning,
-        LastBlocks,
-        LinearProbe,
-        LoRA,
-        LoRAFA,
-        LoRAQV,
-        Method,
-        Norm,
-        Pfeiffer,
-        RepAdapter,
-        Union,
-        VPTDeep,
-        VPTShallow,
-        create_method,
-        list_methods,
-        register_method,
-    )
-    from lightning_peft.mixin import PEFTMixin, load_from_checkpoint
-    from lightning_peft.modules.image import ImageClassifier
-    from lightning_peft.modules.regression import ImageRegressor
-    from lightning_peft.modules.text import TextClassifier
-    from lightning_peft.param_groups import parameter_groups
-    from lightning_peft.planning import AdaptationPlan, plan
-    from lightning_peft.sharding import shard
-    from lightning_peft.soup import average_adapters, average_updates, greedy_soup, soup
-    from lightning_peft.switching import AdapterSwitch
+from lightning_peft.moved import find_moved_modules
 
 __version__ = "0.1.0"
 
-_WHERE = {
-    "lightning_peft.adaptation": ("Adaptation", "find_adaptation"),
-    "lightning_peft.adapting": ("adapt",),
-    "lightning_peft.caching.views": ("RepeatedViews",),
-    "lightning_peft.callbacks.cache": ("FeatureCache",),
-    "lightning_peft.adapter_reading": ("load_adapter",),
-    "lightning_peft.callbacks.efficiency": ("EfficiencyMonitor",),
-    "lightning_peft.callbacks.finite": ("FiniteLoss", "NonFiniteLossError"),
-    "lightning_peft.callbacks.freeze": ("BackboneFreeze", "Stage"),
-    "lightning_peft.callbacks.l2sp": ("L2SP",),
-    "lightning_peft.callbacks.peft": ("PEFT",),
-    "lightning_peft.callbacks.schedule": (
-        "WarmupConstant",
-        "WarmupCosine",
-        "WarmupLinear",
-        "WarmupStableDecay",
-    ),
-    "lightning_peft.data.augment": ("Augment",),
-    "lightning_peft.data.digits": ("DigitsDataModule",),
-    "lightning_peft.data.folder": ("ImageFolderDataModule",),
-    "lightning_peft.data.text": ("TextDataModule",),
-    "lightning_peft.data.vtab": ("VTABDataModule",),
-    "lightning_peft.errors": (
-        "AdapterFileError",
-        "BackboneMismatchError",
-        "CheckpointError",
-        "DataError",
-        "ExportError",
-        "MethodError",
-        "MissingExtraError",
-        "PEFTError",
-        "ScheduleError",
-        "TargetError",
-    ),
-    "lightning_peft.exporting": ("ExportReport", "export_model"),
-    "lightning_peft.kernels": ("Acceleration", "accelerate"),
-    "lightning_peft.methods": (
-        "AdaLoRA",
-        "AdapterPlus",
-        "AdaptFormer",
-        "ConvAdapter",
-        "Convpass",
-        "FacTTK",
-        "FacTTT",
-        "Hydra",
-        "LadderSideTuning",
-        "LoRAFA",
-        "LoRAQV",
-        "RepAdapter",
-        "Houlsby",
-        "Pfeiffer",
-        "SSF",
-        "VPTDeep",
-        "VPTShallow",
-        "HF",
-        "IA3",
-        "BitFit",
-        "DoRA",
-        "Full",
-        "LastBlocks",
-        "LinearProbe",
-        "LoRA",
-        "Method",
-        "Norm",
-        "Union",
-        "create_method",
-        "list_methods",
-        "register_method",
-    ),
-    "lightning_peft.mixin": ("PEFTMixin", "load_from_checkpoint"),
-    "lightning_peft.modules.image": ("ImageClassifier",),
-    "lightning_peft.modules.regression": ("ImageRegressor",),
-    "lightning_peft.modules.text": ("TextClassifier",),
-    "lightning_peft.param_groups": ("parameter_groups",),
-    "lightning_peft.planning": ("AdaptationPlan", "plan"),
-    "lightning_peft.sharding": ("shard",),
-    "lightning_peft.soup": ("average_adapters", "average_updates", "greedy_soup", "soup"),
-    "lightning_peft.switching": ("AdapterSwitch",),
-}
-_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+_IMPORT = re.compile(r"^from (\S+) import (?:\(\s*)?(\w+) as \2\b", flags=re.MULTILINE)
+_STUB = Path(__file__).with_name("__init__.pyi").read_text(encoding="utf-8")
+_MODULE_OF = {name: module for module, name in _IMPORT.findall(_STUB)}
 
-__all__ = [
-    "HF",
-    "IA3",
-    "L2SP",
-    "PEFT",
-    "SSF",
-    "Acceleration",
-    "AdaLoRA",
-    "AdaptFormer",
-    "Adaptation",
-    "AdaptationPlan",
-    "AdapterFileError",
-    "AdapterPlus",
-    "AdapterSwitch",
-    "Augment",
-    "BackboneFreeze",
-    "BackboneMismatchError",
-    "BitFit",
-    "CheckpointError",
-    "ConvAdapter",
-    "Convpass",
-    "DataError",
-    "DigitsDataModule",
-    "DoRA",
-    "EfficiencyMonitor",
-    "ExportError",
-    "ExportReport",
-    "FacTTK",
-    "FacTTT",
-    "FeatureCache",
-    "FiniteLoss",
-    "Full",
-    "Houlsby",
-    "Hydra",
-    "ImageClassifier",
-    "ImageFolderDataModule",
-    "ImageRegressor",
-    "LadderSideTuning",
-    "LastBlocks",
-    "LinearProbe",
-    "LoRA",
-    "LoRAFA",
-    "LoRAQV",
-    "Method",
-    "MethodError",
-    "MissingExtraError",
-    "NonFiniteLossError",
-    "Norm",
-    "PEFTError",
-    "PEFTMixin",
-    "Pfeiffer",
-    "RepAdapter",
-    "RepeatedViews",
-    "ScheduleError",
-    "Stage",
-    "TargetError",
-    "TextClassifier",
-    "TextDataModule",
-    "Union",
-    "VPTDeep",
-    "VPTShallow",
-    "VTABDataModule",
-    "WarmupConstant",
-    "WarmupCosine",
-    "WarmupLinear",
-    "WarmupStableDecay",
-    "accelerate",
-    "adapt",
-    "average_adapters",
-    "average_updates",
-    "create_method",
-    "export_model",
-    "find_adaptation",
-    "greedy_soup",
-    "list_methods",
-    "load_adapter",
-    "load_from_checkpoint",
-    "parameter_groups",
-    "plan",
-    "register_method",
-    "shard",
-    "soup",
-]
+__all__ = sorted(_MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
@@ -272,3 +38,4 @@ def __dir__() -> list[str]:
 
 
 register_when_timm_is_imported()
+find_moved_modules()

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lightning_peft.anatomy.targets import resolve
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.child import ChildAdapter, ChildMethod
-from lightning_peft.targets import resolve
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy

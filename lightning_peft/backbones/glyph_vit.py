@@ -3,7 +3,7 @@
 It is an ordinary timm ``VisionTransformer`` (24x24 grayscale, six blocks of width 128) whose patch
 embedding is a few convolutions, because a plain patch embedding hardly learns from images
 this small. ``import lightning_peft`` makes it known to timm; its weights lie beside this file, so
-nothing is downloaded. ``pretrain`` made them.
+nothing is downloaded. ``tools/glyph_vit`` of the repository made them.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from lightning_peft.caching.splice import NotSplit, like
 from lightning_peft.caching.stand_in import CachedForward
 from lightning_peft.caching.store import FeatureStore
 from lightning_peft.caching.trace import devices_of, random_states, undisturbed
-from lightning_peft.report import human_bytes
+from lightning_peft.evaluation.efficiency import human_bytes
 
 __all__ = ["Count", "PrefixCache"]
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_peft.anatomy.fingerprint import backbone_fingerprint
 from lightning_peft.caching.keys import digest
 from lightning_peft.caching.search import Split
-from lightning_peft.fingerprint import backbone_fingerprint
 
 __all__ = ["context_of", "frozen_tensors", "mode_of", "sampled", "shape_of", "unfit"]
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from lightning_peft.caching.cache import PrefixCache
+__all__ = ["CachedForward", "Runner"]
 
-__all__ = ["CachedForward"]
+
+class Runner(Protocol):
+    """What runs a backbone and keeps its features."""
+
+    def run(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Return what the forward returns, from the cache where it can."""
 
 
 class CachedForward:
@@ -19,7 +24,7 @@ class CachedForward:
     the backbone's own forward.
     """
 
-    def __init__(self, module: nn.Module, cache: PrefixCache | None, kept: Any) -> None:
+    def __init__(self, module: nn.Module, cache: Runner | None, kept: Any) -> None:
         self.module = module
         self.cache = cache
         self.kept = kept

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_peft.caching.keys import KEY_BYTES
-from lightning_peft.whole import written_whole
+from lightning_peft.files.atomic import written_whole
 
 __all__ = ["FeatureStore"]
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_peft.caching.keys import plain_leaf
 from lightning_peft.caching.splice import NotSplit
-from lightning_peft.efficiency import FlopCounter
+from lightning_peft.evaluation.efficiency import FlopCounter
 from lightning_peft.methods.child import ChildAdapter
 
 __all__ = ["Call", "devices_of", "hooked", "random_states", "trace", "undisturbed"]

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from lightning_peft._seeds import mix_seed, seeded
 from lightning_peft.errors import DataError
+from lightning_peft.randomness import mix_seed, seeded
 
 __all__ = ["RepeatedViews"]
 

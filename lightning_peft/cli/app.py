@@ -9,17 +9,18 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lightning_peft.cli.errors import explain
-from lightning_peft.cli.paths import conf_dir
+from lightning_peft.cli.config.errors import explain
+from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.errors import near
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from lightning_peft.cli.jobs.earlier import Earlier
-    from lightning_peft.cli.sweeps.whole import State
+    from lightning_peft.cli.runs.earlier import Earlier
+    from lightning_peft.cli.sweeps.state import State
 
 __all__ = ["main"]
 
@@ -96,7 +97,7 @@ def main(args: Sequence[str]) -> int:
         with _as_typed(typed, wants_all):
             return _job(cfg, args, failures)
 
-    from lightning_peft.cli.sweeps.occupied import vacate
+    from lightning_peft.cli.runs.occupied import vacate
 
     try:
         try:
@@ -124,9 +125,11 @@ def main(args: Sequence[str]) -> int:
 
 def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value:
     """Run one job; what goes wrong is kept, so that the jobs after it still run."""
-    from lightning_peft.cli.jobs.earlier import Earlier, earlier_run
-    from lightning_peft.cli.jobs.summary import record_failure
-    from lightning_peft.cli.sweeps.sweep import in_sweep, isolated_job, wants_own_process
+    from lightning_peft.cli.config.job_config import in_sweep
+    from lightning_peft.cli.runs.earlier import Earlier, earlier_run
+    from lightning_peft.cli.runs.occupied import occupied
+    from lightning_peft.cli.runs.summary import record_failure
+    from lightning_peft.cli.sweeps.sweep import isolated_job, wants_own_process
 
     directory = str(cfg.output_dir) if in_sweep() else ""
     # raises for the directory of another job, whose summary is not overwritten
@@ -141,7 +144,8 @@ def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value
         try:
             from lightning_peft.cli.jobs.train import train
 
-            return train(cfg)
+            with occupied(Path(cfg.output_dir), "hydra.sweep.dir" if directory else "output_dir"):
+                return train(cfg)
         except Exception as error:
             log.debug("the job failed", exc_info=error)
             record_failure(cfg, error)
@@ -151,8 +155,6 @@ def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value
 
 def _in_own_process(cfg: DictConfig, before: Earlier, failures: list[Failure]) -> Value:
     """Run a job of several ranks in a process whose command line its other ranks can replay."""
-    from pathlib import Path
-
     from hydra.core.hydra_config import HydraConfig
 
     from lightning_peft.cli.sweeps.fresh import JobDied, run_fresh
@@ -173,14 +175,14 @@ def _failed_in_sweep(failures: Sequence[Failure]) -> bool:
 
 
 def _state() -> State:
-    from lightning_peft.cli.sweeps.whole import STATE
+    from lightning_peft.cli.sweeps.state import STATE
 
     return STATE
 
 
 def _compare_what_there_is() -> None:
     """Show the table of a sweep that Hydra gave up: the other jobs have run."""
-    from lightning_peft.cli.commands.compare import compare
+    from lightning_peft.cli.comparing.publish import compare
 
     directory = _state().directory
     if directory is not None:

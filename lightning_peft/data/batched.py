@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_peft._seeds import seeded
 from lightning_peft.data.augment import Augment
+from lightning_peft.randomness import seeded
 
 __all__ = ["apply", "augment_batch", "draw"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lightning_peft.data.decoded import DecodedImages, Shape, decoded_name
 from lightning_peft.data.image_files import ImageTransform
-from lightning_peft.report import human_bytes
+from lightning_peft.evaluation.efficiency import human_bytes
 
 __all__ = ["ImageCache"]
 

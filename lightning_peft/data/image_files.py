@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_peft._seeds import seeded
+from lightning_peft.backbones.data_config import DataConfig
 from lightning_peft.data.augment import Augment
 from lightning_peft.data.decoded import DecodedImages, Shape
 from lightning_peft.data.sampling import Draw
-from lightning_peft.data_config import DataConfig
 from lightning_peft.errors import DataError
+from lightning_peft.randomness import seeded
 
 __all__ = ["ImageFiles", "ImageTransform", "Label", "evaluation_transform", "training_transform"]
 

@@ -12,7 +12,7 @@ from lightning_peft.data.image_files import Label
 from lightning_peft.data.labels_file import SPLITS, LabelsFile
 from lightning_peft.data.splits import divide
 from lightning_peft.errors import DataError
-from lightning_peft.metric_names import Task
+from lightning_peft.evaluation.metric_names import Task
 
 __all__ = ["counted", "divided", "mean_and_deviation", "splits_of"]
 

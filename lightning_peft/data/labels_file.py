@@ -11,8 +11,8 @@ from pathlib import Path
 
 from lightning_peft.data.image_files import Label
 from lightning_peft.errors import DataError, near
-from lightning_peft.metric_names import Task
-from lightning_peft.outputs import check_task
+from lightning_peft.evaluation.metric_names import Task
+from lightning_peft.evaluation.outputs import check_task
 
 __all__ = ["LabelsFile", "find_labels", "read_column", "read_labels"]
 

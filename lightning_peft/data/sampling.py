@@ -14,8 +14,8 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from lightning_peft._seeds import generator
 from lightning_peft.errors import DataError
+from lightning_peft.randomness import generator
 
 __all__ = ["Draw", "EpochSampler", "ResumableLoader", "loader_options", "train_loader"]
 

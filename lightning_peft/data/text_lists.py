@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning_peft.data.labels_file import SPLITS, LabelsFile
 from lightning_peft.errors import DataError, near
-from lightning_peft.metric_names import Task
+from lightning_peft.evaluation.metric_names import Task
 
 __all__ = ["listed", "without_repeats"]
 

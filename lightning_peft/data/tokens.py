@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from lightning_peft.data.image_files import Label
 from lightning_peft.data.sampling import Draw
 from lightning_peft.errors import require
-from lightning_peft.metric_names import Task
+from lightning_peft.evaluation.metric_names import Task
 
 __all__ = ["TokenisedTexts", "Tokens"]
 

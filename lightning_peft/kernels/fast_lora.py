@@ -153,7 +153,8 @@ def _reason(layer: Any) -> str | None:
     if not base.weight.is_floating_point():
         return "its base is quantised"
     if layer.lora_variant:
-        return f"it is a variant of LoRA ({', '.join(sorted(set(layer.lora_variant)))})"
+        names = sorted({type(variant).__name__ for variant in layer.lora_variant.values()})
+        return f"it is a variant of LoRA ({', '.join(names)})"
     if any(layer.lora_bias.values()):
         return "its update has a bias"
     return _reason_of_convolution(base)

@@ -9,6 +9,7 @@ from lightning_peft.methods.conv_adapter import ConvAdapter
 from lightning_peft.methods.convpass import Convpass
 from lightning_peft.methods.dora import DoRA
 from lightning_peft.methods.fact import FacTTK, FacTTT
+from lightning_peft.methods.from_peft.tuners import list_tuners
 from lightning_peft.methods.full import Full
 from lightning_peft.methods.hf import HF
 from lightning_peft.methods.hydra import Hydra
@@ -21,7 +22,6 @@ from lightning_peft.methods.lora_fa import LoRAFA
 from lightning_peft.methods.lora_qv import LoRAQV
 from lightning_peft.methods.norm import Norm
 from lightning_peft.methods.registry import (
-    as_method,
     create_method,
     list_methods,
     method_from_config,
@@ -30,8 +30,7 @@ from lightning_peft.methods.registry import (
 from lightning_peft.methods.repadapter import RepAdapter
 from lightning_peft.methods.serial import Houlsby, Pfeiffer
 from lightning_peft.methods.ssf import SSF
-from lightning_peft.methods.tuners import list_tuners
-from lightning_peft.methods.union import Union
+from lightning_peft.methods.union import Union, as_method
 from lightning_peft.methods.vpt import VPTDeep, VPTShallow
 
 __all__ = [

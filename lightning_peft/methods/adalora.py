@@ -2,124 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_peft.errors import MethodError
+from lightning_peft.anatomy.targets import resolve
 from lightning_peft.methods.base import Layers, Names, Site, Stepper
-from lightning_peft.methods.bottleneck import size_problems
-from lightning_peft.methods.hf import PeftMethod
-from lightning_peft.methods.hf_inject import ADAPTER_NAME
-from lightning_peft.methods.peft_targets import (
+from lightning_peft.methods.from_peft.method import PeftMethod
+from lightning_peft.methods.from_peft.rank_allocation import RankAllocation
+from lightning_peft.methods.from_peft.targets import (
     fan_in_fan_out,
     names_of,
     rank_problems,
     target_spec,
 )
 from lightning_peft.methods.registry import register_method
-from lightning_peft.targets import resolve
+from lightning_peft.methods.settings import size_problems
 
 if TYPE_CHECKING:
     from peft import AdaLoraConfig
 
     from lightning_peft.anatomy import Anatomy
 
-__all__ = ["AdaLoRA", "RankAllocation"]
-
-
-class RankAllocation(Stepper):
-    """What AdaLoRA does beside the forward: a loss term, and the allocation of ranks after a step.
-
-    Both are ``peft``'s own (``AdaLoraModel``), which bare injection leaves out.
-
-    Args:
-        model: The adapted backbone.
-        method: The method, for its schedule; ``None`` keeps that of the ``peft`` config.
-    """
-
-    def __init__(self, model: nn.Module, method: AdaLoRA | None = None) -> None:
-        from peft.tuners.adalora.layer import RankAllocator
-
-        self.model = model
-        self.method = method
-        self.config: Any = model.peft_config[ADAPTER_NAME]  # type: ignore[index]
-        self.allocator: Any = RankAllocator(model, self.config, ADAPTER_NAME)
-
-    def begin(self, total_steps: int) -> None:
-        """See :meth:`Stepper.begin`."""
-        if self.method is not None:
-            self.config.total_step = total_steps
-            self.config.tinit = round(self.method.warmup * total_steps)
-            self.config.tfinal = round(self.method.final * total_steps)
-            self.config.deltaT = self.method.interval
-        elif self.config.total_step != total_steps:
-            raise MethodError(
-                f"adalora: expected total_step to be the length of the run, {total_steps} steps, "
-                f"got {self.config.total_step}. Use lp.AdaLoRA(), which finds it."
-            )
-
-    def penalty_gradients(self) -> dict[str, Tensor]:
-        """See :meth:`Stepper.penalty_gradients`: of how far A and B are from orthogonal."""
-        weight = self.config.orth_reg_weight
-        sides = [
-            (name, parameter, ".lora_A." in name)
-            for name, parameter in self.model.named_parameters()
-            if (".lora_A." in name or ".lora_B." in name) and parameter.requires_grad
-        ]
-        if not weight or not sides:
-            return {}
-        with torch.enable_grad():
-            terms = []
-            for _, p, wide in sides:
-                covariance = p @ p.T if wide else p.T @ p
-                eye = torch.eye(len(covariance), device=p.device, dtype=p.dtype)
-                terms.append(torch.linalg.matrix_norm(covariance - eye))
-            penalty = weight * torch.stack(terms).sum() / len(terms)
-            gradients = torch.autograd.grad(penalty, [p for _, p, _ in sides])
-        return {name: g for (name, _, _), g in zip(sides, gradients, strict=True)}
-
-    def after_step(self, step: int) -> None:
-        """See :meth:`Stepper.after_step`: importance, and then the budget, as ``peft`` has it."""
-        last = self.config.total_step - self.config.tfinal
-        if step < last:
-            _, pattern = self.allocator.update_and_allocate(self.model, step)
-            if pattern:
-                self.config.rank_pattern = pattern
-        elif step == last:
-            if not self.allocator.exp_avg_ipt:  # a run of one or two steps has no step before this
-                self.allocator.update_ipt(self.model)
-            _, pattern = self.allocator.update_and_allocate(self.model, step, force_mask=True)
-            self.config.rank_pattern = pattern
-            self.allocator.reset_ipt()
-        elif self.config.rank_pattern:
-            _mask(self.model, self.config.rank_pattern)
-
-    def state_dict(self) -> dict[str, Any]:
-        """See :meth:`Stepper.state_dict`."""
-        kept = ("ipt", "exp_avg_ipt", "exp_avg_unc")
-        state = {name: dict(getattr(self.allocator, name)) for name in kept}
-        return {**state, "rank_pattern": self.config.rank_pattern}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See :meth:`Stepper.load_state_dict`."""
-        self.config.rank_pattern = state["rank_pattern"]
-        parameters = dict(self.model.named_parameters())
-        for name in ("ipt", "exp_avg_ipt", "exp_avg_unc"):
-            own = {key: value.to(parameters[key].device) for key, value in state[name].items()}
-            setattr(self.allocator, name, own)
-
-
-@torch.no_grad()
-def _mask(model: nn.Module, pattern: Mapping[str, list[bool]]) -> None:
-    """Keep what was taken away at zero."""
-    for name, kept in pattern.items():
-        parameter = model.get_parameter(name)
-        mask = torch.tensor(kept, device=parameter.device).unsqueeze(-1)
-        parameter.masked_fill_(~mask, 0.0)
+__all__ = ["AdaLoRA"]
 
 
 @register_method

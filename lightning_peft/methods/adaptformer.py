@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from lightning_peft.anatomy.names import inside
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
-from lightning_peft.methods.bottleneck import Bottleneck, activation_problems, size_problems
+from lightning_peft.methods.bottleneck import Bottleneck, activation_problems
 from lightning_peft.methods.child import BesideAdapter, ChildAdapter, ChildMethod, features_of
 from lightning_peft.methods.places import adapted_blocks
 from lightning_peft.methods.registry import register_method
-from lightning_peft.methods.selection import inside
+from lightning_peft.methods.settings import size_problems
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -15,9 +15,18 @@ from lightning_peft.errors import MethodError
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy
-    from lightning_peft.methods.union import Union
 
-__all__ = ["Adapter", "Layers", "Method", "Names", "Plan", "Site", "Stepper", "plain"]
+__all__ = [
+    "Adapter",
+    "Layers",
+    "Method",
+    "Names",
+    "Plan",
+    "Site",
+    "Stepper",
+    "add_methods_with",
+    "plain",
+]
 
 Names = str | tuple[str, ...] | None
 """Which modules: a preset, a name, a glob, ``"re:<regex>"``, or several of them."""
@@ -212,15 +221,19 @@ class Method(ABC):
 
     @classmethod
     def _from_settings(cls, settings: dict[str, Any]) -> Method:
-        """Rebuild the method from the settings that :meth:`to_config` wrote."""
-        from lightning_peft.methods.registry import create_method
+        """Rebuild the method from the settings that :meth:`to_config` wrote; they are known."""
+        return cls(**settings)
 
-        return create_method(cls.name, **settings)
+    def __add__(self, other: Method) -> Method:
+        return _together[0]((self, other))
 
-    def __add__(self, other: Method) -> Union:
-        from lightning_peft.methods.union import Union
 
-        return Union((self, other))
+_together: list[Callable[[tuple[Method, ...]], Method]] = []
+
+
+def add_methods_with(make: Callable[[tuple[Method, ...]], Method]) -> None:
+    """Set what ``method + method`` makes: the module that does needs this one."""
+    _together[:] = [make]
 
 
 def plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Bottleneck", "activation_problems", "size_problems"]
+__all__ = ["Bottleneck", "activation_problems"]
 
 
 class QuickGELU(nn.Module):
@@ -67,16 +67,3 @@ def activation_problems(activation: Any) -> Iterable[str]:
     """Yield what is wrong with the name of an activation."""
     if activation not in _ACTIVATIONS:
         yield f"expected activation to be one of {', '.join(_ACTIVATIONS)}, got {activation!r}"
-
-
-def size_problems(**settings: Any) -> Iterable[str]:
-    """Yield what is wrong with widths (whole numbers from 1), dropout and scale."""
-    for name, value in settings.items():
-        if name in ("dropout", "drop_path"):
-            if not isinstance(value, int | float) or not 0 <= value < 1:
-                yield f"expected {name} to be a probability in [0, 1), got {value!r}"
-        elif name == "scale":
-            if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-                yield f"expected scale to be a positive number, got {value!r}"
-        elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            yield f"expected {name} to be a whole number from 1, got {value!r}"

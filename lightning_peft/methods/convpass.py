@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lightning_peft.anatomy.names import inside
 from lightning_peft.methods.base import Layers, Names, Site
-from lightning_peft.methods.bottleneck import QuickGELU, size_problems
+from lightning_peft.methods.bottleneck import QuickGELU
 from lightning_peft.methods.child import BesideAdapter, ChildAdapter, ChildMethod
 from lightning_peft.methods.places import Grid, adapted_blocks, grid_of, outputs_of
 from lightning_peft.methods.registry import register_method
-from lightning_peft.methods.selection import inside
+from lightning_peft.methods.settings import size_problems
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy

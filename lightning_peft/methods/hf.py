@@ -8,80 +8,33 @@ are typed fronts on it.
 from __future__ import annotations
 
 import dataclasses
-from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
+from lightning_peft.anatomy.names import inside
+from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError, TargetError, near
-from lightning_peft.methods.base import Adapter, Layers, Method, Names, Plan, Site, Stepper, plain
-from lightning_peft.methods.hf_inject import inject_tuner
-from lightning_peft.methods.peft_targets import (
+from lightning_peft.methods.base import Layers, Names, Plan, Site, Stepper, plain
+from lightning_peft.methods.from_peft.method import PeftMethod
+from lightning_peft.methods.from_peft.targets import (
     fan_in_fan_out,
     matched_by_peft,
     names_of,
     rank_problems,
     target_spec,
 )
+from lightning_peft.methods.from_peft.tuners import config_class, layer_refusal, refusal
 from lightning_peft.methods.registry import register_method
-from lightning_peft.methods.selection import inside
-from lightning_peft.methods.tuners import config_class, layer_refusal, refusal
-from lightning_peft.targets import resolve
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
     from lightning_peft.anatomy import Anatomy
 
-__all__ = ["HF", "PeftMethod"]
-
-
-class PeftMethod(Method):
-    """A method that ``peft`` implements: common to the typed fronts and to :class:`HF`."""
-
-    @abstractmethod
-    def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
-        """Say which modules are adapted."""
-
-    @abstractmethod
-    def peft_config(self, model: nn.Module, sites: tuple[Site, ...]) -> PeftConfig:
-        """Make the ``peft`` config that adapts exactly these sites."""
-
-    def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
-        """Yield what keeps the method from serving the selected modules."""
-        return ()
-
-    @property
-    def kind(self) -> str:
-        """What is done at a site, for reports."""
-        return self.name
-
-    def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
-        """See :meth:`Method.plan`."""
-        sites = self.select(anatomy, model)
-        problems = list(self.site_problems(model, names_of(sites)))
-        if problems:
-            raise MethodError(f"{self.kind}: " + "; ".join(problems) + ".")
-        return Plan(sites=sites, steps=((self, sites),))
-
-    def inject(self, model: nn.Module, sites: tuple[Site, ...]) -> None:
-        """See :meth:`Method.inject`."""
-        config = self.peft_config(model, sites)
-        inject_tuner(config, model, self.kind)
-        missed = [n for n in names_of(sites) if not hasattr(model.get_submodule(n), "base_layer")]
-        if missed:
-            raise MethodError(
-                f"{self.kind}: expected peft to adapt every target, it left out "
-                f"{', '.join(missed[:8])}. Exclude these modules, or use another tuner for them."
-            )
-
-    def adapters(self, model: nn.Module, sites: tuple[Site, ...]) -> list[Adapter]:
-        """See :meth:`Method.adapters`."""
-        from lightning_peft.methods.hf_layer import PeftLayer
-
-        return [PeftLayer(model, site.module) for site in sites]
+__all__ = ["HF"]
 
 
 @register_method
@@ -186,8 +139,8 @@ class HF(PeftMethod):
 
     @property
     def accelerated(self) -> bool:  # type: ignore[override]
-        """Whether it is LoRA itself; its variants have another forward."""
-        return self.tuner == "LORA" and not any(map(self.options.get, _VARIANTS))
+        """Whether it is LoRA; each layer says whether it is a variant with another forward."""
+        return self.tuner == "LORA"
 
     @classmethod
     def _from_settings(cls, settings: dict[str, Any]) -> HF:
@@ -264,13 +217,10 @@ class HF(PeftMethod):
         """See :meth:`Method.steppers`."""
         if self.tuner != "ADALORA":
             return []
-        from lightning_peft.methods.adalora import RankAllocation
+        from lightning_peft.methods.from_peft.rank_allocation import RankAllocation
 
         return [RankAllocation(model)]
 
-
-# options of peft's LoRA that give every layer another forward
-_VARIANTS = ("use_dora", "lora_bias", "alora_invocation_tokens", "arrow_config")
 
 # what peft writes into a config by itself, or what has no meaning for a backbone that is in memory
 _MANAGED = frozenset(

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
-from lightning_peft.methods.bottleneck import Bottleneck, size_problems
+from lightning_peft.methods.bottleneck import Bottleneck
 from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of, is_transposed
 from lightning_peft.methods.registry import register_method
-from lightning_peft.targets import resolve
+from lightning_peft.methods.settings import size_problems
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
+from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import TargetError
 from lightning_peft.methods.base import Layers, Names, Site
-from lightning_peft.methods.hf import PeftMethod
-from lightning_peft.methods.peft_targets import fan_in_fan_out, names_of, target_spec
+from lightning_peft.methods.from_peft.method import PeftMethod
+from lightning_peft.methods.from_peft.targets import fan_in_fan_out, names_of, target_spec
 from lightning_peft.methods.registry import register_method
-from lightning_peft.targets import resolve
 
 if TYPE_CHECKING:
     from peft import IA3Config

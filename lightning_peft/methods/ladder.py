@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Site
-from lightning_peft.methods.bottleneck import size_problems
 from lightning_peft.methods.child import ChildAdapter, ChildMethod, first, with_first
 from lightning_peft.methods.places import grid_of
 from lightning_peft.methods.registry import register_method
+from lightning_peft.methods.settings import size_problems
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
+from lightning_peft.anatomy.names import inside
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Method, Plan, Site
 from lightning_peft.methods.registry import register_method
-from lightning_peft.methods.selection import inside
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
+from lightning_peft.anatomy.targets import resolve
 from lightning_peft.methods.base import Layers, Names, Site
-from lightning_peft.methods.hf import PeftMethod
-from lightning_peft.methods.peft_targets import (
+from lightning_peft.methods.from_peft.method import PeftMethod
+from lightning_peft.methods.from_peft.targets import (
     fan_in_fan_out,
     names_of,
     rank_problems,
     target_spec,
 )
 from lightning_peft.methods.registry import register_method
-from lightning_peft.targets import resolve
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import nn
 
 from lightning_peft.methods.base import Site
-from lightning_peft.methods.hf_inject import ADAPTER_NAME
+from lightning_peft.methods.from_peft.inject import ADAPTER_NAME
 from lightning_peft.methods.lora import LoRA
 from lightning_peft.methods.registry import register_method
 

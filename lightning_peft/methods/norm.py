@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
+from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Method, Names, Plan, Site
 from lightning_peft.methods.registry import register_method
-from lightning_peft.targets import resolve
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError
-from lightning_peft.targets import resolve
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from lightning_peft.errors import MethodError, near
 from lightning_peft.methods.base import Method
 
-__all__ = ["as_method", "create_method", "list_methods", "method_from_config", "register_method"]
+__all__ = ["create_method", "list_methods", "method_from_config", "register_method"]
 
 PLUGINS = "lightning_peft.methods"
 """The group of entry points under which other packages name their methods."""
@@ -112,12 +112,19 @@ def create_method(name: str, **settings: Any) -> Method:
     4
     """
     cls = method_class(name)
+    _check_settings(cls, settings)
+    return cls(**settings)
+
+
+def _check_settings(cls: type[Method], settings: Mapping[str, Any]) -> None:
     parameters = inspect.signature(cls).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     unknown = [] if takes_any else [key for key in settings if key not in parameters]
     if unknown:
         raise MethodError(
-            "; ".join(f"{name} has no setting '{key}'. {near(key, parameters)}" for key in unknown)
+            "; ".join(
+                f"{cls.name} has no setting '{key}'. {near(key, parameters)}" for key in unknown
+            )
         )
     missing = [
         key
@@ -125,8 +132,7 @@ def create_method(name: str, **settings: Any) -> Method:
         if p.default is p.empty and p.kind is not p.VAR_KEYWORD and key not in settings
     ]
     if missing:
-        raise MethodError(f"{name} needs {', '.join(missing)}: expected a value, got none.")
-    return cls(**settings)
+        raise MethodError(f"{cls.name} needs {', '.join(missing)}: expected a value, got none.")
 
 
 def method_from_config(config: Mapping[str, Any]) -> Method:
@@ -142,40 +148,6 @@ def method_from_config(config: Mapping[str, Any]) -> Method:
     if not isinstance(name, str):
         raise MethodError(f"expected a method config with a 'name', got {dict(config)!r}.")
     settings = {str(key): value for key, value in config.items() if key != "name"}
-    return method_class(name)._from_settings(settings)
-
-
-def as_method(method: Any, **settings: Any) -> Method:
-    """Turn whatever a user may pass for a method into one.
-
-    Args:
-        method: A name, a :class:`Method`, a ``peft.PeftConfig``, or a sequence of these.
-        **settings: Settings, allowed only with a name.
-
-    Returns:
-        The method.
-
-    Raises:
-        MethodError: If it is none of these, or settings come with something that has its own.
-    """
-    if isinstance(method, str):
-        return create_method(method, **settings)
-    if settings:
-        raise MethodError(
-            f"{', '.join(settings)}: settings go with a method's name, got "
-            f"{type(method).__name__}. Put them into the {type(method).__name__} itself."
-        )
-    if isinstance(method, Method):
-        return method
-    if isinstance(method, Mapping):
-        return method_from_config(method)
-    if hasattr(method, "peft_type"):
-        return method_class("hf").from_peft(method)  # type: ignore[attr-defined]
-    if hasattr(method, "__iter__") and hasattr(method, "__len__"):
-        from lightning_peft.methods.union import Union
-
-        return Union(tuple(as_method(part) for part in method))
-    raise MethodError(
-        "expected a method's name, a Method, a peft.PeftConfig or a list of these, got "
-        f"{type(method).__name__}: {method!r}. Names: {', '.join(list_methods())}."
-    )
+    cls = method_class(name)
+    _check_settings(cls, settings)
+    return cls._from_settings(settings)

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
-from lightning_peft.methods.bottleneck import size_problems
 from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of, is_transposed
 from lightning_peft.methods.registry import register_method
-from lightning_peft.targets import resolve
+from lightning_peft.methods.settings import size_problems
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy

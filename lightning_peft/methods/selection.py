@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import nn
 
-from lightning_peft.targets import resolve
+from lightning_peft.anatomy.names import inside
+from lightning_peft.anatomy.targets import resolve
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy
     from lightning_peft.methods.base import Layers, Names
 
-__all__ = ["inside", "selected_modules"]
+__all__ = ["selected_modules"]
 
 
 class _Selection(Protocol):
@@ -23,11 +24,6 @@ class _Selection(Protocol):
     def layers(self) -> Layers: ...
     @property
     def exclude(self) -> Names: ...
-
-
-def inside(name: str, roots: tuple[str, ...]) -> bool:
-    """Say whether a dotted name is one of the roots or lies below one (``""`` holds everything)."""
-    return any(root in ("", name) or name.startswith(f"{root}.") for root in roots)
 
 
 def selected_modules(

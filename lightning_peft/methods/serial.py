@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from lightning_peft.methods.base import Layers, Names, Site
-from lightning_peft.methods.bottleneck import Bottleneck, activation_problems, size_problems
+from lightning_peft.methods.bottleneck import Bottleneck, activation_problems
 from lightning_peft.methods.child import (
     ChildAdapter,
     ChildMethod,
@@ -20,6 +20,7 @@ from lightning_peft.methods.child import (
 )
 from lightning_peft.methods.places import outputs_of
 from lightning_peft.methods.registry import register_method
+from lightning_peft.methods.settings import size_problems
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lightning_peft.anatomy.targets import resolve
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.child import (
     ChildAdapter,
@@ -18,7 +19,6 @@ from lightning_peft.methods.child import (
     is_transposed,
 )
 from lightning_peft.methods.registry import register_method
-from lightning_peft.targets import resolve
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
 from lightning_peft.errors import MethodError
-from lightning_peft.methods.base import Method, Plan, Stepper
+from lightning_peft.methods.base import Method, Plan, Stepper, add_methods_with
 from lightning_peft.methods.child import ChildMethod
-from lightning_peft.methods.registry import as_method, method_from_config, register_method
+from lightning_peft.methods.registry import (
+    create_method,
+    list_methods,
+    method_class,
+    method_from_config,
+    register_method,
+)
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy
 
-__all__ = ["Union"]
+__all__ = ["Union", "as_method"]
 
 
 def _get_along(parts: list[Method]) -> bool:
@@ -116,3 +122,40 @@ class Union(Method):
     def _from_settings(cls, settings: dict[str, Any]) -> Union:
         parts = settings.get("methods", ())
         return cls(tuple(method_from_config(part) for part in parts))
+
+
+def as_method(method: Any, **settings: Any) -> Method:
+    """Turn whatever a user may pass for a method into one.
+
+    Args:
+        method: A name, a :class:`Method`, a ``peft.PeftConfig``, or a sequence of these.
+        **settings: Settings, allowed only with a name.
+
+    Returns:
+        The method.
+
+    Raises:
+        MethodError: If it is none of these, or settings come with something that has its own.
+    """
+    if isinstance(method, str):
+        return create_method(method, **settings)
+    if settings:
+        raise MethodError(
+            f"{', '.join(settings)}: settings go with a method's name, got "
+            f"{type(method).__name__}. Put them into the {type(method).__name__} itself."
+        )
+    if isinstance(method, Method):
+        return method
+    if isinstance(method, Mapping):
+        return method_from_config(method)
+    if hasattr(method, "peft_type"):
+        return method_class("hf").from_peft(method)  # type: ignore[attr-defined]
+    if hasattr(method, "__iter__") and hasattr(method, "__len__"):
+        return Union(tuple(as_method(part) for part in method))
+    raise MethodError(
+        "expected a method's name, a Method, a peft.PeftConfig or a list of these, got "
+        f"{type(method).__name__}: {method!r}. Names: {', '.join(list_methods())}."
+    )
+
+
+add_methods_with(Union)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.methods.base import Layers, Names, Site
-from lightning_peft.methods.bottleneck import size_problems
 from lightning_peft.methods.child import ChildAdapter, ChildMethod, first, with_first
 from lightning_peft.methods.places import adapted_blocks, grid_of
 from lightning_peft.methods.registry import register_method
+from lightning_peft.methods.settings import size_problems
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_peft._seeds import seeded
+from lightning_peft.backbones.hugging_face import load_config, load_encoder
 from lightning_peft.errors import DataError
-from lightning_peft.hugging_face import load_config, load_encoder
+from lightning_peft.randomness import seeded
 from lightning_peft.ranking.candidates import RANDOM, Candidate
 
 __all__ = ["MeanOfTokens", "build_encoder", "count_encoder_parameters", "find_encoders"]

@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from lightning_peft.anatomy import Anatomy, anatomy
-from tests.zoo import build
+from tests.support.zoo import build
 
 
 @pytest.fixture(scope="session")

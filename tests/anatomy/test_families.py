@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.zoo import HEADS, LIBRARY, ZOO
+from tests.support.zoo import HEADS, LIBRARY, ZOO
 
 # The prefix of every block, and what is in a block for each role (all blocks alike).
 VIT = {

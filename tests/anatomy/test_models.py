@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_peft.anatomy import anatomy, layer_of, plain_name
 from lightning_peft.errors import TargetError
-from tests.zoo import build
+from tests.support.zoo import build
 
 TINY = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
 

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lightning_peft as lp
 from lightning_peft.caching import PrefixCache
-from tests.zoo import HEADS, ZOO, build, example_input, output_of
+from tests.support.zoo import HEADS, ZOO, build, example_input, output_of
 
 
 def counted(module):

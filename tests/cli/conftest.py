@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_peft.cli import main
-from lightning_peft.cli.jobs.summary import write_json
+from lightning_peft.cli.runs.summary import write_json
 
 ROOT = Path(__file__).parents[2]
 

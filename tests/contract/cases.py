@@ -11,7 +11,7 @@ import lightning_peft as lp
 from lightning_peft.methods.base import Method
 from tests.contract import tuners
 from tests.contract.tuners import BYPASSED, CONVOLUTIONAL, NEVER_CALLED
-from tests.zoo import ZOO
+from tests.support.zoo import ZOO
 
 # what a method cannot do without, or a size that fits the tiny models
 SETTINGS: dict[str, dict] = {

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import lightning_peft as lp
-from lightning_peft.adaptation import Adaptation
-from lightning_peft.modes import is_held
+from lightning_peft.adaptation.handle import Adaptation
+from lightning_peft.adaptation.modes import is_held
 from tests.contract import tuners
 from tests.contract.cases import CASES, REFUSED, Case
-from tests.zoo import ZOO, build, example_input, output_of
+from tests.support.zoo import ZOO, build, example_input, output_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias term")
 

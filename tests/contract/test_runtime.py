@@ -10,7 +10,7 @@ import lightning_peft as lp
 from tests.contract import tuners
 from tests.contract.cases import CASES, REFUSED, Case
 from tests.contract.test_promises import NO_WAY_BACK, adapted, move, relative
-from tests.zoo import ZOO, build, example_input, output_of
+from tests.support.zoo import ZOO, build, example_input, output_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias term")
 

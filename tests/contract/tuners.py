@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_peft.methods import list_tuners
-from tests.zoo import ZOO
+from tests.support.zoo import ZOO
 
 # what a tuner cannot do without, or a size that fits the tiny models
 SETTINGS: dict[str, dict] = {

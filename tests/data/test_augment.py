@@ -5,10 +5,10 @@ import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
-from lightning_peft._seeds import generator
 from lightning_peft.data.augment import PRESETS, Augment, augmentation
 from lightning_peft.data.batched import apply, augment_batch, draw
 from lightning_peft.errors import DataError
+from lightning_peft.randomness import generator
 
 BILINEAR = v2.InterpolationMode.BILINEAR
 

@@ -8,8 +8,8 @@ from sklearn.datasets import load_digits
 
 from lightning_peft.data.augment import Augment
 from lightning_peft.data.flips import flip_confusions, thumbnails, warning_text
-from lightning_peft.data.folder import ImageFolderDataModule
 from lightning_peft.errors import DataError
+from lightning_peft.lightning.datamodules.folder import ImageFolderDataModule
 
 LEFT, RIGHT, CROSS = 0, 1, 2
 GRAY = {"input_size": (1, 24, 24), "mean": (0.0,), "std": (1.0,), "crop_pct": 1.0}

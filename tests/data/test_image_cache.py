@@ -14,8 +14,8 @@ from PIL import Image
 from lightning_peft.data import image_cache
 from lightning_peft.data.augment import Augment
 from lightning_peft.data.decoded import DecodedImages
-from lightning_peft.data.folder import ImageFolderDataModule
 from lightning_peft.data.image_files import ImageFiles
+from lightning_peft.lightning.datamodules.folder import ImageFolderDataModule
 
 BACKBONE = {"input_size": (3, 12, 12), "crop_pct": 0.9}
 AUGMENTED = {"fitted": Augment(rotation=20, noise=0.1), "cropped": Augment(crop=0.5, flip=False)}

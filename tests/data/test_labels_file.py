@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_peft.data.folder import ImageFolderDataModule
 from lightning_peft.data.labels_file import find_labels, read_labels
 from lightning_peft.errors import DataError
+from lightning_peft.lightning.datamodules.folder import ImageFolderDataModule
 
 GRAY = {"input_size": (1, 12, 12), "mean": (0.25,), "std": (0.3,), "crop_pct": 1.0}
 N = 20

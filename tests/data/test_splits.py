@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from lightning_peft.data.digits import DigitsDataModule
 from lightning_peft.data.splits import few_labels, ranked_by_class
 from lightning_peft.errors import DataError
+from lightning_peft.lightning.datamodules.digits import DigitsDataModule
 
 sklearn_datasets = pytest.importorskip("sklearn.datasets")
 

@@ -11,8 +11,8 @@ from torch.multiprocessing import ProcessRaisedException
 
 import lightning_peft as lp
 from tests.contract.cases import REFUSED, SETTINGS
-from tests.distributed.ranks import Images, run_ranks, whole
-from tests.trainers import quiet_trainer
+from tests.support.ranks import Images, run_ranks, whole
+from tests.support.trainers import quiet_trainer
 
 # torch's threads are idle at the fork, and the children run on one thread each
 pytestmark = pytest.mark.filterwarnings(

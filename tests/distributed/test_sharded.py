@@ -15,9 +15,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.multiprocessing import ProcessRaisedException
 
 import lightning_peft as lp
-from tests.distributed.ranks import Images, leave, run_ranks
-from tests.trainers import quiet_trainer
-from tests.zoo import build
+from tests.support.ranks import Images, leave, run_ranks
+from tests.support.trainers import quiet_trainer
+from tests.support.zoo import build
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),

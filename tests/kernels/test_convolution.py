@@ -132,7 +132,7 @@ def test_an_embedding_is_that_of_peft(options):
 
 
 def test_a_convolutional_backbone_is_fast_by_itself():
-    from tests.zoo import build, example_input
+    from tests.support.zoo import build, example_input
 
     model, plain = build("resnet"), build("resnet")
     plain.load_state_dict(model.state_dict())

@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 
 import lightning_peft as lp
 from lightning_peft.kernels import accelerate, low_rank, low_rank_linear, products
-from tests.zoo import build, example_input
+from tests.support.zoo import build, example_input
 
 SHAPES = [(3, 5, 4, 2), (40, 5, 4, 2)]  # rows, inputs, outputs, rank: both orders of the products
 
@@ -329,7 +329,7 @@ def test_with_dropout_the_gradients_are_those_of_finite_differences(needs):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"use_dora": True}, "it is a variant of LoRA (default)"),
+        ({"use_dora": True}, "it is a variant of LoRA (DoraLinearVariant)"),
         ({"lora_bias": True}, "its update has a bias"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import lightning_peft as lp
-from tests.zoo import build, example_input
+from tests.support.zoo import build, example_input
 
 
 def moved(method, **settings):

@@ -8,11 +8,11 @@ import peft
 import pytest
 
 import lightning_peft as lp
+from lightning_peft.anatomy.targets import resolve
 from lightning_peft.methods import registry
 from lightning_peft.methods.base import Site
-from lightning_peft.methods.hf import PeftMethod
-from lightning_peft.methods.peft_targets import names_of, target_spec
-from lightning_peft.targets import resolve
+from lightning_peft.methods.from_peft.method import PeftMethod
+from lightning_peft.methods.from_peft.targets import names_of, target_spec
 from tests.contract import test_promises as promises
 from tests.contract.cases import BACKBONES, WITHOUT_ATTENTION, Case
 

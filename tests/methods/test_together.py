@@ -8,7 +8,7 @@ import torch
 import lightning_peft as lp
 from tests.contract import test_promises as promises
 from tests.contract.cases import Case
-from tests.zoo import build, example_input
+from tests.support.zoo import build, example_input
 
 UNIONS = {
     "lora + adaptformer": lp.LoRA(rank=2, targets="attention") + lp.AdaptFormer(bottleneck=4),

@@ -8,8 +8,8 @@ from lightning_peft.errors import DataError
 from lightning_peft.ranking import Candidate, find_encoders, rank_candidates
 from lightning_peft.ranking.encoders import build_encoder, count_encoder_parameters
 from lightning_peft.ranking.rank import BY
-from tests.fixtures.encoders import minilm, tiny_encoder
-from tests.fixtures.topics import HELD_OUT, SEEN, sentences
+from tests.support.encoders import minilm, tiny_encoder
+from tests.support.topics import HELD_OUT, SEEN, sentences
 
 transformers = pytest.importorskip("transformers", reason="extra: text")
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_peft.cli.command import run_command
+from lightning_peft.cli.commands.command import run_command
 from lightning_peft.cli.sweeps.record import read_arguments
 
 __all__ = ["main"]

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_peft.cli.command import add_calibrated, run_command
-from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.commands.command import add_calibrated, run_command
+from lightning_peft.cli.config.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lightning_peft.exporting import ExportReport
+    from lightning_peft.adaptation.serving.exporting import ExportReport
 
 __all__ = ["main"]
 
@@ -76,9 +76,9 @@ def _export(options: argparse.Namespace) -> ExportReport:
         )
     from rich.console import Console
 
+    from lightning_peft.adaptation.serving.exporting import check_format, export_model
+    from lightning_peft.cli.config.quiet import quiet
     from lightning_peft.cli.jobs.served import load_run, load_with_backbone
-    from lightning_peft.cli.quiet import quiet
-    from lightning_peft.exporting import check_format, export_model
 
     check_format(options.to)
     console = Console(stderr=True)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_peft.cli.commands.soup_metric import watched_by
+from lightning_peft.cli.config.objectives import watched_by
 from lightning_peft.cli.jobs.task import dataset_of, task_of
 
 __all__ = ["print_labels"]

@@ -6,8 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lightning_peft.cli.command import run_command
-from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.commands.command import run_command
+from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.errors import near
 
 __all__ = ["main"]
@@ -90,8 +90,8 @@ def _refused(backbone: str) -> dict[str, str]:
     import timm
     import torch
 
-    from lightning_peft.catalogue import fitting
-    from lightning_peft.data_config import check_timm_name
+    from lightning_peft.adaptation.catalogue import fitting
+    from lightning_peft.backbones.data_config import check_timm_name
 
     check_timm_name(backbone)
 

@@ -7,14 +7,14 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lightning_peft.cli.command import run_command
-from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.paths import conf_dir
+from lightning_peft.cli.commands.command import run_command
+from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.config.paths import conf_dir
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from lightning_peft.planning import AdaptationPlan
+    from lightning_peft.adaptation.plan import AdaptationPlan
 
 __all__ = ["main"]
 
@@ -74,11 +74,11 @@ def _plan(overrides: Sequence[str], classes: int, batch: int, tokens: int | None
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
+    from lightning_peft.adaptation.plan import plan
+    from lightning_peft.anatomy.backbone import backbone_of
+    from lightning_peft.backbones.data_config import data_config
+    from lightning_peft.cli.config.quiet import quiet
     from lightning_peft.cli.jobs.task import build_module
-    from lightning_peft.cli.quiet import quiet
-    from lightning_peft.data_config import data_config
-    from lightning_peft.lifecycle import backbone_of
-    from lightning_peft.planning import plan
 
     method = instantiate(cfg.method, _convert_="all")
     with quiet(), torch.device("meta"):

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_peft.cli.command import add_calibrated, run_command
-from lightning_peft.cli.devices import device_of
-from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.paths import no_directory
+from lightning_peft.cli.commands.command import add_calibrated, run_command
+from lightning_peft.cli.config.devices import device_of
+from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.config.paths import no_directory
 
 if TYPE_CHECKING:
+    from lightning_peft.adaptation.serving.predicting import Prediction
     from lightning_peft.cli.jobs.served import Served
-    from lightning_peft.predicting import Prediction
 
 __all__ = ["main"]
 
@@ -91,8 +91,8 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
         problems += error.problems
     if problems:
         raise ConfigError(problems)
+    from lightning_peft.cli.config.quiet import quiet
     from lightning_peft.cli.jobs.served import load_run
-    from lightning_peft.cli.quiet import quiet
 
     with quiet():
         served = load_run(options.run, calibrated=options.calibrated)
@@ -117,7 +117,7 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    from lightning_peft.predicting import image_files
+    from lightning_peft.adaptation.serving.predicting import image_files
 
     return image_files(folder)
 
@@ -137,7 +137,7 @@ def _images(
     served: Served, paths: Sequence[Path], options: argparse.Namespace
 ) -> tuple[list[str], Iterator[Prediction]]:
     """The names of the images, and what is predicted of them."""
-    from lightning_peft.predicting import predict_files
+    from lightning_peft.adaptation.serving.predicting import predict_files
 
     if served.preprocessing is None or not paths:
         raise ConfigError([f"expected a folder of images, as the run was on, got {options.data}"])
@@ -156,8 +156,8 @@ def _images(
 
 def _texts(served: Served, options: argparse.Namespace) -> tuple[list[str], Iterator[Prediction]]:
     """The texts, and what is predicted of them."""
+    from lightning_peft.adaptation.serving.predicting import predict_texts
     from lightning_peft.data.labels_file import read_column
-    from lightning_peft.predicting import predict_texts
 
     if not options.data.is_file():
         raise ConfigError([f"expected a CSV file of texts, as the run was on, got {options.data}"])
@@ -208,7 +208,7 @@ def _header(served: Served, top: int) -> list[str]:
 
 @contextmanager
 def _csv(path: Path, header: Sequence[str]) -> Iterator[Any]:
-    from lightning_peft.whole import written_whole
+    from lightning_peft.files.atomic import written_whole
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with (

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_peft.cli.command import run_command
+from lightning_peft.cli.commands.command import run_command
 from lightning_peft.cli.commands.ranking_table import as_json, print_ranking, write_ranking
-from lightning_peft.cli.devices import device_of
-from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.help import experiment_settings
-from lightning_peft.cli.jobs.summary import finite
+from lightning_peft.cli.config.devices import device_of
+from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.config.help import experiment_settings
+from lightning_peft.cli.config.paths import conf_dir, no_directory
 from lightning_peft.cli.jobs.task import task_of
-from lightning_peft.cli.paths import conf_dir, no_directory
+from lightning_peft.cli.runs.summary import finite
 from lightning_peft.errors import DataError
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _rank(options: argparse.Namespace) -> tuple[Ranking, list[Agreement]]:
     device = _check_flags(options)
     cfg = _compose(overrides)
 
-    from lightning_peft.cli.quiet import quiet
+    from lightning_peft.cli.config.quiet import quiet
     from lightning_peft.ranking import find_candidates, find_encoders, rank_candidates
 
     candidates = find_encoders(names) if noun == "texts" else find_candidates(names)
@@ -236,7 +236,7 @@ def _batches_for(cfg: DictConfig) -> Callable[[Candidate], Iterable[Any]]:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from lightning_peft.cli.check import check_targets, check_values
+    from lightning_peft.cli.config.check import check_targets, check_values
 
     own = frozenset(setting.key for _, setting in experiment_settings(conf_dir()))
     needed = ("data", "model", "augment", "seed", "optimizer", "lr", *own)

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lightning_peft.cli.command import run_command
+from lightning_peft.cli.commands.command import run_command
 from lightning_peft.cli.commands.label_tables import print_labels
-from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.jobs.task import fit_to_task, task_of
-from lightning_peft.cli.known import experiment_in, known_keys
-from lightning_peft.cli.paths import conf_dir, no_directory
+from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.config.known import experiment_in, known_keys
+from lightning_peft.cli.config.paths import conf_dir, no_directory
+from lightning_peft.cli.config.task import fit_to_task
+from lightning_peft.cli.jobs.task import task_of
 from lightning_peft.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ def _show(options: argparse.Namespace) -> None:
     from hydra.utils import instantiate
     from rich.console import Console
 
-    from lightning_peft.cli.check import check_targets, check_values
-    from lightning_peft.cli.quiet import quiet
+    from lightning_peft.cli.config.check import check_targets, check_values
+    from lightning_peft.cli.config.quiet import quiet
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("config", ["name=show", f"output_dir={options.out}", *options.overrides])
@@ -91,7 +92,7 @@ def _pictures(
     """Draw both pictures; returns a line for each."""
     from lightning_peft.cli.jobs import previews
     from lightning_peft.cli.jobs.rates import rates_of
-    from lightning_peft.schedules import Multiplier
+    from lightning_peft.lightning.schedules import Multiplier
 
     try:
         lines = []

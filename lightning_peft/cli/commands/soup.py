@@ -12,19 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_peft.cli.command import run_command
+from lightning_peft.cli.commands.command import run_command
 from lightning_peft.cli.commands.soup_members import Candidate, candidates_of
-from lightning_peft.cli.commands.soup_metric import Judge, judge_of
-from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.jobs.summary import write_json, write_text
+from lightning_peft.cli.commands.soup_metric import judge_of
+from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.config.objectives import Judge
 from lightning_peft.cli.jobs.task import task_of
-from lightning_peft.metric_names import written
+from lightning_peft.cli.runs.summary import write_json, write_text
+from lightning_peft.evaluation.metric_names import written
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-    from lightning_peft.cli.jobs.train import Parts
+    from lightning_peft.cli.jobs.parts import Parts
 
 __all__ = ["main"]
 
@@ -67,11 +68,11 @@ def main(args: Sequence[str]) -> int:
 def _serve(options: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from lightning_peft.cli.quiet import quiet
+    from lightning_peft.cli.config.quiet import quiet
 
     candidates = candidates_of(options)
     # imported before it is quiet: Lightning gives its loggers handlers when it is imported
-    importlib.import_module("lightning_peft._namespace")
+    importlib.import_module("lightning_peft.lightning.namespace")
     with quiet():
         summary = _cook(candidates, options)
     console = Console()
@@ -81,7 +82,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _cook(candidates: list[Candidate], options: argparse.Namespace) -> dict[str, Any]:
-    from lightning_peft.soup import average_updates, greedy_soup, soup
+    from lightning_peft.adaptation.serving.soup import average_updates, greedy_soup, soup
 
     parts = _parts(candidates[0].config, options.out)
     judge = judge_of(
@@ -138,8 +139,8 @@ def _parts(config: DictConfig, out: Path) -> Parts:
     """Build what validates: the data, the module and a trainer that writes nothing."""
     from omegaconf import OmegaConf
 
-    from lightning_peft._namespace import pl
-    from lightning_peft.cli.jobs.train import build
+    from lightning_peft.cli.jobs.parts import build
+    from lightning_peft.lightning.namespace import pl
 
     cfg: Any = OmegaConf.create(OmegaConf.to_container(config))
     if not (cfg.get("callbacks") or {}).get("peft"):
@@ -160,8 +161,8 @@ def _parts(config: DictConfig, out: Path) -> Parts:
 
 def _adapted(parts: Parts) -> tuple[str, Any]:
     """Adapt the module as the run did."""
-    from lightning_peft.callbacks.peft import PEFT
-    from lightning_peft.lifecycle import find_adaptations
+    from lightning_peft.adaptation.handle import find_adaptations
+    from lightning_peft.lightning.callbacks.peft import PEFT
 
     trainer: Any = parts.trainer
     for callback in trainer.callbacks:
@@ -175,10 +176,10 @@ def _state(candidate: Candidate, path: str, parts: Parts) -> dict[str, Tensor]:
     """Read a checkpoint, refused where its method or its backbone is another."""
     import torch
 
-    from lightning_peft.checkpoint import check_recorded, recorded_in
-    from lightning_peft.checkpoint_file import check_checkpoint_file
+    from lightning_peft.adaptation.handle import find_adaptations
     from lightning_peft.errors import PEFTError
-    from lightning_peft.lifecycle import find_adaptations
+    from lightning_peft.files.checkpoints import check_checkpoint_file
+    from lightning_peft.lightning.checkpoint import check_recorded, recorded_in
 
     try:
         check_checkpoint_file(candidate.path)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.commands.soup_metric import judge_of
 from lightning_peft.cli.comparing.runs import HANDED_OUT, PREPARED, Run, read_runs
-from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.jobs.summary import FILE
-from lightning_peft.cli.paths import no_directory
+from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.config.paths import no_directory
+from lightning_peft.cli.runs.summary import FILE
 
 if TYPE_CHECKING:
     import argparse

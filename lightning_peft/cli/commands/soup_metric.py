@@ -2,55 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.search.objectives import watching
-from lightning_peft.errors import near
-from lightning_peft.metric_names import MAIN, is_test, lower_is_better
+from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.config.objectives import Judge, watched_by
+from lightning_peft.evaluation.metric_names import MAIN, is_test, lower_is_better
 
-__all__ = ["Judge", "judge_of", "watched_by"]
-
-
-class Judge(NamedTuple):
-    """A validation metric, and which of two values is the better.
-
-    Attributes:
-        metric: Such as ``"val/accuracy"``.
-        lower: Whether less is better.
-    """
-
-    metric: str
-    lower: bool
-
-    def rank(self, value: float) -> float:
-        """Give a number of which more is better."""
-        return -value if self.lower else value
-
-    def read(self, metrics: Mapping[str, Any], of: str) -> float:
-        """Take the metric out of what a validation found.
-
-        Args:
-            metrics: What was found.
-            of: What was validated, for the message.
-
-        Raises:
-            ConfigError: If the metric is not there, or not a number.
-        """
-        value = float(metrics.get(self.metric, float("nan")))
-        if self.metric not in metrics:
-            known = f"{near(self.metric, metrics)} Measured: {', '.join(sorted(metrics))}."
-            raise ConfigError([f"expected a metric of the runs, got '{self.metric}'. {known}"])
-        if value != value:
-            raise ConfigError(
-                [
-                    f"{self.metric} of {of} is not a number: it cannot choose. Say another with "
-                    "--metric."
-                ]
-            )
-        return value
+__all__ = ["judge_of"]
 
 
 def judge_of(runs: Sequence[tuple[Path, Any]], wanted: str | None, task: str) -> Judge:
@@ -106,17 +66,3 @@ def _check(metric: str, what: str) -> None:
                 "Say one with --metric."
             ]
         )
-
-
-def watched_by(config: Any) -> Judge | None:
-    """Say what chooses the checkpoint of a run: the first ModelCheckpoint that watches something.
-
-    Args:
-        config: The config of the run.
-
-    Returns:
-        The metric and its way; ``None`` where nothing chooses.
-    """
-    for node in watching(config)[0]:
-        return Judge(str(node["monitor"]), str(node.get("mode", "min")) == "min")
-    return None

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from lightning_peft.errors import DataError
-from lightning_peft.modules.evaluation import ClassScores, per_class_table
+from lightning_peft.evaluation.results import ClassScores, per_class_table
 
 __all__ = ["ClassTables", "Mistake", "class_tables"]
 

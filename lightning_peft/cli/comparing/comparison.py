@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from lightning_peft.cli.comparing.runs import Run, labelled
 from lightning_peft.cli.comparing.significance import Contrast, contrast, holm
-from lightning_peft.metric_names import is_share, lower_is_better
+from lightning_peft.evaluation.metric_names import is_share, lower_is_better
 
 __all__ = ["Comparison", "Row", "Spread", "comparison_of"]
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.comparing.comparison import Comparison, Row, Spread
 from lightning_peft.cli.comparing.grids import Grid
+from lightning_peft.cli.comparing.pareto import pareto_grid, pareto_json, pareto_set
 from lightning_peft.cli.comparing.significance import Contrast
 from lightning_peft.cli.comparing.swept import swept_grid, swept_json, swept_numbers
 from lightning_peft.cli.comparing.vtab_means import vtab_grid, vtab_json, vtab_means
 from lightning_peft.cli.comparing.wording import duration, interval, score, size
-from lightning_peft.cli.search.pareto import pareto_grid, pareto_json, pareto_set
 
 if TYPE_CHECKING:
     from rich.table import Table

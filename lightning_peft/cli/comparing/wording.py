@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_peft.cli.comparing.comparison import Row, Spread
 from lightning_peft.cli.comparing.significance import FLIPS, Contrast
-from lightning_peft.metric_names import is_share
+from lightning_peft.evaluation.metric_names import is_share
 
 __all__ = ["difference", "duration", "interval", "p_value", "score", "size", "told", "verdict"]
 

@@ -11,27 +11,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_peft.callbacks.efficiency import EfficiencyMonitor
-from lightning_peft.cli.comparing.pictures import predictions
+from lightning_peft.adaptation.handle import find_adaptations
+from lightning_peft.cli.config.job_config import in_sweep
+from lightning_peft.cli.config.objectives import costs_of, names_of
+from lightning_peft.cli.jobs.previews import predictions
 from lightning_peft.cli.jobs.served import write_facts
-from lightning_peft.cli.jobs.summary import told_objectives, write_summary
 from lightning_peft.cli.jobs.task import dataset_of, task_of
-from lightning_peft.cli.search.objectives import costs_of, names_of
-from lightning_peft.cli.search.trial import Trial
-from lightning_peft.cli.sweeps.sweep import in_sweep
+from lightning_peft.cli.runs.summary import told_objectives, write_summary
+from lightning_peft.cli.runs.trial import Trial
 from lightning_peft.data import baselines
-from lightning_peft.efficiency import count_parameters
 from lightning_peft.errors import MissingExtraError
-from lightning_peft.lifecycle import find_adaptations
-from lightning_peft.metric_names import MAIN, written
-from lightning_peft.outputs import Outputs
+from lightning_peft.evaluation.efficiency import count_parameters
+from lightning_peft.evaluation.metric_names import MAIN, written
+from lightning_peft.evaluation.outputs import Outputs
+from lightning_peft.lightning.callbacks.efficiency import EfficiencyMonitor
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from rich.table import Table
 
-    from lightning_peft.cli.jobs.train import Best, Parts
-    from lightning_peft.cli.search.pruning import Pruned
+    from lightning_peft.cli.jobs.parts import Best, Parts
+    from lightning_peft.cli.jobs.pruning import Pruned
 
 __all__ = ["leave_files", "leave_pruned", "result_table", "save_adapters"]
 

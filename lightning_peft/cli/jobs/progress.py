@@ -16,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lightning_peft._namespace import pl
+from lightning_peft.lightning.namespace import pl
 
 __all__ = ["StepProgress"]
 

@@ -50,7 +50,7 @@ def rates_of(cfg: DictConfig, num_classes: int) -> Rates:
     import torch
     from hydra.utils import instantiate
 
-    from lightning_peft.cli.quiet import quiet
+    from lightning_peft.cli.config.quiet import quiet
 
     if "pretrained" not in cfg.model:  # a module of somebody's own, which may fetch weights
         return Rates({"all": float(cfg.optimizer.lr)})
@@ -74,8 +74,8 @@ def rates_of(cfg: DictConfig, num_classes: int) -> Rates:
 
 def _make_stages(freezes: list[Any], module: Any, optimizer: Any) -> dict[str, int]:
     """Make the groups of the stages; returns the epoch of each by how its groups' names begin."""
-    from lightning_peft.callbacks._regroup import regroup
-    from lightning_peft.callbacks.freeze import stage_parts
+    from lightning_peft.lightning.callbacks._regroup import regroup
+    from lightning_peft.lightning.callbacks.freeze import stage_parts
 
     found = {}
     for freeze in freezes:

@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.jobs.summary import write_json
+from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.cli.jobs.task import build_module
-from lightning_peft.cli.paths import conf_dir
-from lightning_peft.outputs import Outputs
+from lightning_peft.cli.runs.summary import write_json
+from lightning_peft.evaluation.outputs import Outputs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from lightning_peft.data_config import DataConfig
+    from lightning_peft.backbones.data_config import DataConfig
 
 __all__ = ["FACTS", "Served", "load_run", "load_with_backbone", "write_facts"]
 
@@ -106,8 +106,8 @@ def load_run(directory: Path, *, calibrated: bool | None = None) -> Served:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from lightning_peft.adapter_reading import load_adapter
-    from lightning_peft.lifecycle import backbone_of
+    from lightning_peft.adaptation.loading import load_adapter
+    from lightning_peft.anatomy.backbone import backbone_of
 
     facts = _read_facts(directory / FACTS)
     cfg: Any = OmegaConf.load(directory / "config.yaml")
@@ -186,7 +186,7 @@ def _prepared(
     datamodule: Any, backbone: nn.Module, config: Any
 ) -> tuple[DataConfig | None, Callable[[Any], Any]]:
     """How images or texts are prepared, as in evaluation."""
-    from lightning_peft.data_config import data_config
+    from lightning_peft.backbones.data_config import data_config
 
     if hasattr(datamodule, "tokenise"):
         return None, datamodule.tokenise
@@ -214,9 +214,10 @@ def load_with_backbone(
     """
     from hydra import compose, initialize_config_dir
 
-    from lightning_peft.adapter_reading import load_adapter, read_adapter
-    from lightning_peft.data_config import data_config
-    from lightning_peft.lifecycle import backbone_of
+    from lightning_peft.adaptation.loading import load_adapter
+    from lightning_peft.anatomy.backbone import backbone_of
+    from lightning_peft.backbones.data_config import data_config
+    from lightning_peft.files.reading import read_adapter
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("config", ["name=export", "output_dir=.", *overrides])

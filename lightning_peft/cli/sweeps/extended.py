@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.sweeps.job_config import as_written, config_in
+from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.config.job_config import as_written, config_in
 from lightning_peft.cli.sweeps.record import (
     check_directory,
     check_kind,
@@ -129,7 +129,7 @@ def _composed(config: Any, job: Job) -> dict[str, Any] | None:
     """Compose the config of a job; ``None`` where it cannot be composed, as its job will tell."""
     from hydra.core.global_hydra import GlobalHydra
 
-    from lightning_peft.cli.jobs.earlier import identity
+    from lightning_peft.cli.runs.earlier import identity
 
     try:
         full = GlobalHydra.instance().config_loader().load_sweep_config(config, list(job))

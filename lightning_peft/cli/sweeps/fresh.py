@@ -17,7 +17,7 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 
-from lightning_peft.cli.jobs.summary import record_death, write_json
+from lightning_peft.cli.runs.summary import record_death, write_json
 from lightning_peft.cli.sweeps.record import quoted
 from lightning_peft.cli.sweeps.sweep import OF_A_JOB, job_environment, single_job_arguments
 from lightning_peft.errors import PEFTError

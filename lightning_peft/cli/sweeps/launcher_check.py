@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.config.errors import ConfigError
 
 __all__ = ["check_launcher"]
 

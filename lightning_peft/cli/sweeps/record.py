@@ -6,17 +6,16 @@ import json
 import math
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lightning_peft.cli.errors import ConfigError
-from lightning_peft.cli.jobs.summary import FILE as SUMMARY
-
-if TYPE_CHECKING:
-    from lightning_peft.cli.search.study import Standing
+from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.runs.summary import FILE as SUMMARY
 
 __all__ = [
     "FILE",
+    "Standing",
     "check_directory",
     "check_kind",
     "count_jobs",
@@ -258,3 +257,22 @@ def told(record: dict[str, Any]) -> str:
     """Write what a sweep is of, in quotes."""
     params = [f"{key}={value}" for key, value in (record.get("params") or {}).items()]
     return f"'{' '.join([*params, *record.get('overrides', [])])}'"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a study stands.
+
+    Attributes:
+        trials: How many trials it has, whatever became of them.
+        done: How many came to their end, or were stopped by the pruner.
+        interrupted: The numbers of those that were under way in this sweep, to be run again.
+    """
+
+    trials: int = 0
+    done: int = 0
+    interrupted: tuple[int, ...] = ()
+
+    def jobs(self, n_trials: int) -> int:
+        """Count the jobs of the sweep, of earlier starts as well, by the number of the last."""
+        return self.trials - len(self.interrupted) + max(n_trials - self.done, 0)

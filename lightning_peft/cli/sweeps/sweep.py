@@ -14,17 +14,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from lightning_peft.cli.search.trial import ENVIRONMENT, trial_of
+from lightning_peft.cli.config.job_config import in_sweep
+from lightning_peft.cli.runs.trial import ENVIRONMENT, trial_of
 from lightning_peft.cli.sweeps.ports import free_port
 from lightning_peft.cli.sweeps.record import quoted
 
-__all__ = [
-    "in_sweep",
-    "isolated_job",
-    "job_environment",
-    "single_job_arguments",
-    "wants_own_process",
-]
+__all__ = ["isolated_job", "job_environment", "single_job_arguments", "wants_own_process"]
 
 DDP_ENVIRONMENT = (
     "LOCAL_RANK",
@@ -52,14 +47,6 @@ OF_THE_SWEEP = (
     "hydra.output_subdir=",
 )
 """Overrides that make a sweep, and those that Lightning adds for a rank."""
-
-
-def in_sweep() -> bool:
-    """Whether this process runs the jobs of a sweep."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 @contextmanager

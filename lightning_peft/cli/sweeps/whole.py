@@ -15,41 +15,23 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 
-from lightning_peft.cli.errors import explain
-from lightning_peft.cli.jobs.earlier import Earlier, earlier_run, refuse_finished
-from lightning_peft.cli.jobs.summary import write_json
-from lightning_peft.cli.search.check import check_search
-from lightning_peft.cli.search.study import prepare_search
+from lightning_peft.cli.config.errors import explain
+from lightning_peft.cli.config.job_config import own_part
+from lightning_peft.cli.runs.earlier import Earlier, earlier_run, refuse_finished
+from lightning_peft.cli.runs.occupied import occupy, occupy_run
+from lightning_peft.cli.runs.summary import write_json
 from lightning_peft.cli.sweeps.extended import go_on_in
-from lightning_peft.cli.sweeps.job_config import own_part
 from lightning_peft.cli.sweeps.launcher_check import check_launcher
-from lightning_peft.cli.sweeps.occupied import occupy, occupy_run
 from lightning_peft.cli.sweeps.record import FILE, count_jobs, describe, swept
+from lightning_peft.cli.sweeps.search.check import check_search
+from lightning_peft.cli.sweeps.search.study import prepare_search
+from lightning_peft.cli.sweeps.state import STATE
 
-__all__ = ["STATE", "WholeSweep", "job_line"]
+__all__ = ["WholeSweep", "job_line"]
 
 log = logging.getLogger(__name__)
 
 REFUSED = 2
-
-
-@dataclass
-class State:
-    """What became of the sweep of this process.
-
-    Attributes:
-        directory: Where it is, while it runs.
-        failed: How many of its jobs failed, when it is over; of a search, in this start.
-        process: The process that it began in; a worker of a launcher has none.
-    """
-
-    directory: Path | None = None
-    failed: int = 0
-    process: int | None = None
-
-
-STATE = State()
-"""Hydra makes the callback from the config and keeps it: this is how the command hears of it."""
 
 
 @dataclass
@@ -116,7 +98,7 @@ class WholeSweep(Callback):
 
     def on_multirun_end(self, config: Any, **kwargs: Any) -> None:
         """Print the comparison of the sweep's directory, and write it there."""
-        from lightning_peft.cli.commands.compare import compare
+        from lightning_peft.cli.comparing.publish import compare
 
         STATE.directory = None
         comparison = compare(Path(config.hydra.sweep.dir))

@@ -1,0 +1,5 @@
+"""A model and its adapter, together: injection, the handle, merging, reports, serving."""
+
+from lightning_peft.adaptation.handle import Adaptation, find_adaptation
+
+__all__ = ["Adaptation", "find_adaptation"]

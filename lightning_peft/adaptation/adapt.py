@@ -1,0 +1,105 @@
+"""``adapt(model, method) -> Adaptation``: the only way in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import nn
+
+from lightning_peft.adaptation.checks import Checks, as_names, parameters_named
+from lightning_peft.adaptation.handle import ATTRIBUTE, Adaptation, find_adaptation
+from lightning_peft.adaptation.injection import inject, refuse_bypassed
+from lightning_peft.anatomy import anatomy
+from lightning_peft.errors import MethodError
+from lightning_peft.kernels import Memory
+from lightning_peft.methods.memory import check_memory
+from lightning_peft.methods.union import as_method
+
+__all__ = ["adapt"]
+
+
+def adapt(
+    model: nn.Module,
+    method: Any = "lora",
+    *,
+    head: str | Sequence[str] | Literal[False] | None = None,
+    also_train: str | Sequence[str] = (),
+    batchnorm: Literal["frozen", "train"] = "frozen",
+    backbone_dropout: Literal["train", "eval"] = "train",
+    memory: Memory = "default",
+    **settings: Any,
+) -> Adaptation:
+    """Adapt a backbone in place.
+
+    What the method asks for, the head and ``also_train`` are trained; everything else is frozen.
+
+    Args:
+        model: The backbone: any module. A compiled one is adapted inside its wrapper.
+        method: A method's name, a :class:`Method`, a ``peft.PeftConfig``, or a list of these.
+        head: The task's last layer(s), trained in full and never adapted unless named as a target.
+            ``None`` finds it, names or globs say it, ``False`` says that there is none.
+        also_train: Names or globs of more modules or parameters of the backbone to train in full.
+        batchnorm: ``"frozen"`` keeps a BatchNorm whose own parameters are not all trained in
+            evaluation mode, so that its statistics stay; ``"train"`` lets them go on changing.
+        backbone_dropout: ``"eval"`` keeps the backbone's own dropout and drop-path off while
+            training; the adapter's and the head's dropout are not touched.
+        memory: What LoRA layers make again in the backward pass instead of keeping it:
+            ``"default"`` the output of an activation function, ``"low"`` that of a layer norm and
+            in a quarter of the layers the first product of an MLP as well, ``"lowest"`` all of
+            these products, ``"high"`` nothing. It changes no result but by rounding and is no part
+            of a file: see :func:`accelerate`.
+        **settings: Settings of the method, if it is given by name.
+
+    Returns:
+        The adaptation. :func:`find_adaptation` finds it again from the model.
+
+    Raises:
+        MethodError: If the method is unknown, wrongly configured or cannot serve this backbone, or
+            the backbone is adapted already, or memory is to be saved with a method without fast
+            LoRA layers.
+        TargetError: If a selection does not fit the model.
+
+    The model is unchanged after an error, and errors that do not depend on each other come
+    together.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if find_adaptation(model) is not None:
+        raise MethodError(
+            f"this {type(model).__name__} is adapted already: expected a backbone without an "
+            "adaptation. Several methods at once are a list, such as ['lora', 'bitfit']; to start "
+            "again, build the backbone anew."
+        )
+    chosen = as_method(method, **settings)
+    checks = Checks()
+    checks.one_of("batchnorm", batchnorm, ("frozen", "train"))
+    checks.one_of("backbone_dropout", backbone_dropout, ("train", "eval"))
+    with checks:
+        check_memory(chosen, memory)
+    more: tuple[str, ...] = ()
+    with checks:
+        more = parameters_named(model, also_train)
+    found = plan = None
+    with checks:
+        found = anatomy(model, head=head)
+    with checks:
+        plan = chosen.plan(found, model) if found is not None else None
+        if plan is not None:
+            refuse_bypassed(model, plan)
+    checks.done()
+    assert found is not None
+    assert plan is not None
+
+    injection = inject(model, chosen, plan, found, more, memory)
+    adaptation = Adaptation(
+        model=model,
+        method=chosen,
+        injection=injection,
+        also_train=as_names(also_train),
+        batchnorm=batchnorm,
+        backbone_dropout=backbone_dropout,
+    )
+    model.__dict__[ATTRIBUTE] = adaptation
+    adaptation.freeze()
+    adaptation.hold_modes()
+    return adaptation

@@ -1,0 +1,186 @@
+"""Changing a model by a plan: all of it, or, after an error, none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_peft.adaptation.snapshot import restored_after_error
+from lightning_peft.anatomy import Anatomy
+from lightning_peft.anatomy.bypass import bypassed
+from lightning_peft.anatomy.fast_path import fast_path_layers, fast_path_off
+from lightning_peft.anatomy.fingerprint import backbone_fingerprint
+from lightning_peft.anatomy.names import inside
+from lightning_peft.errors import MethodError
+from lightning_peft.kernels import Memory, accelerate, holds_lora
+from lightning_peft.methods.base import Adapter, Method, Plan, Site
+from lightning_peft.methods.memory import refuse_no_fast_layer
+
+__all__ = ["Injection", "inject"]
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What an injection did, by the names that the model has now.
+
+    An adapter is what was not there before: that is decided here, once, by identity, and everything
+    else (freezing, checkpoints, counts, reports) asks for it.
+
+    Attributes:
+        sites: Where something was added or is trained in place.
+        head: Names of the head's modules.
+        fingerprint: What the frozen backbone is known by.
+        base_names: For each parameter and buffer of the backbone, its name before and now.
+        base_modules: The names now of the modules that the backbone had before.
+        adapter: Names of new parameters.
+        adapter_buffers: Names of new persistent buffers.
+        trained: Names of all trained parameters.
+        originals: Copies of backbone parameters that are trained in place, where they are kept.
+        adapters: Handles on what was added.
+        fast_path: Layers whose inference fast path would run past an adapter; it is off.
+    """
+
+    sites: tuple[Site, ...]
+    head: tuple[str, ...]
+    fingerprint: dict[str, Any]
+    base_names: dict[str, str]
+    base_modules: frozenset[str]
+    adapter: frozenset[str]
+    adapter_buffers: frozenset[str]
+    trained: frozenset[str]
+    originals: dict[str, Tensor]
+    adapters: list[Adapter]
+    fast_path: list[nn.Module]
+
+
+def inject(
+    model: nn.Module,
+    method: Method,
+    plan: Plan,
+    found: Anatomy,
+    also_train: tuple[str, ...],
+    memory: Memory = "default",
+) -> Injection:
+    """Carry out a plan.
+
+    Args:
+        model: The backbone; changed in place.
+        method: The method that made the plan.
+        plan: What to do.
+        found: The backbone's anatomy.
+        also_train: Names of parameters to train beside the method's.
+        memory: What fast LoRA layers may make again in the backward pass.
+
+    Returns:
+        What was done.
+
+    Raises:
+        MethodError: If a library refuses the injection, nothing would be trained or no layer is
+            fast where memory is to be saved; the model is as it was before.
+    """
+    in_head = {name for name, _ in model.named_parameters() if inside(name, found.head)}
+    adapted = {site.module for site in plan.sites if inside(site.module, found.head)}
+    in_head -= {name for name in in_head if inside(name, tuple(adapted))}
+    chosen = {*plan.train, *in_head, *also_train}
+    before = dict(_tensors(model))
+    modules = {id(module) for module in model.modules()}
+    frozen = [n for n, _ in model.named_parameters() if n not in chosen]
+    fingerprint = backbone_fingerprint(model, frozen, found.architecture)
+
+    with restored_after_error(model):
+        wanted = {id(before[name]) for name in chosen if name in before}
+        asked = _inject_steps(model, plan)
+        fresh = [module for module in model.modules() if id(module) not in modules]
+        for module in fresh:  # a new module begins in training mode, whatever the model
+            module.training = model.training
+        # the layers say it, not the method: one of another package may bring LoRA without a word
+        if method.accelerated or holds_lora(fresh):
+            refuse_no_fast_layer(method, accelerate(model, memory))
+        now = dict(_tensors(model))
+        old = {id(tensor) for tensor in before.values()}
+        trained = {
+            name
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+            if id(parameter) in wanted or id(parameter) in asked
+        }
+        if not trained:
+            raise MethodError(
+                f"{method.name}: expected something to train, got nothing: no head was found in "
+                f"this {type(model).__name__} and the method adds none. Name the head "
+                "(head='...'), or choose a method that adapts the backbone, such as 'lora'."
+            )
+    fast_path = fast_path_layers(model, _injected(plan))
+    fast_path_off(fast_path)
+    names: dict[int, list[str]] = {}
+    for name, tensor in now.items():
+        names.setdefault(id(tensor), []).append(name)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    new = {name for name, tensor in now.items() if id(tensor) not in old}
+    on_request = {id(before[name]) for name in also_train}
+    in_place = {
+        name
+        for name in trained - new
+        if not inside(name, found.head) and id(now[name]) not in on_request
+    }
+    return Injection(
+        sites=plan.sites,
+        head=found.head,
+        fingerprint=fingerprint,
+        base_names={n: _now(n, names[id(t)]) for n, t in before.items() if id(t) in names},
+        base_modules=frozenset(n for n, m in model.named_modules() if id(m) in modules),
+        adapter=frozenset(new & parameters),
+        adapter_buffers=frozenset((new - parameters) & set(model.state_dict())),
+        trained=frozenset(trained),
+        originals={n: now[n].detach().clone() for n in in_place} if method.keeps_original else {},
+        adapters=[a for part, sites in plan.steps for a in part.adapters(model, sites)],
+        fast_path=fast_path,
+    )
+
+
+def refuse_bypassed(model: nn.Module, plan: Plan) -> None:
+    """Refuse a plan that puts an adapter where the forward never comes.
+
+    Args:
+        model: The backbone, not yet adapted.
+        plan: What a method is about to do.
+
+    Raises:
+        MethodError: If code around a module reads its weight instead of calling it.
+    """
+    found = bypassed(model, _injected(plan))
+    if found:
+        reasons = "; ".join(f"{name} ({reason})" for name, reason in list(found.items())[:4])
+        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
+        ends = sorted({name.rpartition(".")[2] for name in found})
+        raise MethodError(
+            f"expected modules that the forward calls, got some that it never calls, so that an "
+            f"adapter there would do nothing: {reasons}{more}. Leave them out, for example with "
+            f"exclude={ends}."
+        )
+
+
+def _now(name: str, names: list[str]) -> str:
+    """Choose among the names that a tensor has now (a shared one has several)."""
+    return next((n for n in names if n.replace(".base_layer.", ".") == name), names[0])
+
+
+def _injected(plan: Plan) -> list[str]:
+    return [site.module for _, sites in plan.steps for site in sites]
+
+
+def _inject_steps(model: nn.Module, plan: Plan) -> set[int]:
+    """Inject, and give the identities of the parameters that the methods want to be trained."""
+    model.requires_grad_(False)
+    asked: set[int] = set()
+    for part, sites in plan.steps:
+        part.inject(model, sites)
+        asked |= {id(p) for p in model.parameters() if p.requires_grad}
+    return asked
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)

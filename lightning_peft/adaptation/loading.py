@@ -1,0 +1,244 @@
+"""Load a stored adapter into a backbone: everything is checked first, and undone after an error."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_peft.adaptation.adapt import adapt
+from lightning_peft.adaptation.checks import key_problems, value_problems
+from lightning_peft.adaptation.handle import Adaptation, find_adaptation
+from lightning_peft.adaptation.snapshot import restored_after_error
+from lightning_peft.anatomy.fingerprint import differences
+from lightning_peft.errors import AdapterFileError, BackboneMismatchError, PEFTError
+from lightning_peft.files.bounded import AllocationLimit
+from lightning_peft.files.description import (
+    check_description,
+    check_format,
+    method_configs,
+)
+from lightning_peft.files.patterns import slow_patterns, strings_in
+from lightning_peft.files.reading import StoredAdapter, read_adapter
+from lightning_peft.files.writing import WEIGHTS_FILE
+from lightning_peft.kernels import Memory
+from lightning_peft.methods.registry import method_from_config
+
+__all__ = ["adapt_from_description", "adapted_as", "fitting_state", "load_adapter", "rewritten"]
+
+
+_INITIAL = "init_lora_weights"
+
+
+def load_adapter(
+    model: nn.Module,
+    directory: str | PathLike[str],
+    *,
+    strict_backbone: bool = True,
+    memory: Memory | None = None,
+) -> nn.Module:
+    """Load an adapter into a fresh backbone; adapters that ``peft`` wrote as well.
+
+    Args:
+        model: The backbone that the adapter was trained on, not yet adapted; changed in place. If
+            it is adapted with the same method already, only the values are loaded.
+        directory: An adapter directory. Nothing in it is executed or unpickled, and no other file
+            is read, whatever it names.
+        strict_backbone: Whether another backbone is an error (``True``) or a warning.
+        memory: As for :func:`adapt`; ``None`` leaves a backbone that is adapted already as it is.
+
+    Returns:
+        The same model, adapted. :func:`find_adaptation` gives the handle.
+
+    Raises:
+        AdapterFileError: If a file is missing, truncated, tampered with, of a newer format, or its
+            entries do not fit the method that it names.
+        BackboneMismatchError: If the adapter was trained on another backbone; what differs is
+            named.
+        MethodError: If the method cannot be applied to this model, or not with this ``memory``.
+        TargetError: If a selection in the config does not fit this model.
+
+    The model is as it was before after any error.
+    """
+    stored = read_adapter(directory)
+    standing = find_adaptation(model)
+    rewritten_too = () if standing is not None else rewritten(stored.about, model)
+    with restored_after_error(model, rewritten_too):
+        adaptation = standing or adapted_as(model, stored, memory or "default")
+        state = fitting_state(adaptation, stored, strict_backbone=strict_backbone)
+        if standing is not None and memory is not None:
+            standing.set_memory(memory)
+    own = adaptation.model.state_dict()
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+    return model
+
+
+def adapted_as(model: nn.Module, stored: StoredAdapter, memory: Memory = "default") -> Adaptation:
+    """Adapt a backbone as a stored adapter says; its values are not loaded yet.
+
+    Args:
+        model: The backbone; changed in place.
+        stored: What was read.
+        memory: As for :func:`adapt`.
+
+    Raises:
+        AdapterFileError: If the description asks for more than the file holds.
+        MethodError: If the method cannot be applied to this model.
+    """
+    held = sum(tensor.numel() for tensor in stored.tensors.values())
+    return adapt_from_description(model, stored.about, str(stored.path), held, memory)
+
+
+def fitting_state(
+    adaptation: Adaptation, stored: StoredAdapter, *, strict_backbone: bool = True
+) -> dict[str, Tensor]:
+    """Hold a stored adapter against an adapted model; neither is changed.
+
+    Args:
+        adaptation: The adaptation that is to take its values.
+        stored: What was read.
+        strict_backbone: Whether another backbone is an error (``True``) or a warning.
+
+    Returns:
+        The tensors under the model's names.
+
+    Raises:
+        AdapterFileError: If the method is another one or the entries do not fit it.
+        BackboneMismatchError: If the adapter was trained on another backbone.
+    """
+    path, about = stored.path, stored.about
+    if adaptation.method.to_config() != about["method"]:
+        raise AdapterFileError(
+            f"{path} holds {about['method']}, the model is adapted with "
+            f"{adaptation.method.to_config()}. Load it into a backbone that is not adapted."
+        )
+    _check_backbone(adaptation, about.get("fingerprint"), path, strict_backbone)
+    own = adaptation.model.state_dict()
+    state = stored.state_for(
+        adaptation.model, adaptation.method, adaptation.head, adaptation.state_names()
+    )
+    problems = key_problems(state, own, _saved(adaptation))
+    problems += value_problems(state, own)
+    problems += _not_finite(state, own)
+    if problems:
+        raise AdapterFileError(
+            f"{path / WEIGHTS_FILE} does not fit its own config "
+            f"({adaptation.method.name}): " + "; ".join(problems)
+        )
+    return state
+
+
+def _saved(adaptation: Adaptation) -> set[str]:
+    """Name what has to be in a file: all state but buffers of the backbone's own."""
+    trained, backbone = set(adaptation.trained_names()), set(adaptation.base_names.values())
+    return {name for name in adaptation.state_names() if name in trained or name not in backbone}
+
+
+def _not_finite(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Iterable[str]:
+    """Name what has no finite value, or none in the dtype that it is loaded into."""
+    for name, tensor in state.items():
+        floats = name in own and tensor.is_floating_point() and own[name].is_floating_point()
+        if floats and not torch.isfinite(tensor.to(own[name].dtype)).all():
+            yield f"not finite: {name}"
+
+
+def _check_backbone(
+    adaptation: Adaptation, expected: object, path: Path, strict_backbone: bool
+) -> None:
+    if not isinstance(expected, Mapping):
+        return  # written by peft, which keeps no fingerprint
+    found = differences(expected, adaptation.fingerprint)
+    if not found:
+        return
+    message = (
+        f"the adapter in {path} was trained on another backbone: " + "; ".join(found) + ". "
+        "Load the backbone with the same pretrained weights, or pass strict_backbone=False."
+    )
+    if strict_backbone:
+        raise BackboneMismatchError(message)
+    warnings.warn(message, stacklevel=4)
+
+
+def adapt_from_description(
+    model: nn.Module,
+    about: Mapping[str, Any],
+    where: str,
+    held: int | None = None,
+    memory: Memory = "default",
+) -> Adaptation:
+    """Adapt a backbone as :meth:`Adaptation.describe` says.
+
+    Args:
+        model: The backbone; changed in place.
+        about: The description, from an adapter's header or a checkpoint.
+        where: What is being read, for the error.
+        held: How many elements the file holds, which limits what may be allocated.
+        memory: As for :func:`adapt`; no file says it.
+
+    Returns:
+        The adaptation.
+
+    Raises:
+        AdapterFileError: If the description is of a newer format, is not one, or cannot be carried
+            out.
+        MethodError: If the method cannot be applied to this model.
+        TargetError: If a selection does not fit this model.
+    """
+    check_format(about, where)
+    check_description(about, where)
+    head = about.get("head")
+    try:
+        method = method_from_config(about["method"])
+        _refuse_slow(about, model, where)
+        with AllocationLimit(model, held or 0, where):
+            return adapt(
+                model,
+                method,
+                head=None if head is None else (tuple(head) or False),
+                also_train=tuple(about.get("also_train", ())),
+                batchnorm=about.get("batchnorm", "frozen"),
+                backbone_dropout=about.get("backbone_dropout", "train"),
+                memory=memory,
+            )
+    except PEFTError:
+        raise
+    except Exception as error:  # a setting of the wrong kind surfaces anywhere, as anything
+        raise AdapterFileError(
+            f"{where}: expected a config that can be carried out on this "
+            f"{type(model).__name__}, got {type(error).__name__}: {error}"
+        ) from error
+
+
+def _refuse_slow(about: Mapping[str, Any], model: nn.Module, where: str) -> None:
+    names = [name for name, _ in model.named_modules()]
+    # "re:" of ours; peft reads some of its options as expressions, and keys of mappings too
+    patterns = {text.removeprefix("re:") for text in strings_in(about["method"])}
+    longest = max(map(len, names), default=0) + len(".weight")
+    slow = slow_patterns(sorted(patterns), len(names), longest)
+    if slow:
+        raise AdapterFileError(
+            f"{where}: expected regular expressions that are matched in a bounded time, got "
+            f"{', '.join(f'{text!r:.80}' for text in slow[:4])}. Name the modules instead."
+        )
+
+
+def rewritten(about: Mapping[str, Any], model: nn.Module) -> list[str]:
+    """Name the parameters whose values an injection may write over.
+
+    Where LoRA's initial values are taken from a weight (OLoRA), ``peft`` takes them out of it.
+
+    Args:
+        about: A description that was checked.
+        model: The backbone.
+    """
+    options = (config.get("options") for config in method_configs(about["method"]))
+    if any(isinstance(o, Mapping) and isinstance(o.get(_INITIAL), str) for o in options):
+        return [name for name, _ in model.named_parameters()]
+    return []

@@ -1,0 +1,68 @@
+"""Folding an adapter into the weights that it adapts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lightning_peft.anatomy.forward import output_of
+from lightning_peft.errors import MethodError
+from lightning_peft.methods.base import Adapter
+
+__all__ = ["MergeReport", "merge_adapters"]
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """How exactly an adapter was merged.
+
+    Attributes:
+        sites: How many adapters were folded into weights.
+        weight_difference: The largest change that rounding to the weights' dtype made, relative to
+            the largest weight of its layer; 0 in float32.
+        output_difference: The largest difference between the outputs before and after, relative to
+            the largest output; ``None`` without example inputs.
+    """
+
+    sites: int
+    weight_difference: float
+    output_difference: float | None = None
+
+
+def merge_adapters(
+    model: nn.Module, adapters: Sequence[Adapter], method: str, example_inputs: Any = None
+) -> MergeReport:
+    """Merge adapters, all of them or none.
+
+    Args:
+        model: The adapted backbone.
+        adapters: The handles on its adapters.
+        method: The method's name, for the error.
+        example_inputs: Inputs on which to measure what merging does to the output.
+
+    Returns:
+        How exactly it was done.
+
+    Raises:
+        MethodError: If an adapter cannot be merged; nothing is changed then.
+    """
+    before = None if example_inputs is None else output_of(model, example_inputs)
+    worst = 0.0
+    done: list[Adapter] = []
+    try:
+        for adapter in adapters:
+            worst = max(worst, adapter.merge())
+            done.append(adapter)
+    except (NotImplementedError, ValueError, AttributeError, RuntimeError, TypeError) as error:
+        for adapter in done:
+            adapter.unmerge()
+        reason = str(error) or "its adapter is no linear change of a weight"
+        raise MethodError(f"'{method}' cannot be merged: {reason}") from error
+    difference = None
+    if before is not None:
+        after = output_of(model, example_inputs)
+        difference = float((after - before).abs().max() / before.abs().max().clamp_min(1e-30))
+    return MergeReport(len(done), worst, difference)

@@ -1,0 +1,266 @@
+"""Parameter groups for any torch optimizer: what decays, and at which rate each depth learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import nn
+
+from lightning_peft.adaptation.handle import find_adaptations
+from lightning_peft.anatomy import anatomy
+from lightning_peft.anatomy.names import inside
+from lightning_peft.anatomy.tree import is_norm
+from lightning_peft.errors import MethodError
+from lightning_peft.methods.factors import second_factors
+
+if TYPE_CHECKING:
+    from lightning_peft.anatomy import Anatomy
+
+__all__ = ["Depths", "parameter_groups"]
+
+
+def parameter_groups(
+    module: nn.Module,
+    lr: float,
+    weight_decay: float = 0.0,
+    *,
+    layer_decay: float | None = None,
+    head_lr: float | None = None,
+    head_weight_decay: float | None = None,
+    adapter_weight_decay: float | None = None,
+    lora_plus: float | None = None,
+    head: str | Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    r"""Group the trained parameters of a module for an optimizer.
+
+    Every parameter that requires a gradient is in exactly one group, a shared one once; nothing
+    else is in any. Weight decay is left off where it only does harm: biases, norms, parameters of
+    one dimension (also in disguise, such as a scale of shape ``(dim, 1)``), tokens, position
+    embeddings and prompts (parameters of shape ``(1, length, dim)`` that are no layer's
+    ``weight``), and what the model lists in its own ``no_weight_decay()``.
+
+    With ``layer_decay``, a backbone of :math:`n` blocks learns at :math:`\mathtt{lr} \cdot
+    \mathtt{layer\_decay}^{\,n + 1 - d}` at depth :math:`d`: the embedding (the stem) is depth 0,
+    the blocks are 1 to :math:`n`, a final norm is as deep as the last of them, and the head is
+    :math:`n + 1`, the full rate. An adapter is as deep as the block that it sits in. The depths
+    are those of ``timm.optim.param_groups_layer_decay``. Clark et al., "ELECTRA", 2020
+    (https://arxiv.org/abs/2003.10555); Bao et al., "BEiT", 2022
+    (https://arxiv.org/abs/2106.08254).
+
+    With ``lora_plus``, the second factor ``B`` of every low-rank update learns at that multiple of
+    the rate of ``A``: Hayou et al., "LoRA+", 2024 (https://arxiv.org/abs/2402.12354).
+
+    Args:
+        module: The model, or the LightningModule that holds it; adapted or not.
+        lr: The full learning rate.
+        weight_decay: The weight decay of the parameters that decay.
+        layer_decay: The factor from one block to the one before, in (0, 1]; ``None`` for one rate.
+        head_lr: A rate of its own for the head.
+        head_weight_decay: A weight decay of its own for what decays of the head.
+        adapter_weight_decay: A weight decay of its own for what decays of the adapters: the
+            parameters that an adaptation added.
+        lora_plus: How many times as fast as ``A`` the factor ``B`` learns; the paper takes 16.
+            ``None`` for the same.
+        head: Names or globs of the head's modules, where they are not found by themselves.
+
+    Returns:
+        One dictionary a group: ``params``, ``lr``, ``weight_decay``, and a ``name`` for logs.
+
+    Raises:
+        MethodError: If nothing is trained, an argument is out of its range, or layer-wise decay is
+            asked of a model without repeated blocks, a weight decay for adapters of one without
+            adapters, or ``lora_plus`` of one without low-rank updates.
+        TargetError: If ``head`` names nothing.
+
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
+    >>> [(g["name"], len(g["params"])) for g in parameter_groups(net, 1e-3, 0.05)]
+    [('decay', 1), ('no_decay', 3)]
+    """
+    settings = _Settings(
+        lr, weight_decay, layer_decay, head_lr, head_weight_decay, adapter_weight_decay, lora_plus
+    )
+    trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    adapters, factors = _adapter_names(module), second_factors(module)
+    problems = list(settings.problems(adapters, factors))
+    if not trained:
+        problems.append(
+            f"expected trained parameters in this {type(module).__name__}, got none that require a "
+            "gradient: adapt it first, or check what froze it"
+        )
+    if problems:
+        raise MethodError("parameter_groups: " + "; ".join(problems) + ".")
+    found = anatomy(module, head=head)
+    depths = Depths.of(module, found)
+    if layer_decay is not None and not found.blocks:
+        raise MethodError(
+            "parameter_groups: expected a model with repeated blocks for layer_decay, found "
+            f"none in this {type(module).__name__}. Leave layer_decay out."
+        )
+    undecayed = _undecayed(module)
+
+    groups: dict[_Kind, dict[str, Any]] = {}
+    for name, parameter in trained:
+        kind = _Kind(
+            depths.parameters[name] if layer_decay is not None else depths.last,
+            settings.head_apart and inside(name, found.head),
+            adapter_weight_decay is not None and name in adapters,
+            lora_plus is not None and name in factors,
+            name in undecayed,
+        )
+        if kind not in groups:
+            groups[kind] = settings.group(kind, depths.last)
+        groups[kind]["params"].append(parameter)
+    return [groups[kind] for kind in sorted(groups)]
+
+
+class _Kind(NamedTuple):
+    """What tells one group from another."""
+
+    depth: int
+    head: bool
+    adapter: bool
+    second_factor: bool
+    undecayed: bool
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The arguments of :func:`parameter_groups` that are numbers."""
+
+    lr: float
+    weight_decay: float
+    layer_decay: float | None
+    head_lr: float | None
+    head_weight_decay: float | None
+    adapter_weight_decay: float | None
+    lora_plus: float | None
+
+    @property
+    def head_apart(self) -> bool:
+        return self.head_lr is not None or self.head_weight_decay is not None
+
+    def group(self, kind: _Kind, last: int) -> dict[str, Any]:
+        """Give an empty group with its rate, its weight decay and its name."""
+        rate, decay = self.lr, self.weight_decay
+        label = ""
+        if self.layer_decay is not None:
+            rate *= self.layer_decay ** (last - kind.depth)
+            label = f"layer_{kind.depth}_"
+        if kind.head:
+            label = "head_"
+            rate = rate if self.head_lr is None else self.head_lr
+            decay = decay if self.head_weight_decay is None else self.head_weight_decay
+        if kind.adapter and self.adapter_weight_decay is not None:
+            label += "adapter_"
+            decay = self.adapter_weight_decay
+        if kind.second_factor and self.lora_plus is not None:
+            label += "lora_b_"
+            rate *= self.lora_plus
+        return {
+            "params": [],
+            "lr": rate,
+            "weight_decay": 0.0 if kind.undecayed else decay,
+            "name": f"{label}{'no_decay' if kind.undecayed else 'decay'}",
+        }
+
+    def problems(self, adapters: set[str], factors: set[str]) -> Iterator[str]:
+        """Say what is wrong with the numbers, and with asking them of this model."""
+        for name in ("lr", "head_lr", "weight_decay", "head_weight_decay", "adapter_weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not (_is_number(value) and 0 <= value < float("inf")):
+                yield f"expected {name} to be a number from 0, got {value!r}"
+        decay, plus = self.layer_decay, self.lora_plus
+        if decay is not None and not (_is_number(decay) and 0 < decay <= 1):
+            yield f"expected layer_decay to be a number in (0, 1], got {decay!r}"
+        if plus is not None and not (_is_number(plus) and 0 < plus < float("inf")):
+            yield f"expected lora_plus to be a number above 0, got {plus!r}"
+        elif plus is not None and not factors:
+            yield (
+                "expected low-rank updates for lora_plus, found none: use it with 'lora' and its "
+                "kin, or leave it out"
+            )
+        if self.adapter_weight_decay is not None and not adapters:
+            yield (
+                "expected adapters for adapter_weight_decay, found none: the method trains the "
+                "backbone in place, so weight_decay is the one to set"
+            )
+
+
+def _adapter_names(module: nn.Module) -> set[str]:
+    """Name the parameters that adaptations brought, wherever they are in a module."""
+    return {
+        f"{path}.{name}" if path else name
+        for path, adaptation in find_adaptations(module).items()
+        for name in adaptation.adapter_names()
+    }
+
+
+@dataclass(frozen=True)
+class Depths:
+    """How deep in a model each of its modules and parameters is.
+
+    Depth 0 is what comes before the first block, 1 to n are the blocks, and n + 1 is what follows
+    the last one, with the head. Something between two blocks (a downsampling) is as deep as the
+    block before it. "Before" and "after" are the order in which the model registers its modules.
+
+    Attributes:
+        modules: The depth of each module, by name.
+        parameters: The depth of each parameter, by name; a shared one under its first name.
+        last: The depth of the head, n + 1.
+    """
+
+    modules: dict[str, int]
+    parameters: dict[str, int]
+    last: int
+
+    @classmethod
+    def of(cls, model: nn.Module, found: Anatomy) -> Depths:
+        """Measure a model.
+
+        Args:
+            model: The model.
+            found: Its anatomy.
+        """
+        index = {name: i + 1 for i, name in enumerate(found.blocks)}
+        last = len(index) + 1
+        modules: dict[str, int] = {}
+        seen = 0
+        for name, _ in model.named_modules():
+            seen = max(seen, index.get(name, 0))
+            parent = name.rpartition(".")[0]
+            if name in index:
+                modules[name] = index[name]
+            elif name and inside(name, found.head):
+                modules[name] = last
+            elif parent in modules and inside(parent, found.blocks):
+                modules[name] = modules[parent]
+            else:
+                modules[name] = seen
+        parameters = {
+            name: last if inside(name, found.head) else modules[name.rpartition(".")[0]]
+            for name, _ in model.named_parameters()
+        }
+        return cls(modules, parameters, last)
+
+
+def _undecayed(module: nn.Module) -> set[str]:
+    """Name the parameters that weight decay should leave alone."""
+    names = set()
+    for path, part in module.named_modules():
+        prefix = f"{path}." if path else ""
+        listed = getattr(part, "no_weight_decay", None)
+        if callable(listed):
+            names |= {f"{prefix}{name}" for name in listed()}
+        norm = is_norm(part, path.rpartition(".")[2])
+        for key, parameter in part.named_parameters(recurse=False):
+            vector = sum(size > 1 for size in parameter.shape) <= 1 and key != "weight"
+            token = parameter.ndim > 2 and parameter.shape[0] == 1 and key != "weight"
+            if parameter.ndim <= 1 or norm or "bias" in key or vector or token:
+                names.add(f"{prefix}{key}")
+    return names
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,260 @@
+"""What adapting would do to a backbone and what training would then need, before anything is done.
+
+Everything is found on a copy on the ``meta`` device, which has shapes and no values: a backbone of
+any size is planned in seconds, without its weights and without its memory.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from lightning_peft.adaptation.adapt import adapt
+from lightning_peft.adaptation.report import Report
+from lightning_peft.evaluation.efficiency import gradient_bytes, human_bytes, tensor_bytes
+from lightning_peft.kernels import Memory
+from lightning_peft.kernels.rebuild import Held
+
+__all__ = ["AdaptationPlan", "LayerPlan", "TrainingMemory", "plan"]
+
+ADAM_STATES = 2
+"""Tensors that AdamW keeps for each parameter that it trains, each of the parameter's size."""
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What happens in one block, or in what is in none.
+
+    Attributes:
+        name: The block's name; ``"head"``, or ``"(outside of the blocks)"``.
+        sites: What is done there: the adapted modules, by the last part of their name.
+        trained: Trained parameters there.
+        total: All parameters there.
+    """
+
+    name: str
+    sites: tuple[str, ...]
+    trained: int
+    total: int
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes that a training step needs, estimated.
+
+    Attributes:
+        weights: Parameters and buffers.
+        gradients: Gradients of what is trained.
+        optimizer: AdamW's state of what is trained.
+        activations: What autograd keeps of one forward pass for the backward pass, each tensor
+            once; ``None`` without example inputs. Kernels' workspaces and fragmentation are not in
+            it.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int | None = None
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + (self.activations or 0)
+
+
+@dataclass(frozen=True)
+class AdaptationPlan:
+    """What a method would do to a backbone; ``str(plan)`` is a table.
+
+    Attributes:
+        report: The counts, as of the adaptation itself.
+        layers: What happens in each block, in model order.
+        memory: What a training step would need.
+        full: What a step of full fine-tuning would need.
+    """
+
+    report: Report
+    layers: tuple[LayerPlan, ...]
+    memory: TrainingMemory
+    full: TrainingMemory
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the plan as plain JSON types."""
+        return {
+            "report": self.report.to_dict(),
+            "layers": [asdict(layer) for layer in self.layers],
+            "memory": {**asdict(self.memory), "total": self.memory.total},
+            "full": {**asdict(self.full), "total": self.full.total},
+        }
+
+    def __str__(self) -> str:
+        from rich.console import Console, Group
+        from rich.table import Table
+
+        layers = Table(title=f"Plan: {self.report.method}", title_justify="left")
+        for column in ("layer", "adapted", "trained", "of"):
+            layers.add_column(column, justify="left" if column in ("layer", "adapted") else "right")
+        for layer in self.layers:
+            sites = ", ".join(layer.sites)
+            layers.add_row(layer.name, sites, f"{layer.trained:,}", f"{layer.total:,}")
+        report = self.report
+        layers.add_section()
+        layers.add_row("all", "", f"{report.trained:,}", f"{report.total:,} ({report.share:.2%})")
+        memory = Table(title="A training step", title_justify="left")
+        for column in ("", "this method", "full fine-tuning"):
+            memory.add_column(column, justify="left" if not column else "right")
+        for name in ("weights", "gradients", "optimizer", "activations", "total"):
+            mine, full = getattr(self.memory, name), getattr(self.full, name)
+            if mine is not None:
+                memory.add_row(name, human_bytes(mine), human_bytes(full))
+        out = io.StringIO()
+        console = Console(file=out, width=100)
+        console.print(Group(layers, memory))
+        console.print(f"adapter on disk: {human_bytes(report.trained_bytes)}", highlight=False)
+        return out.getvalue().rstrip()
+
+
+def plan(
+    model: nn.Module,
+    method: Any = "lora",
+    *,
+    inputs: Any = None,
+    head: str | Sequence[str] | Literal[False] | None = None,
+    also_train: str | Sequence[str] = (),
+    memory: Memory = "default",
+    **settings: Any,
+) -> AdaptationPlan:
+    """Say what adapting a backbone would do, without doing it.
+
+    Args:
+        model: The backbone, on any device; it is not changed and no weight is copied.
+        method: As for :func:`adapt`.
+        inputs: A batch for the forward (a tensor, a tuple of positional or a mapping of keyword
+            arguments), of which only shapes and dtypes matter; with it the activations are
+            estimated.
+        head: As for :func:`adapt`.
+        also_train: As for :func:`adapt`.
+        memory: As for :func:`adapt`; what is made again is not among the activations.
+        **settings: Settings of the method, if it is given by name.
+
+    Returns:
+        The plan.
+
+    Raises:
+        MethodError: As for :func:`adapt`.
+        TargetError: As for :func:`adapt`.
+
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> plan(net, "lora", rank=1).report.adapter
+    22
+    """
+    full = on_meta(model).train().requires_grad_(True)
+    adapted = on_meta(model)
+    adaptation = adapt(adapted, method, head=head, also_train=also_train, memory=memory, **settings)
+    adapted.train()
+    return AdaptationPlan(
+        report=adaptation.report(),
+        layers=tuple(_layers(adaptation)),
+        memory=_memory(adapted, inputs),
+        full=_memory(full, inputs),
+    )
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """Copy a model to the ``meta`` device without copying a value.
+
+    Args:
+        model: The model; not changed.
+
+    Returns:
+        The copy, in training mode where the model is.
+    """
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        twin = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
+        memo[id(parameter)] = twin
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(model, memo)
+
+
+def _layers(adaptation: Any) -> Iterator[LayerPlan]:
+    from lightning_peft.anatomy import anatomy
+    from lightning_peft.anatomy.names import inside
+
+    model = adaptation.model
+    blocks = anatomy(model, head=adaptation.head or False).blocks
+    outside = "(outside of the blocks)"
+
+    def place(name: str) -> str:
+        if inside(name, adaptation.head):
+            return "head"
+        return next((block for block in blocks if inside(name, (block,))), outside)
+
+    sites: dict[str, list[str]] = defaultdict(list)
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    trained = set(adaptation.trained_names())
+    for name, parameter in model.named_parameters():
+        count = counts[place(name)]
+        count[0] += parameter.numel() if name in trained else 0
+        count[1] += parameter.numel()
+    for site in adaptation.sites:
+        label = site.module.rpartition(".")[2] or site.kind
+        if label not in sites[place(site.module)]:
+            sites[place(site.module)].append(label)
+    order = [outside, *blocks, "head"]
+    for name in sorted(counts, key=order.index):
+        yield LayerPlan(name, tuple(sites[name]), *counts[name])
+
+
+def _memory(model: nn.Module, inputs: Any) -> TrainingMemory:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    gradients = gradient_bytes(trained)
+    return TrainingMemory(
+        weights=tensor_bytes([*model.parameters(), *model.buffers()]),
+        gradients=gradients,
+        optimizer=ADAM_STATES * gradients,
+        activations=None if inputs is None else _activations(model, inputs),
+    )
+
+
+def _activations(model: nn.Module, inputs: Any) -> int:
+    """Count the bytes that autograd keeps of a forward pass, parameters and inputs left out."""
+    given = tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), inputs)
+    known = {*model.parameters(), *model.buffers(), *tree_leaves(given)}
+    held: WeakSet[Held] = WeakSet()
+
+    def pack(tensor: Tensor) -> Held:
+        kept = Held(tensor)
+        held.add(kept)
+        return kept
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, Held.let_go):
+        if isinstance(given, Mapping):
+            output = model(**given)
+        else:
+            output = model(*(given if isinstance(given, tuple) else (given,)))
+    # what is gone by now belonged to a part of the graph that nothing needs
+    sizes = _bytes_by_storage(kept.tensor for kept in held)
+    del output
+    for tensor in known:
+        if isinstance(tensor, Tensor):
+            sizes.pop(_storage(tensor), None)
+    return sum(sizes.values())
+
+
+def _bytes_by_storage(tensors: Iterable[Tensor]) -> dict[int, int]:
+    return {_storage(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

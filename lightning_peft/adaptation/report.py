@@ -1,0 +1,130 @@
+"""What was adapted, as numbers and as a table."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence, Set
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from lightning_peft.evaluation.efficiency import human_bytes
+from lightning_peft.kernels import Acceleration, acceleration_of
+from lightning_peft.methods.base import Site
+
+__all__ = ["Report", "make_report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The figures of one adaptation; ``str(report)`` is a table.
+
+    Attributes:
+        method: The method's name.
+        sites: Adapted modules, counted by kind and by the last part of their name.
+        trained: Trained parameters (scalars): adapter, head and the backbone's own.
+        adapter: Of these, new parameters that the adapter brought.
+        head: Of these, the head's.
+        backbone: Of these, the backbone's own, trained in place.
+        total: All parameters of the adapted model.
+        trained_bytes: Bytes of the trained parameters: the size of an adapter file without its
+            header.
+        acceleration: Which LoRA layers have the fast forward, why others do not, and what they make
+            again in the backward pass; ``None`` without LoRA layers.
+    """
+
+    method: str
+    sites: dict[str, int]
+    trained: int
+    adapter: int
+    head: int
+    backbone: int
+    total: int
+    trained_bytes: int
+    acceleration: Acceleration | None = None
+
+    @property
+    def share(self) -> float:
+        """Trained parameters over all parameters, in [0, 1]."""
+        return self.trained / self.total if self.total else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the report as plain JSON types."""
+        speed = None if self.acceleration is None else self.acceleration.to_dict()
+        return {**asdict(self), "share": self.share, "acceleration": speed}
+
+    def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=f"Adaptation: {self.method}", title_justify="left")
+        table.add_column("")
+        table.add_column("parameters", justify="right")
+        table.add_column("share", justify="right")
+        for label, count in (
+            ("adapter", self.adapter),
+            ("head", self.head),
+            ("backbone, in place", self.backbone),
+            ("trained", self.trained),
+            ("frozen", self.total - self.trained),
+            ("total", self.total),
+        ):
+            share = count / self.total if self.total else 0.0
+            table.add_row(label, f"{count:,}", f"{share:.2%}")
+        sites = ", ".join(f"{n} x {what}" for what, n in self.sites.items()) or "none"
+        out = io.StringIO()
+        console = Console(file=out, width=100)
+        console.print(table)
+        console.print(f"sites: {sites}", highlight=False)
+        console.print(f"trained bytes: {human_bytes(self.trained_bytes)}", highlight=False)
+        if self.acceleration is not None:
+            console.print(f"speed: {self.acceleration}", highlight=False)
+        return out.getvalue().rstrip()
+
+
+def make_report(
+    model: nn.Module,
+    method: str,
+    sites: Sequence[Site],
+    *,
+    trained: Set[str],
+    adapter: Set[str],
+    head: Set[str],
+) -> Report:
+    """Count what is trained of an adapted model.
+
+    Args:
+        model: The adapted model; on the ``meta`` device as well.
+        method: The method's name.
+        sites: Where it was adapted.
+        trained: Names of the trained parameters.
+        adapter: Names of the parameters that the adapter brought.
+        head: Names of the head's parameters.
+
+    Returns:
+        The report.
+    """
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+
+    def count(names: Set[str]) -> int:
+        return sum(size for name, size in sizes.items() if name in names)
+
+    kinds = Counter(
+        f"{site.module.rpartition('.')[2]} ({site.kind})" if site.module else site.kind
+        for site in sites
+    )
+    return Report(
+        method=method,
+        sites=dict(kinds),
+        trained=count(trained),
+        adapter=count(trained & adapter),
+        head=count(trained & head),
+        backbone=count(trained - adapter - head),
+        total=sum(sizes.values()),
+        trained_bytes=sum(
+            p.numel() * p.element_size() for name, p in model.named_parameters() if name in trained
+        ),
+        acceleration=acceleration_of(model),
+    )

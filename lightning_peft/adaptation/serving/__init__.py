@@ -1,0 +1,1 @@
+"""An adapted model after training: exported, averaged, switched, predicting."""

@@ -1,0 +1,308 @@
+"""A trained model as a file that serves without lightning-peft.
+
+| format | what is written | for |
+|---|---|---|
+| ``safetensors`` | the merged backbone under its own names | timm, transformers |
+| ``adapter`` | the adapter alone, in ``peft``'s format where it has words for it | this, peft |
+| ``torch-export`` | the graph of the model, merged where it can be | torch |
+| ``onnx`` | the same graph | onnxruntime and others |
+
+Beside each stands a small JSON file that says what the model expects and what it answers.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_peft.adaptation.handle import Adaptation, find_adaptation
+from lightning_peft.adaptation.serving.tracing import (
+    ONNX_LIMIT,
+    Trace,
+    run_onnx,
+    run_torch_export,
+    trace,
+)
+from lightning_peft.anatomy.forward import output_of
+from lightning_peft.backbones.data_config import DataConfig, data_config
+from lightning_peft.errors import ExportError, MethodError, near, require
+from lightning_peft.evaluation.outputs import Outputs
+from lightning_peft.files.atomic import written_whole
+from lightning_peft.files.writing import versions
+
+__all__ = ["FORMATS", "ExportReport", "card_path", "check_format", "export_model"]
+
+FORMATS = ("safetensors", "adapter", "torch-export", "onnx")
+CARD_VERSION = 1
+_EXAMPLES = 2
+_TOLERATED = 0.1  # rounding to half precision stays below it; a graph that lost something does not
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportReport:
+    """What was written.
+
+    Attributes:
+        format: One of :data:`FORMATS`.
+        path: The file, or the adapter's directory.
+        card: The JSON file beside it.
+        bytes: The size of what was written, without the JSON file.
+        merged: Whether no adapter is left in it.
+        output_difference: The largest difference between the output of the file, read back, and
+            that of the model, relative to the largest output; ``None`` where nothing was run.
+        any_batch: Whether it takes any number of samples; of graphs alone in doubt.
+        note: Why it is not as one might expect; empty if it is.
+    """
+
+    format: str
+    path: Path
+    card: Path
+    bytes: int
+    merged: bool
+    output_difference: float | None = None
+    any_batch: bool = True
+    note: str = ""
+
+
+def export_model(
+    model: Adaptation | nn.Module,
+    path: str | PathLike[str],
+    format: str = "safetensors",
+    *,
+    example_inputs: Any = None,
+    preprocessing: DataConfig | None = None,
+    class_names: Sequence[str] | None = None,
+    outputs: Outputs | None = None,
+) -> ExportReport:
+    """Write a model for serving; the model itself stays as it is.
+
+    A file is written under a temporary name, read back, compared with the model, and only then
+    renamed.
+
+    Args:
+        model: An adaptation, an adapted backbone, or a plain model.
+        path: The file, or for ``"adapter"`` the directory; what is there is replaced.
+        format: One of :data:`FORMATS`.
+        example_inputs: A batch for the model's forward (a tensor, a tuple of positional or a
+            mapping of keyword arguments); random images where the model says which it expects.
+        preprocessing: How images are prepared; by default what the backbone says of itself.
+        class_names: What the outputs stand for.
+        outputs: How they are read (which the file itself does not do): the task, the temperature,
+            the mean and deviation of numbers.
+
+    Returns:
+        What was written, and how near to the model its output is.
+
+    Raises:
+        ExportError: If there is no such format, the model cannot be written in it, example inputs
+            are needed and missing, the file cannot be written, or it computes something else.
+        AdapterFileError: If an adapter is to be written and it is merged.
+        MissingExtraError: For ``"onnx"``, without its packages.
+    """
+    check_format(format)
+    adaptation = model if isinstance(model, Adaptation) else find_adaptation(model)
+    network = adaptation.model if adaptation is not None else model
+    assert isinstance(network, nn.Module)
+    if preprocessing is None and hasattr(network, "pretrained_cfg"):
+        preprocessing = data_config(network)
+    target = Path(path)
+    try:
+        if format == "adapter":
+            report = _write_adapter(adaptation, target)
+        else:
+            examples = _examples(network, example_inputs, preprocessing, format)
+            inputs = _by_name(network, examples)
+            positional = not isinstance(examples, Mapping)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            report = _write_file(network, format, target, inputs, positional)
+        card = _card(report, network, adaptation, preprocessing, class_names)
+        card["outputs"] = None if outputs is None else outputs.to_dict()
+        with written_whole(report.card) as temporary:
+            temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ExportError(f"cannot write to {target}: {error}") from error
+    return report
+
+
+def check_format(format: str) -> None:
+    """Refuse a format that there is not.
+
+    Raises:
+        ExportError: With near names.
+    """
+    if format not in FORMATS:
+        raise ExportError(f"there is no format '{format}'. {near(format, FORMATS)}")
+
+
+def card_path(path: Path, format: str) -> Path:
+    """Say where the JSON file of an export stands."""
+    return path / "export.json" if format == "adapter" else path.with_name(f"{path.name}.json")
+
+
+def _write_adapter(adaptation: Adaptation | None, target: Path) -> ExportReport:
+    if adaptation is None:
+        raise ExportError(
+            "adapter: expected an adapted model, got a plain one. Export it as safetensors."
+        )
+    adaptation.save(target)
+    size = sum(file.stat().st_size for file in target.glob("adapter_*"))
+    return ExportReport("adapter", target, card_path(target, "adapter"), size, merged=False)
+
+
+def _write_file(
+    network: nn.Module,
+    format: str,
+    target: Path,
+    inputs: dict[str, Any] | None,
+    positional: bool,
+) -> ExportReport:
+    expected = None if inputs is None else output_of(network, inputs).cpu()
+    plain, refusal = _merged_copy(network)
+    if format == "safetensors":
+        if refusal:
+            raise ExportError(
+                f"safetensors: expected an adapter that can be merged into the backbone's own "
+                f"weights. {refusal} Export it as torch-export or onnx, which take the adapted "
+                "model as it is, or as adapter."
+            )
+        found: Trace | None = None
+        write: Callable[[Path], None] = lambda path: _save_weights(plain, path)  # noqa: E731
+        read: Callable[[Path, Any], Tensor] = lambda path, x: _run_weights(plain, path, x)  # noqa: E731
+    else:
+        assert inputs is not None
+        if format == "onnx":
+            _refuse_for_onnx(plain)
+        found = trace(plain, inputs, positional=positional)
+        if found.any_batch:
+            inputs = found.inputs
+            expected = output_of(network, inputs).cpu()
+        write = found.write_torch_export if format == "torch-export" else found.write_onnx
+        if format == "torch-export":
+            read = partial(run_torch_export, positional=positional)
+        else:
+            read = run_onnx
+    with written_whole(target) as temporary:
+        write(temporary)
+        difference = None
+        if inputs is not None and expected is not None:
+            difference = _difference(read(temporary, inputs), expected, format)
+    return ExportReport(
+        format=format,
+        path=target,
+        card=card_path(target, format),
+        bytes=target.stat().st_size,
+        merged=not refusal,
+        output_difference=difference,
+        any_batch=found is None or found.any_batch,
+        note=refusal and f"The adapter is in the graph beside the backbone: {refusal}",
+    )
+
+
+def _merged_copy(network: nn.Module) -> tuple[nn.Module, str]:
+    """Copy a model and fold its adapter in; where that cannot be, say why."""
+    twin = copy.deepcopy(network)
+    adaptation = find_adaptation(twin)
+    if adaptation is None:
+        return twin, ""
+    try:
+        return adaptation.merge_and_unload(), ""
+    except MethodError as error:
+        return twin, str(error)
+
+
+def _save_weights(plain: nn.Module, path: Path) -> None:
+    from safetensors.torch import save_file
+
+    # copies: safetensors refuses tensors that share memory, and tied weights have to be found
+    # under each of their names by a plain load_state_dict
+    state = {n: t.detach().cpu().contiguous().clone() for n, t in plain.state_dict().items()}
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def _run_weights(plain: nn.Module, path: Path, inputs: Any) -> Tensor:
+    from safetensors.torch import load_file
+
+    plain.load_state_dict(load_file(path))
+    return output_of(plain, inputs).cpu()
+
+
+def _refuse_for_onnx(plain: nn.Module) -> None:
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        require(module, "onnx")
+    size = sum(tensor.nbytes for tensor in plain.state_dict().values())
+    if size > ONNX_LIMIT:
+        raise ExportError(
+            f"onnx: expected at most {ONNX_LIMIT / 1e9:.0f} GB of weights, which one file can hold,"
+            f" got {size / 1e9:.1f} GB. Export it as torch-export or safetensors."
+        )
+
+
+def _difference(got: Tensor, expected: Tensor, format: str) -> float:
+    difference = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    if not difference <= _TOLERATED:  # NaN too
+        raise ExportError(
+            f"{format}: the file, read back, differs from the model's output by {difference:.2g} "
+            f"of its largest value; expected at most {_TOLERATED}. Nothing was written. Is the "
+            "model's output random, or not finite, in evaluation mode?"
+        )
+    return difference
+
+
+def _examples(
+    network: nn.Module, given: Any, preprocessing: DataConfig | None, format: str
+) -> Any | None:
+    if given is not None:
+        return given
+    if preprocessing is not None:
+        like = next(network.parameters())
+        random = torch.Generator().manual_seed(0)
+        images = torch.randn(_EXAMPLES, *preprocessing.input_size, generator=random)
+        return images.to(like)
+    if format == "safetensors":
+        return None
+    raise ExportError(
+        f"{format}: expected example_inputs, since {type(network).__name__} does not say what it "
+        "takes: pass a batch for its forward, such as a tensor or a mapping of keyword arguments."
+    )
+
+
+def _by_name(network: nn.Module, inputs: Any) -> dict[str, Any] | None:
+    """Give inputs under the names of the arguments of the model's forward."""
+    if inputs is None or isinstance(inputs, Mapping):
+        return None if inputs is None else dict(inputs)
+    given = inputs if isinstance(inputs, tuple) else (inputs,)
+    names = list(inspect.signature(network.forward).parameters)
+    return dict(zip(names, given, strict=False))
+
+
+def _card(
+    report: ExportReport,
+    network: nn.Module,
+    adaptation: Adaptation | None,
+    preprocessing: DataConfig | None,
+    class_names: Sequence[str] | None,
+) -> dict[str, Any]:
+    pretrained: Any = getattr(network, "pretrained_cfg", None) or {}
+    return {
+        "format_version": CARD_VERSION,
+        "format": report.format,
+        "bytes": report.bytes,
+        "merged": report.merged,
+        "output_difference": report.output_difference,
+        "any_batch": report.any_batch,
+        "architecture": pretrained.get("architecture"),
+        "method": None if adaptation is None else adaptation.method.to_config(),
+        "preprocessing": None if preprocessing is None else dataclasses.asdict(preprocessing),
+        "class_names": None if class_names is None else [str(name) for name in class_names],
+        "versions": versions(),
+    }

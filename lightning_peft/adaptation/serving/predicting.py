@@ -1,0 +1,167 @@
+"""Classes of image files or texts, a batch at a time; an unreadable file loses no other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_peft.anatomy.forward import first_tensor
+from lightning_peft.evaluation.outputs import Outputs
+
+__all__ = ["Prediction", "image_files", "predict_files", "predict_texts"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image or text.
+
+    Attributes:
+        path: The file; None of a text.
+        classes: The most probable classes, best first; empty where the file was not read.
+        probabilities: The probability of each.
+        values: The probability of each label, or each number; empty of classes that exclude each
+            other.
+        error: Why it was not read; empty if it was.
+    """
+
+    path: Path | None
+    classes: tuple[int, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str = ""
+    values: tuple[float, ...] = ()
+
+
+class _Files(Dataset[tuple[int, Tensor | None, str]]):
+    def __init__(
+        self, paths: Sequence[Path], mode: str, transform: Callable[[Any], Tensor]
+    ) -> None:
+        self.paths = paths
+        self.mode = mode
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
+        from PIL import Image
+
+        try:
+            with Image.open(self.paths[index]) as image:
+                return index, self.transform(image.convert(self.mode)), ""
+        except Exception as error:  # PIL raises whatever a broken file leads its decoders to
+            return index, None, f"{type(error).__name__}: {error}"
+
+
+def image_files(root: Path) -> list[Path]:
+    """List the images below a folder, sorted; hidden files and folders are left out."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            Path(folder, name)
+            for name in files
+            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
+        ]
+    return sorted(found)
+
+
+def predict_files(
+    model: nn.Module,
+    paths: Sequence[Path],
+    *,
+    mode: str,
+    transform: Callable[[Any], Tensor],
+    top: int = 1,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    outputs: Outputs | None = None,
+) -> Iterator[Prediction]:
+    """Predict the classes, labels or numbers of image files, in their order.
+
+    Args:
+        model: Images ``(B, C, H, W)`` to outputs ``(B, K)``, in evaluation mode.
+        paths: The files.
+        mode: PIL mode in which they are read, ``"L"`` or ``"RGB"``.
+        transform: PIL image to tensor ``(C, H, W)``, as the model was evaluated with.
+        top: How many classes of each.
+        batch_size: Images at a time.
+        num_workers: Processes that read.
+        outputs: How the outputs are read; a softmax over classes by default.
+
+    Yields:
+        One prediction for each file, whether it could be read or not.
+    """
+    read = Outputs() if outputs is None else outputs
+    device = next(model.parameters()).device
+    loader: DataLoader[Any] = DataLoader(
+        _Files(paths, mode, transform),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=list,
+    )
+    for batch in loader:
+        images = [image for _, image, _ in batch if image is not None]
+        found: Iterator[Tensor] = iter(())
+        if images:
+            with torch.inference_mode():
+                found = iter(read(first_tensor(model(torch.stack(images).to(device)))).cpu())
+        for index, image, error in batch:
+            if image is None:
+                yield Prediction(paths[index], error=error)
+            else:
+                yield _prediction(paths[index], next(found), read, top)
+
+
+def predict_texts(
+    model: nn.Module,
+    texts: Sequence[str],
+    *,
+    tokenise: Callable[[Sequence[str]], Mapping[str, Tensor]],
+    top: int = 1,
+    batch_size: int = 64,
+    outputs: Outputs | None = None,
+) -> Iterator[Prediction]:
+    """Predict the classes or labels of texts, in their order.
+
+    Args:
+        model: What ``tokenise`` gives, as keyword arguments, to outputs ``(B, K)``, in evaluation
+            mode.
+        texts: The texts.
+        tokenise: Texts to tensors ``(B, T)``, as the model was evaluated with.
+        top: How many classes of each.
+        batch_size: Texts at a time.
+        outputs: How the outputs are read; a softmax over classes by default.
+
+    Yields:
+        One prediction for each text.
+    """
+    read = Outputs() if outputs is None else outputs
+    device = next(model.parameters()).device
+    for start in range(0, len(texts), batch_size):
+        inputs = tokenise(texts[start : start + batch_size])
+        with torch.inference_mode():
+            found = first_tensor(
+                model(**{name: value.to(device) for name, value in inputs.items()})
+            )
+        for values in read(found).cpu():
+            yield _prediction(None, values, read, top)
+
+
+def _prediction(path: Path | None, values: Tensor, read: Outputs, top: int) -> Prediction:
+    if read.task == "regression":
+        return Prediction(path, values=tuple(values.tolist()))
+    if read.task == "multilabel":
+        chosen = [k for k in values.argsort(descending=True).tolist() if values[k] > 0.5]
+        probabilities = tuple(values[chosen].tolist())
+        return Prediction(path, tuple(chosen), probabilities, values=tuple(values.tolist()))
+    best, classes = values.topk(min(top, len(values)))
+    return Prediction(path, tuple(classes.tolist()), tuple(best.tolist()))

@@ -1,0 +1,215 @@
+"""Soups: one adapter out of several, by averaging their weights.
+
+Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy
+without increasing inference time", ICML 2022 (https://arxiv.org/abs/2203.05482). The members share
+one pretrained backbone and one method; what is averaged is what was trained.
+
+Averaging the factors of low-rank updates is not averaging the updates: with two members,
+``mean(B) mean(A)`` has a quarter of each member's update and of their cross terms ``B1 A2`` and
+``B2 A1``. Members of one run are close to each other, and the difference is small; members that
+started from different random ``A`` have nothing in common in the cross terms, and their updates are
+to be averaged instead (:func:`average_updates`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_peft.adaptation.handle import Adaptation, find_adaptation
+from lightning_peft.adaptation.loading import fitting_state, load_adapter
+from lightning_peft.adaptation.serving.low_rank_mean import low_rank_layers, mean_factors
+from lightning_peft.errors import CheckpointError, MethodError
+from lightning_peft.files.reading import read_adapter
+
+__all__ = ["average_adapters", "average_updates", "greedy_soup", "soup"]
+
+State = Mapping[str, Tensor]
+
+
+def soup(states: Sequence[State], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
+    """Average states entry by entry: the uniform soup, or a weighted one.
+
+    Sums are computed in float64 and rounded once. Of an entry that is no floating-point number,
+    such as the count of batches that a BatchNorm has seen, the first state's is taken.
+
+    Args:
+        states: Tensors by name, such as :meth:`Adaptation.state_dict` gives.
+        weights: A weight for each state, from 0; they are divided by their sum. The same for all
+            by default.
+
+    Returns:
+        The average; the states are unchanged.
+
+    Raises:
+        CheckpointError: If the states differ in names, shapes or dtypes; everything that does is
+            listed.
+        MethodError: If there is no state, or the weights are none.
+
+    >>> soup([{"w": torch.tensor([1.0])}, {"w": torch.tensor([4.0])}], [2, 1])
+    {'w': tensor([2.])}
+    """
+    shares = _shares(len(states), weights)
+    problems = list(_differences(states))
+    if problems:
+        raise CheckpointError(
+            "soup: expected states of one method on one backbone, got: " + "; ".join(problems[:8])
+            + (f" and {len(problems) - 8} more" if len(problems) > 8 else "") + "."
+        )  # fmt: skip
+    averaged = {}
+    for name, first in states[0].items():
+        if not first.is_floating_point():
+            averaged[name] = first.detach().clone()
+            continue
+        total = torch.zeros_like(first, dtype=torch.float64)
+        for share, state in zip(shares, states, strict=True):
+            total += share * state[name].detach().to(total.device, torch.float64)
+        averaged[name] = total.to(first.dtype)
+    return averaged
+
+
+def average_updates(
+    adaptation: Adaptation, states: Sequence[State], weights: Sequence[float] | None = None
+) -> tuple[dict[str, Tensor], float]:
+    """Average the updates of LoRA (``B A``, not ``B`` and ``A``), back at the adapter's rank.
+
+    The average of updates of rank ``r`` has a rank of up to ``r`` times their number. Here it is
+    the nearest matrix of rank ``r`` (Eckart and Young, 1936), from a singular value decomposition
+    of the small matrix between the factors; the update itself is never formed. Everything beside
+    the factors, such as the head, is averaged as :func:`soup` does.
+
+    Args:
+        adaptation: The adapted backbone, for its layers; unchanged.
+        states: As for :func:`soup`.
+        weights: As for :func:`soup`.
+
+    Returns:
+        The state, and the part of the average update that its rank cannot hold: the norm of what is
+        left out by the norm of the whole, over all layers.
+
+    Raises:
+        MethodError: If the method is not LoRA on linear layers or ungrouped convolutions.
+        CheckpointError: As for :func:`soup`.
+    """
+    layers = low_rank_layers(adaptation)
+    averaged = soup(states, weights)
+    shares = _shares(len(states), weights)
+    lost = whole = 0.0
+    for name_a, name_b in layers:
+        first, second, left_out, norm = mean_factors(
+            [state[name_a] for state in states], [state[name_b] for state in states], shares
+        )
+        averaged[name_a], averaged[name_b] = first, second
+        lost, whole = lost + left_out**2, whole + norm**2
+    return averaged, (lost / whole) ** 0.5 if whole else 0.0
+
+
+def greedy_soup(
+    states: Sequence[State],
+    scores: Sequence[float],
+    score: Callable[[Sequence[int]], float],
+) -> tuple[list[int], float]:
+    """Choose members one by one, the best first: who does not lower the score of the soup stays in.
+
+    Algorithm 1 of Wortsman et al. The score is one of validation; a test set is for the end.
+
+    Args:
+        states: The candidates, for their number.
+        scores: The validation score of each by itself; the higher, the better.
+        score: The validation score of the soup of these members (places in ``states``).
+
+    Returns:
+        The members in the order in which they came in, and the score of their soup.
+
+    Raises:
+        MethodError: If there is no candidate, or not one score for each.
+    """
+    if not states or len(states) != len(scores):
+        raise MethodError(
+            f"greedy_soup: expected candidates and a score for each, got {len(states)} and "
+            f"{len(scores)} scores."
+        )
+    order = sorted(range(len(states)), key=lambda i: -scores[i])
+    members, best = [order[0]], scores[order[0]]
+    for candidate in order[1:]:
+        found = score([*members, candidate])
+        if found >= best:
+            members, best = [*members, candidate], found
+    return members, best
+
+
+def average_adapters(
+    model: nn.Module,
+    directories: Sequence[str | PathLike[str]],
+    weights: Sequence[float] | None = None,
+    *,
+    of: Literal["parameters", "updates"] = "parameters",
+) -> Adaptation:
+    """Load the average of several adapter directories into a backbone.
+
+    Args:
+        model: The backbone that they were trained on; as for :func:`load_adapter`.
+        directories: The adapter directories.
+        weights: A weight for each; the same for all by default.
+        of: ``"parameters"`` averages what is stored; ``"updates"`` averages LoRA's updates, see
+            :func:`average_updates`.
+
+    Returns:
+        The adaptation, with the average in it.
+
+    Raises:
+        MethodError: If they were made with different methods, or there are none.
+        BackboneMismatchError: If one of them was trained on another backbone.
+        AdapterFileError: As for :func:`load_adapter`.
+    """
+    _shares(len(directories), weights)
+    if of not in ("parameters", "updates"):
+        raise MethodError(f"expected of to be 'parameters' or 'updates', got {of!r}.")
+    stored = [read_adapter(directory) for directory in directories]
+    other = [s for s in stored if s.about["method"] != stored[0].about["method"]]
+    if other:
+        told = "; ".join(f"{s.path} with {s.about['method']}" for s in [stored[0], *other])
+        raise MethodError(f"expected adapters of one method and its settings, got {told}.")
+    load_adapter(model, directories[0])
+    adaptation = find_adaptation(model)
+    assert adaptation is not None
+    states = [fitting_state(adaptation, s, strict_backbone=True) for s in stored]
+    averaged = (
+        average_updates(adaptation, states, weights)[0]
+        if of == "updates"
+        else soup(states, weights)
+    )
+    adaptation.load_state_dict(averaged)
+    return adaptation
+
+
+def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
+    if count == 0:
+        raise MethodError("soup: expected at least one member, got none.")
+    if weights is None:
+        return [1 / count] * count
+    given = list(weights)
+    fine = all(isinstance(w, int | float) and 0 <= w < float("inf") for w in given)
+    if len(given) != count or not fine or not sum(given) > 0:
+        raise MethodError(
+            f"soup: expected {count} weights from 0, one for each member and not all 0, got {given}"
+        )
+    return [weight / sum(given) for weight in given]
+
+
+def _differences(states: Sequence[State]) -> Iterable[str]:
+    first = states[0]
+    for number, state in enumerate(states[1:], 2):
+        for name in sorted(first.keys() ^ state.keys()):
+            yield f"'{name}' is in member {1 if name in first else number} alone"
+        for name in sorted(first.keys() & state.keys()):
+            one, two = first[name], state[name]
+            if one.shape != two.shape or one.dtype != two.dtype:
+                yield (
+                    f"'{name}' is {tuple(one.shape)} {one.dtype} in member 1 and "
+                    f"{tuple(two.shape)} {two.dtype} in member {number}"
+                )

@@ -1,0 +1,44 @@
+"""One forward pass of a model, and the first tensor that comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["first_tensor", "output_of"]
+
+
+def output_of(model: nn.Module, inputs: Any) -> Tensor:
+    """Run a model in evaluation mode without gradients and give its first output tensor in float32.
+
+    Args:
+        model: The model; its modes are put back.
+        inputs: A tensor, a tuple of positional or a mapping of keyword arguments.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            if isinstance(inputs, Mapping):
+                output = model(**inputs)
+            else:
+                output = model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return first_tensor(output).float()
+
+
+def first_tensor(output: Any) -> Tensor:
+    """Give the first tensor of a model's output.
+
+    Args:
+        output: A tensor, a tuple, a mapping, or one of transformers' output classes, which are
+            mappings.
+    """
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values() if isinstance(output, Mapping) else output))
+    return output

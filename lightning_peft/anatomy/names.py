@@ -1,0 +1,40 @@
+"""Tensors that several modules hold together, such as tied embeddings or VeRA's projections."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["inside", "shared_names"]
+
+
+def shared_names(model: nn.Module) -> dict[str, str]:
+    """Find the parameters and buffers that a model has under more than one name.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        For each further name of such a tensor, its first name.
+    """
+    first: dict[int, str] = {}
+    found: dict[str, str] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for key, tensor in chain(module._parameters.items(), module._buffers.items()):
+            if tensor is not None:
+                name = prefix + key
+                earlier = first.setdefault(id(tensor), name)
+                if earlier != name:
+                    found[name] = earlier
+    return found
+
+
+def inside(name: str, roots: tuple[str, ...]) -> bool:
+    """Say whether a dotted name is one of the roots or lies below one (``""`` holds everything)."""
+    return any(root in ("", name) or name.startswith(f"{root}.") for root in roots)

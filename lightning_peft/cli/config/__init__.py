@@ -1,0 +1,1 @@
+"""What was typed: help, checks, schemas and errors, before anything is built."""

@@ -1,0 +1,219 @@
+"""One readable line for a mistyped command line.
+
+Hydra says where a composition failed; what was meant has to be found among the names that exist.
+These are in the exceptions themselves: the options of a group, the keys of the node that lacks one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lightning_peft.cli.config.help import default_choices, experiment_settings
+from lightning_peft.cli.config.paths import conf_dir
+from lightning_peft.errors import PEFTError, near
+
+__all__ = [
+    "ConfigError",
+    "cause_of",
+    "dotted_keys",
+    "explain",
+    "missing_value",
+    "nodes",
+    "of_an_experiment",
+    "unknown_key",
+]
+
+
+OF_AN_EXTRA = {
+    "joblib": "hydra-joblib-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+}
+"""Launchers of Hydra's plugins, and what they come with."""
+
+
+class ConfigError(PEFTError, ValueError):
+    """A config that composes and yet cannot be run.
+
+    Attributes:
+        problems: One sentence for each, all that were found.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+def explain(error: BaseException) -> str | None:
+    """Say in a line (a line for each problem) what is wrong with the command line.
+
+    Args:
+        error: What was raised while composing a config, or by building what it describes.
+
+    Returns:
+        The text, or ``None`` where the error is not one of a command line.
+    """
+    chain = list(_chain(error))
+    for link in chain:  # what this package refuses says by itself what was expected
+        if isinstance(link, PEFTError):
+            return str(link)
+    from hydra.errors import HydraException, InstantiationException
+    from omegaconf.errors import OmegaConfBaseException
+
+    for link in chain:
+        text = _known(link)
+        if text is not None:
+            return text
+    if isinstance(error, InstantiationException):  # its own first line says what was called alone
+        key = re.search(r"full_key: (\S+)", str(error))
+        cause = cause_of(error)
+        told = _first_line(error) if cause is error else f"{type(cause).__name__}: {cause}"
+        return f"{f'{key[1]}: ' if key else ''}{' '.join(told.split())}"
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return _first_line(error)
+    if isinstance(error, ValueError) and _raised_in(error).startswith("hydra."):
+        # -m with --cfg, method=null: Hydra lets these through as they are
+        return _first_line(error)
+    return None
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """Give what was raised in what Hydra's ``instantiate`` called; otherwise the error itself."""
+    cause = error
+    while cause.__cause__ is not None and type(cause).__module__.startswith("hydra."):
+        cause = cause.__cause__
+    return cause
+
+
+def unknown_key(key: str, options: Sequence[str], everywhere: Sequence[str] = ()) -> str:
+    """Say that a key does not exist, and which one may have been meant.
+
+    Args:
+        key: The dotted key that was typed.
+        options: The keys that exist beside it.
+        everywhere: Every dotted key of the config, to find one that was typed without its group.
+
+    Returns:
+        One sentence.
+    """
+    leaf = key.rpartition(".")[2]
+    elsewhere = [known for known in everywhere if known.rpartition(".")[2] == leaf]
+    if elsewhere:
+        names = " or ".join(f"'{known}'" for known in elsewhere[:3])
+        return f"unknown key '{key}'. Did you mean {names}?"
+    return f"unknown key '{key}'. {near(leaf, options)}"
+
+
+def of_an_experiment(key: str) -> str | None:
+    """Say which experiment brings a top-level key along; ``None`` where none does."""
+    names = [name for name, setting in experiment_settings(conf_dir()) if setting.key == key]
+    if not names:
+        return None
+    choices = " or ".join(f"experiment={name}" for name in names)
+    return f"'{key}' is a key of {choices}: choose it, or leave {key} out."
+
+
+def dotted_keys(config: Any) -> list[str]:
+    """List every key of a nested config as ``group.key``."""
+    return [key for key, _ in nodes(config)]
+
+
+def nodes(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield ``(dotted key, node)`` for everything in a nested config; nothing is resolved."""
+    from omegaconf import OmegaConf
+
+    if not OmegaConf.is_dict(config) or config._is_none() or config._is_missing():
+        return
+    if config._is_interpolation():
+        return
+    for key in config:
+        name, node = f"{prefix}{key}", config._get_node(key)
+        if name == "hydra" or str(key).startswith("_"):
+            continue
+        yield name, node
+        yield from nodes(node, f"{name}.")
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        yield link
+        seen.add(id(link))
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def _known(error: BaseException) -> str | None:
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import (
+        ConfigAttributeError,
+        ConfigKeyError,
+        InterpolationResolutionError,
+        MissingMandatoryValue,
+        ValidationError,
+    )
+
+    # Lightning's own word for settings that cannot be trained with
+    if type(error).__name__ == "MisconfigurationException":
+        return " ".join(str(error).split())
+    if isinstance(error, MissingConfigException):
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        options = [str(option).rpartition("/")[2] for option in error.options or ()]
+        if choice in OF_AN_EXTRA and group.strip("/").startswith("hydra/"):
+            text = f"{group.strip('/')}={choice} needs {OF_AN_EXTRA[choice]}"
+            return f"{text}. It comes with: pip install 'lightning-peft[sweep]'"
+        if options:
+            return f"there is no {group.strip('/')}={choice}. {near(choice, options, most=20)}"
+    if isinstance(error, OverrideParseException):
+        return _override(str(error.override), error)
+    if isinstance(error, ConfigAttributeError | ConfigKeyError):
+        if error.parent_node is None or error.full_key is None:
+            return None
+        node: Any = error.parent_node
+        options = [str(key) for key in node] if OmegaConf.is_dict(node) else []
+        if node._get_parent() is None:  # a group without a choice, such as experiment, is no key
+            options = [*options, *default_choices(conf_dir())]
+            if told := of_an_experiment(str(error.full_key)):
+                return told
+        options = [name for name in options if not name.startswith("_") and name != "hydra"]
+        everywhere = dotted_keys(node._get_root())
+        text = unknown_key(str(error.full_key), options, everywhere)
+        if OmegaConf.is_dict(node) and "_target_" in node and "Did you mean" not in text:
+            text += f" To pass it all the same: +{error.full_key}=..."
+        return text
+    if isinstance(error, MissingMandatoryValue):
+        match = re.search(r"full_key: (\S+)", str(error)) or re.search(r"value: (\S+)", str(error))
+        return missing_value(match[1]) if match else _first_line(error)
+    if isinstance(error, InterpolationResolutionError | ValidationError):
+        where = f"{error.full_key}: " if error.full_key else ""
+        return f"{where}{_first_line(error)}"
+    return None
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module of the innermost frame."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+
+
+def missing_value(key: str) -> str:
+    """Say that a mandatory key was left out."""
+    return f"{key} needs a value: add {key}=... to the command line."
+
+
+def _override(text: str, error: BaseException) -> str:
+    if "=" not in text:
+        from lightning_peft.cli.config.words import COMMANDS
+
+        hint = f" A command comes first: lightning-peft {text} ..." if text in COMMANDS else ""
+        return f"'{text}' is no override: expected key=value.{hint}"
+    return f"cannot read the override '{text}': {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))

@@ -1,0 +1,152 @@
+"""What a task asks of a config: the module, the metrics to watch, and what may not be chosen on."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from lightning_peft.cli.config.check import locate
+from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.config.objectives import better, directions_of, names_of
+from lightning_peft.evaluation.metric_names import MAIN, is_test
+
+__all__ = ["check_objective", "fit_to_task", "of_the_test_set", "refuse_test_monitors"]
+
+
+CLASSIFIER = "lightning_peft.ImageClassifier"
+
+
+REGRESSOR = "lightning_peft.ImageRegressor"
+
+
+TEXT_CLASSIFIER = "lightning_peft.TextClassifier"
+
+
+DEFAULT = f"val/{MAIN['multiclass']}"
+
+
+def fit_to_task(cfg: DictConfig, task: str) -> None:
+    """Change the config to what the data is of; it stays as it is for classes.
+
+    ``lightning_peft.ImageClassifier`` becomes ``ImageRegressor`` where the data has numbers, and is
+    told the task otherwise, as ``TextClassifier`` is; a module of the user's own is left alone.
+    What watches ``val/accuracy`` (the default) watches ``val/rmse`` of numbers, and the least of
+    it.
+
+    Args:
+        cfg: The composed config of a job.
+        task: The task of the data.
+
+    Raises:
+        ConfigError: If the model has settings that make no sense for numbers, or reads texts.
+    """
+    if task == "multiclass":
+        return
+    target = cfg.model.get("_target_")
+    if target == TEXT_CLASSIFIER and task == "regression":
+        raise ConfigError(
+            [
+                "data.label_columns: the labels are numbers, and there is no ready regressor of "
+                "texts. Where they are classes, say data.task=multiclass."
+            ]
+        )
+    if target in (CLASSIFIER, TEXT_CLASSIFIER):
+        with open_dict(cfg.model):
+            if task == "regression":
+                _to_regressor(cfg.model)
+            elif "task" not in cfg.model:
+                cfg.model.task = task
+    if task == "regression":
+        watched = f"val/{MAIN[task]}"
+        for node in (cfg.callbacks or {}).values():
+            if OmegaConf.is_dict(node) and node.get("monitor") == DEFAULT:
+                node.monitor = watched
+                if "mode" in node:
+                    node.mode = "min"
+            if OmegaConf.is_dict(node) and str(node.get("_target_")).endswith("StepProgress"):
+                with open_dict(node):
+                    node.setdefault("monitor", watched)
+
+
+def _to_regressor(node: DictConfig) -> None:
+    """Leave out what only a classifier takes, where it is at its default."""
+    ours, theirs = (inspect.signature(locate(t)).parameters for t in (REGRESSOR, CLASSIFIER))
+    plain: Any = OmegaConf.to_container(node, resolve=True)
+    wrong = []
+    for name, value in plain.items():
+        if name.startswith("_") or name in ours:
+            continue
+        default = theirs[name].default if name in theirs else None
+        if value != default and value is not None:
+            wrong.append(
+                f"model.{name}: it is for classes, and the labels of this data are numbers. "
+                "Leave it out."
+            )
+        del node[name]
+    if wrong:
+        raise ConfigError(wrong)
+    node["_target_"] = REGRESSOR
+
+
+def refuse_test_monitors(callbacks: Any) -> None:
+    """Refuse callbacks that choose a checkpoint or a stop by a metric of the test set.
+
+    Args:
+        callbacks: The part of the config, as plain types or not.
+
+    Raises:
+        ConfigError: Naming all of them.
+    """
+    wrong = []
+    for name, node in (callbacks or {}).items():
+        monitor = node.get("monitor") if isinstance(node, Mapping | DictConfig) else None
+        if isinstance(monitor, str) and is_test(monitor):
+            wrong.append(
+                f"callbacks.{name}.monitor: '{monitor}' is of the test set, which must choose "
+                f"nothing. Watch 'val/{monitor.partition('/')[2]}'."
+            )
+    if wrong:
+        raise ConfigError(wrong)
+
+
+def check_objective(cfg: Any, sweeper: Mapping[str, Any] | None) -> str | None:
+    """Keep a search from choosing on the test set.
+
+    Args:
+        cfg: The config of a job.
+        sweeper: The config of Hydra's sweeper in a sweep, else ``None``.
+
+    Returns:
+        A warning, or ``None``.
+
+    Raises:
+        ConfigError: If a sweeper that learns from its jobs is told a metric of the test set
+            without ``allow_test_objective=true``.
+    """
+    names = names_of(cfg.get("objective"))
+    learns = sweeper is not None and ("n_trials" in sweeper or "direction" in sweeper)
+    tested = [name for name in names if is_test(name)]
+    if tested and learns and not cfg.get("allow_test_objective"):
+        raise ConfigError([of_the_test_set(name) for name in tested])
+    if tested:
+        return (
+            f"objective={tested[0]} is of the test set: it may be reported, but a setting that is "
+            "chosen by it has no honest test score any more"
+        )
+    directions = directions_of((sweeper or {}).get("direction")) if learns else ()
+    for name, direction in zip(names, directions, strict=False):
+        if direction != better(name):
+            return f"the sweeper is to {direction} {name}, of which {better(name)} is better"
+    return None
+
+
+def of_the_test_set(name: str) -> str:
+    """Say that a search must not choose by a metric of the test set."""
+    return (
+        f"objective: '{name}' is of the test set, and this sweeper chooses by it: the score of "
+        f"what it finds would be too good. Use 'val/{name.partition('/')[2]}'; "
+        "allow_test_objective=true searches on the test set all the same."
+    )

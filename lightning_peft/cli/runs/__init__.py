@@ -1,0 +1,1 @@
+"""What one run's directory holds: its log, its summary, who is at work in it."""

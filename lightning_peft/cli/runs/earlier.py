@@ -1,0 +1,177 @@
+"""What an earlier start left in the directory of a job: nothing, a part of the job, or all of it.
+
+A job is known by its config. A directory that holds a job of another config is never gone on with.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.config.job_config import as_written, asked, config_in
+from lightning_peft.cli.runs.occupied import is_other_rank
+from lightning_peft.cli.runs.summary import read_summary
+
+__all__ = ["CONFIG", "LAST", "Earlier", "earlier_run", "identity", "refuse_finished"]
+
+CONFIG = "config.yaml"
+"""Written by a job before it trains: its config, resolved."""
+
+LAST = "checkpoints/last.ckpt"
+"""What a job is gone on with, below its directory: conf/callbacks/default.yaml writes it."""
+
+FINISHED = ("completed", "pruned")
+
+SHOWN = 5
+
+
+class Earlier(NamedTuple):
+    """What there is.
+
+    Attributes:
+        summary: The summary of a job that is done, or was stopped by a pruner; otherwise ``None``.
+        checkpoint: The whole last checkpoint of a job that is not, where it has come to one.
+    """
+
+    summary: dict[str, Any] | None = None
+    checkpoint: Path | None = None
+
+    @property
+    def objective(self) -> float | list[float] | None:
+        """What the sweeper was told, or would have been."""
+        summary = self.summary or {}
+        several = summary.get("objectives")
+        if several:
+            return [float("nan") if one["value"] is None else one["value"] for one in several]
+        value = (summary.get("objective") or {}).get("value")
+        return None if value is None else float(value)
+
+
+def earlier_run(cfg: Any) -> Earlier:
+    """Look into the directory of a job.
+
+    Args:
+        cfg: The job's config, with its ``output_dir``.
+
+    Returns:
+        What an earlier start of this very job left.
+
+    Raises:
+        ConfigError: If the directory holds a job of another config; every difference is listed.
+    """
+    directory = Path(cfg.output_dir)
+    recorded = directory / CONFIG
+    if not recorded.is_file():
+        return Earlier()
+    changes = _changes_since(recorded, cfg)
+    if changes:
+        raise ConfigError(
+            [
+                f"{directory} holds a job of another config: {changes}. Choose another "
+                "hydra.sweep.dir, or remove that directory."
+            ]
+        )
+    summary = read_summary(directory)
+    if summary.get("status") in FINISHED:
+        return Earlier(summary=summary)
+    last = directory / LAST
+    # a checkpoint that was being copied when the process was killed has no end
+    return Earlier(checkpoint=last if last.is_file() and zipfile.is_zipfile(last) else None)
+
+
+def refuse_finished(config: Any) -> None:
+    """Refuse to write a single run over a finished one of another config.
+
+    The same run may be made again, one that did not come to its end may be replaced, and a run may
+    go on with a checkpoint of its own directory under other settings.
+
+    Args:
+        config: The config of the run, its ``hydra`` part included.
+
+    Raises:
+        ConfigError: If the directory holds such a run; the differences are listed.
+    """
+    if is_other_rank():  # the directory is that of its run
+        return
+    with asked(config):
+        place = Path(config.hydra.run.dir).absolute()
+    with config_in(place, config) as cfg:
+        directory, resume = Path(cfg.output_dir), cfg.get("resume")
+        recorded = directory / CONFIG
+        if read_summary(directory).get("status") not in FINISHED or not recorded.is_file():
+            return
+        if resume is not None and directory.resolve() in Path(str(resume)).resolve().parents:
+            return
+        changes = _changes_since(recorded, cfg)
+    if changes:
+        raise ConfigError(
+            [
+                f"{directory} holds a finished run of another config: {changes}. Choose another "
+                "hydra.run.dir, or remove that directory."
+            ]
+        )
+
+
+def _changes_since(recorded: Path, cfg: Any) -> str:
+    """Say what differs between the config that a job left and that of now; ``""`` for nothing."""
+    from omegaconf import OmegaConf
+
+    before = OmegaConf.load(recorded)
+    now = as_written(cfg)
+    changes = _changes(identity(before), identity(now))
+    if changes and (task := _task_of(before)) is not None:
+        from lightning_peft.cli.config.task import fit_to_task
+
+        with suppress(ConfigError):  # what a job leaves is fitted to the task of its data
+            fit_to_task(now, task)
+            changes = _changes(identity(before), identity(now))
+    more = [f"and {len(changes) - SHOWN} more"] if len(changes) > SHOWN else []
+    return "; ".join([*changes[:SHOWN], *more])
+
+
+def _task_of(config: Any) -> str | None:
+    """The task that a config was fitted to, where it says so."""
+    model: Any = config.get("model") or {}
+    if str(model.get("_target_")).endswith("Regressor"):
+        return "regression"
+    task = model.get("task")
+    return None if task is None else str(task)
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """The values of a config by their dotted keys, wherever the directory of the job lies."""
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(config)
+    directory = str(plain.get("output_dir"))
+    resume = str(plain.get("resume") or "")
+    if resume.startswith(directory):  # the job goes on with a checkpoint of its own
+        plain["resume"] = None
+    return {key: _without(directory, value) for key, value in _leaves(plain)}
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping) and node:
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def _without(directory: str, value: Any) -> Any:
+    return value.replace(directory, "<directory>") if isinstance(value, str) else value
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    absent = object()
+    found = []
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key, absent), now.get(key, absent)
+        if old != new or type(old) is not type(new):
+            was = "was not there" if old is absent else f"was {old!r}"
+            found.append(f"{key} {was}, {'now is not there' if new is absent else f'now {new!r}'}")
+    return found

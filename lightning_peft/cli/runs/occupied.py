@@ -1,0 +1,216 @@
+"""A directory that a run or a sweep is at work in: no second one starts there.
+
+Two processes that write the same checkpoints leave a mixture of both. The first locks
+``.in_use.lock``, which the system frees when the process ends, however it ends. ``.in_use`` beside
+it says which process that is, for those that are refused.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
+from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.config.job_config import asked
+
+__all__ = [
+    "FILE",
+    "holder_of",
+    "is_other_rank",
+    "occupied",
+    "occupy",
+    "occupy_run",
+    "this_process",
+    "vacate",
+]
+
+FILE = ".in_use"
+PATIENCE = 0.5
+"""Seconds to wait for a lock: who asks whether a run is under way holds it for a moment."""
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""What a file system answers that has no locks, such as NFS without its lock daemon."""
+
+RANKS = ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID")
+"""Environment variables that tell a process which of a job's ranks it is."""
+
+
+_held: dict[Path, tuple[BaseFileLock, list[Path]]] = {}
+"""By the path of :data:`FILE`: the lock, and the directories that were made, innermost first."""
+
+
+def this_process() -> dict[str, Any]:
+    """Return the ``id`` and ``host`` of this process, and when this was asked (``started``)."""
+    return {"id": os.getpid(), "host": socket.gethostname(), "started": time.time()}
+
+
+def is_other_rank() -> bool:
+    """Whether this process is a rank beside the first of a job, which another process leads."""
+    return any((os.environ.get(name) or "0") != "0" for name in RANKS)
+
+
+def occupy(directory: Path, key: str) -> bool:
+    """Take a directory for this process, until :func:`vacate`.
+
+    A rank beside the first of a job takes nothing: the directory is its job's already.
+
+    Args:
+        directory: The directory; it is made where there is none.
+        key: The key of the config that chooses it, for the message.
+
+    Returns:
+        Whether it was taken now; not where this process has it, or its job.
+
+    Raises:
+        ConfigError: If another process is at work there, or one of another machine may be; or if
+            nothing can be written there.
+    """
+    path = directory.resolve() / FILE
+    if is_other_rank() or _is_ours(path):
+        return False
+    try:
+        made = [d for d in (path.parent, *path.parent.parents) if not d.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _locked(path, PATIENCE)
+        holder = _read(path)
+        if _is_here(holder):  # it has ended: its lock is free
+            path.write_text(json.dumps(this_process()), encoding="utf-8")
+    except Timeout as refused:
+        soft = refused.lock_file.endswith("soft")
+        raise ConfigError([_told(directory, path, _read(path), key, locked=not soft)]) from None
+    except OSError as error:
+        why = error.strerror or str(error)
+        told = f"{key}: cannot write in {path.parent} ({why}). Choose another {key}."
+        raise ConfigError([told]) from error
+    if not _is_here(holder):  # not every file system shares its locks between machines
+        lock.release()
+        raise ConfigError([_told(directory, path, holder, key, locked=False)])
+    _held[path] = lock, made
+    return True
+
+
+def occupy_run(config: Any) -> None:
+    """Take the directory of a single run, before Hydra makes it.
+
+    Args:
+        config: The config of the run, its ``hydra`` part included.
+
+    Raises:
+        ConfigError: As for :func:`occupy`.
+    """
+    with asked(config):  # the directory may ask for a choice
+        directory = Path(config.hydra.run.dir)
+    occupy(directory, "hydra.run.dir")
+
+
+@contextmanager
+def occupied(directory: Path, key: str) -> Iterator[None]:
+    """Take a directory as :func:`occupy` does, and leave it at the end of the block."""
+    taken = occupy(directory, key)
+    try:
+        yield
+    finally:
+        if taken:
+            _leave(directory.resolve() / FILE)
+
+
+def vacate() -> None:
+    """Leave every directory that this process has taken, as it was found where nothing came."""
+    for path in list(_held):
+        _leave(path)
+
+
+def holder_of(directory: Path) -> dict[str, Any] | None:
+    """Return the process that is at work in a directory, or on another machine may be.
+
+    Args:
+        directory: The directory.
+
+    Returns:
+        What :func:`this_process` says there, ``{}`` where it cannot be known, and ``None`` where
+        there is none but this one.
+    """
+    path = directory.resolve() / FILE
+    if _is_ours(path) or not path.exists():
+        return None
+    holder = _read(path)
+    try:
+        _locked(path, 0).release()
+    except Timeout:
+        return holder
+    except OSError:  # of another user
+        return {}
+    return None if _is_here(holder) else holder
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether this very process holds it: one that was forked from it does not."""
+    return path in _held and _held[path][0].is_locked
+
+
+def _leave(path: Path) -> None:
+    lock, made = _held.pop(path)
+    if not lock.is_locked:  # forked
+        return
+    # before it is free: who has opened the file by now sees that it has no name any more
+    for name in (FILE, f"{FILE}.lock"):
+        with suppress(OSError):
+            path.with_name(name).unlink()
+    lock.release()
+    for directory in made:
+        with suppress(OSError):  # something is in it
+            directory.rmdir()
+
+
+def _locked(path: Path, patience: float) -> BaseFileLock:
+    """Lock a file beside a path; where there are no locks, by the existence of another one."""
+    lock: BaseFileLock = FileLock(f"{path}.lock", thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=patience)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        lock = SoftFileLock(f"{path}.soft", thread_local=False)
+        lock.acquire(timeout=patience)
+    return lock
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read which process has the directory; ``{}`` where nothing says so."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_here(holder: dict[str, Any]) -> bool:
+    return holder.get("host", socket.gethostname()) == socket.gethostname()
+
+
+def _told(directory: Path, path: Path, holder: dict[str, Any], key: str, locked: bool) -> str:
+    who = f"process {holder['id']}" if holder.get("id") else "another process"
+    since = holder.get("started")
+    if isinstance(since, int | float):
+        who += f" since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))}"
+    if _is_here(holder) or locked:
+        where = "this machine" if _is_here(holder) else holder["host"]
+        return (
+            f"{directory} is in use: {who} on {where} is at work there. Wait for it, end it, or "
+            f"choose another {key}."
+        )
+    files = " and ".join(map(str, (path, *path.parent.glob(f"{FILE}.soft"))))
+    return (
+        f"{directory} may be in use: {who} on {holder['host']} took it, and its process cannot be "
+        f"checked from this machine. If it has ended, delete {files}; otherwise choose another "
+        f"{key}."
+    )

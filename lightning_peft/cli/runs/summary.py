@@ -1,0 +1,199 @@
+"""``summary.json``: what one run was and how it ended, for people, tables and programs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_peft.cli.config.errors import explain
+from lightning_peft.cli.config.objectives import better
+from lightning_peft.cli.runs.occupied import holder_of
+from lightning_peft.evaluation.metric_names import MAIN
+from lightning_peft.files.atomic import written_whole
+
+__all__ = [
+    "FILE",
+    "describe_run",
+    "finite",
+    "objective",
+    "read_summary",
+    "record_death",
+    "record_failure",
+    "told_objectives",
+    "write_json",
+    "write_summary",
+    "write_text",
+]
+
+FILE = "summary.json"
+FORMAT = 1
+MAINS = tuple(f"val/{metric}" for metric in dict.fromkeys(MAIN.values()))
+PACKAGES = ("lightning-peft", "torch", "lightning", "peft", "timm", "torchmetrics", "hydra-core")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step: a crash leaves the old one or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON in one step; a number that JSON does not have (NaN, infinity) becomes ``null``."""
+    write_text(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def describe_run(cfg: Any) -> dict[str, Any]:
+    """Say what a job is, from its config and from Hydra's.
+
+    Args:
+        cfg: The job's config.
+
+    Returns:
+        The part of the summary that is known before anything runs.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    choices: dict[str, Any] = {}
+    overrides: list[str] = []
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        runtime: Any = OmegaConf.to_container(hydra.runtime.choices)
+        choices = {key: value for key, value in runtime.items() if not key.startswith("hydra/")}
+        overrides = list(hydra.overrides.task)
+    return {
+        "format": FORMAT,
+        "method": {"name": choices.get("method")},
+        "seed": cfg.get("seed"),
+        "choices": choices,
+        "overrides": overrides,
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def objective(name: str | None, metrics: Mapping[str, float]) -> tuple[str | None, float | None]:
+    """Find what a sweeper is told about a job.
+
+    Args:
+        name: The metric; by default the one that chose the checkpoint, or the main one of the task
+            in validation.
+        metrics: What was measured.
+
+    Returns:
+        The metric and its value, each ``None`` where there is none.
+    """
+    if name is None:
+        names = [metric for metric in metrics if metric.startswith("val/")]
+        main = [found for found in MAINS if found in names]
+        name = next(iter(main + names), None)
+    return name, None if name is None else metrics.get(name)
+
+
+def told_objectives(
+    names: Sequence[str], measured: Mapping[str, float], directions: Sequence[str]
+) -> dict[str, Any]:
+    """Write the parts of a summary that say what a sweeper is told.
+
+    Args:
+        names: The objectives that the config names.
+        measured: Metrics and costs.
+        directions: Of the search that the run is a trial of.
+
+    Returns:
+        ``objective``, the first; and where there are several ``objectives``, all of them.
+    """
+    name, value = objective(names[0] if names else None, measured)
+    parts: dict[str, Any] = {"objective": {"name": name, "value": value}}
+    if len(names) > 1:
+        ways = directions or [better(name) for name in names]
+        parts["objectives"] = [
+            {"name": name, "value": measured.get(name), "direction": way}
+            for name, way in zip(names, ways, strict=True)
+        ]
+    return parts
+
+
+def write_summary(directory: Path, cfg: Any, *, status: str, **parts: Any) -> dict[str, Any]:
+    """Write ``summary.json`` of a run.
+
+    Args:
+        directory: The run's directory.
+        cfg: The run's config.
+        status: ``"running"``, ``"completed"``, ``"pruned"`` or ``"failed"``.
+        **parts: What was measured; a mapping is merged into the part of that name.
+
+    Returns:
+        What was written.
+    """
+    summary = {"status": status, **describe_run(cfg)}
+    for key, part in parts.items():
+        before = summary.get(key)
+        summary[key] = {**before, **part} if isinstance(before, Mapping) else part
+    write_json(directory / FILE, summary)
+    return summary
+
+
+def record_failure(cfg: Any, error: BaseException) -> None:
+    """Write the summary of a job that failed; never raises, since another error is under way."""
+    if int(os.environ.get("LOCAL_RANK") or 0) > 0:
+        return
+    try:
+        told = explain(error) or f"{type(error).__name__}: {error}"
+        # one that was refused because another process is at work there has nothing to say of that
+        if holder_of(Path(cfg.output_dir)) is None:
+            write_summary(Path(cfg.output_dir), cfg, status="failed", error=told)
+    except Exception:  # the config itself may be what is wrong
+        return
+
+
+def read_summary(directory: Path) -> dict[str, Any]:
+    """Read the summary that a run left; ``{}`` where there is none, or none that can be read.
+
+    Args:
+        directory: The directory of the run.
+    """
+    try:
+        content = json.loads((directory / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def record_death(directory: Path, cfg: Any, told: str) -> None:
+    """Write the summary of a job whose process died, unless the job could still do so itself.
+
+    Args:
+        directory: The directory of the job.
+        cfg: The config of the job.
+        told: How it ended.
+    """
+    written = read_summary(directory).get("status") == "failed"
+    if not written and "seed" in cfg and holder_of(directory) is None:
+        write_summary(directory, cfg, status="failed", error=told)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def finite(value: Any) -> Any:
+    """Replace each number that JSON does not have by ``None``; tuples become lists."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and value - value != 0.0:  # infinity and NaN
+        return None
+    return value

@@ -1,0 +1,309 @@
+"""A search: Optuna proposes, the launcher runs, and the study hears how each trial ended.
+
+The number of a trial is the number of its job, and so the name of its directory. Trials of an
+earlier start that was killed run again under their own numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from lightning_peft.cli.config.errors import ConfigError, explain
+from lightning_peft.cli.config.objectives import directions_of
+from lightning_peft.cli.runs.storage import cannot_open, file_of, open_storage
+from lightning_peft.cli.runs.summary import read_summary, write_text
+from lightning_peft.cli.sweeps.search.space import grid_of, overrides_of, proposals_of, space_of
+from lightning_peft.cli.sweeps.search.study import PLACE, keep_search, standing_among
+from lightning_peft.cli.sweeps.state import STATE
+from lightning_peft.errors import PEFTError
+
+__all__ = ["Search", "SearchStopped"]
+
+log = logging.getLogger(__name__)
+
+RESULTS = "optimization_results.yaml"
+
+
+class SearchStopped(PEFTError, RuntimeError):
+    """Too many trials failed."""
+
+
+@dataclass
+class Search:
+    """The sweeper behind ``hydra/sweeper=search``; ``conf/hydra/sweeper/search.yaml`` has its keys.
+
+    Attributes:
+        n_trials: Trials in all, those of earlier starts included.
+        sampler: Optuna's sampler; of the grid, what makes it from its space.
+        pruner: Optuna's pruner; the jobs ask it.
+        direction: ``"maximize"`` or ``"minimize"``, one for each objective.
+        storage: Where the study is kept.
+        study_name: Its name.
+        n_jobs: Trials at once.
+        max_failure_rate: The part of the trials at once that may fail.
+        params: What is searched.
+        custom_search_space: The path of a function that takes the config and a trial of Optuna's,
+            and adds parameters.
+    """
+
+    n_trials: int
+    sampler: Any = None
+    pruner: Any = None
+    direction: Any = None
+    storage: Any = None
+    study_name: str | None = None
+    n_jobs: int = 1
+    max_failure_rate: float = 1.0
+    params: Mapping[str, Any] | None = None
+    custom_search_space: str | None = None
+    not_composed: list[str] = field(default_factory=list, init=False)
+
+    def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
+        """Keep what Hydra hands over, and make the launcher."""
+        from hydra.core.plugins import Plugins
+
+        self.hydra_context = hydra_context
+        self.config = config
+        self.place = Path(config.hydra.sweep.dir).resolve()
+        self.launcher: Any = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: Sequence[str]) -> None:
+        """Run the search.
+
+        Args:
+            arguments: The overrides of the sweep.
+
+        Raises:
+            SearchStopped: If more than ``max_failure_rate`` of the trials at once failed.
+        """
+        params = [f"{key}={value}" for key, value in (self.params or {}).items()]
+        space, fixed = space_of([*params, *arguments])
+        self._check_proposals(space, fixed)
+        self.place.mkdir(parents=True, exist_ok=True)
+        study = self._study(space)
+        standing = standing_among(study.get_trials(deepcopy=False), self.place)
+        left = self.n_trials - standing.done - len(standing.interrupted)
+        try:
+            self._run(study, [study.trials[n] for n in standing.interrupted], fixed)
+            while left > 0:
+                trials = [self._ask(study, space, fixed) for _ in range(min(self.n_jobs, left))]
+                self._run(study, trials, fixed)
+                left -= len(trials)
+        finally:
+            for line in self.not_composed:
+                print(f"lightning-peft: {line}", file=sys.stderr)
+        write_text(self.place / RESULTS, _results(study))
+
+    def _check_proposals(self, space: dict[str, Any], fixed: dict[str, str]) -> None:
+        """Raise what is wrong with the config where it composes with no proposal.
+
+        A mistyped key is found before there is a study. Where some proposals compose, those that
+        do not are failed trials.
+        """
+        if self.custom_search_space is not None:  # it adds parameters
+            return
+        errors: list[Exception] = []
+        for params in proposals_of(space):
+            error = self._problem(overrides_of(params, fixed))
+            if error is None:
+                return
+            errors.append(error)
+        raise errors[0]
+
+    def _problem(self, overrides: Sequence[str]) -> Exception | None:
+        """Compose the config of a trial; what is wrong with it, if anything."""
+        try:
+            self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
+        except Exception as error:
+            return error
+        return None
+
+    def _study(self, space: dict[str, Any]) -> Any:
+        """Make the study, or open that of an earlier start."""
+        sampler = self.sampler
+        if callable(sampler):  # the grid, which has to know the space
+            sampler = sampler(grid_of(space))
+        storage = open_storage(self.storage)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        try:
+            study = optuna.create_study(
+                study_name=self.study_name,
+                storage=storage,
+                sampler=sampler,
+                pruner=self.pruner,
+                directions=list(directions_of(self.direction)),
+                load_if_exists=True,
+            )
+        except Exception as error:
+            raise cannot_open(self.storage, error) from error
+        keep_search(study, self.config)
+        file = file_of(self.storage)
+        if file is not None and self.place in file.resolve().parents:  # nobody else is at work here
+            for trial in study.get_trials(deepcopy=False):
+                if trial.state is TrialState.RUNNING and PLACE not in trial.user_attrs:
+                    _end(study, trial.number, TrialState.FAIL)  # killed while it was proposed
+        return study
+
+    def _ask(self, study: Any, space: dict[str, Any], fixed: dict[str, str]) -> Any:
+        """Ask for a proposal."""
+        try:
+            trial = study.ask(space)
+        except ValueError as error:  # of trials that all failed, before the space was mended
+            raise ConfigError(
+                [
+                    f"hydra.sweeper.study_name: the study '{self.study_name}' has trials of "
+                    f"another space ({error}). Choose another hydra.sweeper.study_name."
+                ]
+            ) from error
+        if self.custom_search_space is not None:
+            from hydra.utils import get_method
+
+            get_method(self.custom_search_space)(self.config, trial)
+            both = sorted(trial.params.keys() & fixed)
+            if both:
+                raise ConfigError(
+                    [
+                        f"hydra.sweeper.custom_search_space: {', '.join(both)} is both searched "
+                        "and fixed. Leave it out there, or on the command line."
+                    ]
+                )
+        return trial
+
+    def _run(self, study: Any, trials: Sequence[Any], fixed: dict[str, str]) -> None:
+        """Run trials, and tell the study."""
+        composed = self._composed(study, trials, fixed)
+        failed = len(trials) - len(composed)
+        for batch in _consecutive(composed):
+            overrides = [overrides_of(trial.params, fixed) for trial in batch]
+            try:
+                returns = self.launcher.launch(overrides, initial_job_idx=batch[0].number)
+            except Exception as error:
+                _give_up(study, batch, error)
+                raise
+            for trial, ended in zip(batch, returns, strict=True):
+                values = _values(ended)
+                failed += values is None and not _was_pruned(ended)
+                STATE.failed += _failed(ended)
+                _tell(study, trial.number, ended, values)
+        if trials and failed / len(trials) > self.max_failure_rate:
+            raise SearchStopped(
+                f"{failed} of {len(trials)} trials at once failed, and "
+                f"hydra.sweeper.max_failure_rate is {self.max_failure_rate:g}"
+            )
+
+    def _composed(self, study: Any, trials: Sequence[Any], fixed: dict[str, str]) -> list[Any]:
+        """Keep the trials whose config composes; the study is told that the others failed."""
+        found = []
+        for trial in trials:
+            overrides = overrides_of(trial.params, fixed)
+            error = self._problem(overrides)
+            if error is None:
+                if isinstance(trial, optuna.Trial):  # from here on it can be run again
+                    trial.set_user_attr(PLACE, str(self.place))
+                found.append(trial)
+                continue
+            _end(study, trial.number, TrialState.FAIL)
+            why = explain(error) or f"{type(error).__name__}: {error}"
+            self.not_composed.append(
+                f"job {trial.number + 1} failed, as its config does not compose: "
+                f"{' '.join(overrides)}: {' '.join(why.split())}"
+            )
+            STATE.failed += 1
+        return found
+
+
+def _give_up(study: Any, batch: Sequence[Any], error: Exception) -> None:
+    """Tell the study of trials that a launcher refused: they would be refused again."""
+    if explain(error) is None or isinstance(error, RuntimeError):
+        return  # a worker that died, a full disk: they are run again
+    for trial in batch:
+        if study.trials[trial.number].state is TrialState.RUNNING:
+            _end(study, trial.number, TrialState.FAIL)
+
+
+def _consecutive(trials: Sequence[Any]) -> Iterator[list[Any]]:
+    """Part trials where their numbers leap: a launcher numbers its jobs one by one."""
+    batch: list[Any] = []
+    for trial in trials:
+        if batch and trial.number != batch[-1].number + 1:
+            yield batch
+            batch = []
+        batch.append(trial)
+    if batch:
+        yield batch
+
+
+def _tell(study: Any, number: int, ended: Any, values: list[float] | None) -> None:
+    if _was_pruned(ended):
+        _end(study, number, TrialState.PRUNED)
+    elif values is None:
+        _end(study, number, TrialState.FAIL)
+    else:
+        try:
+            _end(study, number, TrialState.COMPLETE, values)
+        except ValueError as error:  # such as one value where the study has two objectives
+            log.warning("trial %d counts as failed: %s", number, error)
+            _end(study, number, TrialState.FAIL)
+
+
+def _end(study: Any, number: int, state: TrialState, values: list[float] | None = None) -> None:
+    try:
+        study.tell(number, values, state=state)
+    except RuntimeError as error:  # the grid stops a study that Optuna does not run itself
+        if "Study.stop" not in str(error):
+            raise
+
+
+def _values(ended: Any) -> list[float] | None:
+    """The objectives of a job; ``None`` where it failed."""
+    try:
+        value = ended.return_value
+    except Exception:  # what the job raised; the comparison tells it
+        return None
+    try:
+        values = [float(v) for v in (value if isinstance(value, list | tuple) else [value])]
+    except (TypeError, ValueError):
+        return None
+    return values if all(math.isfinite(v) for v in values) else None
+
+
+def _failed(ended: Any) -> bool:
+    """Whether the job itself failed; one without an objective to tell may be whole."""
+    try:
+        value = ended.return_value
+    except Exception:
+        return True
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _was_pruned(ended: Any) -> bool:
+    """Whether the job's summary says so: it is what every launcher leaves behind."""
+    try:
+        directory = Path(ended.hydra_cfg.hydra.runtime.output_dir)
+    except (TypeError, AttributeError):  # a launcher that does not say where the job ran
+        return False
+    return read_summary(directory).get("status") == "pruned"
+
+
+def _results(study: Any) -> str:
+    """Write what was best, as Hydra's own plugin for Optuna did."""
+    from omegaconf import OmegaConf
+
+    content: dict[str, Any] = {"name": "optuna"}
+    if len(study.directions) > 1:
+        best = study.best_trials
+        content["solutions"] = [{"params": t.params, "values": list(t.values)} for t in best]
+    elif any(trial.state is TrialState.COMPLETE for trial in study.trials):
+        content |= {"best_params": study.best_trial.params, "best_value": study.best_trial.value}
+    return OmegaConf.to_yaml(OmegaConf.create(content))

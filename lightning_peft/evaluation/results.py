@@ -1,0 +1,197 @@
+"""What a test found: class by class, label by label or number by number."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_peft.evaluation.bootstrap import Interval, intervals
+from lightning_peft.evaluation.calibration import (
+    ReliabilityBin,
+    confidences,
+    expected_error,
+    label_errors,
+    reliability,
+)
+from lightning_peft.evaluation.metric_names import Task
+from lightning_peft.evaluation.outputs import Outputs
+from lightning_peft.evaluation.tables import (
+    ClassScores,
+    LabelScores,
+    NumberScores,
+    per_class_table,
+    per_label_table,
+    per_number_table,
+)
+from lightning_peft.evaluation.weighted import statistics_of
+
+__all__ = [
+    "ClassScores",
+    "Evaluation",
+    "LabelScores",
+    "NumberScores",
+    "classified",
+    "per_class_table",
+    "per_label_table",
+    "per_number_table",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a test found.
+
+    Attributes:
+        metrics: Every metric of the task, by the name under which each is logged
+            (``"test/accuracy"`` ...).
+        classes: Scores of each class or label; empty of numbers.
+        confusion: Counts, shape ``(C, C)``: rows are the true, columns the predicted classes;
+            None where classes do not exclude each other.
+        task: The task.
+        outputs: What was predicted of each image: of ``"multiclass"`` the class, its probability,
+            and its probability before calibration ``(N, 3)``; otherwise the logits, or the
+            numbers in their unit ``(N, K)``.
+        targets: What each image is: ``(N,)`` or ``(N, K)``.
+        temperature: What logits are divided by.
+        numbers: Errors of each number of a regression.
+    """
+
+    metrics: dict[str, float]
+    classes: tuple[ClassScores, ...] = ()
+    confusion: Tensor | None = None
+    task: Task = "multiclass"
+    outputs: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, 3))
+    targets: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0).long())
+    temperature: float = 1.0
+    numbers: tuple[NumberScores, ...] = ()
+
+    def reliability(self, *, calibrated: bool = True) -> tuple[ReliabilityBin, ...]:
+        """The bins of a reliability diagram; none of a regression.
+
+        Args:
+            calibrated: After the division by the temperature, or before.
+        """
+        if self.task == "regression" or not len(self.outputs):
+            return ()
+        if self.task == "multiclass":
+            right = self.outputs[:, 0].long() == self.targets
+            return reliability(self.outputs[:, 1 if calibrated else 2], right)
+        read = Outputs(self.task, self.temperature if calibrated else 1.0)
+        return reliability(*confidences(self.task, read(self.outputs), self.targets))
+
+    def calibration_error(self, *, calibrated: bool = True) -> float:
+        """The expected calibration error; of labels the mean of theirs, NaN of a regression.
+
+        Args:
+            calibrated: After the division by the temperature, or before.
+        """
+        if self.task == "regression" or not len(self.outputs):
+            return float("nan")
+        if self.task != "multilabel":
+            return expected_error(self.reliability(calibrated=calibrated))
+        read = Outputs(self.task, self.temperature if calibrated else 1.0)
+        errors = label_errors(read(self.outputs), self.targets)
+        return sum(errors) / len(errors)
+
+    def intervals(
+        self, *, replicates: int = 1000, level: float = 0.95, seed: int = 0
+    ) -> dict[str, Interval]:
+        """Percentile bootstrap intervals of the main metrics, over the test images.
+
+        Args:
+            replicates: Number of resamples.
+            level: Part of the resamples that lies within.
+            seed: Of the draws.
+
+        Returns:
+            Lower and upper end, by the names of ``metrics``.
+        """
+        outputs = self.outputs[:, :2]
+        if self.task == "regression":
+            outputs = self.outputs
+        elif self.task != "multiclass":
+            probabilities = Outputs(self.task, self.temperature)(self.outputs)
+            outputs = probabilities[:, 1:] if self.task == "binary" else probabilities
+        statistics = statistics_of(self.task, outputs, self.targets, len(self.classes))
+        found = intervals(
+            statistics, len(self.targets), replicates=replicates, level=level, seed=seed
+        )
+        return {f"test/{name}": ends for name, ends in found.items()}
+
+    def write_csv(self, folder: str | Path) -> tuple[Path, ...]:
+        """Write the tables that this task has.
+
+        ``per_class.csv``, ``confusion.csv`` and ``reliability.csv`` of classes; ``per_label.csv``
+        and ``reliability.csv`` of labels; ``per_number.csv`` of numbers.
+
+        Args:
+            folder: Where to; it is made if it does not exist.
+
+        Returns:
+            The files.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = {"multilabel": "per_label", "regression": "per_number"}.get(self.task, "per_class")
+        kind = {"multilabel": LabelScores, "regression": NumberScores}.get(self.task, ClassScores)
+        files = [_table(folder / f"{name}.csv", kind, self.numbers or self.classes)]
+        if self.confusion is not None:
+            names = [row.name for row in self.classes]
+            rows = zip(names, self.confusion.tolist(), strict=True)
+            header = ["true \\ predicted", *names]
+            body = ([name, *counts] for name, counts in rows)
+            files.append(_write(folder / "confusion.csv", header, body))
+        if bins := self.reliability():
+            files.append(_table(folder / "reliability.csv", ReliabilityBin, bins))
+        return tuple(files)
+
+
+def classified(
+    read: Outputs,
+    scores: dict[str, float],
+    outputs: Tensor,
+    targets: Tensor,
+    num_classes: int,
+    names: Sequence[str] | None,
+) -> Evaluation:
+    """Make the tables of a test with classes.
+
+    Args:
+        read: How the outputs are read.
+        scores: The metrics.
+        outputs: As :class:`Evaluation` has them.
+        targets: The same.
+        num_classes: Number of classes.
+        names: Name of each.
+
+    Returns:
+        What the test found.
+    """
+    if read.task == "multilabel":
+        labels = per_label_table(read(outputs), targets, names)
+        return Evaluation(scores, labels, None, read.task, outputs, targets, read.temperature)
+    chosen = outputs[:, 0] if read.task == "multiclass" else read(outputs)[:, 1] > 0.5
+    pairs = targets.long() * num_classes + chosen.long()
+    counts = torch.bincount(pairs, minlength=num_classes**2)
+    confusion = counts.view(num_classes, num_classes)
+    rows = per_class_table(confusion, names)
+    return Evaluation(scores, rows, confusion, read.task, outputs, targets, read.temperature)
+
+
+def _table(path: Path, kind: type, rows: Sequence[Any]) -> Path:
+    fields = [field.name for field in dataclasses.fields(kind)]
+    return _write(path, fields, (dataclasses.astuple(row) for row in rows))
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path

@@ -1,0 +1,158 @@
+"""Scores of each class, of each label and of each number: pure functions."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_peft.errors import DataError
+from lightning_peft.evaluation.calibration import label_errors
+
+__all__ = [
+    "ClassScores",
+    "LabelScores",
+    "NumberScores",
+    "per_class_table",
+    "per_label_table",
+    "per_number_table",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassScores:
+    """How well one class is recognised; every score is in [0, 1].
+
+    Attributes:
+        name: Name of the class.
+        precision: Part of the images called this class that are of it; 0 if none was called so.
+        recall: Part of the images of this class that were called so; 0 if there is none.
+        f1: Harmonic mean of both; 0 if both are.
+        support: Number of images of this class.
+    """
+
+    name: str
+    precision: float
+    recall: float
+    f1: float
+    support: int
+
+
+def per_class_table(
+    confusion: Tensor, class_names: Sequence[str] | None = None
+) -> tuple[ClassScores, ...]:
+    """Work out precision, recall and F1 of each class.
+
+    Args:
+        confusion: Counts, shape ``(C, C)``: rows are the true, columns the predicted classes.
+        class_names: Name of each class; its number by default.
+
+    Returns:
+        One entry for each class.
+
+    Raises:
+        DataError: If the matrix is not square, or the names are not as many as its rows.
+
+    >>> import torch
+    >>> [row.recall for row in per_class_table(torch.tensor([[3, 1], [0, 4]]))]
+    [0.75, 1.0]
+    """
+    if confusion.dim() != 2 or confusion.shape[0] != confusion.shape[1]:
+        raise DataError(f"Expected a square confusion matrix, got shape {tuple(confusion.shape)}.")
+    names = [str(i) for i in range(len(confusion))] if class_names is None else list(class_names)
+    if len(names) != len(confusion):
+        raise DataError(f"Expected {len(confusion)} class names, got {len(names)}: {names}.")
+    counts = confusion.double()
+    right = counts.diagonal()
+    called, support = counts.sum(0), counts.sum(1)
+    precision = right / called.clamp(min=1)
+    recall = right / support.clamp(min=1)
+    f1 = 2 * right / (called + support).clamp(min=1)
+    columns = (precision.tolist(), recall.tolist(), f1.tolist(), support.int().tolist())
+    return tuple(
+        ClassScores(name, p, r, f, n) for name, p, r, f, n in zip(names, *columns, strict=True)
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelScores(ClassScores):
+    """How well one label is recognised.
+
+    Attributes:
+        ece: The expected calibration error of its probability.
+    """
+
+    ece: float
+
+
+def per_label_table(
+    probabilities: Tensor, labels: Tensor, names: Sequence[str] | None = None
+) -> tuple[LabelScores, ...]:
+    """Work out precision, recall, F1 and calibration of labels that do not exclude each other.
+
+    Args:
+        probabilities: Of each label; from above 0.5 the image is given it. Shape ``(N, L)``.
+        labels: 1 where it has it, shape ``(N, L)``.
+        names: Name of each label; its number by default.
+
+    Returns:
+        One entry for each label; ``support`` is the number of images that have it.
+    """
+    called, labels = (probabilities > 0.5).long(), labels.long()
+    errors = label_errors(probabilities, labels)
+    shown = [str(k) for k in range(labels.shape[1])] if names is None else names
+    rows = []
+    for k, name in enumerate(shown):
+        counts = torch.bincount(2 * labels[:, k] + called[:, k], minlength=4).view(2, 2)
+        found = {**vars(per_class_table(counts)[1]), "name": name}
+        rows.append(LabelScores(**found, ece=errors[k]))
+    return tuple(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class NumberScores:
+    """How well one number is predicted, in the unit that it has.
+
+    Attributes:
+        name: Name of the number.
+        mae: Mean of the absolute error.
+        rmse: Root of the mean squared error.
+        r2: Part of the variance that is explained; NaN if the number does not vary.
+        bias: Mean of prediction less truth.
+        support: Number of images.
+    """
+
+    name: str
+    mae: float
+    rmse: float
+    r2: float
+    bias: float
+    support: int
+
+
+def per_number_table(
+    outputs: Tensor, targets: Tensor, names: Sequence[str] | None = None
+) -> tuple[NumberScores, ...]:
+    """Work out the errors of each number.
+
+    Args:
+        outputs: Predictions, shape ``(N, K)``.
+        targets: Truth, shape ``(N, K)``.
+        names: Name of each number; its place by default.
+
+    Returns:
+        One entry for each.
+    """
+    shown = [str(k) for k in range(targets.shape[1])] if names is None else names
+    error = outputs.double() - targets.double()
+    squared, variance = error.square().mean(0), targets.double().var(0, correction=0)
+    explained = torch.where(variance > 0, 1 - squared / variance, float("nan"))
+    columns = [
+        found.tolist() for found in (error.abs().mean(0), squared.sqrt(), explained, error.mean(0))
+    ]
+    return tuple(
+        NumberScores(name, mae, rmse, r2, bias, len(targets))
+        for name, mae, rmse, r2, bias in zip(shown, *columns, strict=True)
+    )

@@ -1,0 +1,162 @@
+"""The metrics of each task for many resamples at once: what the bootstrap asks for.
+
+Every function takes weights ``(R, N)`` (how often each of R resamples holds each image) and gives
+``(R,)``. With weights of 1 it is the metric that torchmetrics gives.
+
+Why not the libraries: of 10,000 images and 2,000 resamples, the metrics below take 0.5 s of a CPU
+core (10 classes) and 1.4 s (binary). The metrics of torchmetrics on images drawn by index take 14
+and 27 s, its ``BootStrapper`` 17 and 38 s, and those of scikit-learn with ``sample_weight``, which
+has no calibration error, 18 and 46 s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_peft.evaluation.calibration import MOST_LABELS, calibration_error
+from lightning_peft.evaluation.metric_names import Task
+
+__all__ = ["statistics_of"]
+
+
+def statistics_of(
+    task: Task, outputs: Tensor, targets: Tensor, num_classes: int
+) -> Callable[[Tensor], dict[str, Tensor]]:
+    """Make the function that :func:`~lightning_peft.evaluation.bootstrap.intervals` takes.
+
+    Args:
+        task: The task.
+        outputs: ``"multiclass"``: the predicted class and its probability, ``(N, 2)``;
+            ``"binary"``: the probability of class 1, ``(N, 1)``; ``"multilabel"``: of each label,
+            ``(N, C)``; ``"regression"``: the numbers, ``(N, K)``.
+        targets: ``(N,)``, or of the same shape as the outputs for the last two.
+        num_classes: Number of classes.
+
+    Returns:
+        Weights ``(R, N)`` to each metric ``(R,)``.
+    """
+    outputs, targets = outputs.double().cpu(), targets.cpu()
+    if task == "multiclass":
+        called, confidence = outputs[:, 0].long(), outputs[:, 1]
+        return lambda w: _multiclass(w, called, confidence, targets.long(), num_classes)
+    if task == "binary":
+        return lambda w: _binary(w, outputs[:, 0], targets.long())
+    if task == "multilabel":
+        return lambda w: _multilabel(w, outputs, targets.long())
+    truth = targets.double().reshape(outputs.shape)
+    return lambda w: _regression(w, outputs, truth)
+
+
+def _multiclass(
+    weights: Tensor, called: Tensor, confidence: Tensor, labels: Tensor, classes: int
+) -> dict[str, Tensor]:
+    right = (called == labels).double()
+    hits = _grouped(weights * right, labels, classes)
+    support, named = _grouped(weights, labels, classes), _grouped(weights, called, classes)
+    seen = (support + named) > 0  # as torchmetrics: a class that nothing speaks of is left out
+    return {
+        "accuracy": _mean(weights, right),
+        "balanced_accuracy": _macro(_ratio(hits, support), seen),
+        "f1": _macro(_ratio(2 * hits, support + named), seen),
+        "ece": calibration_error(confidence, right, weights),
+    }
+
+
+def _binary(weights: Tensor, probability: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    truth = labels.double()
+    called = (probability > 0.5).double()
+    hits, rejected = weights @ (called * truth), weights @ ((1 - called) * (1 - truth))
+    positives, negatives = weights @ truth, weights @ (1 - truth)
+    groups = _ranked(probability)
+    return {
+        "accuracy": _mean(weights, (called == truth).double()),
+        "balanced_accuracy": (_ratio(hits, positives) + _ratio(rejected, negatives)) / 2,
+        "f1": _ratio(2 * hits, positives + weights @ called),
+        "auroc": _auroc(weights, truth, *groups),
+        "ap": _average_precision(weights, truth, *groups),
+        "ece": calibration_error(probability, truth, weights),
+    }
+
+
+def _multilabel(weights: Tensor, probabilities: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    truth = labels.double()
+    called = (probabilities > 0.5).double()
+    hits, support, named = weights @ (called * truth), weights @ truth, weights @ called
+    count = labels.shape[1]
+    precision = torch.stack(
+        [
+            _average_precision(weights, truth[:, k], *_ranked(probabilities[:, k]))
+            for k in range(count)
+        ],
+        -1,
+    )
+    found = {
+        "accuracy": _mean(weights, (called == truth).all(-1).double()),
+        "f1": _ratio(2 * hits, support + named).mean(-1),
+        "f1_micro": _ratio(2 * hits.sum(-1), (support + named).sum(-1)),
+        "map": precision.nanmean(-1),
+    }
+    if count <= MOST_LABELS:
+        columns = zip(probabilities.unbind(1), truth.unbind(1), strict=True)
+        errors = [calibration_error(p, y, weights) for p, y in columns]
+        found["ece"] = torch.stack(errors, -1).mean(-1)
+    return found
+
+
+def _regression(weights: Tensor, outputs: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    error = outputs - truth
+    # about the mean of all, or sums of squares of large numbers would lose their digits
+    x, y = outputs - outputs.mean(0), truth - truth.mean(0)
+    total = weights.sum(-1, keepdim=True)
+    mean_x, mean_y = weights @ x / total, weights @ y / total
+    var_x = (weights @ x.square() / total - mean_x.square()).clamp(min=0)
+    var_y = (weights @ y.square() / total - mean_y.square()).clamp(min=0)
+    covariance = weights @ (x * y) / total - mean_x * mean_y
+    squared = weights @ error.square() / total
+    return {
+        "mae": (weights @ error.abs() / total).mean(-1),
+        "rmse": squared.sqrt().mean(-1),
+        "r2": (1 - squared / var_y).mean(-1),
+        "pearson": (covariance / (var_x * var_y).sqrt()).mean(-1),
+    }
+
+
+def _mean(weights: Tensor, values: Tensor) -> Tensor:
+    return weights @ values / weights.sum(-1)
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    return torch.where(whole > 0, part / whole.clamp(min=1), 0.0)
+
+
+def _macro(scores: Tensor, seen: Tensor) -> Tensor:
+    return (scores * seen).sum(-1) / seen.sum(-1)
+
+
+def _grouped(weights: Tensor, index: Tensor, groups: int) -> Tensor:
+    """Sum weights ``(R, N)`` by the group of each column: ``(R, groups)``."""
+    return weights.new_zeros(len(weights), groups).index_add_(1, index, weights)
+
+
+def _ranked(scores: Tensor) -> tuple[Tensor, int]:
+    """Give each image the rank of its score, the highest first; ties share one."""
+    values, ranks = torch.unique(-scores, return_inverse=True)
+    return ranks, len(values)
+
+
+def _auroc(weights: Tensor, truth: Tensor, ranks: Tensor, groups: int) -> Tensor:
+    positive = _grouped(weights * truth, ranks, groups)
+    negative = _grouped(weights * (1 - truth), ranks, groups)
+    below = negative.sum(-1, keepdim=True) - negative.cumsum(-1)
+    pairs = positive.sum(-1) * negative.sum(-1)
+    return (positive * (below + negative / 2)).sum(-1) / pairs  # nan where there is no pair
+
+
+def _average_precision(weights: Tensor, truth: Tensor, ranks: Tensor, groups: int) -> Tensor:
+    positive = _grouped(weights * truth, ranks, groups)
+    found = positive.cumsum(-1)
+    precision = _ratio(found, _grouped(weights, ranks, groups).cumsum(-1))
+    return (positive * precision).sum(-1) / found[:, -1]

@@ -1,0 +1,124 @@
+"""A checkpoint file from a stranger: looked through before anything is built from it.
+
+``torch.load(weights_only=True)`` runs no code. What is left to a file is to be no checkpoint, and
+to ask for memory: a few kilobytes that unpack to gigabytes. Both are refused here.
+"""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import zipfile
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_peft.errors import CheckpointError
+from lightning_peft.files.atomic import written_whole
+
+__all__ = ["check_checkpoint_file", "keep_hyperparameters"]
+
+_FILLED_WHEN_MADE = ("builtins bytearray", "__builtin__ bytearray")
+"""What ``torch.load(weights_only=True)`` lets a pickle make in any size, and fill."""
+
+_TABLES = ("state_dict", "hyper_parameters", "lightning_peft")
+
+
+def check_checkpoint_file(path: str | PathLike[str]) -> None:
+    """Refuse a local file that is not a whole checkpoint, or not one of plain data.
+
+    Tensors are mapped, not read. An address (``s3://...``) is left to Lightning.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: If it is missing, truncated, of another format, holds code or objects, or
+            unpacks to more than its own size.
+    """
+    if "://" in str(path):
+        return
+    file = Path(path)
+    try:
+        _check_archive(file)
+        found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"expected a checkpoint, got no file: {file}.") from None
+    except CheckpointError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file}: expected a checkpoint of tensors and plain data, got one that torch does not "
+            f"read without running code from it: {_first_line(error)} If you trust it, and the "
+            "class that it names, allow it with torch.serialization.add_safe_globals."
+        ) from error
+    except Exception as error:  # a mangled archive or pickle surfaces as anything
+        raise CheckpointError(
+            f"{file}: expected a whole checkpoint, got one that is truncated, tampered with or of "
+            f"another format: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            f"{file}: expected a checkpoint of Lightning, got a {type(found).__name__}."
+        )
+    for key in _TABLES:
+        table: Any = found.get(key, {})
+        if not isinstance(table, Mapping) or not all(isinstance(name, str) for name in table):
+            raise CheckpointError(f"{file}: expected '{key}' to hold entries by name.")
+
+
+def keep_hyperparameters(path: str | PathLike[str], **values: Any) -> None:
+    """Write hyperparameters into a checkpoint that is there, and leave everything else as it is.
+
+    Args:
+        path: The file, replaced in one step; a sharded checkpoint, which is a directory, and one
+            whose module has no hyperparameters are left alone.
+        **values: The hyperparameters.
+
+    Raises:
+        CheckpointError: As for :func:`check_checkpoint_file`.
+    """
+    file = Path(path)
+    if file.is_dir():
+        return
+    check_checkpoint_file(file)
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    if "hyper_parameters" not in checkpoint:
+        return
+    checkpoint["hyper_parameters"].update(values)
+    with written_whole(file.resolve()) as temporary:  # a link stays one
+        torch.save(checkpoint, temporary)
+
+
+def _check_archive(file: Path) -> None:
+    if not file.exists():
+        raise FileNotFoundError(file)
+    if not zipfile.is_zipfile(file):
+        raise CheckpointError(
+            f"{file}: expected a checkpoint that torch.save wrote, got something else, or only a "
+            "part of one."
+        )
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > file.stat().st_size:
+            raise CheckpointError(
+                f"{file}: expected a checkpoint as torch.save writes it, not compressed, got one "
+                f"that unpacks to more than its {file.stat().st_size:,} bytes."
+            )
+        for entry in entries:
+            if entry.filename.endswith("data.pkl"):
+                _check_pickle(archive.read(entry), file)
+
+
+def _check_pickle(content: bytes, file: Path) -> None:
+    for code, argument, _ in pickletools.genops(content):
+        if code.name == "GLOBAL" and argument in _FILLED_WHEN_MADE:
+            raise CheckpointError(f"{file}: expected tensors and plain data, got a bytearray.")
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

@@ -1,0 +1,215 @@
+"""Between the names of an adapted model and those of a file that ``peft`` reads and writes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import tempfile
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_peft.anatomy.names import shared_names
+from lightning_peft.errors import AdapterFileError, MethodError
+from lightning_peft.methods.base import Method
+from lightning_peft.methods.from_peft.inject import ADAPTER_NAME, shared_entries
+from lightning_peft.methods.from_peft.method import PeftMethod
+from lightning_peft.methods.from_peft.tuners import config_class, refusal
+from lightning_peft.methods.hf import HF
+
+__all__ = ["described_by_peft", "from_peft_keys", "peft_form", "to_peft_keys"]
+
+_TUNER = "base_model."
+_PREFIX = f"{_TUNER}model."
+
+
+def peft_form(
+    model: nn.Module, method: Method, head: Sequence[str], wanted: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Return what ``peft`` would write of an adapted model.
+
+    Args:
+        model: The adapted model.
+        method: How it was adapted.
+        head: Names of the head's modules.
+        wanted: The entries of its state dict that are to be kept.
+
+    Returns:
+        The content of ``adapter_config.json`` and the trained tensors under the names that ``peft``
+        uses (what is shared, once), or ``None`` where ``peft`` has no words for what is trained (a
+        method of our own, several methods, single parameters of the backbone).
+    """
+    if not isinstance(method, PeftMethod):
+        return None
+    own = model.state_dict()
+    saved = (*head, *_saved_modules(method))
+    names = _names_by_peft(model, saved, own, wanted)
+    if not set(wanted) <= set(names.values()):
+        return None
+    return _written_config(model, saved), _written_state(model, own, names)
+
+
+def _written_config(model: Any, saved: Sequence[str]) -> dict[str, Any]:
+    config = copy.deepcopy(model.peft_config[ADAPTER_NAME])
+    config.inference_mode = True
+    config.modules_to_save = sorted(set(saved)) or None
+    with tempfile.TemporaryDirectory() as directory:
+        config.save_pretrained(directory)  # peft's own writer: sets, enums and its version
+        written: dict[str, Any] = json.loads(Path(directory, "adapter_config.json").read_text())
+    return written
+
+
+def _written_state(
+    model: nn.Module, own: Mapping[str, Tensor], names: Mapping[str, str]
+) -> dict[str, Tensor]:
+    first = shared_names(model)
+    on_tuner = {name for key, name in names.items() if key.startswith(_TUNER)}
+    return {
+        key: own[name]
+        for key, name in names.items()
+        if key.startswith(_TUNER) or first.get(name, name) not in on_tuner
+    }
+
+
+def to_peft_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add the prefix that a ``peft`` file has, but to what stands on the tuner itself."""
+    return {
+        name if name.startswith(_TUNER) else f"{_PREFIX}{name}": tensor
+        for name, tensor in state.items()
+    }
+
+
+def from_peft_keys(
+    tensors: Mapping[str, Tensor],
+    model: nn.Module,
+    method: Method,
+    head: Sequence[str],
+    wanted: Collection[str],
+) -> dict[str, Tensor]:
+    """Return the tensors of a ``peft`` file under the names of the adapted model.
+
+    An entry that the model does not know keeps the name that it has in the file.
+
+    Args:
+        tensors: What the file holds.
+        model: The adapted model.
+        method: How it was adapted.
+        head: Names of the head's modules.
+        wanted: The entries of its state dict that a file has to hold.
+
+    Raises:
+        AdapterFileError: If two different entries have one name in the model.
+    """
+    names = _names_by_peft(model, (*head, *_saved_modules(method)), model.state_dict(), wanted)
+    known = _derived(model)
+    state: dict[str, Tensor] = {}
+    twice = []
+    for written, tensor in tensors.items():
+        key = written.removeprefix(_PREFIX)
+        if key in known and torch.equal(known[key].to(tensor.dtype), tensor):
+            continue
+        name = names.get(key, key)
+        if name in state and not torch.equal(state[name], tensor):  # RandLora writes both
+            twice.append(name)
+        state[name] = tensor
+    if twice:
+        raise AdapterFileError(f"expected each entry once, got {', '.join(twice[:8])} again.")
+    return state
+
+
+def described_by_peft(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Describe an adapter that ``peft`` wrote.
+
+    Args:
+        config: The content of its ``adapter_config.json``. What names other files, models or code
+            in it (``base_model_name_or_path``, ``auto_mapping``, ``revision``) is not looked at.
+        path: Where it was read, for the error.
+
+    Returns:
+        As :meth:`Adaptation.describe`, without a fingerprint, which ``peft`` does not keep.
+
+    Raises:
+        AdapterFileError: If it is no config of ``peft``, or one of a ``peft`` that knows settings
+            which the installed one does not.
+    """
+    kind = config.get("peft_type")
+    if not isinstance(kind, str):
+        raise AdapterFileError(
+            f"{path}: expected 'peft_type' or 'lightning_peft', got "
+            f"{sorted(config)[:12]}. Is this an adapter directory?"
+        )
+    reason = refusal(kind)
+    if reason is not None:
+        raise AdapterFileError(f"{path}: {reason}.")
+    cls = config_class(kind)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    beyond = [key for key, value in config.items() if key not in fields and value]
+    if beyond:
+        raise AdapterFileError(
+            f"{path}: expected settings that peft {version('peft')} knows for {kind}, got "
+            f"{', '.join(sorted(beyond)[:8])} (written by peft "
+            f"{config.get('peft_version', 'of an unknown version')!s:.40}). Update peft to read it."
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are about a training that is over
+            made = cls(**{key: value for key, value in config.items() if key in fields})
+            method = HF.from_peft(made).to_config()
+    except MethodError as error:
+        raise AdapterFileError(f"{path}: {error}") from error
+    except Exception as error:  # a value of the wrong kind surfaces as anything
+        raise AdapterFileError(f"{path}: peft cannot read it: {error}") from error
+    saved = config.get("modules_to_save") or ()
+    if not isinstance(saved, list | tuple):
+        raise AdapterFileError(f"{path}: expected 'modules_to_save' to be a list, got {saved!r}.")
+    return {"method": method, "head": list(saved) or None}
+
+
+def _derived(model: nn.Module) -> dict[str, Tensor]:
+    """Give what ``peft`` writes although every injection comes to the same: SHiRA's indices."""
+    return {
+        f"{name}.shira_indices": module.shira_indices[ADAPTER_NAME].cpu()
+        for name, module in model.named_modules()
+        if ADAPTER_NAME in getattr(module, "shira_indices", ())
+    }
+
+
+def _names_by_peft(
+    model: nn.Module, saved: Sequence[str], own: dict[str, Tensor], wanted: Collection[str]
+) -> dict[str, str]:
+    """Give, for each name that ``peft`` uses, the name in the model.
+
+    Args:
+        model: The adapted model.
+        saved: Names of modules that are saved whole.
+        own: The model's state dict.
+        wanted: The names in it that are to be kept.
+    """
+    from peft.functional import get_peft_model_state_dict
+
+    # peft hands on the tensors that it is given, so each can be recognised by identity
+    by_identity = {id(tensor): name for name, tensor in own.items()}
+    shared = shared_entries(model, list(own))
+    given = get_peft_model_state_dict(
+        model,
+        state_dict={**own, **{alias: own[name] for alias, name in shared.items()}},
+        adapter_name=ADAPTER_NAME,
+        save_embedding_layers=False,
+    )
+    names = {key: by_identity[id(t)] for key, t in given.items() if id(t) in by_identity}
+    for alias, name in shared.items():  # where peft writes both, it reads either
+        names[alias.replace(f".{ADAPTER_NAME}", "")] = name
+    roots = tuple(f"{name}." for name in saved)
+    names.update({name: name for name in own if name.startswith(roots) and name in wanted})
+    return names
+
+
+def _saved_modules(method: Method) -> tuple[str, ...]:
+    options = getattr(method, "options", {})
+    return tuple(options.get("modules_to_save") or ())

@@ -1,0 +1,82 @@
+"""The adapter on disk: its files, and how they are written.
+
+A directory with ``adapter_model.safetensors`` and ``adapter_config.json``. Where ``peft`` can say
+what was trained, it is ``peft``'s own format and ``peft`` loads it; otherwise the config has
+``lightning_peft`` in place of ``peft_type``. What lightning-peft needs beyond (the method's config,
+the backbone's fingerprint) stands in the safetensors header, which ``peft`` does not look at.
+:mod:`lightning_peft.files.reading` reads it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_peft.errors import AdapterFileError
+from lightning_peft.files.atomic import written_together
+from lightning_peft.files.description import FORMAT_VERSION
+from lightning_peft.files.peft_format import to_peft_keys
+
+__all__ = ["CONFIG_FILE", "HEADER", "WEIGHTS_FILE", "versions", "write_adapter"]
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+HEADER = "lightning_peft"
+
+
+def write_adapter(
+    directory: str | PathLike[str],
+    about: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    form: tuple[dict[str, Any], Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Write an adapter directory.
+
+    Both files are written under temporary names, flushed to the disk and then renamed: a full disk
+    or a crash leaves the old files or the new ones, never half of one.
+
+    Args:
+        directory: Where; made if it is not there.
+        about: How the backbone was adapted: see :meth:`Adaptation.describe`.
+        state: What is kept, under the model's own names.
+        form: The config and the tensors as ``peft`` names them, where it can.
+
+    Raises:
+        AdapterFileError: If the directory cannot be written.
+    """
+    from safetensors.torch import save
+
+    about = {"format_version": FORMAT_VERSION, "versions": versions(), **about}
+    if form is None:
+        config: dict[str, Any] = {"lightning_peft": about}
+    else:
+        config, state = form[0], to_peft_keys(form[1])
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
+    weights = save(tensors, metadata={"format": "pt", HEADER: json.dumps(about)})
+    target = Path(directory)
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        files = [target / WEIGHTS_FILE, target / CONFIG_FILE]
+        with written_together(files) as (weights_file, config_file):
+            weights_file.write_bytes(weights)
+            config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    except OSError as error:
+        raise AdapterFileError(
+            f"cannot write the adapter to {target}: {error}. What was there before is left. Make "
+            "room or choose another directory, and save again."
+        ) from error
+
+
+def versions() -> dict[str, str]:
+    """Give the versions of what writes a file."""
+    return {name: _version(name) for name in ("lightning-peft", "torch", "peft")}
+
+
+_version = functools.cache(version)  # it reads files each time that it is asked

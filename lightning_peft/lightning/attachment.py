@@ -1,0 +1,241 @@
+"""Adaptation as a part of a LightningModule's life: injected, saved slim, loaded back.
+
+The callback and the mixin both do this and nothing else; they differ in who carries the settings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from lightning_peft.adaptation.adapt import adapt
+from lightning_peft.adaptation.handle import Adaptation, find_adaptation, find_adaptations
+from lightning_peft.adaptation.loading import adapt_from_description
+from lightning_peft.adaptation.sharding import is_sharded, shard
+from lightning_peft.anatomy.backbone import backbone_of, is_backbone
+from lightning_peft.errors import CheckpointError, MethodError
+from lightning_peft.kernels import Memory
+from lightning_peft.lightning.averaging import keep_averages, save_average
+from lightning_peft.lightning.checkpoint import (
+    CHECKPOINT_KEY,
+    complete_checkpoint,
+    recorded_in,
+    slim_checkpoint,
+)
+from lightning_peft.lightning.class_names import is_a
+from lightning_peft.lightning.hooks import after_configure_model, after_hook, before_configure_model
+from lightning_peft.lightning.random_resume import resume_random_state
+from lightning_peft.lightning.sharded_checkpoint import TrainedOnlyLoad
+from lightning_peft.methods.base import Method
+from lightning_peft.methods.memory import check_memory
+
+__all__ = ["Attachment", "attach", "attachment_of", "restore_adaptations"]
+
+_KEY = "lightning_peft"
+_ATTRIBUTE = "_lightning_peft_attachment"
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """How the backbone of a LightningModule is adapted; calling it on the module does it, once.
+
+    Attributes:
+        method: The method.
+        backbone: Attribute path of the backbone; ``None`` finds it.
+        head: As for :func:`adapt`.
+        also_train: As for :func:`adapt`.
+        batchnorm: As for :func:`adapt`.
+        backbone_dropout: As for :func:`adapt`.
+        strict_backbone: Whether a checkpoint of another backbone is an error.
+        memory: As for :func:`adapt`; ``None`` leaves a backbone that is adapted already as it is.
+
+    Raises:
+        MethodError: If ``memory`` is unknown, or not for this method.
+    """
+
+    method: Method
+    backbone: str | None = None
+    head: str | tuple[str, ...] | Literal[False] | None = None
+    also_train: tuple[str, ...] = ()
+    batchnorm: Literal["frozen", "train"] = "frozen"
+    backbone_dropout: Literal["train", "eval"] = "train"
+    strict_backbone: bool = True
+    memory: Memory | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory is not None:
+            check_memory(self.method, self.memory)
+
+    def __call__(self, pl_module: nn.Module) -> None:
+        """Adapt the module's backbone, unless it is adapted so already.
+
+        Raises:
+            MethodError: If the backbone is adapted in another way, or as :func:`adapt` raises.
+            TargetError: If there is no backbone, or more than one and no word which.
+        """
+        path, backbone = backbone_of(pl_module, self.backbone)
+        standing = find_adaptation(backbone)
+        if standing is None:
+            _refuse_shards(pl_module, path, backbone)
+            adapt(
+                backbone,
+                self.method,
+                head=self.head,
+                also_train=self.also_train,
+                batchnorm=self.batchnorm,
+                backbone_dropout=self.backbone_dropout,
+                memory=self.memory or "default",
+            )
+        elif standing.method.to_config() != self.method.to_config():
+            raise MethodError(
+                f"the backbone '{path or type(pl_module).__name__}' is adapted with "
+                f"{standing.method} already: expected the same method again, got {self.method}. "
+                "Build the module anew, or give both methods as one list."
+            )
+        elif self.memory is not None:
+            standing.set_memory(self.memory)
+
+
+def attach(pl_module: nn.Module, attachment: Attachment) -> None:
+    """Make the adaptation a part of this module's hooks.
+
+    Args:
+        pl_module: The LightningModule.
+        attachment: How its backbone is adapted; it replaces what was attached before.
+    """
+    pl_module.__dict__[_ATTRIBUTE] = attachment
+    before_configure_model(pl_module, _KEY, _before_sharding)
+    after_configure_model(pl_module, _KEY, attachment)
+    after_configure_model(pl_module, f"{_KEY}.shard", _shard)
+    after_hook(pl_module, "on_save_checkpoint", _KEY, _save)
+    after_hook(pl_module, "on_load_checkpoint", _KEY, _load)
+    resume_random_state(pl_module)
+    keep_averages(pl_module)
+
+
+def attachment_of(pl_module: nn.Module) -> Attachment | None:
+    """Give what is attached to a module, if anything is."""
+    found = pl_module.__dict__.get(_ATTRIBUTE)
+    return found if isinstance(found, Attachment) else None
+
+
+def restore_adaptations(
+    pl_module: nn.Module, checkpoint: dict[str, Any], memory: Memory | None = None
+) -> list[Adaptation]:
+    """Adapt a fresh module as a checkpoint says, so that its keys can be loaded.
+
+    Args:
+        pl_module: A LightningModule whose network is built and not adapted.
+        checkpoint: A checkpoint that lightning-peft made.
+        memory: As for :func:`adapt`.
+
+    Returns:
+        The adaptations; the checkpoint's values are not loaded yet.
+
+    Raises:
+        CheckpointError: If the checkpoint does not say how it was adapted.
+    """
+    recorded = recorded_in(checkpoint)
+    if recorded is None:
+        raise CheckpointError(
+            "expected a checkpoint that lightning-peft made, got one without the key "
+            f"'{CHECKPOINT_KEY}'. Load it with the module's own load_from_checkpoint."
+        )
+    made: list[Adaptation] = []
+    held = _held(checkpoint.get("state_dict"))
+    for path, description in recorded["adaptations"].items():
+        _, backbone = backbone_of(pl_module, path) if path else ("", pl_module)
+        made.append(
+            adapt_from_description(
+                backbone, description, "the checkpoint", held, memory or "default"
+            )
+        )
+        method = made[-1].method
+        attach(
+            pl_module,
+            Attachment(
+                method,
+                backbone=path or None,
+                head=made[-1].head or False,
+                also_train=made[-1].also_train,
+                batchnorm=made[-1].batchnorm,  # type: ignore[arg-type]
+                backbone_dropout=made[-1].backbone_dropout,  # type: ignore[arg-type]
+                memory=memory,
+            ),
+        )
+    return made
+
+
+def _refuse_shards(pl_module: nn.Module, path: str, backbone: nn.Module) -> None:
+    if is_sharded(backbone):
+        raise MethodError(
+            f"the backbone '{path}' was sharded before it was adapted, so nothing would reduce the "
+            "adapter's gradients: expected it the other way round. Build the network in __init__, "
+            "or call lp.adapt(...) before fully_shard(...), or leave the sharding to "
+            "lightning-peft."
+        )
+    if not path and is_a(_strategy(pl_module), "ModelParallelStrategy"):
+        raise MethodError(
+            f"sharding: {type(pl_module).__name__} is its own backbone, and its steps do not go "
+            "through its forward: put the network into an attribute."
+        )
+
+
+def _before_sharding(pl_module: nn.Module) -> None:
+    """Adapt a network that is there already before the module's own code shards it."""
+    strategy = _strategy(pl_module)
+    if is_a(strategy, "FSDPStrategy"):
+        raise MethodError(
+            "expected ModelParallelStrategy (FSDP2), got FSDPStrategy: it cannot resume from a "
+            "checkpoint that holds what is trained only. Use "
+            "ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1)."
+        )
+    if is_a(strategy, "ModelParallelStrategy") and any(map(is_backbone, pl_module.children())):
+        pl_module.__dict__[_ATTRIBUTE](pl_module)
+
+
+def _shard(pl_module: nn.Module) -> None:
+    """Shard what the module did not shard itself, and read trained-only checkpoints."""
+    strategy = _strategy(pl_module)
+    if not is_a(strategy, "ModelParallelStrategy"):
+        return
+    attachment = attachment_of(pl_module)
+    strategy.load_checkpoint = TrainedOnlyLoad(
+        strategy, attachment is None or attachment.strict_backbone
+    )
+    if not is_sharded(pl_module):
+        path = next(iter(find_adaptations(pl_module)))
+        shard(pl_module, path, strategy.device_mesh["data_parallel"])
+
+
+def _strategy(pl_module: nn.Module) -> Any:
+    return getattr(pl_module.__dict__.get("_trainer"), "strategy", None)
+
+
+def _held(state: Any) -> int:
+    """Count the bytes behind the tensors of a state: each storage once, whatever shapes it has."""
+    tensors = state.values() if isinstance(state, dict) else ()
+    storages = [t.untyped_storage() for t in tensors if isinstance(t, Tensor) and not t.is_sparse]
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+
+def _save(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
+    save_average(pl_module, checkpoint)
+    slim_checkpoint(pl_module, checkpoint)
+    if "optimizer_states" in checkpoint and CHECKPOINT_KEY in checkpoint:  # a run can go on from it
+        checkpoint[CHECKPOINT_KEY]["steppers"] = {
+            path: [stepper.state_dict() for stepper in adaptation.steppers()]
+            for path, adaptation in find_adaptations(pl_module).items()
+            if adaptation.steppers()
+        }
+
+
+def _load(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
+    attachment = attachment_of(pl_module)
+    strict = attachment is None or attachment.strict_backbone
+    complete_checkpoint(pl_module, checkpoint, strict_backbone=strict)
+    recorded = checkpoint.get(CHECKPOINT_KEY) or {}
+    for path, adaptation in find_adaptations(pl_module).items():
+        adaptation.restored_steppers = (recorded.get("steppers") or {}).get(path, [])

@@ -1,0 +1,171 @@
+"""Giving parts of an optimizer's parameters groups of their own, with the schedulers on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim import lr_scheduler as torch_schedulers
+
+from lightning_peft.errors import ScheduleError
+from lightning_peft.lightning.schedules import MultiplierLR
+
+__all__ = ["Part", "check_schedulers", "regroup"]
+
+_EXTENSIBLE = (
+    MultiplierLR,
+    torch_schedulers.ChainedScheduler,
+    torch_schedulers.ConstantLR,
+    torch_schedulers.CosineAnnealingLR,
+    torch_schedulers.CosineAnnealingWarmRestarts,
+    torch_schedulers.ExponentialLR,
+    torch_schedulers.LambdaLR,
+    torch_schedulers.LinearLR,
+    torch_schedulers.MultiplicativeLR,
+    torch_schedulers.MultiStepLR,
+    torch_schedulers.PolynomialLR,
+    torch_schedulers.ReduceLROnPlateau,
+    torch_schedulers.SequentialLR,
+    torch_schedulers.StepLR,
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters that get groups of their own.
+
+    Attributes:
+        label: The groups' name, for logs.
+        parameters: The parameters, by name.
+        lr: Their full rate; ``None`` for that of the group they come from.
+    """
+
+    label: str
+    parameters: dict[str, nn.Parameter]
+    lr: float | None
+
+
+def check_schedulers(schedulers: Iterable[Any]) -> None:
+    """Check that schedulers can be told of new groups.
+
+    Args:
+        schedulers: The schedulers on the optimizer.
+
+    Raises:
+        ScheduleError: If one of them keeps a state a group that cannot be known here.
+    """
+    strange = [s for s in _flat(schedulers) if not isinstance(s, _EXTENSIBLE)]
+    if strange:
+        names = ", ".join(sorted({type(scheduler).__name__ for scheduler in strange}))
+        known = ", ".join(kind.__name__ for kind in _EXTENSIBLE)
+        raise ScheduleError(
+            f"BackboneFreeze: {names} cannot be given new parameter groups: expected one of "
+            f"{known}. Use one of these, or a schedule of lightning-peft (WarmupCosine, ...)."
+        )
+
+
+def regroup(optimizer: Optimizer, parts: Iterable[Part], schedulers: Iterable[Any]) -> None:
+    """Take parameters out of an optimizer's groups and give them groups of their own.
+
+    A new group has all options of the group that its parameters come from but the rate: one group
+    for each of those, so that a split by weight decay is kept. A parameter that the optimizer does
+    not have yet takes the options of the first group that holds a parameter of its kind (one
+    dimension, or more). Groups that lose all parameters stay, empty, for whoever counts on their
+    number.
+
+    Args:
+        optimizer: The optimizer, before its first step.
+        parts: What to take out.
+        schedulers: The schedulers on the optimizer; they go on with the new groups. They have
+            passed :func:`check_schedulers`.
+    """
+    groups = list(optimizer.param_groups)
+    home = {id(p): number for number, group in enumerate(groups) for p in group["params"]}
+    moved: list[tuple[str, int, dict[str, nn.Parameter], float | None]] = []
+    for part in parts:
+        by_home: dict[int, dict[str, nn.Parameter]] = {}
+        for name, parameter in part.parameters.items():
+            number = home.get(id(parameter))
+            number = _akin(groups, parameter) if number is None else number
+            by_home.setdefault(number, {})[name] = parameter
+        for number in sorted(by_home):
+            label = part.label
+            if len(by_home) > 1:
+                label = f"{label}_{groups[number].get('name', number)}"
+            moved.append((label, number, by_home[number], part.lr))
+
+    taken = {id(p) for _, _, parameters, _ in moved for p in parameters.values()}
+    for group in groups:
+        stays = [id(p) not in taken for p in group["params"]]
+        for key in ("params", "param_names"):
+            if key in group:
+                group[key] = [x for x, keep in zip(group[key], stays, strict=True) if keep]
+    for label, number, parameters, lr in moved:
+        _add(optimizer, groups[number], label, parameters, lr)
+        for scheduler in _flat(schedulers):
+            _extend(scheduler, number, optimizer.param_groups[-1])
+    for scheduler in _flat(schedulers):
+        if isinstance(scheduler, MultiplierLR):
+            scheduler.refresh()
+
+
+def _akin(groups: list[dict[str, Any]], parameter: nn.Parameter) -> int:
+    flat = parameter.ndim <= 1
+    for number, group in enumerate(groups):
+        if any((p.ndim <= 1) == flat for p in group["params"]):
+            return number
+    return 0
+
+
+def _add(
+    optimizer: Optimizer,
+    template: dict[str, Any],
+    label: str,
+    parameters: dict[str, nn.Parameter],
+    lr: float | None,
+) -> None:
+    group = {key: value for key, value in template.items() if key not in ("params", "param_names")}
+    if "param_names" in template:
+        group["params"] = list(parameters.items())
+    else:
+        group["params"] = list(parameters.values())
+    group["name"] = label
+    now, full = template["lr"], template.get("initial_lr", template["lr"])
+    if lr is None:
+        group["lr"], rate = _copy(now), _copy(full)
+    else:
+        part = float(now) / float(full) if float(full) else 1.0
+        group["lr"], rate = _like(now, lr * part), _like(full, lr)
+    if "initial_lr" in template:
+        group["initial_lr"] = rate
+    optimizer.add_param_group(group)
+
+
+def _extend(scheduler: Any, number: int, group: dict[str, Any]) -> None:
+    """Tell a scheduler of a group whose options come from the group of that number."""
+    if isinstance(scheduler, MultiplierLR):
+        return  # it asks the groups
+    full = group.get("initial_lr", group["lr"])
+    for key, value in (("base_lrs", full), ("_last_lr", group["lr"])):
+        if isinstance(getattr(scheduler, key, None), list):
+            getattr(scheduler, key).append(_copy(value))
+    for key in ("lr_lambdas", "min_lrs"):
+        if isinstance(getattr(scheduler, key, None), list):
+            getattr(scheduler, key).append(getattr(scheduler, key)[number])
+
+
+def _flat(schedulers: Iterable[Any]) -> Iterator[Any]:
+    for scheduler in schedulers:
+        yield scheduler
+        yield from _flat(getattr(scheduler, "_schedulers", ()))
+
+
+def _copy(rate: Any) -> Any:
+    return rate.clone() if isinstance(rate, Tensor) else rate
+
+
+def _like(rate: Any, value: float) -> Any:
+    return rate.new_tensor(value) if isinstance(rate, Tensor) else value

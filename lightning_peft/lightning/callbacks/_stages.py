@@ -1,0 +1,276 @@
+"""Which part of a backbone is frozen, and when each part of it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from lightning_peft.adaptation.handle import Adaptation, find_adaptation
+from lightning_peft.adaptation.modes import hold_in_eval, is_held, release
+from lightning_peft.adaptation.parameter_groups import Depths
+from lightning_peft.anatomy import Anatomy, anatomy
+from lightning_peft.anatomy.backbone import backbone_of
+from lightning_peft.anatomy.names import inside
+from lightning_peft.anatomy.targets import resolve
+from lightning_peft.errors import MethodError, ScheduleError
+
+__all__ = ["Freezing", "Plan", "Stage", "as_stages"]
+
+_THAWABLE = "_lightning_peft_thawable"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a frozen backbone that is trained from some epoch on.
+
+    Attributes:
+        epoch: The first epoch, from 0, that trains it.
+        layers: Its blocks, as for a method: ``"last:2"``, ``"3:6"``, an index or several. The last
+            block brings what follows it (a final norm). ``"all"`` is everything, the stem included.
+            What an earlier stage has already is no part of a later one.
+        lr: The full learning rate of its parameters; ``None`` keeps the rate of the group that they
+            are in. A schedule applies to it as to any other.
+
+    Raises:
+        ScheduleError: If the epoch or the rate is out of range.
+    """
+
+    epoch: int
+    layers: str | int | tuple[int, ...] = "all"
+    lr: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layers, str | int):
+            object.__setattr__(self, "layers", tuple(self.layers))
+        problems = []
+        if isinstance(self.epoch, bool) or not isinstance(self.epoch, int) or self.epoch < 0:
+            problems.append(f"expected epoch to be a whole number from 0, got {self.epoch!r}")
+        number = isinstance(self.lr, int | float) and not isinstance(self.lr, bool)
+        if self.lr is not None and not (number and 0 < self.lr < float("inf")):
+            problems.append(f"expected lr to be a number above 0, got {self.lr!r}")
+        if problems:
+            raise ScheduleError("Stage: " + "; ".join(problems) + ".")
+
+
+def as_stages(given: Iterable[Stage | Mapping[str, Any]]) -> tuple[Stage, ...]:
+    """Give stages in the order in which they come due.
+
+    Args:
+        given: Stages, or mappings with their fields (as a config file has them).
+
+    Raises:
+        ScheduleError: If one of them is neither, or has a field that a stage does not have.
+    """
+    stages = []
+    for item in given:
+        if isinstance(item, Stage):
+            stages.append(item)
+            continue
+        fields = dict(item) if hasattr(item, "keys") else None
+        if fields is None or "epoch" not in fields or not {"epoch", "layers", "lr"} >= set(fields):
+            raise ScheduleError(
+                "BackboneFreeze: expected each entry of unfreeze to be a Stage, or a mapping with "
+                f"epoch, layers and lr, got {item!r}."
+            )
+        stages.append(Stage(**fields))
+    return tuple(sorted(stages, key=lambda stage: stage.epoch))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a freezing means for one backbone.
+
+    Attributes:
+        path: The backbone's attribute path in the LightningModule. backbone: The backbone.
+        adaptation: Its adaptation, if it is adapted too. frozen: The parameters that are frozen at
+        the start, by name in the backbone. stage_of: The number of the stage that trains a frozen
+        parameter, by name; where there is none,
+            it stays frozen.
+        norms: BatchNorm-like modules of the frozen part, by name, and their stage.
+        others: Its other modules, by name, and their stage.
+    """
+
+    path: str
+    backbone: nn.Module
+    adaptation: Adaptation | None
+    frozen: dict[str, nn.Parameter]
+    stage_of: dict[str, int]
+    norms: dict[str, int | None]
+    others: dict[str, int | None]
+
+    def parameters_of(self, stage: int) -> dict[str, nn.Parameter]:
+        """Give the parameters that a stage trains, by name in the backbone."""
+        return {n: p for n, p in self.frozen.items() if self.stage_of.get(n) == stage}
+
+
+@dataclass(frozen=True)
+class Freezing:
+    """How a backbone is frozen; calling it on a LightningModule freezes it, as often as one likes.
+
+    Attributes:
+        backbone: Attribute path of the backbone; ``None`` finds it.
+        head: The backbone's own head; ``None`` finds it.
+        batchnorm: As for :class:`BackboneFreeze`.
+        backbone_dropout: As for :class:`BackboneFreeze`.
+        stages: The stages, in the order in which they come due.
+    """
+
+    backbone: str | None = None
+    head: str | tuple[str, ...] | Literal[False] | None = None
+    batchnorm: str = "frozen"
+    backbone_dropout: str = "train"
+    stages: tuple[Stage, ...] = ()
+
+    def __call__(self, pl_module: nn.Module) -> None:
+        """Freeze the backbone.
+
+        Raises:
+            TargetError: If the backbone, its head or a stage's layers are not found.
+            MethodError: If nothing is left to train, or an adaptation forbids it.
+            ScheduleError: If a stage has nothing to train.
+        """
+        plan = self.plan(pl_module)
+        going_on = {id(p) for p in plan.frozen.values()}
+        at_once = any(stage.epoch == 0 for stage in self.stages)
+        if not at_once and not any(
+            p.requires_grad and id(p) not in going_on for p in pl_module.parameters()
+        ):
+            raise MethodError(
+                f"BackboneFreeze: expected something beside the backbone '{plan.path}' to train, "
+                "got nothing: the module has no head outside of it, and none was found in it. "
+                "Name the head (head='...'), or unfreeze a stage at epoch 0."
+            )
+        self.freeze(plan)
+
+    def freeze(self, plan: Plan) -> None:
+        """Freeze all that the plan says, and hold its modes."""
+        plan.backbone.__dict__[_THAWABLE] = frozenset(plan.frozen)
+        for parameter in plan.frozen.values():
+            parameter.requires_grad_(False)
+            parameter.grad = None  # an optimizer steps on a gradient that is left over
+        self.hold(plan)
+
+    def hold(self, plan: Plan, due: Iterable[int] = ()) -> None:
+        """Hold the modes of what is frozen, and release the parts whose stage is due."""
+        if plan.adaptation is not None:
+            modes = plan.adaptation.batchnorm, "train"  # its dropout policy is the adaptation's
+        else:
+            modes = self.batchnorm, self.backbone_dropout
+        released = set(due)
+        for names, held in ((plan.norms, modes[0] == "frozen"), (plan.others, modes[1] == "eval")):
+            for name, stage in names.items():
+                module = plan.backbone.get_submodule(name)
+                if stage in released and held and is_held(module):
+                    release([module])
+                    module.training = plan.backbone.training
+                elif held and stage not in released and not is_held(module):
+                    hold_in_eval([module], recurse=False)
+
+    def thaw(self, plan: Plan, epoch: int) -> bool:
+        """Train the stages that are due.
+
+        Args:
+            plan: The plan.
+            epoch: The epoch that begins.
+
+        Returns:
+            Whether anything changed.
+        """
+        due = [number for number, stage in enumerate(self.stages) if stage.epoch <= epoch]
+        new = [p for i in due for p in plan.parameters_of(i).values() if not p.requires_grad]
+        for parameter in new:
+            parameter.requires_grad_(True)
+        self.hold(plan, due)
+        return bool(new)
+
+    def plan(self, pl_module: nn.Module) -> Plan:
+        """Say what the freezing means for a module; nothing is changed.
+
+        Raises:
+            TargetError: If the backbone, its head or a stage's layers are not found.
+            MethodError: If an adaptation of the backbone forbids it.
+            ScheduleError: If a stage has nothing to train.
+        """
+        path, backbone = backbone_of(pl_module, self.backbone)
+        adaptation = find_adaptation(backbone)
+        if adaptation is not None:
+            self._refuse_conflict(path, adaptation)
+        found = anatomy(backbone, head=adaptation.head if adaptation is not None else self.head)
+        depths = Depths.of(backbone, found)
+        stages = self._stage_of_depths(backbone, found, depths.last)
+        thawable = _thawable(backbone, adaptation, found.head)
+        frozen = {n: p for n, p in backbone.named_parameters() if n in thawable}
+        stage_of = {n: stages[d] for n in frozen if (d := depths.parameters[n]) in stages}
+        empty = [s for i, s in enumerate(self.stages) if i not in stage_of.values()]
+        if empty:
+            raise ScheduleError(
+                "BackboneFreeze: expected every stage to train something that no earlier one does, "
+                f"got nothing for {', '.join(map(str, empty))}."
+            )
+        norms: dict[str, int | None] = {}
+        others: dict[str, int | None] = {}
+        for name, module in backbone.named_modules():
+            if name and not inside(name, found.head):
+                which = norms if isinstance(module, _NormBase) else others
+                which[name] = stages.get(depths.modules[name])
+        return Plan(path, backbone, adaptation, frozen, stage_of, norms, others)
+
+    def _stage_of_depths(self, backbone: nn.Module, found: Anatomy, last: int) -> dict[int, int]:
+        """Say for each depth of the backbone which stage trains it first."""
+        first: dict[int, int] = {}
+        for number, stage in enumerate(self.stages):
+            if stage.layers == "all":
+                depths = set(range(last + 1))
+            else:
+                if not found.blocks:
+                    raise MethodError(
+                        "BackboneFreeze: expected a backbone with repeated blocks for "
+                        f"{stage}, found none in {type(backbone).__name__}. Use layers='all'."
+                    )
+                chosen = set(resolve(found, backbone, "blocks", layers=stage.layers))
+                depths = {i + 1 for i, name in enumerate(found.blocks) if name in chosen}
+            for depth in depths:
+                first.setdefault(depth, number)
+        return first
+
+    def _refuse_conflict(self, path: str, adaptation: Adaptation) -> None:
+        problems = []
+        if not self.stages:
+            problems.append("it freezes that backbone already: remove BackboneFreeze")
+        for name, mine, theirs in (
+            ("batchnorm", self.batchnorm, adaptation.batchnorm),
+            ("backbone_dropout", self.backbone_dropout, adaptation.backbone_dropout),
+        ):
+            if mine != theirs:
+                problems.append(f"{name} is {theirs!r} there and {mine!r} here: say it there only")
+        if self.head is not None and self.head != adaptation.head:
+            problems.append("say the head there only")
+        if problems:
+            raise MethodError(
+                f"BackboneFreeze: the backbone '{path}' is adapted with {adaptation.method.name}, "
+                "and " + "; ".join(problems) + "."
+            )
+
+
+def _thawable(
+    backbone: nn.Module, adaptation: Adaptation | None, head: tuple[str, ...]
+) -> frozenset[str]:
+    """Name the parameters that are frozen at the start and may be trained later.
+
+    What the user froze on purpose (a fixed position embedding) is no part of it, and neither is
+    what an adaptation trains. After the first time both look alike, so the answer is kept on the
+    backbone.
+    """
+    kept = backbone.__dict__.get(_THAWABLE)
+    if kept is not None:
+        return frozenset(kept)
+    if adaptation is not None:
+        others = {*adaptation.trained_names(), *adaptation.adapter_names()}
+        names = {n for n, p in backbone.named_parameters() if p.is_floating_point()} - others
+    else:
+        names = {n for n, p in backbone.named_parameters() if p.requires_grad}
+    return frozenset(name for name in names if not inside(name, head))

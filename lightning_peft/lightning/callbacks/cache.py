@@ -1,0 +1,248 @@
+"""A callback that runs the frozen first part of a backbone once a sample, not once an epoch."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sized
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from torch.utils._pytree import tree_leaves
+
+from lightning_peft.anatomy.backbone import backbone_of
+from lightning_peft.caching import PrefixCache, RepeatedViews
+from lightning_peft.errors import MethodError
+from lightning_peft.lightning.class_names import SHARDING, is_a
+from lightning_peft.lightning.namespace import pl, pl_import
+
+__all__ = ["FeatureCache"]
+
+_PATIENCE = 8  # batches of an epoch after which rare hits are seen to be rare
+_RARE = 0.1
+
+
+class FeatureCache(pl.Callback):
+    """Compute once what the frozen first part of the backbone gives, and read it back afterwards.
+
+    >>> from lightning_peft import FeatureCache
+    >>> callback = FeatureCache(max_bytes=8 * 2**30)
+
+    Worth it where the first part is frozen and the same inputs come every epoch: a linear probe,
+    the last blocks, a side network (``ladder``), the stages of ``BackboneFreeze``. The run ends
+    with the weights that it has without it, bit for bit where the arithmetic of a sample does not
+    depend on its batch, else up to rounding, which is said. Training and validation inside of
+    ``fit`` use it.
+
+    A sample is known by its content, so shuffling, resuming, several processes and augmentation
+    cannot mix samples up. Random augmentation gives new content in each epoch: nothing is found
+    again, and the callback says so in the second epoch and turns itself off.
+    :class:`~lightning_peft.RepeatedViews` around the data set makes augmentation repeat.
+
+    Where the first part cannot be cached (dropout or BatchNorm in training mode, a gradient that
+    goes through it, gradient checkpointing, a compiled backbone, a forward that cannot be split),
+    the backbone runs whole and one line says why. When a stage begins to train more, the features
+    are made again for what is still frozen. Under DDP each process keeps what it has seen; with a
+    ``directory`` that they share they find each other's from the next epoch on.
+
+    Args:
+        backbone: Attribute path of the backbone in the module. ``None`` finds it, and says so if
+            there are two.
+        max_bytes: No more than this is kept, in each process. If the data needs more, nothing is
+            cached; the estimate is printed before the first batch is kept.
+        directory: Keep the features in files there, mapped into memory: for data that does not fit,
+            for later runs, and for several processes. Remove it when it is no longer needed.
+        min_share: The smallest part of a forward's operations that is worth caching, in [0, 1].
+
+    Attributes:
+        cache: The cache of the current ``fit``; of the last one when it is over.
+
+    Raises:
+        MethodError: If a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        backbone: str | None = None,
+        *,
+        max_bytes: int = 4 * 2**30,
+        directory: str | os.PathLike[str] | None = None,
+        min_share: float = 0.1,
+    ) -> None:
+        number = isinstance(max_bytes, int) and not isinstance(max_bytes, bool)
+        problems = []
+        if not number or max_bytes < 1:
+            problems.append(f"expected max_bytes to be a whole number from 1, got {max_bytes!r}")
+        if not isinstance(min_share, int | float) or not 0 <= min_share <= 1:
+            problems.append(f"expected min_share in [0, 1], got {min_share!r}")
+        if directory is not None and Path(directory).is_file():
+            problems.append(f"expected directory to be a directory, got the file {directory}")
+        if problems:
+            raise MethodError("FeatureCache: " + "; ".join(problems) + ".")
+        self.backbone = backbone
+        self.max_bytes = max_bytes
+        self.directory = directory
+        self.min_share = min_share
+        self.cache: PrefixCache | None = None
+        self._epochs = 0
+        self._views = 1
+        self._made: tuple[int, int] | None = None
+        self._start = (0, 0)
+        self._batches = 0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stand in for the backbone's forward."""
+        path, backbone = backbone_of(pl_module, self.backbone)
+        self.cache = PrefixCache(
+            backbone,
+            max_bytes=self.max_bytes,
+            directory=self.directory,
+            min_share=self.min_share,
+            samples=lambda: self._samples(trainer),
+            say=_say,
+        )
+        self._epochs, self._made = 0, None
+        self.cache.install()
+        if self.cache.off is None and is_a(trainer.strategy, *SHARDING):
+            self.cache.give_up(f"{type(trainer.strategy).__name__} keeps parts of a module apart")
+        elif self.cache.off is None and "_orig_mod" in path.split("."):
+            self.cache.give_up("the backbone is compiled")
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the sanity check alone: how much data there is, is not known yet."""
+        if self.cache is not None:
+            self.cache.paused = True
+
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin."""
+        if self.cache is not None:
+            self.cache.paused = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look for augmentation that repeats itself."""
+        self._views = max((d.views for d in _datasets(trainer) if _repeats(d)), default=1)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say which view is due, and take what other processes have written."""
+        for dataset in _datasets(trainer):
+            if _repeats(dataset):
+                dataset.set_epoch(trainer.current_epoch)
+        if self.cache is None:
+            return
+        self.cache.verify()
+        self.cache.store.refresh()
+        self._begin_counting()
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Give up early where nothing is found again."""
+        self._batches += 1
+        if self._batches == _PATIENCE:
+            self._judge()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Judge what training has found before validation adds to it."""
+        self._judge()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Judge an epoch that is over."""
+        self._judge()
+        self._epochs += 1
+        if self._epochs == 1 and self.cache is not None and self.cache.off is None:
+            self._say_after_the_first()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the backbone's own forward back, and let go of the features."""
+        self._end()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Put the backbone's own forward back, whatever has happened."""
+        self._end()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Put the backbone's own forward back, if nothing else has."""
+        self._end()
+
+    # --- what is worth it -------------------------------------------------------------------------
+
+    def _begin_counting(self) -> None:
+        assert self.cache is not None
+        self._batches = 0
+        self._start = (self.cache.count.samples, self.cache.count.found)
+
+    def _judge(self) -> None:
+        """Turn the cache off if an epoch that should find its samples again finds few of them."""
+        cache = self.cache
+        if cache is None or cache.off is not None:
+            return
+        if self._made is None or self._made[0] != cache.made_in:
+            self._made = cache.made_in, self._epochs
+        if self._epochs - self._made[1] < self._views:
+            return  # in these epochs everything is new
+        samples = cache.count.samples - self._start[0]
+        found = cache.count.found - self._start[1]
+        if samples and found < _RARE * samples:
+            cache.give_up(
+                f"of {samples:,} samples in this epoch {found:,} had been seen before: random "
+                "augmentation (lp.RepeatedViews around the data set makes it repeat), data that "
+                "differs in each epoch, or no room (max_bytes)"
+            )
+
+    def _say_after_the_first(self) -> None:
+        assert self.cache is not None
+        if not self.cache.calls:
+            self.cache.give_up(
+                "the module never called the backbone's own forward in an epoch (it may call "
+                "parts of it, such as forward_features)"
+            )
+        elif self.cache.store.full:
+            _say(
+                f"FeatureCache: there was no more room after {len(self.cache.store):,} samples; "
+                "the others are computed in each epoch."
+            )
+        for name, problem in self.cache.store.unreadable.items():
+            _say(f"FeatureCache: {name} cannot be read and is not used ({problem}).")
+
+    def _samples(self, trainer: pl.Trainer) -> int | None:
+        """Say how many different samples the run will see, if every data set says its length."""
+        total = 0
+        for dataset in _datasets(trainer, validation=True):
+            if not isinstance(dataset, Sized):
+                return None
+            total += len(dataset) * (dataset.views if _repeats(dataset) else 1)
+        return total or None
+
+    def _end(self) -> None:
+        if self.cache is not None:
+            self.cache.remove()
+
+
+def _loaders(trainer: pl.Trainer, validation: bool) -> Iterator[Any]:
+    yield from tree_leaves(trainer.train_dataloader)
+    batches = trainer.num_val_batches
+    used = math.inf in batches or any(batches) if isinstance(batches, list) else bool(batches)
+    if validation and used:
+        yield from tree_leaves(trainer.val_dataloaders)
+
+
+def _datasets(trainer: pl.Trainer, validation: bool = False) -> Iterator[Any]:
+    for loader in _loaders(trainer, validation):
+        dataset = getattr(loader, "dataset", None)
+        if dataset is not None:
+            yield dataset
+
+
+def _repeats(dataset: object) -> TypeGuard[RepeatedViews]:
+    return isinstance(dataset, RepeatedViews)
+
+
+def _say(message: str) -> None:
+    pl_import("utilities.rank_zero").rank_zero_info(message)

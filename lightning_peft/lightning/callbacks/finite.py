@@ -1,0 +1,213 @@
+"""Stop at a loss that is not a number, while the weights are still good."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_peft.errors import CheckpointError, PEFTError
+from lightning_peft.lightning.hooks import after_hook
+from lightning_peft.lightning.namespace import pl
+
+__all__ = ["FiniteLoss", "NonFiniteLossError"]
+
+
+class NonFiniteLossError(PEFTError, RuntimeError):
+    """The loss is NaN or infinite."""
+
+
+@dataclasses.dataclass
+class _Reading:
+    """A loss on its way to the CPU, and the place in the run where it arose."""
+
+    values: Tensor  # (2,): the loss, and the number of ranks whose loss is not finite
+    ready: Any  # the CUDA event after which the values can be read; None if they can at once
+    place: str
+    batch: Any
+
+
+class FiniteLoss(pl.Callback):
+    """Stops a fit whose loss is NaN or infinite, before that loss reaches the weights.
+
+    The error names the epoch, batch, step, loss and learning rates, and the last checkpoint. All
+    ranks stop at the same step. It works with any LightningModule, in automatic and (through
+    ``manual_backward``) in manual optimization.
+
+    What it costs. On the CPU a loss is checked before its backward pass. On CUDA it is copied to
+    the CPU without waiting, and read right before the optimizer's step: by then the backward pass
+    is in the GPU's queue, so the GPU does not idle, and all that is lost is queueing a second step
+    ahead of the GPU. With more than one rank there is one all-reduce of two numbers a batch.
+
+    From the fit on, no checkpoint of a module whose weights are not finite is written, by whatever
+    callback: such a save raises before the file of before is touched. That is the guard against a
+    finite loss whose gradient is not; the loss of the step after it then stops the run.
+
+    Raises:
+        NonFiniteLossError: At the first loss that is not finite.
+        CheckpointError: At a save of trained parameters that are not finite, or of buffers (such as
+            BatchNorm statistics) with NaN.
+    """
+
+    def __init__(self) -> None:
+        self._batch_idx = 0
+        self._batch: Any = None
+        self._pending: list[_Reading] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Guard the module's checkpoints, weights-only ones too, which ask no callback."""
+        self._pending = []
+        if stage == "fit":
+            after_hook(pl_module, "on_save_checkpoint", "FiniteLoss", _refuse_to_save)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Remember which batch comes."""
+        self._batch_idx, self._batch = batch_idx, batch
+
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+    ) -> None:
+        """Check the loss, or send it on its way to the CPU."""
+        place = (
+            f"epoch {trainer.current_epoch}, batch {self._batch_idx}, step {trainer.global_step}"
+        )
+        value = loss.detach().float().reshape(())
+        bad = (~torch.isfinite(value)).float()
+        if trainer.world_size > 1:
+            bad = trainer.strategy.reduce(bad, reduce_op="sum")
+        values = torch.stack([value, bad])
+        if values.device.type != "cuda":
+            self._judge(trainer, pl_module, _Reading(values, None, place, self._batch))
+            return
+        host = torch.empty(2, pin_memory=True)
+        host.copy_(values, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._pending.append(_Reading(host, event, place, self._batch))
+
+    def on_before_optimizer_step(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """Read the losses that this step is made of."""
+        self._read(trainer, pl_module)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Let go of the batch."""
+        self._batch = None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read what no step has come for."""
+        self._read(trainer, pl_module)
+
+    def _read(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        pending, self._pending = self._pending, []
+        for reading in pending:
+            reading.ready.synchronize()
+            self._judge(trainer, pl_module, reading)
+
+    def _judge(self, trainer: pl.Trainer, pl_module: pl.LightningModule, reading: _Reading) -> None:
+        loss, bad_ranks = reading.values.tolist()
+        if not bad_ranks:
+            return
+        rates = ", ".join(
+            f"{rate:g}"
+            for rate in dict.fromkeys(
+                group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups
+            )
+        )
+        where = f"{reading.place}, learning rate {rates}"
+        if trainer.world_size > 1:
+            where += f", on {int(bad_ranks)} of {trainer.world_size} ranks"
+        raise NonFiniteLossError(
+            f"Expected a finite loss, got {loss} ({where}). Training stopped before the "
+            f"optimizer's step. {_why(pl_module, reading.batch)} {_last_checkpoint(trainer)}"
+        )
+
+
+def _why(pl_module: nn.Module, batch: Any) -> str:
+    broken = _broken(pl_module)
+    if broken:
+        return (
+            f"{', '.join(broken[:3])} is not finite already: the gradient of an earlier step was "
+            "not, though its loss was. Lower the learning rate, or clip gradients."
+        )
+    if any(not bool(torch.isfinite(part).all()) for part in _tensors(batch)):
+        return "The weights are finite, but this batch holds NaN or infinity: correct the data."
+    return (
+        "The weights and this batch are finite. Lower the learning rate, warm up longer, or train "
+        "in bf16 or float32 if this was float16."
+    )
+
+
+def _last_checkpoint(trainer: pl.Trainer) -> str:
+    paths = [
+        path
+        for callback in trainer.checkpoint_callbacks
+        for path in (
+            getattr(callback, "last_model_path", ""),
+            getattr(callback, "best_model_path", ""),
+        )
+        if path
+    ]
+    if not paths:
+        return "No checkpoint has been written yet."
+    return f"The last good checkpoint is untouched: resume with ckpt_path={str(paths[0])!r}."
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        if batch.is_floating_point():
+            yield batch
+    elif isinstance(batch, Mapping):
+        for part in batch.values():
+            yield from _tensors(part)
+    elif isinstance(batch, list | tuple):
+        for part in batch:
+            yield from _tensors(part)
+
+
+def _broken(module: nn.Module) -> list[str]:
+    """Name what is not finite. A buffer may hold infinity on purpose, as a mask does."""
+    checks = {
+        name: torch.isfinite(part).all()
+        for name, part in module.named_parameters()
+        if part.requires_grad
+    }
+    checks |= {
+        name: ~torch.isnan(part).any()
+        for name, part in module.named_buffers()
+        if part.is_floating_point()
+    }
+    if not checks:
+        return []
+    devices = {check.device for check in checks.values()}
+    fine: dict[str, bool] = {}
+    for device in devices:  # one wait for each device, not one for each tensor
+        names = [name for name, check in checks.items() if check.device == device]
+        fine |= zip(names, torch.stack([checks[name] for name in names]).tolist(), strict=True)
+    return [name for name in checks if not fine[name]]
+
+
+def _refuse_to_save(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
+    broken = _broken(pl_module)
+    if broken:
+        raise CheckpointError(
+            f"Expected finite weights to save, got NaN or infinity in {len(broken)} tensors: "
+            f"{', '.join(broken[:5])}{' ...' if len(broken) > 5 else ''}. Nothing was written, and "
+            "the checkpoints of before are untouched: resume from one with a lower learning rate."
+        )

@@ -1,0 +1,196 @@
+"""One callback on a trainer that already exists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+
+from lightning_peft.adaptation.checks import as_names
+from lightning_peft.adaptation.handle import Adaptation, find_adaptations
+from lightning_peft.errors import MethodError
+from lightning_peft.kernels import Memory
+from lightning_peft.lightning.attachment import Attachment, attach, attachment_of
+from lightning_peft.lightning.class_names import is_a
+from lightning_peft.lightning.namespace import pl
+from lightning_peft.lightning.steppers import EachStep
+from lightning_peft.methods.union import as_method
+
+__all__ = ["PEFT"]
+
+_STEPS_WATCHED = 2
+
+
+class PEFT(pl.Callback):
+    """Fine-tune the backbone of an existing LightningModule with few trained parameters.
+
+    >>> from lightning_peft import PEFT
+    >>> callback = PEFT("lora", rank=8)
+
+    The backbone is adapted at the end of ``configure_model``: after the module has built its
+    network, and before a checkpoint is restored, an optimizer is made or a strategy wraps the
+    model. Nothing else in the module changes; checkpoints hold the adapter, the head and whatever
+    else is trained. ``fit``, ``validate``, ``test``, ``predict``, resuming and a second ``fit`` go
+    on working. To load a checkpoint outside of a trainer, use
+    :func:`lightning_peft.load_from_checkpoint`.
+
+    Args:
+        method: A method's name, a :class:`Method`, a ``peft.PeftConfig``, or a list of these.
+        backbone: Attribute path of the backbone, such as ``"model.encoder"``. ``None`` finds it and
+            says so if there are two.
+        head: The backbone's own head: ``None`` finds it, names or globs say it, ``False`` says that
+            there is none. Layers outside of the backbone are the module's own and stay as they are.
+        also_train: Names or globs of more modules or parameters of the backbone to train in full.
+        batchnorm: ``"frozen"`` keeps the statistics of frozen BatchNorm layers; ``"train"`` lets
+            them change.
+        backbone_dropout: ``"train"`` puts the backbone into training mode for ``fit``, so that its
+            dropout acts (models from ``from_pretrained`` come in evaluation mode and Lightning
+            leaves them there); ``"eval"`` keeps the backbone's own dropout off.
+        strict_backbone: Whether a checkpoint of another backbone is an error (``True``) or a
+            warning.
+        memory: What LoRA layers make again in the backward pass instead of keeping it:
+            ``"default"`` the output of an activation function, ``"low"`` that of a layer norm and
+            in a quarter of the layers the first product of an MLP as well, ``"lowest"`` all of
+            these products, ``"high"`` nothing. It belongs to the run and is in no checkpoint.
+            ``None`` is ``"default"``, and leaves a backbone that is adapted already as it is.
+        check_gradients: Whether to stop after two steps if an adapter gets no gradient, which means
+            that the model never calls the module that it sits on.
+        **settings: Settings of the method, if it is given by name.
+
+    Raises:
+        MethodError: If the method or a setting is unknown or out of range, or memory is to be
+            saved with a method without fast LoRA layers.
+    """
+
+    def __init__(
+        self,
+        method: Any = "lora",
+        *,
+        backbone: str | None = None,
+        head: str | Sequence[str] | Literal[False] | None = None,
+        also_train: str | Sequence[str] = (),
+        batchnorm: Literal["frozen", "train"] = "frozen",
+        backbone_dropout: Literal["train", "eval"] = "train",
+        strict_backbone: bool = True,
+        memory: Memory | None = None,
+        check_gradients: bool = True,
+        **settings: Any,
+    ) -> None:
+        self.attachment = Attachment(
+            as_method(method, **settings),
+            backbone=backbone,
+            head=head if head is None or head is False else as_names(head),
+            also_train=as_names(also_train),
+            batchnorm=batchnorm,
+            backbone_dropout=backbone_dropout,
+            strict_backbone=strict_backbone,
+            memory=memory,
+        )
+        self.check_gradients = check_gradients
+        self._each_step = EachStep()
+        self._steps = 0
+        self._without_gradient: set[str] = set()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Stand in for the module's ``configure_model``, where the adaptation will happen."""
+        self._refuse_company(trainer, pl_module)
+        attach(pl_module, self.attachment)
+
+    def _refuse_company(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        if sum(type(callback).__name__ == "PEFT" for callback in callbacks) > 1:
+            raise MethodError(
+                "expected one PEFT callback, got several. To combine methods, give them as a list: "
+                "PEFT(['lora', 'bitfit'])."
+            )
+        standing = attachment_of(pl_module)
+        if hasattr(pl_module, "configure_peft") and standing is not self.attachment:
+            raise MethodError(
+                f"{type(pl_module).__name__} adapts itself (PEFTMixin): expected the mixin or the "
+                "PEFT callback, got both. Remove one of them."
+            )
+        for callback in callbacks[: callbacks.index(self)]:
+            # it copies the model in its own setup, and the copy would have no adapter
+            if is_a(callback, "WeightAveraging"):
+                raise MethodError(
+                    f"expected PEFT before {type(callback).__name__} in the list of callbacks, got "
+                    "it after: the averaged copy would be made of a model without the adapter."
+                )
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check that the adapter will be trained, and put the backbone into training mode."""
+        self._steps, self._without_gradient = 0, set()
+        in_optimizers = {
+            id(parameter)
+            for optimizer in trainer.optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        for path, adaptation in find_adaptations(pl_module).items():
+            _refuse_untrained(path, adaptation, in_optimizers)
+            if not adaptation.model.training:
+                adaptation.model.train()
+            adaptation.hold_modes()  # sync_batchnorm puts other modules in place of the held ones
+            report = adaptation.report()
+            _say(
+                f"PEFT: {adaptation.method.name} on '{path or type(pl_module).__name__}' "
+                f"({len(adaptation.sites)} sites), {report.trained:,} of {report.total:,} "
+                f"parameters trained ({report.share:.2%})"
+            )
+        self._each_step.on_fit_start(trainer, pl_module)
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add what the method adds to the loss (AdaLoRA)."""
+        self._each_step.on_after_backward(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Do what the method does after a step (AdaLoRA)."""
+        self._each_step.on_train_batch_end(trainer, pl_module)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Find an adapter that the model's forward bypasses."""
+        if not self.check_gradients or self._steps > _STEPS_WATCHED * len(trainer.optimizers):
+            return
+        silent = {
+            f"{path}.{name}" if path else name
+            for path, adaptation in find_adaptations(pl_module).items()
+            for name in adaptation.adapter_names()
+            if (p := adaptation.model.get_parameter(name)).requires_grad and p.grad is None
+        }
+        self._without_gradient = silent if self._steps == 0 else self._without_gradient & silent
+        self._steps += 1
+        if self._steps >= _STEPS_WATCHED * len(trainer.optimizers) and self._without_gradient:
+            raise MethodError(
+                f"after {_STEPS_WATCHED} steps these adapter parameters have no gradient: "
+                f"{', '.join(sorted(self._without_gradient))}. Either the forward does not call "
+                "the modules they sit on (exclude these), or gradient checkpointing is reentrant "
+                "(use_reentrant=False), or these modules are used now and then "
+                "(check_gradients=False)."
+            )
+
+
+def _refuse_untrained(path: str, adaptation: Adaptation, in_optimizers: set[int]) -> None:
+    lost = [
+        name
+        for name in adaptation.trained_names()
+        # what BackboneFreeze will thaw later is part of the trained names already
+        if (p := adaptation.model.get_parameter(name)).requires_grad and id(p) not in in_optimizers
+    ]
+    if lost and in_optimizers:
+        more = f" and {len(lost) - 6} more" if len(lost) > 6 else ""
+        raise MethodError(
+            f"expected every trained parameter of '{path}' in an optimizer, configure_optimizers "
+            f"left out {', '.join(lost[:6])}{more}. Give the optimizer self.parameters(), or "
+            "lp.parameter_groups(self, lr=...)."
+        )
+
+
+def _say(message: str) -> None:
+    from lightning_peft.lightning.namespace import pl_import
+
+    pl_import("utilities.rank_zero").rank_zero_info(message)

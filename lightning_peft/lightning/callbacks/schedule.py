@@ -1,0 +1,326 @@
+"""Callbacks that add a warm-up and a decay to the optimizer that the module makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+from torch.optim import Optimizer
+
+from lightning_peft.errors import ScheduleError
+from lightning_peft.lightning.callbacks._run_length import estimated_steps, steps_of_epochs
+from lightning_peft.lightning.callbacks._trainer import trainer_import, warn_on_rank_zero
+from lightning_peft.lightning.class_names import is_a
+from lightning_peft.lightning.lengths import Length, as_length
+from lightning_peft.lightning.namespace import pl
+from lightning_peft.lightning.schedules import Kind, Multiplier, MultiplierLR
+
+__all__ = ["Schedule", "WarmupConstant", "WarmupCosine", "WarmupLinear", "WarmupStableDecay"]
+
+
+class Schedule(pl.Callback):
+    """Schedule the learning rate of whatever optimizer the module makes.
+
+    The module's ``configure_optimizers`` returns an optimizer with the full rates and no
+    scheduler. When fit starts, the schedule is added behind the trainer's own, so that it is
+    stepped once an optimizer step (gradient accumulation and several devices are accounted for),
+    is saved in the checkpoint and restored from it, and is seen by ``LearningRateMonitor``. Every
+    parameter group is scheduled from its own rate, those included that are added later.
+
+    The length is the trainer's own estimate of the run. A run that is resumed goes on where it
+    stopped; with a longer ``max_epochs`` than before it follows the new, longer schedule from
+    there, and says so.
+
+    Under manual optimization the number of optimizer steps is known to the module only, so
+    ``total_steps`` has to be given (for each optimizer), and each schedule follows the steps of
+    its own optimizer: the module need not step it.
+
+    Args:
+        warmup: The warm-up: a part of the run (0.1 or ``"10%"``), optimizer steps (500 or
+            ``"500 steps"``) or epochs (``"2 epochs"``).
+        final: The part of the rate that is left at the end.
+        total_steps: The optimizer steps of the run, where the trainer cannot know them.
+
+    Raises:
+        ScheduleError: If the arguments make no schedule; when fit starts also if the run has no
+        known
+            length, is shorter than the warm-up, or if the optimizer has a scheduler already.
+    """
+
+    kind: ClassVar[Kind]
+
+    def __init__(
+        self, warmup: float | int | str = 0.1, *, final: float = 0.0, total_steps: int | None = None
+    ) -> None:
+        self.warmup = warmup
+        self.final = final
+        self.total_steps = total_steps
+        self._schedulers: list[MultiplierLR] = []
+        self._handles: list[Any] = []
+        problems = list(self._problems())
+        if problems:
+            raise ScheduleError(f"{type(self).__name__}: " + "; ".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        total = self.total_steps
+        yield from _no_length(self.warmup, "warmup")
+        if isinstance(self.final, bool) or not 0 <= self.final <= 1:
+            yield f"expected final to be a part of the rate in [0, 1], got {self.final!r}"
+        if total is not None and (
+            isinstance(total, bool) or not isinstance(total, int) or total < 1
+        ):
+            yield f"expected total_steps to be a whole number from 1, got {total!r}"
+
+    def multiplier(
+        self, total_steps: int | None, epoch_steps: Sequence[int] | int | None = None
+    ) -> Multiplier:
+        """Give the schedule of a run of so many optimizer steps.
+
+        Parts of the run and of an epoch are rounded to whole steps.
+
+        Args:
+            total_steps: The length of the run; ``None`` if it has none.
+            epoch_steps: The optimizer steps of an epoch, or of each of the first epochs where they
+                differ; ``None`` if nobody knows.
+
+        Raises:
+            ScheduleError: If the warm-up does not fit into the run, or the schedule needs a length
+                that is not known.
+        """
+        try:
+            warmup = as_length(self.warmup, "warmup").steps(total_steps, epoch_steps)
+            total = self._end(warmup) if total_steps is None else total_steps
+            return Multiplier(total, warmup, self.kind, self.final, self._decay(total, epoch_steps))
+        except ScheduleError as error:
+            raise ScheduleError(f"{type(self).__name__}: {error}") from None
+
+    def _end(self, warmup_steps: int) -> int:
+        """The last step that the schedule has to know of in a run without an end."""
+        raise ScheduleError("expected a run of known length")
+
+    def _decay(self, total_steps: int, epoch_steps: Sequence[int] | int | None) -> float:
+        """The part of the run that decays, for the shapes that ask for it."""
+        return 0.1
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the schedule: the optimizer is made, and its state is not yet restored."""
+        self._forget()
+        if trainer.limit_train_batches == 0 or trainer.max_epochs == 0 or trainer.max_steps == 0:
+            return  # nothing is trained
+        automatic = pl_module.automatic_optimization
+        total = self._length(trainer, automatic)
+        if getattr(trainer, "fast_dev_run", False) and total is not None and not self._is_a_part():
+            # a dry run of a few steps is not what the warm-up was written for
+            multiplier = Multiplier(total, 0, "constant")
+        else:
+            multiplier = self.multiplier(total, steps_of_epochs(trainer) if automatic else None)
+        optimizers = self._optimizers(trainer)
+
+        config = trainer_import(trainer, "utilities.types").LRSchedulerConfig
+        for optimizer in optimizers:
+            scheduler = MultiplierLR(optimizer, multiplier)
+            self._schedulers.append(scheduler)
+            # frequency 1: Lightning counts optimizer steps here, not batches
+            trainer.strategy.lr_scheduler_configs.append(
+                config(scheduler, interval="step", frequency=1)
+            )
+            if not automatic:  # then Lightning steps no scheduler at all
+                self._handles.append(optimizer.register_step_post_hook(_Follow(scheduler)))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Go to where the run is, if the checkpoint that it goes on from knew no schedule."""
+        for scheduler in self._schedulers:
+            made_with = scheduler.restored
+            if made_with is not None and made_with != scheduler.multiplier:
+                warn_on_rank_zero(
+                    trainer,
+                    f"{type(self).__name__}: the checkpoint was made with {made_with}, this run "
+                    f"has {scheduler.multiplier}: the learning rate follows the latter from step "
+                    f"{scheduler.last_epoch} on.",
+                )
+            behind = scheduler.last_epoch == 0 and trainer.global_step > 0
+            if behind and pl_module.automatic_optimization:
+                scheduler.refresh(trainer.global_step)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let go of the optimizers."""
+        self._forget()
+
+    def _forget(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._schedulers = []
+
+    def needs_length(self) -> bool:
+        """Whether the run has to have an end for this schedule."""
+        return True
+
+    def _is_a_part(self) -> bool:
+        return all(length.unit == "part" for length in self._lengths())
+
+    def _lengths(self) -> list[Length]:
+        return [as_length(self.warmup, "warmup")]
+
+    def _length(self, trainer: pl.Trainer, automatic: bool) -> int | None:
+        if self.total_steps is not None:
+            return self.total_steps
+        name = type(self).__name__
+        if not automatic:
+            raise ScheduleError(
+                f"{name}: under manual optimization the trainer cannot know how many steps an "
+                f"optimizer makes. Pass them: {name}(total_steps=...)."
+            )
+        estimate = estimated_steps(trainer)
+        if not 0 < estimate < float("inf"):
+            raise ScheduleError(
+                f"{name}: expected a run of known length, as its decay or a warm-up that is a part "
+                f"of the run needs, got max_epochs={trainer.max_epochs}, "
+                f"max_steps={trainer.max_steps} and {trainer.num_training_batches} batches an "
+                f"epoch. Pass {name}(total_steps=...), or Trainer(max_steps=...)."
+            )
+        return int(estimate)
+
+    def _optimizers(self, trainer: pl.Trainer) -> list[Optimizer]:
+        name = type(self).__name__
+        taken = trainer.strategy.lr_scheduler_configs
+        if taken:
+            raise ScheduleError(
+                f"{name}: the optimizer already has a scheduler "
+                f"({', '.join(type(config.scheduler).__name__ for config in taken)}). Return the "
+                "optimizer alone from configure_optimizers and give the trainer one schedule, "
+                f"or remove {name}."
+            )
+        optimizers = trainer.optimizers
+        if not optimizers or any(is_a(optimizer, "_MockOptimizer") for optimizer in optimizers):
+            raise ScheduleError(
+                f"{name}: configure_optimizers of {type(trainer.lightning_module).__name__} "
+                f"returns no optimizer, so there is no learning rate. Return one, or remove {name}."
+            )
+        strange = [type(o).__name__ for o in optimizers if not isinstance(o, Optimizer)]
+        if strange:
+            raise ScheduleError(
+                f"{name}: expected torch optimizers, got {', '.join(strange)} from "
+                f"{type(trainer.strategy).__name__}. Let that strategy schedule the learning rate."
+            )
+        return optimizers
+
+
+class WarmupCosine(Schedule):
+    """Warm up linearly, then decay along half a cosine. See :class:`Schedule`.
+
+    Loshchilov and Hutter, 2017 (https://arxiv.org/abs/1608.03983).
+
+    Args:
+        warmup: The warm-up: a part of the run (0.1 or ``"10%"``), optimizer steps (500 or
+            ``"500 steps"``) or epochs (``"2 epochs"``).
+        final: The part of the rate that is left at the end.
+        total_steps: The optimizer steps of the run, where the trainer cannot know them.
+    """
+
+    kind: ClassVar[Kind] = "cosine"
+
+
+class WarmupLinear(Schedule):
+    """Warm up linearly, then decay linearly. See :class:`Schedule`.
+
+    Args:
+        warmup: The warm-up: a part of the run (0.1 or ``"10%"``), optimizer steps (500 or
+            ``"500 steps"``) or epochs (``"2 epochs"``).
+        final: The part of the rate that is left at the end.
+        total_steps: The optimizer steps of the run, where the trainer cannot know them.
+    """
+
+    kind: ClassVar[Kind] = "linear"
+
+
+class WarmupConstant(Schedule):
+    """Warm up linearly, then keep the full rate. See :class:`Schedule`.
+
+    With a warm-up in steps or epochs the length of the run does not matter, and need not be known.
+
+    Args:
+        warmup: The warm-up: a part of the run (0.1 or ``"10%"``), optimizer steps (500 or
+            ``"500 steps"``) or epochs (``"2 epochs"``).
+        total_steps: The optimizer steps of the run, where the trainer cannot know them.
+    """
+
+    kind: ClassVar[Kind] = "constant"
+
+    def __init__(self, warmup: float | int | str = 0.1, *, total_steps: int | None = None) -> None:
+        super().__init__(warmup, final=1.0, total_steps=total_steps)
+
+    def _length(self, trainer: pl.Trainer, automatic: bool) -> int | None:
+        if self.total_steps is None and not self.needs_length():
+            return None
+        return super()._length(trainer, automatic)
+
+    def needs_length(self) -> bool:
+        """See :meth:`Schedule.needs_length`."""
+        return self._is_a_part()
+
+    def _end(self, warmup_steps: int) -> int:
+        return max(warmup_steps, 1)
+
+
+class WarmupStableDecay(Schedule):
+    """Warm up linearly, keep the full rate, decay linearly over the last part of the run.
+
+    Hu et al., "MiniCPM", 2024 (https://arxiv.org/abs/2404.06395). See :class:`Schedule`.
+
+    Args:
+        warmup: The warm-up: a part of the run (0.1 or ``"10%"``), optimizer steps (500 or
+            ``"500 steps"``) or epochs (``"2 epochs"``).
+        decay: The last part that decays, given as the warm-up is.
+        final: The part of the rate that is left at the end.
+        total_steps: The optimizer steps of the run, where the trainer cannot know them.
+    """
+
+    kind: ClassVar[Kind] = "warmup_stable_decay"
+
+    def __init__(
+        self,
+        warmup: float | int | str = 0.1,
+        *,
+        decay: float | int | str = 0.1,
+        final: float = 0.0,
+        total_steps: int | None = None,
+    ) -> None:
+        self.decay = decay
+        super().__init__(warmup, final=final, total_steps=total_steps)
+
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        yield from _no_length(self.decay, "decay")
+
+    def _lengths(self) -> list[Length]:
+        return [*super()._lengths(), as_length(self.decay, "decay")]
+
+    def _decay(self, total_steps: int, epoch_steps: Sequence[int] | int | None) -> float:
+        length = as_length(self.decay, "decay")
+        if length.unit == "part":
+            return length.amount
+        steps = length.steps(total_steps, epoch_steps)
+        if steps > total_steps:
+            raise ScheduleError(
+                f"the decay of {steps} steps is longer than the run of {total_steps} steps: decay "
+                "for less, or train for longer"
+            )
+        return steps / total_steps
+
+
+def _no_length(value: object, name: str) -> Iterator[str]:
+    try:
+        as_length(value, name)
+    except ScheduleError as error:
+        yield str(error)
+
+
+class _Follow:
+    """Step a schedule after each step of its optimizer."""
+
+    def __init__(self, scheduler: MultiplierLR) -> None:
+        self.scheduler = scheduler
+
+    def __call__(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.scheduler.step()

@@ -1,0 +1,1 @@
+"""Ready data modules, one file each."""

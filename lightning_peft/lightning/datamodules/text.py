@@ -1,0 +1,265 @@
+"""Labelled texts from a CSV file or from lists, tokenised once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_peft.backbones.hugging_face import load_tokenizer
+from lightning_peft.data.labelled import counted, divided
+from lightning_peft.data.labels_file import LabelsFile, read_labels
+from lightning_peft.data.tensors import as_is
+from lightning_peft.data.text_lists import listed, without_repeats
+from lightning_peft.data.tokens import TokenisedTexts, Tokens
+from lightning_peft.errors import DataError, near
+from lightning_peft.evaluation.metric_names import Task
+from lightning_peft.lightning.datamodules.loaders import SplitLoaders
+
+__all__ = ["TextDataModule"]
+
+SPLITS = ("train", "val", "test")
+LONGEST = 512
+"""Tokens of a text at most, where neither the tokeniser nor the user says it."""
+
+log = logging.getLogger(__name__)
+
+
+class TextDataModule(SplitLoaders):
+    """Texts and their labels, for the tokeniser of an encoder.
+
+    A CSV file has a header with ``text``, optionally ``split`` (``train``, ``val``, ``test``), and
+    labels, which are read as :func:`~lightning_peft.data.labels_file.read_labels` says: one column
+    of words is classes, words with ``|`` between are several labels of a text. Where there is no
+    ``split``, a test set is split off that depends on ``test_fraction`` alone, and a stratified
+    part of the others validates; texts are ranked by a hash of themselves, so a new text moves no
+    other from one split into another's place. A text that comes several times is taken once, as it
+    would otherwise both train and test.
+
+    A batch is a pair of what the tokeniser gives, tensors ``(B, T)`` padded to the longest text of
+    the batch, and labels: ``(B,)`` classes, or ``(B, K)`` in float32 of several. The order is a
+    function of (seed, epoch): a run that was stopped and resumed sees the very same batches.
+
+    Args:
+        root: The CSV file.
+        backbone: Whose tokeniser: a name on the Hugging Face hub, a local directory, or a
+            tokeniser.
+        texts: The texts, instead of a file.
+        labels: The class of each of ``texts``: its name, or its number from 0.
+        splits: Of each of ``texts`` its split; by default they are split as lines of a file.
+        text_column: The column of the texts.
+        label_columns: The columns of the labels; all but that of the texts and ``split`` by
+            default.
+        task: ``"multiclass"``, ``"binary"``, ``"multilabel"`` or ``"regression"``; None finds it
+            from the labels. ``"binary"`` is for two classes and gives the head one output.
+        labels_per_class: Training texts of each class; None takes all.
+        val_fraction: Part of each class's training texts that validates, if no line says ``val``.
+        test_fraction: Part of each class that is the test set, if there is no ``split``.
+        seed: Seed of the sample and of the order.
+        max_length: Tokens of a text at most; what is longer is cut, which is told. None is the
+            tokeniser's own limit, at most 512.
+        batch_size: Texts a training batch, on each rank.
+        eval_batch_size: Texts a batch in validation and test; None is twice ``batch_size``.
+        steps_per_epoch: Batches an epoch; None is one pass over the training texts.
+        augment: Nothing: what there is, is for images.
+        num_workers: Processes that load; the texts are in memory.
+        pin_memory: Page-locked batches; where None, if there is a CUDA device.
+
+    Raises:
+        DataError: If there are neither or both a file and lists, a value is out of its range, or
+            there is no such tokeniser; at :meth:`prepare_data`, listing all that is wrong with the
+            file; at :meth:`setup`, if there are fewer texts than labels are asked for.
+        MissingExtraError: If transformers is not installed.
+    """
+
+    def __init__(
+        self,
+        root: str | Path | None = None,
+        backbone: Any = None,
+        *,
+        texts: Sequence[str] | None = None,
+        labels: Sequence[str | int] | None = None,
+        splits: Sequence[str] | None = None,
+        text_column: str = "text",
+        label_columns: Sequence[str] | None = None,
+        task: Task | None = None,
+        labels_per_class: int | None = None,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        seed: int = 0,
+        max_length: int | None = None,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        steps_per_epoch: int | None = None,
+        augment: None = None,
+        num_workers: int = 0,
+        pin_memory: bool | None = None,
+    ) -> None:
+        super().__init__()
+        _check(
+            root, backbone, texts, labels, splits, augment,
+            fractions={"val_fraction": val_fraction, "test_fraction": test_fraction},
+            counts={"max_length": max_length, "batch_size": batch_size,
+                    "eval_batch_size": eval_batch_size, "steps_per_epoch": steps_per_epoch},
+        )  # fmt: skip
+        self.root = None if root is None else Path(root)
+        self.tokenizer = load_tokenizer(backbone) if isinstance(backbone, str) else backbone
+        limit = min(int(self.tokenizer.model_max_length), LONGEST)
+        self.max_length = limit if max_length is None else max_length
+        self.text_column = text_column
+        self.label_columns = None if label_columns is None else list(label_columns)
+        self.labels_per_class = labels_per_class
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.seed = seed
+        self.batch_size = batch_size
+        self.eval_batch_size = 2 * batch_size if eval_batch_size is None else eval_batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.num_workers = num_workers
+        self.pin_memory = pin_memory
+        self._task: Task | None = task
+        self._lists = None if texts is None else (list(texts), list(labels or ()), splits)
+        self._table: LabelsFile | None = None
+        self._tokenised: dict[str, TokenisedTexts] = {}
+        self.indices: dict[str, list[int]] = {}
+        """Which of the texts each split holds, after :meth:`setup`."""
+
+    @property
+    def table(self) -> LabelsFile:
+        """The texts, each once, and their labels."""
+        if self._table is None:
+            if self._lists is not None:
+                found = listed(*self._lists, task=self._task)
+            else:
+                assert self.root is not None
+                found = read_labels(
+                    self._file(), None, task=self._task, columns=self.label_columns,
+                    key=self.text_column,
+                )  # fmt: skip
+            self._table = without_repeats(found)
+        return self._table
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, the place of each is its number; or of the labels."""
+        return self.table.names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes or labels."""
+        return len(self.class_names)
+
+    @property
+    def task(self) -> Task:
+        """What the labels are, as it was asked for or found."""
+        return self.table.task
+
+    def class_counts(self, split: str) -> list[int]:
+        """How many texts of a split are of each class, or have each label."""
+        self.setup()
+        labels = [self.table.labels[i] for i in self.indices[split]]
+        return counted(labels, self.num_classes, self.task)
+
+    def prepare_data(self) -> None:
+        """Read the file and check it; Lightning calls this once on each machine."""
+        assert self.table
+
+    def setup(self, stage: str | None = None) -> None:
+        """Choose the samples; the second call does nothing."""
+        if not self.indices:
+            self.indices = divided(
+                self.table,
+                test_fraction=self.test_fraction,
+                val_fraction=self.val_fraction,
+                seed=self.seed,
+                labels_per_class=self.labels_per_class,
+            )
+
+    def tokenise(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Turn texts into what the backbone takes, tensors ``(B, T)``, as in evaluation."""
+        return self._tokens(texts).padded(range(len(texts)))
+
+    def texts(self, split: str) -> TokenisedTexts:
+        """The dataset of a split, tokenised the first time."""
+        self.setup()
+        if split not in self._tokenised:
+            chosen = self.indices[split]
+            tokens = self._tokens([self.table.files[i] for i in chosen])
+            if tokens.cut:
+                log.warning(
+                    "%d of %d %s texts are longer than %d tokens and are cut: see max_length",
+                    tokens.cut, len(chosen), split, self.max_length,
+                )  # fmt: skip
+            labels = [self.table.labels[i] for i in chosen]
+            self._tokenised[split] = TokenisedTexts(tokens, labels, self.task)
+        return self._tokenised[split]
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """Batches of the validation texts; none if there is no such split."""
+        self.setup()
+        return self.plain_dataloader("val") if self.indices["val"] else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Batches of the test texts."""
+        self.setup()
+        if not self.indices["test"]:
+            raise DataError(
+                f"Expected test texts, got none in {self.table.path}: ask for test_fraction above "
+                "0, or let the column `split` say `test` of some."
+            )
+        return self.plain_dataloader("test")
+
+    def _samples(self, split: str, *, training: bool) -> TokenisedTexts:
+        return self.texts(split)
+
+    def _tokens(self, texts: Sequence[str]) -> Tokens:
+        return Tokens(self.tokenizer, texts, self.max_length)
+
+    def _options(self) -> dict[str, Any]:
+        return super()._options() | {"collate_fn": as_is}
+
+    def _file(self) -> Path:
+        assert self.root is not None
+        if not self.root.is_file():
+            folder = self.root if self.root.is_dir() else self.root.parent
+            beside = [path.name for path in folder.glob("*.csv")]
+            raise DataError(
+                f"Expected a CSV file of texts and labels, got {self.root}, which is none. "
+                f"{near(self.root.name, beside)}"
+            )
+        return self.root
+
+
+def _check(
+    root: Any,
+    backbone: Any,
+    texts: Any,
+    labels: Any,
+    splits: Any,
+    augment: Any,
+    *,
+    fractions: Mapping[str, float],
+    counts: Mapping[str, int | None],
+) -> None:
+    """Refuse arguments that cannot be, all at once."""
+    wrong = [f"{k} in [0, 1), got {v}" for k, v in fractions.items() if not 0 <= v < 1]
+    wrong += [f"{k} of 1 or more, got {v}" for k, v in counts.items() if v is not None and v < 1]
+    if (root is None) == (texts is None):
+        wrong.append(f"either root or texts, got {'neither' if root is None else 'both'}")
+    if texts is not None and labels is None:
+        wrong.append("labels beside the texts, got none")
+    if texts is None and (labels is not None or splits is not None):
+        wrong.append("texts beside labels and splits, got none")
+    if backbone is None or not (isinstance(backbone, str) or hasattr(backbone, "pad")):
+        wrong.append(
+            "backbone as the name of a Hugging Face model, its directory or a tokeniser, got "
+            f"{type(backbone).__name__}"
+        )
+    if augment is not None:
+        wrong.append("no augmentation, which is for images, got one (augment=none on the command)")
+    if wrong:
+        raise DataError("Expected " + "; ".join(wrong) + ".")

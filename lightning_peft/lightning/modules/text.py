@@ -1,0 +1,143 @@
+"""A ready classifier of texts on any Hugging Face encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_peft.anatomy.forward import first_tensor
+from lightning_peft.backbones.hugging_face import load_sequence_classifier
+from lightning_peft.errors import DataError
+from lightning_peft.evaluation.metric_names import Task
+from lightning_peft.evaluation.outputs import head_size
+from lightning_peft.lightning.modules.build import plain
+from lightning_peft.lightning.modules.classifier import ClassifierModule
+
+__all__ = ["TextClassifier"]
+
+
+class TextClassifier(ClassifierModule):
+    """Classifies texts with an encoder of Hugging Face and a new head.
+
+    It knows nothing of adapters: without ``lp.PEFT`` it is an ordinary full fine-tune. A batch is a
+    pair of what the tokeniser gives (a mapping of tensors ``(B, T)``) and labels, as
+    :class:`~lightning_peft.lightning.datamodules.text.TextDataModule` makes them. What is logged,
+    the tasks, the tables of a test and the temperature are those of
+    :class:`~lightning_peft.lightning.modules.image.ImageClassifier`.
+
+    Args:
+        backbone: A name on the Hugging Face hub or a local directory, for
+            ``AutoModelForSequenceClassification``; or a module that maps ``input_ids``,
+            ``attention_mask`` and whatever else its tokeniser gives to logits, which keeps its
+            head. A module is not among the hyperparameters of a checkpoint:
+            ``load_from_checkpoint(path, backbone=module)``.
+        num_classes: Number of classes.
+        pretrained: Start from the encoder's pretrained weights.
+        backbone_kwargs: Values of the model's config to change, such as ``hidden_dropout_prob``.
+        head_dropout: Probability of dropping a feature before the head, during training; None is
+            the model's own.
+        label_smoothing: Part of the target that is spread over all classes, in [0, 1).
+        lr: Learning rate.
+        weight_decay: Weight decay of what should decay (see :func:`parameter_groups`).
+        head_lr: A learning rate of its own for the head.
+        head_weight_decay: A weight decay of its own for the head.
+        adapter_weight_decay: A weight decay of its own for adapters.
+        lora_plus: How many times as fast as A the factor B of low-rank updates learns (LoRA+).
+        layer_decay: Factor of the learning rate from each block to the one before it; None is 1.
+        optimizer: Called with the parameter groups; AdamW by default. It is not among the
+            hyperparameters of a checkpoint.
+        class_names: Name of each class, for the tables; by default those of the data module.
+        task: ``"multiclass"``, ``"binary"`` (two classes, one logit) or ``"multilabel"``.
+        temperature: What logits are divided by before they become probabilities.
+
+    Raises:
+        DataError: If there is no such model, a value is out of its range, or the class names are
+            not as many as the classes; at :meth:`setup` or the first batch, if the data has other
+            classes than the head, or if a callback watches a metric of the test set.
+        MissingExtraError: If transformers is not installed.
+    """
+
+    noun: ClassVar[str] = "texts"
+
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        num_classes: int = 2,
+        *,
+        pretrained: bool = True,
+        backbone_kwargs: Mapping[str, Any] | None = None,
+        head_dropout: float | None = None,
+        label_smoothing: float = 0.0,
+        lr: float = 1e-3,
+        weight_decay: float = 0.01,
+        head_lr: float | None = None,
+        head_weight_decay: float | None = None,
+        adapter_weight_decay: float | None = None,
+        lora_plus: float | None = None,
+        layer_decay: float | None = None,
+        optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
+        class_names: Sequence[str] | None = None,
+        task: Task = "multiclass",
+        temperature: float = 1.0,
+    ) -> None:
+        super().__init__()
+        # Hydra hands over containers of its own, which must not end up in a checkpoint
+        backbone_kwargs = plain(backbone_kwargs or {})
+        class_names = None if class_names is None else [str(name) for name in class_names]
+        ignored = ["optimizer"] if isinstance(backbone, str) else ["backbone", "optimizer"]
+        self.save_hyperparameters(ignore=ignored)
+        self._classify(
+            task=task,
+            num_classes=num_classes,
+            class_names=class_names,
+            label_smoothing=label_smoothing,
+            temperature=temperature,
+            lr=lr,
+            weight_decay=weight_decay,
+            groups={
+                "head_lr": head_lr,
+                "head_weight_decay": head_weight_decay,
+                "adapter_weight_decay": adapter_weight_decay,
+                "lora_plus": lora_plus,
+                "layer_decay": layer_decay,
+            },
+            optimizer=optimizer,
+            parts={} if head_dropout is None else {"head_dropout": head_dropout},
+            amounts={},
+        )
+        size = head_size(task, num_classes)
+        if isinstance(backbone, nn.Module):
+            _check_module(backbone, size, head_dropout, backbone_kwargs)
+            self.backbone = backbone
+        else:
+            self.backbone = load_sequence_classifier(
+                backbone,
+                size,
+                pretrained=pretrained,
+                head_dropout=head_dropout,
+                options=backbone_kwargs,
+            )
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Logits ``(B, K)`` of what a tokeniser gives, tensors ``(B, T)``."""
+        return first_tensor(self.backbone(**inputs))
+
+
+def _check_module(
+    backbone: nn.Module, size: int, head_dropout: float | None, options: Mapping[str, Any]
+) -> None:
+    asked = [*([] if head_dropout is None else ["head_dropout"]), *sorted(options)]
+    if asked:
+        raise DataError(
+            f"Expected {asked} only with the name of a model, got a module as backbone: set them "
+            "where the module is built."
+        )
+    found = getattr(getattr(backbone, "config", None), "num_labels", size)
+    if found != size:
+        raise DataError(
+            f"Expected a backbone with a head of {size} outputs, got {type(backbone).__name__} "
+            f"with {found}: build it with num_labels={size}."
+        )

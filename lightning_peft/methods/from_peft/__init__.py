@@ -1,0 +1,1 @@
+"""The engine behind every tuner of Hugging Face ``peft``."""

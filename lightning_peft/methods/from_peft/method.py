@@ -1,0 +1,69 @@
+"""A method whose adapter is a tuner of ``peft``."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from lightning_peft.errors import MethodError
+from lightning_peft.methods.base import Adapter, Method, Plan, Site
+from lightning_peft.methods.from_peft.inject import inject_tuner
+from lightning_peft.methods.from_peft.targets import (
+    names_of,
+)
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+    from lightning_peft.anatomy import Anatomy
+
+__all__ = ["PeftMethod"]
+
+
+class PeftMethod(Method):
+    """A method that ``peft`` implements: common to the typed fronts and to :class:`HF`."""
+
+    @abstractmethod
+    def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
+        """Say which modules are adapted."""
+
+    @abstractmethod
+    def peft_config(self, model: nn.Module, sites: tuple[Site, ...]) -> PeftConfig:
+        """Make the ``peft`` config that adapts exactly these sites."""
+
+    def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
+        """Yield what keeps the method from serving the selected modules."""
+        return ()
+
+    @property
+    def kind(self) -> str:
+        """What is done at a site, for reports."""
+        return self.name
+
+    def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
+        """See :meth:`Method.plan`."""
+        sites = self.select(anatomy, model)
+        problems = list(self.site_problems(model, names_of(sites)))
+        if problems:
+            raise MethodError(f"{self.kind}: " + "; ".join(problems) + ".")
+        return Plan(sites=sites, steps=((self, sites),))
+
+    def inject(self, model: nn.Module, sites: tuple[Site, ...]) -> None:
+        """See :meth:`Method.inject`."""
+        config = self.peft_config(model, sites)
+        inject_tuner(config, model, self.kind)
+        missed = [n for n in names_of(sites) if not hasattr(model.get_submodule(n), "base_layer")]
+        if missed:
+            raise MethodError(
+                f"{self.kind}: expected peft to adapt every target, it left out "
+                f"{', '.join(missed[:8])}. Exclude these modules, or use another tuner for them."
+            )
+
+    def adapters(self, model: nn.Module, sites: tuple[Site, ...]) -> list[Adapter]:
+        """See :meth:`Method.adapters`."""
+        from lightning_peft.methods.from_peft.layer import PeftLayer
+
+        return [PeftLayer(model, site.module) for site in sites]

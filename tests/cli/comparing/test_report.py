@@ -1,0 +1,455 @@
+"""The page holds everything, asks nobody for anything, and runs nothing that a file smuggled in."""
+
+import base64
+import hashlib
+import re
+import sys
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+
+from lightning_peft.cli.comparing import figures
+from lightning_peft.cli.comparing.charts import against, curves_of
+from lightning_peft.cli.comparing.comparison import Comparison, Row, Spread, comparison_of
+from lightning_peft.cli.comparing.publish import compare
+from lightning_peft.cli.comparing.report import report_page
+from lightning_peft.cli.comparing.runs import read_runs
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}&amp;\x07"
+NAME = re.compile(r'<span class="name">([^<]*(?:<wbr>[^<]*)*)</span>')
+DOWN = 2.9
+"""From the middle of a number of 8 points to the line that it stands on."""
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Checks that tags are nested, and keeps what a test asks for."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.open, self.tags, self.attributes, self.text, self.scripts = [], [], [], [], []
+        # a name is one piece, as it is when somebody copies it
+        self.feed(NAME.sub(lambda found: found[1].replace("<wbr>", ""), text))
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        (self.scripts if self.open and self.open[-1] == "script" else self.text).append(data)
+
+
+def log(directory, offset):
+    (directory / "csv").mkdir()
+    lines = ["lr-AdamW,step,train/loss,val/accuracy"]
+    lines += [f"{0.1 / (s + 1)},{s},{2 / (s + 1) + offset},{0.5 + s / 40}" for s in range(10)]
+    (directory / "csv" / "metrics.csv").write_text("\n".join(lines))
+
+
+def left_by_a_test(directory, names=("zero", "one", HOSTILE)):
+    header = ",".join('"' + name.replace('"', '""') + '"' for name in ("true", *names))
+    rows = [f'"{i}",' + ",".join(str(10 * (i == j) + j) for j in range(3)) for i in range(3)]
+    (directory / "confusion.csv").write_text("\n".join([header, *rows]))
+    (directory / "predictions.png").write_bytes(b"\x89PNG\r\n\x1a\n of a kind")
+
+
+@pytest.fixture
+def sweep(tmp_path, run):
+    for seed in range(4):
+        for method, accuracy in (("lora", 0.9 + seed / 100), ("ssf", 0.8 - seed**2 / 200)):
+            baselines = {"nearest_neighbour": 0.7, HOSTILE: 0.6}
+            directory = run(tmp_path, method, seed, accuracy, baselines=baselines)
+            log(directory, seed / 10)
+            left_by_a_test(directory)
+    run(tmp_path, HOSTILE, 0, 0.5, overrides=[f"method.layers={HOSTILE}"])
+    run(tmp_path, "ia3", 0, None, status="failed", error=HOSTILE)
+    run(tmp_path, "dora", 0, None, status="running", process={"id": 1, "host": "elsewhere"})
+    broken = tmp_path / "<b>broken" / "summary.json"
+    broken.parent.mkdir()
+    broken.write_text("{")
+    return tmp_path
+
+
+@pytest.fixture
+def text(sweep):
+    return report_page(comparison_of(*read_runs([sweep])))
+
+
+def test_the_page_has_everything(text):
+    page = Page(text)
+    words = " ".join(" ".join(page.text).split())
+    for part in (
+        "9 of 11 runs completed. The first by test accuracy is lora.",
+        "paired t-test 4 p",
+        "too few seeds: 1 in both",
+        "not finished: dora, seed 0: unfinished",
+        "<b>broken",
+        "test accuracy against trained parameters",
+        "test accuracy against total time",
+        "validation accuracy by step",
+        "training loss by step",
+        "learning rate by step",
+        "Confusion matrix",
+        "What was mistaken most",
+        "Class by class",
+        "1-NN on pixels",
+    ):
+        assert part in words, part
+    assert page.tags.count("svg") == 5
+    assert ("th", "scope", "row") in page.attributes
+    assert page.tags.count("caption") >= 3
+
+
+def test_the_page_has_the_tables_beside_the_main_one(tmp_path, run, capsys):
+    for task, accuracy in (("cifar", 0.7), ("svhn", 0.8)):
+        for rate in ("0.1", "[/b]<b>"):
+            told = [
+                {"name": "val/accuracy", "value": accuracy, "direction": "maximize"},
+                {"name": "total_seconds", "value": 100 * accuracy, "direction": "minimize"},
+            ]
+            words = [f"data.task={task}", f"lr={rate}"]
+            run(tmp_path, "lora", 0, accuracy, overrides=words, objectives=told)
+        run(tmp_path, "lora", 1, 0.6, overrides=[f"data.task={task}", "lr=0.2"], objectives=told)
+    compare(tmp_path, output=tmp_path / "out")
+    printed = " ".join(capsys.readouterr().out.split())
+    page = " ".join(" ".join(Page((tmp_path / "out" / "report.html").read_text()).text).split())
+    for part in (
+        "test accuracy by lr",
+        "Pareto set: ",
+        "of 6 runs, which no other betters",
+        "total seconds (least)",
+        "VTAB-1k, mean accuracy",
+        "2 of 19",
+        "'groups' weighs the three groups alike",
+        "lora lr=[/b]<b>",
+    ):
+        assert part in printed, part
+        assert part in page, part
+
+
+def test_what_comes_from_files_is_text(text):
+    page = Page(text)
+    assert page.tags.count("script") == 1
+    assert "alert" not in " ".join(page.scripts)
+    assert page.tags.count("img") == 1, "the predictions, and none of the hostile ones"
+    assert not [name for _, name, _ in page.attributes if name.startswith("on")]
+    words = " ".join(page.text)
+    assert "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}&amp;" in words
+    plots = [ElementTree.fromstring(plot) for plot in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+    drawn = {"".join(element.itertext()) for plot in plots for element in plot.iter("title")}
+    hostile = HOSTILE.replace("\x07", "\N{REPLACEMENT CHARACTER}")
+    assert [words for words in drawn if hostile in words], "in the pictures too"
+
+
+def test_the_page_asks_nobody_for_anything(text):
+    page = Page(text)
+    names = [value for _, name, value in page.attributes if name == "id"]
+    assert len(names) == len(set(names)), "two pictures share no name"
+    for tag, name, value in page.attributes:
+        if name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
+            inside = value.startswith("#") and value[1:] in names
+            assert inside or value.startswith("data:image/png;base64,"), (tag, name, value)
+        for target in re.findall(r"url\((.*?)\)", value):
+            assert target[0] == "#", (tag, name, value)
+            assert target[1:] in names
+    assert not {"link", "iframe", "object", "base", "form"} & set(page.tags)
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1]
+    assert "url(" not in style
+    assert "@import" not in style
+    assert "prefers-color-scheme: dark" in style
+    assert "@media print" in style
+
+
+def test_the_policy_of_the_page_allows_its_own_script_alone(text):
+    policy = next(
+        v for t, n, v in Page(text).attributes if (t, n) == ("meta", "content") and "'" in v
+    )
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+
+
+def plots_of(text):
+    return re.findall(r'<svg [^>]*class="plot".*?</svg>', text, re.DOTALL)
+
+
+def test_every_plot_is_xml_has_a_name_and_stays_in_its_frame(text):
+    plots = plots_of(text)
+    assert len(plots) == 5
+    for plot in plots:
+        root = ElementTree.fromstring(plot)
+        assert root.get("role") == "img"
+        assert len(root.get("aria-label")) > 10
+        _, _, width, height = map(float, root.get("viewBox").split())
+        assert (width, height) > (400, 200)
+        for defined in root.findall(".//defs/.."):
+            defined.remove(defined.find("defs"))
+        for element in root.iter():
+            assert -1 <= float(element.get("x", 0)) <= width + 1
+            assert -1 <= float(element.get("y", 0)) <= height + 1
+            for x, y in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", element.get("d", "")):
+                assert -1 <= float(x) <= width + 1
+                assert -1 <= float(y) <= height + 1
+
+
+def test_every_colour_is_a_variable_of_the_page(text):
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1]
+    light, dark, printed = re.findall(r":root {(.*?)}", style, re.DOTALL)
+    of_page = dict(re.findall(r"(--\w+): (#\w+)", light))
+    of_files = {name: colour for colour, name in figures.VARIABLES.items()}
+    assert of_page == of_files, "a light page has the colours of a file"
+    for sheet in (dark, printed):
+        assert of_files.keys() <= set(re.findall(r"(--\w+): #", sheet))
+    assert "--page: #0d1117" in dark
+    for plot in plots_of(text):
+        looks = [element.get("style", "") for element in ElementTree.fromstring(plot).iter()]
+        used = set(re.findall(r"var\((.*?)\)", " ".join(looks)))
+        assert {"--text", "--soft", "--line", "--page"} < used < of_page.keys()
+        assert not re.search(r"#|rgb|black|white", " ".join(looks))
+        assert "<style" not in plot, "it would be the whole page's"
+        words = list(ElementTree.fromstring(plot).iter("text"))
+        assert all("fill: var(" in word.get("style") for word in words)
+
+
+def test_the_same_runs_have_the_same_page(sweep, text):
+    assert report_page(comparison_of(*read_runs([sweep]))) == text
+    assert not re.search(r"\b20\d\d-\d\d", "".join(plots_of(text))), "no date"
+
+
+def marks(plot):
+    """Where the numbers of both axes stand: ``{value: x}`` and ``{value: y}``, from the words."""
+    across, up, factor = {}, {}, 1.0
+    for element in ElementTree.fromstring(plot).iter("text"):
+        text = element.text.replace("\N{MINUS SIGN}", "-")
+        found = re.fullmatch(r"(-?[\d.]+(?:e-?\d+)?)(?: ([kM]))?", text)
+        if found is None or "font-weight: 700" in element.get("style"):
+            continue
+        anchor = re.search(r"text-anchor: (\w+)", element.get("style"))
+        value = float(found[1]) * {"k": 1e3, "M": 1e6, None: 1.0}[found[2]]
+        if anchor is None or anchor[1] == "start":
+            factor = value  # above the axis, of all its numbers
+        elif anchor[1] == "end":
+            up[value] = float(element.get("y"))
+        else:
+            across[value] = float(element.get("x"))
+    return across, {value * factor: y for value, y in up.items()}
+
+
+def between(places, value):
+    """Where a value is on an axis, from the first and the last of its marks."""
+    (low, start), (high, end) = min(places.items()), max(places.items())
+    return start + (end - start) * (value - low) / (high - low)
+
+
+def test_points_are_where_their_values_are():
+    costs, parts = (1e2, 1e4, 1e6), (0.1, 0.5, 0.8)
+    rows = [
+        Row("m", Spread(part, 0.0, 1), trained=Spread(cost, 0.0, 1))
+        for cost, part in zip(costs, parts, strict=True)
+    ]
+    chart = against(Comparison("test/accuracy", tuple(rows)), "trained", "trained parameters")
+    across, up = marks(chart.svg)
+    assert set(costs) <= across.keys()
+    dots = ElementTree.fromstring(chart.svg).iterfind(".//title/..//use")
+    for cost, part, dot in zip(costs, parts, dots, strict=True):
+        assert float(dot.get("x")) == pytest.approx(across[cost], abs=0.2)
+        assert float(dot.get("y")) == pytest.approx(between(up, 100 * part) - DOWN, abs=0.4)
+    titles = [title.text for title in ElementTree.fromstring(chart.svg).iter("title")]
+    assert titles.count("1. m: 10.0 %, 100 trained parameters") == 2, "on the dot and its number"
+    assert len(titles) == 6
+
+
+@pytest.mark.parametrize("values", [[3.0], [0.0], [0.951, 0.952], [-5.0, 1e6], [1e-9, 3e-9]])
+def test_ticks_are_round_and_tell_where_a_curve_is(values):
+    curve = tuple(enumerate(values, 1))
+    comparison = Comparison("test/accuracy", (Row("m", Spread(0.5, 0.0, 1)),))
+    chart = curves_of(comparison, {0: [{"train/loss": curve}]}, "train/loss", "training loss")
+    across, up = marks(chart.svg)
+    assert 2 <= len(across) <= 12
+    assert len(values) == 1 or all(step.is_integer() for step in across)
+    assert 2 <= len(up) <= 12
+    steps = {round(b - a, 15) for a, b in zip(sorted(up), sorted(up)[1:], strict=False)}
+    step = min(steps)
+    assert max(steps) == pytest.approx(step), "as far apart on the axis as in words"
+    assert f"{step:.1e}"[:3] in ("1.0", "2.0", "2.5", "5.0"), "and round"
+    group = next(ElementTree.fromstring(chart.svg).iterfind(".//title/.."))
+    path = group.find("path").get("d")
+    points = [(float(x), float(y)) for x, y in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", path)]
+    assert len(points) == len(values)
+    for (x, y), (at, value) in zip(points, curve, strict=True):
+        assert x == pytest.approx(between(across, at), abs=0.1)
+        assert y == pytest.approx(between(up, value) - DOWN, abs=0.4)
+
+
+def test_without_matplotlib_the_page_has_its_tables_and_names_the_extra(sweep, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    page = Page(report_page(comparison_of(*read_runs([sweep]))))
+    words = " ".join(" ".join(page.text).split())
+    assert words.count("pip install 'lightning-peft[viz]'") == 1
+    assert "svg" not in page.tags
+    for part in ("9 of 11 runs completed", "paired t-test 4 p", "Confusion matrix", "Some of its"):
+        assert part in words, part
+
+
+def test_a_page_of_failed_runs_alone_is_a_page(tmp_path, run):
+    run(tmp_path, "lora", None, None, status="failed", error="the disk is full")
+    page = Page(report_page(comparison_of(*read_runs([tmp_path]))))
+    assert "0 of 1 runs completed" in " ".join(page.text)
+    assert "svg" not in page.tags
+
+
+@pytest.mark.parametrize(
+    "confusion",
+    ["", "a,b\n", "t,a,b\nx,1\n", "t,a\nx,one\n", "t,a\nx,-1\n", "t,a\nx,99999999999999999999\n"],
+    ids=["empty", "no rows", "ragged", "words", "negative", "huge"],
+)
+def test_a_broken_confusion_matrix_is_left_out(tmp_path, run, confusion):
+    directory = run(tmp_path, "lora", 0, 0.9)
+    (directory / "confusion.csv").write_text(confusion)
+    (directory / "predictions.png").write_text("<svg onload=alert(1)>")
+    page = Page(report_page(comparison_of(*read_runs([tmp_path]))))
+    assert "Confusion matrix" not in " ".join(page.text)
+    assert "img" not in page.tags
+
+
+def test_many_classes_have_their_mistakes_and_no_matrix(tmp_path, run):
+    directory = run(tmp_path, "lora", 0, 0.9)
+    count = 31
+    header = ",".join(["true", *(f"c{i}" for i in range(count))])
+    rows = [
+        ",".join(
+            [f"c{i}", *(str(5 + (j == 0 and i == 3)) if j in (i, 0) else "0" for j in range(count))]
+        )
+        for i in range(count)
+    ]
+    (directory / "confusion.csv").write_text("\n".join([header, *rows]))
+    words = " ".join(Page(report_page(comparison_of(*read_runs([tmp_path])))).text)
+    assert "Confusion matrix" not in words
+    assert re.search(r"c3\s+c0\s+6\s+54\.5 %", words), "6 of its 11 images"
+    assert "Class by class" in words
+
+
+def test_many_rows_have_curves_that_can_be_told_apart(tmp_path, run):
+    for i in range(14):
+        log(run(tmp_path, "lora", 0, 0.9 - i / 100, overrides=[f"lr={i}"]), 0.0)
+    text = report_page(comparison_of(*read_runs([tmp_path])))
+    assert "The first 12 rows; 2 more are left out." in text
+    assert text.count("border-top: 2px dashed var(--c0)") == 3, "in the key of each plot of curves"
+    for plot in plots_of(text)[-3:]:
+        assert re.search(r'style="[^"]*stroke-dasharray[^"]*var\(--c0\)', plot)
+
+
+def bins(directory, text):
+    (directory / "reliability.csv").write_text(f"low,high,confidence,accuracy,count\n{text}")
+
+
+def test_the_reliability_of_the_best_run(tmp_path, run):
+    directory = run(tmp_path, "lora", 0, 0.9)
+    bins(directory, "0.4,0.6,0.55,0.5,40\n0.8,1.0,0.95,0.9,160\n")
+    text = report_page(comparison_of(*read_runs([tmp_path])))
+    words = " ".join(" ".join(Page(text).text).split())
+    assert "Reliability of the test's predictions" in words
+    assert "80 to 100 %: 160 of 200, sure by 95.0 %, true 90.0 %" in words
+    assert "expected calibration error 0.0500" in words, "0.2 * 0.05 + 0.8 * 0.05"
+    plot = ElementTree.fromstring(plots_of(text)[-1])
+    titles = [title.text for title in plot.iter("title")]
+    assert len(titles) == 2
+    assert {"40", "160"} <= {word.text for word in plot.iter("text")}
+    low, high = (
+        [float(y) for _, y in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", path.get("d"))]
+        for path in plot.iterfind(".//title/../path")
+    )
+    assert (max(high) - min(high)) / (max(low) - min(low)) == pytest.approx(0.9 / 0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "0,1,0.5,x,3", "0,1,0.5,2,3", "0,1,nan,0.5,3", "1,0,0.5,0.5,3", "0,1,0.5,0.5,-3",
+     "0,1,0.5", "0,1,0.5,0.5,3\n" * 300],
+)  # fmt: skip
+def test_bins_of_somebody_else_are_left_out(tmp_path, run, text):
+    directory = run(tmp_path, "lora", 0, 0.9)
+    bins(directory, text)
+    assert "Reliability" not in report_page(comparison_of(*read_runs([tmp_path])))
+
+
+def test_long_names_break_where_their_parts_end_and_nowhere_else(tmp_path, run):
+    for decay, file in (("0.99", "b"), ("0.9", "c")):
+        name = f"callbacks.average.decay={decay}"
+        run(tmp_path, "lora", 0, 0.9, overrides=[name, f"data.root=/a/{file}.csv"])
+    text = report_page(comparison_of(*read_runs([tmp_path])))
+    assert "callbacks.<wbr>average.<wbr>decay=<wbr>0.99</span>" in text
+    assert "data.<wbr>root=<wbr>/<wbr>a/<wbr>b.<wbr>csv</span>" in text
+    assert "0.<wbr>9" not in text, "a number is no name"
+    assert "lora callbacks.average.decay=0.9 data.root=/a/c.csv" in "".join(Page(text).text)
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1]
+    for cells in re.findall(r"([^{}]*\.word[^{}]*){([^}]*)}", style):
+        assert "anywhere" not in cells[1], cells
+    tables = len(re.findall("<table", text))
+    assert len(re.findall(r'<div class="scroll"[^>]*>\s*<table', text)) == tables
+
+
+@pytest.mark.parametrize("top", [0.0012, 3.7e-7, 1e6, 100.0])
+def test_the_label_of_the_y_axis_is_clear_of_its_numbers(top):
+    comparison = Comparison("test/accuracy", (Row("m", Spread(0.5, 0.0, 1)),))
+    chart = curves_of(comparison, {0: [{"lr": ((0, -top), (9, top))}]}, "lr", "learning rate")
+    with figures.style():
+        chart.figure.draw_without_rendering()
+        axis = chart.figure.axes[0].yaxis
+        ends = [text.get_window_extent().x0 for text in axis.get_majorticklabels()]
+        assert len(ends) > 3
+        assert axis.label.get_window_extent().x1 < min(ends)
+        assert axis.label.get_window_extent().x0 >= 0
+
+
+def test_texts_are_called_texts(tmp_path, run):
+    for method in ("lora", "bitfit"):
+        left_by_a_test(run(tmp_path, method, 0, 0.9, noun="texts"), names=("bad", "so so", "good"))
+        bins(tmp_path / "0_lora", "0.4,0.6,0.55,0.5,40\n")
+    found = comparison_of(*read_runs([tmp_path]))
+    words = " ".join(" ".join(Page(report_page(found)).text).split())
+    assert "100 labelled texts trained" in words
+    assert "Texts of the test set" in words
+    assert "40 texts, expected calibration error" in words
+    assert "images" not in words
+    run(tmp_path, "ssf", 0, 0.8)
+    assert comparison_of(*read_runs([tmp_path])).noun == "samples"
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        (r"method.layers=last\:2", "method.layers=last:2"),
+        (r"data.root='C:\\:'", r"data.root='C:\\:'"),
+        ("+lr=0.1", "lr=0.1"),
+    ],
+)
+def test_an_override_of_a_sweep_reads_as_it_was_typed(tmp_path, run, typed, read):
+    run(tmp_path, "lora", 0, 0.9, overrides=[typed])
+    ((found,), _) = read_runs([tmp_path])
+    assert read in found.overrides
+
+
+def test_a_plot_keeps_every_character_that_xml_can_hold():
+    name = "a\u00a0b\u3000c\U0001f600d\x00e\ud800f\uffffg<&>'\"$"
+    kept = "a\u00a0b\u3000c\U0001f600d\ufffde\ufffdf\ufffdg<&>'\"$"
+    row = Row(name, Spread(0.5, 0.0, 1), trained=Spread(10.0, 0.0, 1))
+    level = Row(f"level {name}", Spread(0.4, 0.0, 1), baseline=True)
+    chart = against(Comparison("test/accuracy", (row, level)), "trained", name)
+    texts = {element.text for element in ElementTree.fromstring(chart.svg).iter("text")}
+    assert texts >= {kept, f"level {kept}"}

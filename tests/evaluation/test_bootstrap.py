@@ -1,0 +1,104 @@
+"""The weighted metrics against torchmetrics on the resampled images, the interval against scipy."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from lightning_peft.errors import DataError
+from lightning_peft.evaluation.bootstrap import intervals, resamples
+from lightning_peft.evaluation.metrics import metric_set, values_of
+from lightning_peft.evaluation.weighted import statistics_of
+from lightning_peft.randomness import generator
+
+N = 60
+
+
+def cases():
+    random = generator("cases")
+    scores = torch.randn(N, 4, generator=random)
+    labels = torch.randint(4, (N,), generator=random)
+    labels[scores.argmax(1) == 3] = 3
+    probabilities = (2 * scores).softmax(-1)
+    called = torch.stack([probabilities.argmax(-1), probabilities.amax(-1)], -1)
+    # rounded, so that there are ties
+    yes = (scores.sigmoid() * 20).round() / 20
+    truth = (torch.rand(N, 4, generator=random) < yes).long()
+    numbers = 1000 + 3 * torch.randn(N, 2, generator=random).double()
+    found = numbers + torch.randn(N, 2, generator=random)
+    return {
+        "multiclass": (called, labels, (probabilities, labels)),
+        "binary": (yes[:, :1], truth[:, 0], (yes[:, 0], truth[:, 0])),
+        "multilabel": (yes, truth, (yes, truth)),
+        "regression": (found, numbers, (found, numbers)),
+    }
+
+
+@pytest.mark.parametrize("task", ["multiclass", "binary", "multilabel", "regression"])
+def test_weights_are_repeated_images(task):
+    outputs, targets, arguments = cases()[task]
+    statistics = statistics_of(task, outputs, targets, 4)
+    (weights,) = resamples(N, 4, seed=3)
+    assert weights.sum(1).tolist() == [N] * 4
+    weights = torch.cat([torch.ones(1, N).double(), weights])
+    found = statistics(weights)
+    sizes = {"num_classes": 4, "num_labels": 4, "num_outputs": 2}
+    for row, counts in enumerate(weights.long()):
+        metrics = metric_set(task, **sizes, ranking=False)
+        metrics.update(*(part.repeat_interleave(counts, 0) for part in arguments))
+        expected = {k: float(v) for k, v in values_of(metrics).items() if k != "spearman"}
+        got = {name: float(values[row]) for name, values in found.items()}
+        assert got == pytest.approx(expected, abs=2e-5)
+
+
+def test_the_interval_is_scipys():
+    right = (torch.rand(200, generator=generator("right")) < 0.8).double()
+    found = intervals(lambda w: {"x": w @ right / 200}, 200, replicates=20_000, seed=1)["x"]
+    ends = stats.bootstrap(
+        (right.numpy(),), np.mean, n_resamples=20_000, method="percentile", rng=0
+    ).confidence_interval
+    assert found == pytest.approx((ends.low, ends.high), abs=0.004)
+    assert found[0] < right.mean() < found[1]
+
+
+def test_the_interval_of_an_area_is_scipys():
+    from sklearn.metrics import roc_auc_score
+
+    yes, truth, _ = cases()["binary"]
+    statistics = statistics_of("binary", yes, truth, 2)
+    found = intervals(statistics, N, replicates=3000, level=0.9)["auroc"]
+    expected = stats.bootstrap(
+        (truth.numpy(), yes[:, 0].numpy()),
+        roc_auc_score, n_resamples=1500, method="percentile", paired=True,
+        vectorized=False, confidence_level=0.9, rng=0,
+    ).confidence_interval  # fmt: skip
+    assert found == pytest.approx((expected.low, expected.high), abs=0.02)
+
+
+def test_the_seed_decides_and_pieces_do_not(monkeypatch):
+    def draw(seed):
+        return torch.cat(list(resamples(7, 10, seed)))
+
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))
+    whole = draw(0)
+    monkeypatch.setattr("lightning_peft.evaluation.bootstrap._ELEMENTS", 20)
+    assert [len(piece) for piece in resamples(7, 10, 0)] == [2] * 5
+    assert torch.equal(draw(0), whole)
+
+
+def test_what_most_resamples_lack_has_no_interval():
+    def statistics(weights):
+        half = torch.arange(len(weights)) % 4
+        nan = float("nan")
+        return {
+            "rare": torch.where(half == 0, 1.0, nan),
+            "frequent": torch.where(half == 0, nan, 1.0),
+        }
+
+    assert intervals(statistics, 5, replicates=100) == {"frequent": (1.0, 1.0)}
+
+
+def test_all_arguments_out_of_range_at_once():
+    with pytest.raises(DataError, match=r"2 or more images, got 1; 2 or more resamples, got 0; a"):
+        intervals(lambda w: {}, 1, replicates=0, level=1.0)
