@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lightning_peft.cli.errors import ConfigError
+from lightning_peft.cli.config.errors import ConfigError
 
 __all__ = ["grid_of", "overrides_of", "proposals_of", "space_of"]
 
