@@ -85,7 +85,7 @@ def test_a_run_is_exported_and_predicts_as_timm_does_with_the_file(train, comman
     assert "was trained on another backbone" in err
     status, _, err = command("export", "run", *words, "--out", "x.safetensors")
     assert status == 2
-    assert "a run has a config of its own" in err
+    assert "a run has its own config" in err
 
 
 def test_an_adapter_directory_takes_its_backbone_from_the_command_line(command, tmp_path):

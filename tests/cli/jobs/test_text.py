@@ -102,7 +102,7 @@ def test_a_plan_for_texts_knows_what_is_made_again(command, reviews):
     ("words", "match"),
     [
         (("plan", "model=text", "model.backbone=encoder", "--tokens", "25"), "at most the 24 that"),
-        (("plan", "--tokens", "8"), "--tokens: it is for texts (model=text)"),
+        (("plan", "--tokens", "8"), "--tokens: expected model=text"),
         (("plan", "model=text", "model.backbone=encoder", "--tokens", "0"), "--tokens of at least"),
         (
             ("rank", "models=[glyph_vit]", "data=text", "data.root=reviews.csv"),

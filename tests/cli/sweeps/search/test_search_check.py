@@ -63,7 +63,7 @@ def test_what_is_typed_stays_and_a_plain_sweep_is_left_alone():
         (config("val/acuracy"), "got 'val/acuracy'. Did you mean 'val/accuracy'"),
         (config("trained"), "expected a metric or a cost of a run, got 'trained'"),
         (config(["val/f1", "val/f1"]), "expected each name once"),
-        (config("test/f1"), r"'test/f1' is of the test set.*allow_test_objective=true"),
+        (config("test/f1"), r"'test/f1' is a metric of the test set.*allow_test_objective=true"),
         (config(direction="up"), "expected maximize or minimize, got 'up'"),
         (
             config(["val/f1", "checkpoint_bytes"], direction=["maximize"]),
