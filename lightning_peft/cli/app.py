@@ -195,7 +195,7 @@ def _say_how_to_go_on() -> None:
     if state.directory is not None and (state.directory / FILE).is_file():
         words = f"lightning-peft continue {shlex.quote(str(state.directory))}"
         state.directory = None
-        print(f"lightning-peft: the sweep goes on with: {words}", file=sys.stderr)
+        print(f"lightning-peft: to resume the sweep: {words}", file=sys.stderr)
 
 
 def _flags_first(args: Sequence[str]) -> list[str]:

@@ -173,7 +173,7 @@ def test_without_validation_nothing_is_calibrated(train):
         "data.val_per_class=0", "callbacks=no_validation", "calibrate=temperature"
     )
     assert status == 2
-    assert "calibrate: it takes a validation split" in err
+    assert "calibrate: expected a validation split" in err
 
 
 @pytest.mark.parametrize("name", ["best", "stop"])

@@ -124,7 +124,7 @@ def test_what_cannot_be_planned_or_ranked(command, reviews, words, match):
         (("data.root=review.csv",), "Did you mean 'reviews.csv'?"),
         (
             ("baselines=[nearest_neighbour]",),
-            "nearest_neighbour is of pixels, and TextDataModule hands out none",
+            "nearest_neighbour needs pixels, but TextDataModule has no pixels(split)",
         ),
         (("data.labels_per_class=100",), "100 or more labelled training texts of each class"),
     ],

@@ -167,7 +167,7 @@ def test_more_is_not_searched_of_an_error_that_nobody_has_named():
         {"objective": None, "callbacks": {"best": {"monitor": "val/rmse", "mode": "min"}}}
     )
     match = (
-        "to maximize val/rmse, of which minimize is better. Say hydra.sweeper.direction=minimize"
+        "would maximize val/rmse, but it should minimize it. Set hydra.sweeper.direction=minimize"
     )
     with pytest.raises(ConfigError, match=match):
         check_direction(numbers, Trial(0, directions=("maximize",)))
