@@ -165,7 +165,7 @@ def test_a_regressor_is_not_calibrated(train, images):
     words = (f"data.root={images}", "data.labels=regression.csv", "calibrate=temperature")
     status, _, err = train(*SHORT, *words)
     assert status == 2
-    assert "calibrate: ImageRegressor has no probabilities" in err
+    assert "calibrate: expected a classifier, got ImageRegressor" in err
 
 
 def test_without_validation_nothing_is_calibrated(train):
