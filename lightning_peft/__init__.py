@@ -1,8 +1,8 @@
 """lightning-peft: parameter-efficient fine-tuning for PyTorch Lightning.
 
-Everything public is reachable from here, and nothing is imported before it is asked for: the name
-of this package costs neither torch nor lightning nor timm. ``__init__.pyi`` lists what there is,
-for type checkers and for this file.
+Every public name is reachable from here and is imported on first access: importing this package
+loads neither torch nor lightning nor timm. ``__init__.pyi`` lists the names, for type checkers and
+for this file.
 """
 
 from __future__ import annotations
