@@ -1,4 +1,4 @@
-"""What can be wrong with a search, found before its first job starts."""
+"""Check a search before its first job starts."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ __all__ = ["check_search"]
 
 WAYS = ("maximize", "minimize")
 NOT_SEVERAL = ("CmaEsSampler",)
-"""Samplers of Optuna that know one objective alone."""
+"""Samplers of Optuna that can handle only one objective."""
 
 
 def check_search(config: Any) -> None:
-    """Check what is searched for, and settle which way it is better where the config does not say.
+    """Check the objectives of a search, and set their directions if the config does not.
 
     Args:
         config: The config of a sweep; ``hydra.sweeper.direction`` is filled in.
 
     Raises:
-        ConfigError: With every problem found. Sweeps that are no search have none.
+        ConfigError: With every problem found. Sweeps that are not searches have none.
     """
     from omegaconf import OmegaConf, open_dict, read_write
 
@@ -99,7 +99,7 @@ def _wrong_names(config: Any, names: Sequence[str]) -> list[str]:
 
 
 def _is_monitored(config: Any) -> bool:
-    """Whether the costs may be measured; a callback of the user's own may be a monitor, too."""
+    """Whether the costs may be measured; a user's own callback may be a monitor, too."""
     nodes = [_mapping(node) for node in _mapping(config.get("callbacks")).values()]
     targets = [str(node.get("_target_", "")) for node in nodes]
     return any(

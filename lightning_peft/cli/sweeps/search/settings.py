@@ -1,4 +1,4 @@
-"""What can be wrong with the settings of a search that need no look at what it is after."""
+"""Check the settings of a search that do not depend on its objectives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAPPINGS = ("sampler", "pruner")
 
 
 def wrong_settings(config: Any, sweeper: Mapping[str, Any]) -> list[str]:
-    """Find what is wrong with the numbers of a search, its sampler, its pruner and its space.
+    """Return what is wrong with the numbers of a search, its sampler, its pruner and its space.
 
     Args:
         config: The config of a sweep.
