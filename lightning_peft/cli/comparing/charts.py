@@ -23,7 +23,7 @@ MOST_SERIES = 12
 """More curves than this in one plot cannot be told apart."""
 
 MOST_NAMES = 12
-"""The names of more points than this are beside the picture, even where they have room in it."""
+"""The names of more points than this are next to the picture, even if it has room for them."""
 
 MOST_MARKS = 10
 """More values than this are not all written below an axis."""

@@ -17,7 +17,7 @@ __all__ = ["ClassTables", "Mistake", "class_tables"]
 FILE = "confusion.csv"
 
 MOST_CLASSES = 1000
-"""A file of more classes than this is not read: no page could show it."""
+"""A file of more classes than this is not read, since no page could show it."""
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ METRICS = ("test/accuracy", "val/accuracy", "test/rmse", "val/rmse")
 """The metric of a comparison if the runs do not agree: the first of these that they have."""
 
 OVER = ("completed", "pruned", "failed")
-"""How a run can have ended."""
+"""The states of a run that has ended."""
 
 BASELINES = {"nearest_neighbour": "1-NN on pixels", "logistic_regression": "logistic on pixels"}
-"""What the reference points are called."""
+"""The names of the reference points."""
 
 
 @dataclass(frozen=True)

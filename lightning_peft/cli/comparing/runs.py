@@ -243,7 +243,7 @@ def _load(path: Path) -> Any:
 
 
 def _status(status: str, process: Mapping[str, Any], directory: Path) -> str:
-    """A run that was killed could not say so: look whether a process still has its directory."""
+    """Return the status of a run; a killed run is found by its directory's missing process."""
     if status != "running":
         return status
     holder = holder_of(directory)

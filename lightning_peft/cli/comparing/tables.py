@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["as_csv", "as_json", "comparison_table", "more_grids", "notes", "runs_of"]
 
 FORMAT = 3
-"""Of ``comparison.json``: it is raised where something in it changes its meaning or its place."""
+"""The format of ``comparison.json``; it is raised when a key changes its meaning or its place."""
 
 WIDE = 100
 """On a console with fewer columns, the names of the methods would break."""

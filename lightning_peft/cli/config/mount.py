@@ -21,7 +21,7 @@ __all__ = ["GROUPS", "MountedConfigSource"]
 ROOT = "lightning_peft"
 
 GROUPS = ("method", "schedule")
-"""What means something outside of this package's own application."""
+"""The groups that are useful outside of this package's own application."""
 
 
 class MountedConfigSource(ConfSource):

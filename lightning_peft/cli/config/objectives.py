@@ -31,7 +31,7 @@ COSTS = (
     "total_seconds",
     "memory_bytes",
 )
-"""What can be an objective beside the metrics, by the names that ``comparison.csv`` has."""
+"""The costs that can be objectives, by their names in ``comparison.csv``."""
 
 MONITORED = ("step_seconds", "memory_bytes")
 """Costs that ``lightning_peft.EfficiencyMonitor`` measures."""

@@ -16,7 +16,7 @@ from lightning_peft.errors import near
 __all__ = ["annotations_of", "complaint", "fits"]
 
 MOST_WORDS = 5
-"""A longer list of words is not written out in a message."""
+"""The longest list of words that a message writes out."""
 
 _SEQUENCES = (
     list,

@@ -205,8 +205,8 @@ def _told(directory: Path, path: Path, holder: dict[str, Any], key: str, locked:
     if _is_here(holder) or locked:
         where = "this machine" if _is_here(holder) else holder["host"]
         return (
-            f"{directory} is in use: {who} on {where} is at work there. Wait for it, end it, or "
-            f"choose another {key}."
+            f"{directory} is in use: {who} on {where} works there. Wait for it, end it, or choose "
+            f"another {key}."
         )
     files = " and ".join(map(str, (path, *path.parent.glob(f"{FILE}.soft"))))
     return (

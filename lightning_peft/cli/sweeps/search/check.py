@@ -69,7 +69,7 @@ def check_search(config: Any) -> None:
     sampler = str(_mapping(sweeper.get("sampler")).get("_target_"))
     if len(names) > 1 and sampler.endswith(NOT_SEVERAL):
         problems.append(
-            f"hydra/sweeper/sampler: {sampler} knows one objective alone, got {len(names)}. "
+            f"hydra/sweeper/sampler: {sampler} takes only one objective, got {len(names)}. "
             "Choose nsgaii, tpe or random."
         )
     if problems:
@@ -118,7 +118,7 @@ def _wrong_directions(names: Sequence[str], directions: Sequence[str]) -> list[s
     if directions and len(directions) != expected:
         problems.append(
             f"hydra.sweeper.direction: expected {expected}, one for each objective, got "
-            f"{len(directions)}. Left out, it is what is better of each: "
+            f"{len(directions)}. By default it is the better direction of each: "
             f"[{', '.join(map(better, names)) or 'maximize'}]."
         )
     return problems
@@ -136,13 +136,13 @@ def _wrong_pruner(sweeper: Mapping[str, Any], names: Sequence[str]) -> list[str]
         )
     elif names and not names[0].startswith("val/"):
         problems.append(
-            "hydra/sweeper/pruner: it has to see the objective at each validation, and must never "
-            f"judge by the test set: expected objective=val/..., got '{names[0]}'."
+            "hydra/sweeper/pruner: expected an objective that each validation measures, never one "
+            f"of the test set, such as objective=val/accuracy, got '{names[0]}'."
         )
     if not isinstance(sweeper.get("storage"), str) or not sweeper.get("study_name"):
         problems.append(
-            "hydra/sweeper/pruner: jobs speak to the study through its file or database: it needs "
-            "hydra.sweeper.storage and hydra.sweeper.study_name."
+            "hydra/sweeper/pruner: jobs access the study through its file or database, so a pruner "
+            "needs hydra.sweeper.storage and hydra.sweeper.study_name."
         )
     return problems
 

@@ -131,13 +131,13 @@ def _check(study: Any, storage: Any, search: Mapping[str, Any], directions: Sequ
     before = study.user_attrs.get(SEARCH)
     if before not in (None, search) and _has_begun(study.get_trials(deepcopy=False)):
         problems.append(
-            f"hydra.sweeper.study_name: {told_of} is of another search: {told(before)}; this one "
-            f"is {told(dict(search))}. {another}"
+            f"hydra.sweeper.study_name: {told_of} belongs to another search: {told(before)}; this "
+            f"one is {told(dict(search))}. {another}"
         )
     has = [direction.name.lower() for direction in study.directions]
     if directions and has != list(directions):
         problems.append(
-            f"hydra.sweeper.direction: {told_of} is to {' and '.join(has)}, got "
+            f"hydra.sweeper.direction: {told_of} has the directions {' and '.join(has)}, got "
             f"{' and '.join(directions)}. {another}"
         )
     if problems:
