@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all test-oldest lint format backbone clean
+.PHONY: help setup demo test test-all test-oldest lint format wheel backbone clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -65,8 +65,16 @@ format: setup ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# the wheel comes from the sdist, and runs where only what it requires is installed
+wheel: setup ## Build the sdist and the wheel into dist/, and run the wheel
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/uv venv --quiet --python $(BIN)/python build/wheel
+	VIRTUAL_ENV=build/wheel $(BIN)/uv pip install --quiet --constraint constraints.txt dist/*.whl
+	cd build && wheel/bin/lightning-peft --version && wheel/bin/lightning-peft plan method=lora
+
 backbone: setup ## Pretrain the shipped backbone again
-	$(BIN)/python -m lightning_peft.backbones.pretrain --out lightning_peft/backbones
+	$(BIN)/python -m tools.glyph_vit.pretrain
 
 clean: ## Remove what was made, the environment included
-	rm -rf $(VENV) $(OLDEST) build dist outputs multirun .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist runs sweeps outputs multirun .pytest_cache .mypy_cache .ruff_cache

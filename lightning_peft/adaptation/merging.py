@@ -1,4 +1,4 @@
-"""Folding an adapter into the weights that it adapts."""
+"""Folding adapters into the weights that they adapt."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def merge_adapters(
         model: The adapted backbone.
         adapters: The handles on its adapters.
         method: The method's name, for the error.
-        example_inputs: Inputs on which to measure what merging does to the output.
+        example_inputs: Inputs on which to measure how much merging changes the output.
 
     Returns:
         How exactly it was done.
@@ -59,7 +59,7 @@ def merge_adapters(
     except (NotImplementedError, ValueError, AttributeError, RuntimeError, TypeError) as error:
         for adapter in done:
             adapter.unmerge()
-        reason = str(error) or "its adapter is no linear change of a weight"
+        reason = str(error) or "its adapter is not a linear change of a weight"
         raise MethodError(f"'{method}' cannot be merged: {reason}") from error
     difference = None
     if before is not None:

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_peft.cli.config.errors import explain
@@ -126,6 +127,7 @@ def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value
     """Run one job; what goes wrong is kept, so that the jobs after it still run."""
     from lightning_peft.cli.config.job_config import in_sweep
     from lightning_peft.cli.runs.earlier import Earlier, earlier_run
+    from lightning_peft.cli.runs.occupied import occupied
     from lightning_peft.cli.runs.summary import record_failure
     from lightning_peft.cli.sweeps.sweep import isolated_job, wants_own_process
 
@@ -142,7 +144,8 @@ def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value
         try:
             from lightning_peft.cli.jobs.train import train
 
-            return train(cfg)
+            with occupied(Path(cfg.output_dir), "hydra.sweep.dir" if directory else "output_dir"):
+                return train(cfg)
         except Exception as error:
             log.debug("the job failed", exc_info=error)
             record_failure(cfg, error)
@@ -152,8 +155,6 @@ def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value
 
 def _in_own_process(cfg: DictConfig, before: Earlier, failures: list[Failure]) -> Value:
     """Run a job of several ranks in a process whose command line its other ranks can replay."""
-    from pathlib import Path
-
     from hydra.core.hydra_config import HydraConfig
 
     from lightning_peft.cli.sweeps.fresh import JobDied, run_fresh

@@ -16,6 +16,7 @@ __all__ = [
     "BINS",
     "MOST_LABELS",
     "ReliabilityBin",
+    "calibration_error",
     "confidences",
     "expected_error",
     "fit_temperature",
@@ -59,15 +60,13 @@ def reliability(confidence: Tensor, right: Tensor, bins: int = BINS) -> tuple[Re
         bins: Number of bins.
 
     Returns:
-        The bins that hold any prediction, the lowest first. What lies on an edge is in the upper
-        bin, and 1 is in the last.
+        The bins that hold any prediction, the lowest first. What lies on an edge is in the lower
+        bin, as Guo et al. (ICML 2017) and scikit-learn have it; 0 is in the first, 1 in the last.
 
     >>> reliability(torch.tensor([0.6, 0.7, 0.9]), torch.tensor([1, 0, 1]), bins=2)[0].count
     3
     """
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float32)
-    values = confidence.float().cpu().contiguous()
-    place = torch.bucketize(values, edges, right=True).sub(1).clamp(0, bins - 1)
+    place = _bin_of(confidence, bins)
     count = torch.bincount(place, minlength=bins)
     sums = [
         torch.bincount(place, weights=values.double().cpu(), minlength=bins)
@@ -82,10 +81,35 @@ def reliability(confidence: Tensor, right: Tensor, bins: int = BINS) -> tuple[Re
     )
 
 
+def calibration_error(confidence: Tensor, right: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the expected calibration error over the bins of :func:`reliability`.
+
+    The mean gap of confidence and accuracy of the bins, by their counts (Naeini et al., AAAI 2015).
+
+    Args:
+        confidence: In [0, 1], shape ``(N,)``.
+        right: 1 where the prediction came true, else 0, shape ``(N,)``.
+        weights: How often each of R resamples holds each prediction, ``(R, N)``.
+
+    Returns:
+        A scalar, or ``(R,)`` of weights; float64, on the CPU.
+    """
+    gap = confidence.double().cpu() - right.double().cpu()
+    each = gap if weights is None else weights * gap
+    sums = gap.new_zeros(*each.shape[:-1], BINS).index_add_(-1, _bin_of(confidence, BINS), each)
+    return sums.abs().sum(-1) / (len(gap) if weights is None else weights.sum(-1))
+
+
 def expected_error(bins: Sequence[ReliabilityBin]) -> float:
-    """The expected calibration error: the mean gap of confidence and accuracy, by their counts."""
+    """Return the same of bins that were kept."""
     total = sum(found.count for found in bins)
     return sum(abs(b.confidence - b.accuracy) * b.count for b in bins) / max(total, 1)
+
+
+def _bin_of(confidence: Tensor, bins: int) -> Tensor:
+    """Number the bins of equal width, which are closed at their upper end, from 0."""
+    inner = torch.linspace(0, 1, bins + 1, dtype=torch.float32)[1:-1]
+    return torch.bucketize(confidence.float().cpu().contiguous(), inner)
 
 
 def label_errors(probabilities: Tensor, labels: Tensor) -> tuple[float, ...]:
@@ -104,7 +128,7 @@ def label_errors(probabilities: Tensor, labels: Tensor) -> tuple[float, ...]:
     (0.25, 0.0)
     """
     columns = zip(probabilities.unbind(1), labels.unbind(1), strict=True)
-    return tuple(expected_error(reliability(p, y.float())) for p, y in columns)
+    return tuple(float(calibration_error(p, y)) for p, y in columns)
 
 
 def confidences(task: Task, probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

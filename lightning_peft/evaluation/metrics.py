@@ -1,4 +1,4 @@
-"""The metrics of each task, from torchmetrics."""
+"""The metrics of each task, from torchmetrics but for the calibration error."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from torchmetrics.classification import (
     BinaryAccuracy,
     BinaryAUROC,
     BinaryAveragePrecision,
-    BinaryCalibrationError,
     BinaryF1Score,
     BinaryStatScores,
     MulticlassAccuracy,
     MulticlassAUROC,
-    MulticlassCalibrationError,
     MulticlassF1Score,
     MultilabelAveragePrecision,
     MultilabelExactMatch,
@@ -31,10 +29,14 @@ from torchmetrics.regression import (
     SpearmanCorrCoef,
 )
 from torchmetrics.utilities import dim_zero_cat
-from torchmetrics.wrappers import MultioutputWrapper
 
 from lightning_peft.errors import DataError
-from lightning_peft.evaluation.calibration import BINS, MOST_LABELS
+from lightning_peft.evaluation.calibration import (
+    MOST_LABELS,
+    calibration_error,
+    confidences,
+    label_errors,
+)
 from lightning_peft.evaluation.metric_names import TASKS, Task
 from lightning_peft.evaluation.outputs import check_task
 
@@ -109,7 +111,7 @@ class Gathered(Metric):
     """Keeps what is predicted of each image and what it is, over all batches and ranks."""
 
     is_differentiable = False
-    higher_is_better = None
+    higher_is_better: bool | None = None
     full_state_update = False
     outputs: list[Tensor]
     targets: list[Tensor]
@@ -187,17 +189,32 @@ class SeenMAP(MultilabelAveragePrecision):
         return super().compute()[dim_zero_cat(self.target).sum(0) > 0].mean()
 
 
-class LabelECE(MultioutputWrapper):
-    """The calibration error of each label by itself, and the mean over the labels."""
+class CalibrationError(Gathered):
+    """The expected calibration error over right-closed bins; of labels the mean of theirs.
+
+    Not torchmetrics', to which a confidence of exactly 1 is a bin of its own.
+    """
 
     higher_is_better = False
 
-    def __init__(self, num_labels: int) -> None:
-        super().__init__(BinaryCalibrationError(n_bins=BINS), num_labels)
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
 
-    def compute(self) -> Tensor:
+    def update(self, probabilities: Tensor, labels: Tensor) -> None:
+        """Add a batch of probabilities, and what is true."""
+        if self.task == "multiclass":  # of many classes, one number an image
+            probabilities, labels = confidences(self.task, probabilities, labels)
+        super().update(probabilities, labels)
+
+    def compute(self) -> Tensor:  # type: ignore[override]
         """The value, in [0, 1]."""
-        return super().compute().mean()
+        found, truth = super().compute()
+        if self.task == "multilabel":
+            error = torch.tensor(label_errors(found, truth)).mean()
+        else:
+            error = calibration_error(found, truth).float()
+        return error.to(self.device)
 
 
 class SafeR2(R2Score):
@@ -217,7 +234,7 @@ def _multiclass(classes: int, ranking: bool) -> Parts:
         "accuracy": MulticlassAccuracy(classes, average="micro"),
         "balanced_accuracy": MulticlassAccuracy(classes, average="macro"),
         "f1": MulticlassF1Score(classes, average="macro"),
-        "ece": MulticlassCalibrationError(classes, n_bins=BINS),
+        "ece": CalibrationError("multiclass"),
     }
     return found | ({"auroc": SeenAUROC(classes)} if ranking else {})
 
@@ -229,7 +246,7 @@ def _binary() -> Parts:
         "f1": BinaryF1Score(),
         "auroc": SeenBinaryAUROC(),
         "ap": SeenBinaryAP(),
-        "ece": BinaryCalibrationError(n_bins=BINS),
+        "ece": CalibrationError("binary"),
     }
 
 
@@ -240,7 +257,7 @@ def _multilabel(labels: int) -> Parts:
         "f1": MultilabelF1Score(labels, average="macro"),
         "f1_micro": MultilabelF1Score(labels, average="micro"),
     }
-    return found | ({"ece": LabelECE(labels)} if labels <= MOST_LABELS else {})
+    return found | ({"ece": CalibrationError("multilabel")} if labels <= MOST_LABELS else {})
 
 
 def _regression(outputs: int) -> Parts:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_peft.evaluation.calibration import BINS, MOST_LABELS
+from lightning_peft.evaluation.calibration import MOST_LABELS, calibration_error
 from lightning_peft.evaluation.metric_names import Task
 
 __all__ = ["statistics_of"]
@@ -61,7 +61,7 @@ def _multiclass(
         "accuracy": _mean(weights, right),
         "balanced_accuracy": _macro(_ratio(hits, support), seen),
         "f1": _macro(_ratio(2 * hits, support + named), seen),
-        "ece": _ece(weights, confidence, right),
+        "ece": calibration_error(confidence, right, weights),
     }
 
 
@@ -77,7 +77,7 @@ def _binary(weights: Tensor, probability: Tensor, labels: Tensor) -> dict[str, T
         "f1": _ratio(2 * hits, positives + weights @ called),
         "auroc": _auroc(weights, truth, *groups),
         "ap": _average_precision(weights, truth, *groups),
-        "ece": _ece(weights, probability, truth),
+        "ece": calibration_error(probability, truth, weights),
     }
 
 
@@ -100,7 +100,8 @@ def _multilabel(weights: Tensor, probabilities: Tensor, labels: Tensor) -> dict[
         "map": precision.nanmean(-1),
     }
     if count <= MOST_LABELS:
-        errors = [_ece(weights, probabilities[:, k], truth[:, k]) for k in range(count)]
+        columns = zip(probabilities.unbind(1), truth.unbind(1), strict=True)
+        errors = [calibration_error(p, y, weights) for p, y in columns]
         found["ece"] = torch.stack(errors, -1).mean(-1)
     return found
 
@@ -138,14 +139,6 @@ def _macro(scores: Tensor, seen: Tensor) -> Tensor:
 def _grouped(weights: Tensor, index: Tensor, groups: int) -> Tensor:
     """Sum weights ``(R, N)`` by the group of each column: ``(R, groups)``."""
     return weights.new_zeros(len(weights), groups).index_add_(1, index, weights)
-
-
-def _ece(weights: Tensor, confidence: Tensor, right: Tensor) -> Tensor:
-    edges = torch.linspace(0, 1, BINS + 1)
-    # as torchmetrics has it, whose last bin holds what is exactly 1
-    place = torch.bucketize(confidence.float().contiguous(), edges, right=True) - 1
-    gaps = _grouped(weights * (confidence - right), place, BINS + 1)
-    return gaps.abs().sum(-1) / weights.sum(-1)
 
 
 def _ranked(scores: Tensor) -> tuple[Tensor, int]:

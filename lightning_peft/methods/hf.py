@@ -139,8 +139,8 @@ class HF(PeftMethod):
 
     @property
     def accelerated(self) -> bool:  # type: ignore[override]
-        """Whether it is LoRA itself; its variants have another forward."""
-        return self.tuner == "LORA" and not any(map(self.options.get, _VARIANTS))
+        """Whether it is LoRA; each layer says whether it is a variant with another forward."""
+        return self.tuner == "LORA"
 
     @classmethod
     def _from_settings(cls, settings: dict[str, Any]) -> HF:
@@ -221,9 +221,6 @@ class HF(PeftMethod):
 
         return [RankAllocation(model)]
 
-
-# options of peft's LoRA that give every layer another forward
-_VARIANTS = ("use_dora", "lora_bias", "alora_invocation_tokens", "arrow_config")
 
 # what peft writes into a config by itself, or what has no meaning for a backbone that is in memory
 _MANAGED = frozenset(

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_peft.errors import DataError, MissingExtraError, near
+from lightning_peft.errors import DataError, near, require
 from lightning_peft.randomness import generator
 from lightning_peft.ranking.candidates import Candidate
-from lightning_peft.ranking.features import Features
 from lightning_peft.ranking.h_score import h_score
 from lightning_peft.ranking.linear_probe import Probe, linear_probe
 from lightning_peft.ranking.logme import logme
@@ -49,7 +48,7 @@ class Row:
         deviation: Its standard deviation over the folds.
         first: How often its probe is the best one when the images or texts are
             resampled, in [0, 1].
-        scores: The scores by name; None where its extra is not installed.
+        scores: The scores by name.
     """
 
     label: str
@@ -59,9 +58,9 @@ class Row:
     probe: float
     deviation: float
     first: float
-    scores: dict[str, float | None]
+    scores: dict[str, float]
 
-    def value(self, by: str) -> float | None:
+    def value(self, by: str) -> float:
         """What a ranking by this name goes by."""
         return self.probe if by == "probe" else self.scores[by]
 
@@ -124,8 +123,9 @@ def rank_candidates(
 
     Raises:
         DataError: If there is no such score, or the data does not serve.
-        MissingExtraError: If the score to rank by needs an extra that is not installed.
+        MissingExtraError: If scikit-learn is not installed.
     """
+    require("sklearn", "data")  # before any features are computed
     if by not in BY:
         raise DataError(f"There is no score '{by}'. {near(by, BY)}")
     source = BACKBONES_OF[noun]
@@ -148,7 +148,7 @@ def rank_candidates(
             )
         labels = features.labels
         probe = linear_probe(features.values, labels, folds=folds, seed=seed)
-        scores = {name: _score(name, features, needed=name == by) for name in SCORES}
+        scores = {name: score(features.values, labels) for name, score in SCORES.items()}
         probes.append(probe)
         rows.append(
             Row(
@@ -159,7 +159,7 @@ def rank_candidates(
         told(f"{candidate.label}: {100 * probe.accuracy:.1f} % of {len(labels)} {noun}")
     found = chances([probe.correct for probe in probes], seed) if probes else []
     rows = [dataclasses.replace(row, first=first) for row, first in zip(rows, found, strict=True)]
-    rows.sort(key=lambda row: (-_known(row.value(by)), -row.probe, row.parameters))
+    rows.sort(key=lambda row: (-row.value(by), -row.probe, row.parameters))
     images = 0 if labels is None else len(labels)
     classes = 0 if labels is None else len(labels.unique())
     return Ranking(by, tuple(rows), tuple(skipped), images, classes, folds, noun)
@@ -189,16 +189,3 @@ def chances(correct: Sequence[Tensor], seed: int = 0) -> list[float]:
         best = right == right.max()
         wins += best / best.sum()
     return [float(share) for share in wins / RESAMPLES]
-
-
-def _score(name: str, features: Features, *, needed: bool) -> float | None:
-    try:
-        return SCORES[name](features.values, features.labels)
-    except MissingExtraError:
-        if needed:
-            raise
-        return None
-
-
-def _known(value: float | None) -> float:
-    return float("-inf") if value is None else value

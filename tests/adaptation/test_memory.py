@@ -165,7 +165,7 @@ def test_the_callback_and_the_loaders_refuse_it_too(tmp_path):
     assert memory_of(model) == "default"
 
 
-@pytest.mark.parametrize("method", ["bitfit", "dora", "adalora", lp.HF("lora", use_dora=True)])
+@pytest.mark.parametrize("method", ["bitfit", "dora", "adalora"])
 def test_low_is_refused_where_no_layer_is_fast(method):
     model = build("vit")
     before = list(model.state_dict())
@@ -190,6 +190,20 @@ def test_low_is_refused_on_a_backbone_whose_layers_cannot_be_fast():
 
     adaptation = lp.adapt(model, lp.LoRA(rank=2, targets="0"))
     with pytest.raises(lp.MethodError, match="is dilated"):
+        adaptation.set_memory("low")
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"init_lora_weights": "mica"}], ids=str)
+def test_low_is_refused_for_a_variant_of_lora(options):
+    model, method = build("vit"), lp.HF("lora", r=2, **options)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(lp.MethodError, match=r"on this backbone: 0 LoRA .*LinearVariant"):
+        lp.adapt(model, method, memory="low")
+    assert {k: torch.equal(v, before[k]) for k, v in model.state_dict().items()} == dict.fromkeys(
+        before, True
+    )
+    adaptation = lp.adapt(model, method)
+    with pytest.raises(lp.MethodError, match="variant of LoRA"):
         adaptation.set_memory("low")
 
 

@@ -38,12 +38,12 @@ NOT_MERGEABLE: dict[tuple[str, str], str] = {
     },
     **{("hf:beft", backbone): "Base layer has no bias" for backbone in ("llama", "t5")},
     **{
-        (method, backbone): "has no bias to take the shift"
+        (method, backbone): "has no bias to absorb the shift"
         for method in ("hydra", "repadapter", "ssf")
         for backbone in ("llama", "t5")
     },
     **{
-        ("ssf", backbone): "Conv2d has no bias to take the shift"
+        ("ssf", backbone): "Conv2d has no bias to absorb the shift"
         for backbone in ("resnet", "tv_resnet", "efficientnet")
     },
 }

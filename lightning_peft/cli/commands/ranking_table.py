@@ -84,8 +84,8 @@ def _cells(row: Row) -> list[str]:
         _shown(row.label),
         f"{100 * row.probe:.1f} ± {100 * row.deviation:.1f}",
         f"{100 * row.first:.0f}",
-        "-" if knn is None else f"{100 * knn:.1f}",
-        *("-" if value is None else f"{value:.2f}" for value in scores.values()),
+        f"{100 * knn:.1f}",
+        *(f"{value:.2f}" for value in scores.values()),
         _short(row.parameters),
         f"{row.milliseconds:.2f}",
     ]
@@ -145,7 +145,7 @@ def _as_csv(ranking: Ranking) -> str:
     rest = ("parameters", "milliseconds", "width")
     writer.writerow(["rank", *fields, *names, *rest])
     for place, row in enumerate(ranking.rows, 1):
-        scores = ["" if row.scores[name] is None else row.scores[name] for name in names]
+        scores = [row.scores[name] for name in names]
         own = [getattr(row, name) for name in fields]
         writer.writerow([place, *own, *scores, *(getattr(row, name) for name in rest)])
     return text.getvalue()

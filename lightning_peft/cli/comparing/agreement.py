@@ -104,9 +104,9 @@ def _of(ranking: Ranking, method: str, accuracy: dict[str, float]) -> Iterator[A
     stats = require("scipy.stats", "data")
     for score in BY:
         pairs = [
-            (value, accuracy[_key(row.label)])
+            (row.value(score), accuracy[_key(row.label)])
             for row in ranking.rows
-            if (value := row.value(score)) is not None and _key(row.label) in accuracy
+            if _key(row.label) in accuracy
         ]
         scores, measured = zip(*pairs, strict=True) if pairs else ((), ())
         if len(pairs) < LEAST_MODELS or len(set(scores)) < 2 or len(set(measured)) < 2:

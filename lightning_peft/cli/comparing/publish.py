@@ -66,10 +66,8 @@ def _publish(comparison: Comparison, output: Path) -> None:
 
 def _files(comparison: Comparison, output: Path) -> list[str]:
     """Write the files; say where each is."""
-    from lightning_peft.cli.comparing.pictures import (
-        accuracy_against_parameters,
-        accuracy_by_number,
-    )
+    from lightning_peft.cli.comparing.charts import against, by_number
+    from lightning_peft.cli.comparing.figures import save_figure
     from lightning_peft.cli.comparing.report import report_page
 
     write_json(output / "comparison.json", as_json(comparison))
@@ -77,11 +75,13 @@ def _files(comparison: Comparison, output: Path) -> list[str]:
     write_text(output / "report.html", report_page(comparison))
     lines = [f"report     {output / 'report.html'}", f"table      {output / 'comparison.csv'}"]
     try:
-        path = accuracy_against_parameters(comparison, output / "comparison.png")
-        paths = [path] if path is not None else []
-        paths += [
-            accuracy_by_number(comparison, swept, output / f"comparison_{swept.name}.png")
-            for swept in swept_numbers(comparison)
+        charts = {"comparison": against(comparison, "trained", "trained parameters")}
+        for swept in swept_numbers(comparison):
+            charts[f"comparison_{swept.name}"] = by_number(comparison, swept)
+        paths = [
+            save_figure(chart.figure, output / f"{name}.png", chart.keys)
+            for name, chart in charts.items()
+            if chart is not None
         ]
     except MissingExtraError as error:
         return [*lines, f"no picture: {error}"]

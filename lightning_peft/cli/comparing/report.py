@@ -1,7 +1,7 @@
 """One page with everything that a comparison found, which needs nothing but a browser.
 
-Whatever comes from files is data of somebody else's: the template escapes it, the plots are made of
-XML elements, and the page forbids every script and every request but its own.
+Whatever comes from files is data of somebody else's: the template escapes it, the pictures are made
+of XML elements, and the page forbids every script and every request but its own.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from lightning_peft.cli.comparing.charts import (
 )
 from lightning_peft.cli.comparing.classes import ClassTables, class_tables
 from lightning_peft.cli.comparing.comparison import Comparison, Row
+from lightning_peft.cli.comparing.figures import swatch
 from lightning_peft.cli.comparing.reliability import read_bins, reliability_chart
 from lightning_peft.cli.comparing.runs import Run
 from lightning_peft.cli.comparing.swept import swept_numbers
@@ -36,6 +37,7 @@ from lightning_peft.cli.comparing.tables import (
 )
 from lightning_peft.cli.comparing.wording import difference, p_value, verdict
 from lightning_peft.cli.runs.log import read_log
+from lightning_peft.errors import MissingExtraError
 from lightning_peft.evaluation.metric_names import is_share, written
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ def report_page(comparison: Comparison) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True
     )
     environment.filters.update(
-        difference=difference, p_value=p_value, verdict=verdict, breaking=_breaking
+        difference=difference, p_value=p_value, verdict=verdict, breaking=_breaking, swatch=swatch
     )
     script, style = _file("report.js"), _file("report.css")
     # the browser hashes what is between the tags, the line break included
@@ -127,8 +129,8 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "in_points": is_share(comparison.metric),
         "about_tests": ABOUT_TESTS.format(noun=comparison.noun),
         "noun": comparison.noun,
-        "sections": _sections(comparison),
         "best": None if comparison.best is None else _best(comparison.best, comparison),
+        **_pictures(comparison),
     }
 
 
@@ -144,6 +146,16 @@ def _row(rank: int, row: Row, comparison: Comparison) -> dict[str, Any]:
         "runs": runs_of(row),
         "done": len(row.seeds),
     }
+
+
+def _pictures(comparison: Comparison) -> dict[str, Any]:
+    """Draw what there is to draw; without matplotlib, say what brings it."""
+    best = comparison.best
+    try:
+        reliability = best and reliability_chart(read_bins(best.directory), best.task, best.noun)
+        return {"sections": _sections(comparison), "reliability": reliability, "undrawn": ""}
+    except MissingExtraError as error:
+        return {"sections": [], "reliability": None, "undrawn": str(error)}
 
 
 def _sections(comparison: Comparison) -> list[tuple[str, list[Chart]]]:
@@ -176,7 +188,6 @@ def _best(run: Run, comparison: Comparison) -> dict[str, Any]:
         "tables": tables,
         "matrix": _matrix(tables) if tables and len(tables.classes) <= MOST_MATRIX else None,
         "mistakes": tables.mistakes[:MOST_MISTAKES] if tables else (),
-        "reliability": reliability_chart(read_bins(run.directory), run.task, run.noun),
         "picture": _picture(run.directory / "predictions.png"),
     }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_peft.cli.runs.processes import is_alive
+from lightning_peft.cli.runs.occupied import holder_of
 from lightning_peft.cli.runs.summary import FILE
 
 __all__ = ["HANDED_OUT", "PREPARED", "Run", "labelled", "read_runs", "run_of"]
@@ -54,7 +55,7 @@ class Run:
         source: Which of the directories that were asked for it was found in.
         status: ``"completed"``, ``"pruned"`` (stopped by the pruner of a search), ``"failed"``,
             ``"running"``, ``"interrupted"`` (its process is gone) or ``"unfinished"`` (it runs, or
-            ran, on another machine).
+            ran, on another machine or for another user).
         method: The method's name.
         seed: The seed, where it is known.
         overrides: What was overridden beside the method and the seed, sorted.
@@ -188,7 +189,7 @@ def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | N
     return Run(
         directory=directory,
         source=directory if source is None else source,
-        status=_status(str(summary["status"]), process),
+        status=_status(str(summary["status"]), process, directory),
         method=str(method),
         seed=seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
         overrides=tuple(sorted(o for o in overrides if not o.startswith(SET_NOTHING_APART))),
@@ -242,11 +243,14 @@ def _load(path: Path) -> Any:
         return None
 
 
-def _status(status: str, process: Mapping[str, Any]) -> str:
-    """A run that was killed could not say so: look whether its process is still there."""
+def _status(status: str, process: Mapping[str, Any], directory: Path) -> str:
+    """A run that was killed could not say so: look whether a process still has its directory."""
     if status != "running":
         return status
-    return {None: "unfinished", False: "interrupted", True: "running"}[is_alive(process)]
+    holder = holder_of(directory)
+    if (process if holder is None else holder).get("host") != socket.gethostname():
+        return "unfinished"
+    return "interrupted" if holder is None else "running"
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

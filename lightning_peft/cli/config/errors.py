@@ -27,13 +27,11 @@ __all__ = [
 
 
 OF_AN_EXTRA = {
-    "optuna": "hydra-optuna-sweeper",
-    **dict.fromkeys(("tpe", "random", "cmaes", "nsgaii", "motpe", "grid"), "hydra-optuna-sweeper"),
     "joblib": "hydra-joblib-launcher",
     "submitit_local": "hydra-submitit-launcher",
     "submitit_slurm": "hydra-submitit-launcher",
 }
-"""Sweepers and launchers of Hydra's plugins, and what they come with."""
+"""Launchers of Hydra's plugins, and what they come with."""
 
 
 class ConfigError(PEFTError, ValueError):

@@ -1,18 +1,21 @@
 """``lightning-peft --help``: every command, group and choice, with a line each.
 
 The text is read off the config files themselves (the first comment line of each), as text:
-importing Hydra or a YAML parser would cost more than everything that is done here.
+importing Hydra or a YAML parser would cost more than everything that is done here. The settings of
+a method that is chosen (``method=lora --help``) are read off its class.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from lightning_peft.cli.config.method_fields import REQUIRED, fields_of
 from lightning_peft.cli.config.paths import conf_dir
 
 __all__ = [
@@ -21,6 +24,7 @@ __all__ = [
     "experiment_settings",
     "groups",
     "help_text",
+    "method_settings",
     "settings",
 ]
 
@@ -138,6 +142,29 @@ def _scalars(path: Path) -> Iterator[Setting]:
             comment = ""
 
 
+def method_settings(path: Path) -> Iterator[Setting]:
+    """Yield the settings of a method: what its config says, otherwise the defaults of its class.
+
+    Args:
+        path: The config of the method, such as ``conf/method/lora.yaml``.
+    """
+    text = path.read_text(encoding="utf-8")
+    for rate in re.findall(r"^lr: (\S+)", text, flags=re.M):
+        yield Setting("lr", rate, "the learning rate that the method brings along")
+    block = re.split(r"^(?! )", text.partition("\nmethod:\n")[2], maxsplit=1, flags=re.M)[0]
+    written = dict(re.findall(r"^  (\w+): (\S+)", block, flags=re.M))
+    fields = fields_of(written.pop("_target_", "").removeprefix("lightning_peft."))
+    defaults = {field.name: _plain(field.default) for field in fields if field.default != REQUIRED}
+    texts = {field.name: field.text.replace("``None``", "null") for field in fields}
+    for name, default in {**defaults, **written}.items():
+        yield Setting(f"method.{name}", default, texts.get(name, "").replace("``", ""))
+
+
+def _plain(value: Any) -> str:
+    """Write a default as it is typed on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def help_text(args: Sequence[str] = (), root: Path | None = None) -> str:
     """Compose the help.
 
@@ -161,18 +188,32 @@ def help_text(args: Sequence[str] = (), root: Path | None = None) -> str:
         for name, comment in choices(roots, group).items():
             mark = "*" if defaults.get(group) == name else " "
             parts.append(_entry(f"{mark} {name}", comment))
-    parts.append("\nSettings (each key of a group as well, such as method.rank=4)\n")
+    parts.append(
+        "\nSettings (each key of a group as well, such as method.rank=4; those of a method:\n"
+        "lightning-peft method=lora --help)\n"
+    )
     parts += [_entry(f"{key}={default}", comment) for key, default, comment in settings(root)]
     parts += [
         _entry(f"{key}={default}", f"with experiment={name}: {comment}")
         for name, (key, default, comment) in experiment_settings(root)
     ]
+    parts += _chosen_methods(args, roots)
     parts.append("\nRegularisation (docs/regularisation.md)\n")
     parts += [_entry(key, text) for key, text in REGULARISERS.items()]
     parts.append("\nFlags, and what a sweep takes\n")
     parts += [_entry(flag, text) for flag, text in FLAGS.items()]
     parts += ["\nExamples\n", EXAMPLES]
     return "".join(parts)
+
+
+def _chosen_methods(args: Sequence[str], roots: Sequence[Path]) -> Iterator[str]:
+    words = [word.removeprefix("method=") for word in args if word.startswith("method=")]
+    for name in ",".join(words).split(","):
+        paths = [root / "method" / f"{name}.yaml" for root in roots]
+        for path in [path for path in paths if path.is_file()][:1]:
+            yield f"\nSettings of method={name}\n"
+            for key, default, text in method_settings(path):
+                yield _entry(f"{key}={default}", text)
 
 
 def _entry(name: str, text: str) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 
+from lightning_peft.cli.config.conf_source import ConfSource
 from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.cli.config.structured import structured
 
@@ -24,7 +24,7 @@ GROUPS = ("method", "schedule")
 """What means something outside of this package's own application."""
 
 
-class MountedConfigSource(FileConfigSource):
+class MountedConfigSource(ConfSource):
     """Serve ``conf/`` of this package below ``lightning_peft/``."""
 
     def __init__(self, provider: str, path: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from typing import Any, NamedTuple
 
 from lightning_peft.cli.config.errors import ConfigError
@@ -134,12 +133,8 @@ def not_dominated(values: Sequence[Sequence[float]], directions: Sequence[str]) 
 
 
 def directions_of(direction: Any) -> tuple[str, ...]:
-    """Read ``hydra.sweeper.direction``: one or several.
-
-    A word was said by somebody. The member of an enumeration is the default of Hydra's plugin,
-    which minimizes whatever it is told; it counts for nothing.
-    """
-    if direction is None or isinstance(direction, Enum):
+    """Read ``hydra.sweeper.direction``: one or several."""
+    if direction is None:
         return ()
     return (direction,) if isinstance(direction, str) else tuple(str(word) for word in direction)
 

@@ -18,7 +18,7 @@ from lightning_peft.cli.config.quiet import quiet
 from lightning_peft.cli.config.task import check_objective, refuse_test_monitors
 from lightning_peft.cli.jobs.parts import _floats, _with_objectives, best_checkpoint, build
 from lightning_peft.cli.jobs.trial_run import check_direction, pruning_of, told
-from lightning_peft.cli.runs.processes import this_process
+from lightning_peft.cli.runs.occupied import this_process
 from lightning_peft.cli.runs.summary import write_summary, write_text
 from lightning_peft.cli.runs.trial import Trial
 

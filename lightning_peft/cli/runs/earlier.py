@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.job_config import as_written, asked, config_in
-from lightning_peft.cli.runs.processes import is_other_rank
+from lightning_peft.cli.runs.occupied import is_other_rank
 from lightning_peft.cli.runs.summary import read_summary
 
 __all__ = ["CONFIG", "LAST", "Earlier", "earlier_run", "identity", "refuse_finished"]

@@ -145,7 +145,9 @@ def record_failure(cfg: Any, error: BaseException) -> None:
         return
     try:
         told = explain(error) or f"{type(error).__name__}: {error}"
-        write_summary(Path(cfg.output_dir), cfg, status="failed", error=told)
+        # one that was refused because another process is at work there has nothing to say of that
+        if holder_of(Path(cfg.output_dir)) is None:
+            write_summary(Path(cfg.output_dir), cfg, status="failed", error=told)
     except Exception:  # the config itself may be what is wrong
         return
 
@@ -172,7 +174,6 @@ def record_death(directory: Path, cfg: Any, told: str) -> None:
         told: How it ended.
     """
     written = read_summary(directory).get("status") == "failed"
-    # one that was refused because another process is at work there has nothing to say of that
     if not written and "seed" in cfg and holder_of(directory) is None:
         write_summary(directory, cfg, status="failed", error=told)
 

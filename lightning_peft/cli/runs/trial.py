@@ -14,17 +14,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning_peft.cli.config.objectives import directions_of
+from lightning_peft.cli.runs.storage import open_storage, whole_address
 
-__all__ = ["ENVIRONMENT", "FILE", "NO_PRUNER", "Trial", "open_storage", "trial_of"]
+__all__ = ["ENVIRONMENT", "NO_PRUNER", "Trial", "trial_of"]
 
 ENVIRONMENT = "LIGHTNING_PEFT_TRIAL"
 NO_PRUNER = "optuna.pruners.NopPruner"
-
-FILE = "sqlite:///"
-"""What the address of a SQLite file begins with."""
-
-BUSY_SECONDS = 60.0
-"""How long a job waits for a SQLite file in which another job writes."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +66,17 @@ class Trial:
         import optuna
         from hydra.utils import instantiate
 
+        storage = open_storage(self.storage)
         study = optuna.load_study(
             study_name=self.study,
-            storage=open_storage(self.storage),
+            storage=storage,
             sampler=optuna.samplers.RandomSampler(),  # any: it proposes nothing here
             pruner=instantiate(dict(self.pruner or {}), _convert_="all"),
         )
-        frozen = study.get_trials(deepcopy=False)[self.number]
-        trial = optuna.trial.Trial(study, frozen._trial_id)
-        if step not in frozen.intermediate_values:  # a run that went on says it again
+        number = storage.get_study_id_from_name(self.study), self.number
+        trial = optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(*number))
+        known = study.get_trials(deepcopy=False)[self.number].intermediate_values
+        if step not in known:  # a run that went on says it again
             trial.report(value, step)
         return bool(trial.should_prune())
 
@@ -99,32 +96,12 @@ def trial_of(hydra: Any) -> Trial | None:
     if "n_trials" not in sweeper:
         return None
     storage, pruner = sweeper.get("storage"), sweeper.get("pruner")
+    cwd = (hydra.get("runtime") or {}).get("cwd") or os.getcwd()
     prunes = pruner is not None and pruner.get("_target_") != NO_PRUNER
     return Trial(
         number=int(hydra.job.num),
         study=sweeper.get("study_name"),
-        storage=_whole_address(storage, hydra) if isinstance(storage, str) else None,
+        storage=whole_address(storage, cwd) if isinstance(storage, str) else None,
         pruner=pruner if prunes else None,
         directions=directions_of(sweeper.get("direction")),
     )
-
-
-def _whole_address(storage: str, hydra: Any) -> str:
-    """Give a SQLite file its whole path: a job may work in another directory."""
-    path = storage.removeprefix(FILE)
-    if path == storage or os.path.isabs(path):
-        return storage
-    return f"{FILE}{os.path.join((hydra.get('runtime') or {}).get('cwd') or os.getcwd(), path)}"
-
-
-def open_storage(storage: Any) -> Any:
-    """Open the database of a study; jobs that write to a SQLite file at once wait for each other.
-
-    Args:
-        storage: An address, a storage of Optuna's, or ``None``.
-    """
-    if not (isinstance(storage, str) and storage.startswith("sqlite")):
-        return storage
-    from optuna.storages import RDBStorage
-
-    return RDBStorage(storage, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})

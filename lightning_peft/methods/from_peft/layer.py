@@ -11,7 +11,7 @@ __all__ = ["PeftLayer", "all_finite"]
 
 
 class PeftLayer:
-    """One ``peft`` layer by its place in the model, so that a deep copy of the model has its own.
+    """A handle on one ``peft`` layer by its place in the model, so a deep copy has its own.
 
     Args:
         model: The adapted backbone.
@@ -71,7 +71,7 @@ class PeftLayer:
 
 
 def _is_plain_lora(layer: Any, base: nn.Module) -> bool:
-    """Say whether ``peft`` adds ``s B A`` in place, to weights that are ordinary numbers."""
+    """Whether ``peft`` adds ``s B A`` in place, to weights that are not quantised."""
     from peft.tuners.lora import LoraLayer
 
     return (
@@ -83,12 +83,12 @@ def _is_plain_lora(layer: Any, base: nn.Module) -> bool:
 
 
 def _merge_checked(layer: Any, base: nn.Module) -> None:
-    """Merge as ``peft``'s safe merge does, to the same bits in half of its time.
+    """Merge as ``peft``'s safe merge does, with the same bits in half of its time.
 
-    It looks at each number of a merged weight; here, their sum says first that all are finite.
+    ``peft`` checks each number of a merged weight; here, their sum first shows that all are finite.
 
     Raises:
-        ValueError: If a merged weight is not; the layer is as it was then.
+        ValueError: If a merged weight is not finite; the layer is unchanged then.
     """
     before = {key: p.data for key, p in base._parameters.items() if p is not None}
     for key, value in before.items():
@@ -97,10 +97,10 @@ def _merge_checked(layer: Any, base: nn.Module) -> None:
         layer.merge(safe_merge=False)
         broken = [key for key in before if not all_finite(base.get_parameter(key).data)]
         if broken:
-            layer.unmerge()  # its own notes of what is merged
+            layer.unmerge()  # updates its record of merged adapters
             raise ValueError(
                 f"expected finite numbers after merging, got some in its {', '.join(broken)} that "
-                "are not: the adapter, or the weight, is broken"
+                "are not finite: the adapter, or the weight, is broken"
             )
     except BaseException:
         for key, value in before.items():
@@ -109,13 +109,13 @@ def _merge_checked(layer: Any, base: nn.Module) -> None:
 
 
 def all_finite(tensor: torch.Tensor) -> bool:
-    """Say whether every number of a tensor is finite, mostly in one pass over it."""
-    # a sum with NaN or an infinity in it is never finite; one of finite numbers may overflow
+    """Whether every number of a tensor is finite, mostly in one pass over it."""
+    # a sum that includes NaN or infinity is never finite; one of finite numbers may overflow
     return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def _cast(module: nn.Module, dtypes: dict[str, torch.dtype]) -> float:
-    """Cast a module's own parameters and say what was lost, relative to the largest value."""
+    """Cast a module's own parameters; return the largest loss, relative to the largest value."""
     worst = 0.0
     for key, dtype in dtypes.items():
         parameter = module._parameters[key]

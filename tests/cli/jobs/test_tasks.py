@@ -157,8 +157,8 @@ def test_problems_of_the_labels_are_told(train, images):
     status, _, err = train(*SHORT, f"data.root={images}", "data.labels=bad.csv",
                            "data.task=regression")  # fmt: skip
     assert status == 2
-    assert "there is no file" in err
-    assert "is no number" in err
+    assert "missing file" in err
+    assert "is not a number" in err
 
 
 def test_a_regressor_is_not_calibrated(train, images):

@@ -26,7 +26,10 @@ SEARCH = ("-m", "hydra/sweeper=search", "hydra.sweep.dir=d", "lr=interval(0.1,0.
         ((*SEARCH, "objective=3"), "objective: expected a name"),
         ((*SEARCH, "hydra.sweeper.pruner=median"), "hydra.sweeper.pruner: expected a mapping"),
         ((*SEARCH, "hydra.sweeper.params=3"), "hydra.sweeper.params: expected a mapping"),
-        ((*SEARCH, "hydra.sweeper.storage=sqlit:///x"), "hydra.sweeper.storage: expected the"),
+        (
+            (*SEARCH, "hydra.sweeper.storage=sqlit:///x"),
+            "hydra.sweeper.storage: expected",
+        ),
         (
             (*SEARCH, "hydra/sweeper/pruner=median", "hydra.sweeper.pruner.n_warmup_steps=-1"),
             "hydra.sweeper.pruner: ValueError: Number of warmup steps cannot be negative",

@@ -554,12 +554,12 @@ def test_a_second_fit_on_top_of_an_adapter():
 @pytest.mark.parametrize(
     ("freeze", "message"),
     [
-        (lambda: BackboneFreeze(), "it freezes that backbone already: remove BackboneFreeze"),
+        (lambda: BackboneFreeze(), "it already freezes that backbone: remove BackboneFreeze"),
         (
             lambda: BackboneFreeze(unfreeze=STAGES, batchnorm="train", backbone_dropout="eval"),
             r"batchnorm is 'frozen' there and 'train' here.*dropout is 'train' there and 'eval'",
         ),
-        (lambda: BackboneFreeze(unfreeze=STAGES, head="norm"), "say the head there only"),
+        (lambda: BackboneFreeze(unfreeze=STAGES, head="norm"), "set the head there only"),
     ],
     ids=["nothing to do", "policies", "head"],
 )

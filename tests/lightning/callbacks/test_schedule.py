@@ -338,7 +338,7 @@ def test_an_endless_run_takes_a_warmup_in_epochs_and_refuses_a_part_of_itself():
     )
     trainer(WarmupConstant("1 epoch"), stop, max_epochs=-1).fit(net)
     assert net.used[:8] == expected(6, 6, "constant", steps=8)
-    with pytest.raises(ScheduleError, match=r"a part of the run needs, got max_epochs=-1"):
+    with pytest.raises(ScheduleError, match=r"a warm-up in percent needs, got max_epochs=-1"):
         trainer(WarmupConstant("10%"), max_epochs=-1).fit(Net())
 
 

@@ -17,6 +17,7 @@ from lightning_peft.cli.config.objectives import (
 from lightning_peft.cli.config.task import of_the_test_set
 from lightning_peft.cli.runs.trial import NO_PRUNER
 from lightning_peft.cli.sweeps.search.settings import wrong_settings
+from lightning_peft.errors import require
 from lightning_peft.evaluation.metric_names import is_test
 
 __all__ = ["check_search"]
@@ -61,6 +62,7 @@ def check_search(config: Any) -> None:
                 ]
             )
         return
+    require("optuna", "sweep")
     directions = directions_of(sweeper.get("direction"))
     problems = [*_wrong_names(config, names), *_wrong_directions(names, directions)]
     problems += [*wrong_settings(config, sweeper), *_wrong_pruner(sweeper, names)]
@@ -139,7 +141,7 @@ def _wrong_pruner(sweeper: Mapping[str, Any], names: Sequence[str]) -> list[str]
         )
     if not isinstance(sweeper.get("storage"), str) or not sweeper.get("study_name"):
         problems.append(
-            "hydra/sweeper/pruner: jobs speak to the study through its database: it needs "
+            "hydra/sweeper/pruner: jobs speak to the study through its file or database: it needs "
             "hydra.sweeper.storage and hydra.sweeper.study_name."
         )
     return problems

@@ -1,5 +1,7 @@
 """What is wrong with a search is found before its first job, all of it at once."""
 
+import sys
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -9,6 +11,7 @@ from lightning_peft.cli.jobs.trial_run import check_direction, told
 from lightning_peft.cli.runs.trial import Trial
 from lightning_peft.cli.sweeps.launcher_check import check_launcher
 from lightning_peft.cli.sweeps.search.check import check_search
+from lightning_peft.errors import MissingExtraError
 
 SEARCH = {"n_trials": 3, "direction": None, "params": {"lr": "interval(1e-3,1e-2)"}}
 MEDIAN = {"_target_": "optuna.pruners.MedianPruner"}
@@ -97,6 +100,22 @@ def test_what_is_typed_stays_and_a_plain_sweep_is_left_alone():
             config(sampler={"_target_": "optuna.samplers.GridSampler", "_partial_": True}),
             r"the grid tries every value, and lr is an interval.*lr=choice\(",
         ),
+        (
+            config(sampler={"_target_": "optuna.samplers.TPESampler", "seed": "abc"}),
+            "hydra.sweeper.sampler.seed: expected a whole number or null, got 'abc'",
+        ),
+        (
+            config(pruner={"_target_": "optuna.pruners.MedianPrunr"}, **IN_A_FILE),
+            "hydra.sweeper.pruner._target_: .* has no 'MedianPrunr'. Did you mean 'MedianPruner'",
+        ),
+        (
+            config(search_space={"lr": {"type": "float"}}),
+            r"search_space: Hydra has hydra.sweeper.params in its place.*interval\(0,1\)",
+        ),
+        (config(params={"lr": "interval(5,1)"}), r"lr=interval\(5,1\) cannot be searched .*low"),
+        (config(params={"lr": "range(5,1)"}), r"lr=range\(5,1\) cannot .* \(it has no values\)"),
+        (config(params={"lr": "range(1,5,step=0)"}), "cannot be searched .*must not be zero"),
+        (config(params={"method": "glob(*)"}), r"\(it does not list its values\). Expected such"),
         (config(3), "objective: expected a name, a list of names or null, got 3"),
         (
             OmegaConf.create({"hydra": {"sweeper": None}}),
@@ -110,15 +129,10 @@ def test_a_search_is_refused(made, match):
         check_search(made)
 
 
-def test_the_default_of_hydras_plugin_is_no_direction_that_anybody_chose():
-    from hydra_plugins.hydra_optuna_sweeper.config import Direction
-
-    found = config("val/accuracy", direction=Direction.minimize)
-    check_search(found)
-    assert found.hydra.sweeper.direction == "maximize"
-    typed = config("val/accuracy", direction="minimize")
-    check_search(typed)
-    assert typed.hydra.sweeper.direction == "minimize"
+def test_a_search_without_optuna_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MissingExtraError, match=r"`optuna` is needed.*lightning-peft\[sweep\]"):
+        check_search(config())
 
 
 def test_the_checkpoint_is_chosen_by_what_keeps_it_and_not_by_what_stops_the_run():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_peft.backbones.glyphs import BOX, CANVAS, IMAGE_SIZE
+from tools.glyph_vit.glyphs import BOX, CANVAS, IMAGE_SIZE
 
 __all__ = ["synthesize"]
 

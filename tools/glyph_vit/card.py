@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_peft.backbones import glyphs
+from tools.glyph_vit import glyphs
 
 __all__ = ["model_card"]
 

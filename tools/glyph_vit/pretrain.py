@@ -1,4 +1,4 @@
-"""Pretrain ``glyph_vit`` on synthetic glyphs: ``python -m lightning_peft.backbones.pretrain``.
+"""Pretrain ``glyph_vit`` on synthetic glyphs: ``python -m tools.glyph_vit.pretrain``.
 
 Writes the weights, the record that loading verifies (``glyph_vit.json``) and the model card. The
 data are rendered from matplotlib's fonts; no image of any data set is seen.
@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from lightning_peft.backbones import deform, glyphs
-from lightning_peft.backbones.card import model_card
-from lightning_peft.backbones.glyph_vit import glyph_vit
-from lightning_peft.backbones.muon import Muon
+from lightning_peft.backbones.glyph_vit import WEIGHTS, glyph_vit
+from tools.glyph_vit import deform, glyphs
+from tools.glyph_vit.card import model_card
+from tools.glyph_vit.muon import Muon
 
 __all__ = ["Recipe", "evaluate", "held_out_accuracy", "main", "train", "write_release"]
 
@@ -234,13 +234,11 @@ def write_release(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m lightning_peft.backbones.pretrain", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m tools.glyph_vit.pretrain", description=__doc__)
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path(__file__).parent,
+        default=WEIGHTS.parent,
         help="folder to write the files to (default: the package, replacing what it ships)",
     )
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="optimizer steps")

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from lightning_peft.backbones import deform, glyphs
 from lightning_peft.errors import DataError, MissingExtraError
+from tools.glyph_vit import deform, glyphs
 
 pytest.importorskip("matplotlib")
 
