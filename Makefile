@@ -41,7 +41,7 @@ $(OLDEST)/.installed: pyproject.toml | setup
 	@touch $@
 
 CORE_TESTS := tests/files/test_adapter_file.py tests/files/test_formats.py tests/files/test_files_from_strangers.py \
-	tests/adaptation/test_handle.py tests/lightning/test_hooks.py tests/anatomy/test_targets.py tests/lightning/test_schedules.py \
+	tests/adaptation/test_handle.py tests/lightning/test_hooks.py tests/anatomy/test_targets.py tests/anatomy/test_backbone.py tests/lightning/test_schedules.py \
 	tests/adaptation/test_plan.py tests/lightning/callbacks/test_peft.py tests/kernels tests/methods
 
 # releases of different years warn of each other, which says nothing of this package
