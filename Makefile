@@ -21,8 +21,11 @@ demo: setup ## Adapt the shipped backbone to handwritten digits, ten labels a cl
 	$(BIN)/lightning-peft -m experiment=demo
 
 # one thread a process: torch's threads of two processes would only wait for each other; in the order
-# of the files, since a file of few tests can be a long one, which must not be the last
-TEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+# of the files, since a file of few tests can be a long one, which must not be the last; bytecode is
+# kept where nothing else looks, also for those who keep none: a process of a test compiles torch and
+# its companions anew otherwise, which takes it longer than all else
+TEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/build/bytecode \
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test: lint ## Run every check
 	$(TEST) -m "not slow"
@@ -41,7 +44,7 @@ $(OLDEST)/.installed: pyproject.toml | setup
 	@touch $@
 
 CORE_TESTS := tests/files/test_adapter_file.py tests/files/test_formats.py tests/files/test_files_from_strangers.py \
-	tests/adaptation/test_handle.py tests/lightning/test_hooks.py tests/anatomy/test_targets.py tests/lightning/test_schedules.py \
+	tests/adaptation/test_handle.py tests/lightning/test_hooks.py tests/anatomy/test_targets.py tests/anatomy/test_backbone.py tests/lightning/test_schedules.py \
 	tests/adaptation/test_plan.py tests/lightning/callbacks/test_peft.py tests/kernels tests/methods
 
 # releases of different years warn of each other, which says nothing of this package
