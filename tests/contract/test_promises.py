@@ -24,7 +24,6 @@ REFUSING = [case for case in CASES if (case.label, case.backbone) in REFUSED]
 
 # methods whose initial output differs from the backbone's, as their own documentation says
 NOT_IDENTITY = {*map(tuners.label, tuners.NOT_IDENTITY), "ssf", "vpt_deep", "vpt_shallow"}
-NEARLY_IDENTITY = {*map(tuners.label, tuners.NEARLY_IDENTITY)}
 # why some cannot be merged although their method says that it can be
 NOT_MERGEABLE: dict[tuple[str, str], str] = {
     **{
@@ -100,11 +99,10 @@ def test_step_0_is_the_identity_and_every_parameter_is_accounted_for(case: Case)
     expected = evaluated(pristine, case)
     model, adaptation = adapted(case)
 
-    got = evaluated(model, case)
-    if case.label in NEARLY_IDENTITY:
-        assert relative(got, expected) < 3e-6
-    elif case.label not in NOT_IDENTITY:
-        assert torch.equal(got, expected)
+    # up to rounding: fast layers add the update into another product, and torch has a kernel for a
+    # weight that requires a gradient and another for one that does not
+    if case.label not in NOT_IDENTITY:
+        assert relative(evaluated(model, case), expected) < 3e-6
 
     trained = set(adaptation.trained_names())
     assert trained == {n for n, p in model.named_parameters() if p.requires_grad}
@@ -258,7 +256,9 @@ def test_disabled_it_is_the_backbone_and_afterwards_as_before(case: Case) -> Non
     move(adaptation)
     for name, value in head.items():
         model.get_parameter(name).data.copy_(value)
-    expected, mine = evaluated(build(case.backbone), case), evaluated(model, case)
+    # torch multiplies by a weight in another way where that requires a gradient
+    plain = build(case.backbone).requires_grad_(False)
+    expected, mine = evaluated(plain, case), evaluated(model, case)
     flags = [p.requires_grad for p in model.parameters()]
     with adaptation.disabled():
         assert torch.equal(evaluated(model, case), expected)
