@@ -207,7 +207,8 @@ def test_a_study_of_another_direction_is_refused(train, tmp_path):
     status, _, err = train(*SEARCH)
     assert status == 2, err
     assert (
-        "direction: the study 'search' of search/study.journal is to minimize, got maximize." in err
+        "direction: the study 'search' of search/study.journal has the directions minimize, got maximize."
+        in err
     )
     assert trials(tmp_path / "search") == []
 
