@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all test-oldest lint format wheel backbone clean
+.PHONY: help setup demo test test-all test-oldest test-processors lint format wheel backbone clean
 
 help: ## List what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 setup: $(STAMP) ## Make the environment
 
@@ -21,14 +21,21 @@ demo: setup ## Adapt the shipped backbone to handwritten digits, ten labels a cl
 	$(BIN)/lightning-peft -m experiment=demo
 
 # one thread a process: torch's threads of two processes would only wait for each other; in the order
-# of the files, since a file of few tests can be a long one, which must not be the last
-TEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+# of the files, since a file of few tests can be a long one, which must not be the last; bytecode is
+# kept where nothing else looks, also for those who keep none: a process of a test compiles torch and
+# its companions anew otherwise, which takes it longer than all else
+TEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/build/bytecode \
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test: lint ## Run every check
 	$(TEST) -m "not slow"
 
 test-all: lint ## Run every check, the slow tests included
 	$(TEST)
+
+# such as ARGS='--threads 1 --select tests/caching'
+test-processors: setup ## Run the tests with the kernels of other processors, on one thread and two
+	$(BIN)/python tools/processors.py --any-processor $(ARGS)
 
 # lowest-direct takes the lower bounds of pyproject.toml. torchvision comes with timm and decides which
 # torch can be had, so that it is named too; pytest is only what runs the tests.
@@ -41,7 +48,7 @@ $(OLDEST)/.installed: pyproject.toml | setup
 	@touch $@
 
 CORE_TESTS := tests/files/test_adapter_file.py tests/files/test_formats.py tests/files/test_files_from_strangers.py \
-	tests/adaptation/test_handle.py tests/lightning/test_hooks.py tests/anatomy/test_targets.py tests/lightning/test_schedules.py \
+	tests/adaptation/test_handle.py tests/lightning/test_hooks.py tests/anatomy/test_targets.py tests/anatomy/test_backbone.py tests/lightning/test_schedules.py \
 	tests/adaptation/test_plan.py tests/lightning/callbacks/test_peft.py tests/kernels tests/methods
 
 # releases of different years warn of each other, which says nothing of this package

@@ -17,10 +17,19 @@ from torch import nn
 
 import lightning_peft as lp
 from lightning_peft.cli.config.paths import conf_dir
+from tests.support.fast import nothing_too_small
 from tests.support.runs import Classifier, equal, images, state_of, trainer
 from tests.support.zoo import build, example_input
 
+pytestmark = pytest.mark.usefixtures("fast_forward")
 LAYERS = 8  # of the zoo's ViT: two blocks of qkv, proj, fc1 and fc2
+
+
+@pytest.fixture(scope="module")
+def fast_forward():
+    """It is the fast forward whose memory this is about."""
+    with nothing_too_small():
+        yield
 
 
 def memory_of(model):
