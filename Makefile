@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all test-oldest lint format wheel backbone clean
+.PHONY: help setup demo test test-all test-oldest test-processors lint format wheel backbone clean
 
 help: ## List what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
 
 setup: $(STAMP) ## Make the environment
 
@@ -32,6 +32,10 @@ test: lint ## Run every check
 
 test-all: lint ## Run every check, the slow tests included
 	$(TEST)
+
+# such as ARGS='--threads 1 --select tests/caching'
+test-processors: setup ## Run the tests with the kernels of other processors, on one thread and two
+	$(BIN)/python tools/processors.py --any-processor $(ARGS)
 
 # lowest-direct takes the lower bounds of pyproject.toml. torchvision comes with timm and decides which
 # torch can be had, so that it is named too; pytest is only what runs the tests.

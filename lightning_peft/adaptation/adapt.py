@@ -68,7 +68,7 @@ def adapt(
         raise MethodError(
             f"this {type(model).__name__} is adapted already: expected a backbone without an "
             "adaptation. Several methods at once are a list, such as ['lora', 'bitfit']; to start "
-            "again, build the backbone anew."
+            "again, build a new backbone."
         )
     chosen = as_method(method, **settings)
     checks = Checks()

@@ -204,6 +204,7 @@ class Adaptation:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors to save, by the model's own names; they are not copied."""
+        self.refuse_if_merged("state_dict()")
         names = self.state_names()
         return {n: t for n, t in self.model.state_dict().items() if n in names}
 
@@ -216,7 +217,9 @@ class Adaptation:
         Raises:
             CheckpointError: If a trained entry is missing, an entry is unknown, or a shape differs;
                 all of them are listed.
+            MethodError: If the adapter is merged.
         """
+        self.refuse_if_merged("load_state_dict()")
         own = self.model.state_dict()
         required = self._trained | self._adapter | self._adapter_buffers
         required = required & set(own) - set(shared_names(self.model))
@@ -282,7 +285,7 @@ class Adaptation:
             MethodError: If the adapter is merged, or the method trains so much of the backbone in
                 place that no copy of the original is kept.
         """
-        self._refuse_if_merged("disabled()")
+        self.refuse_if_merged("disabled()")
         if self.method.changes_backbone and not self.method.keeps_original:
             raise MethodError(
                 f"disabled(): '{self.method.name}' trains the backbone in place and keeps no copy "
@@ -331,13 +334,15 @@ class Adaptation:
             MethodError: If the adapter is already merged or is not a linear change of the weights;
                 nothing is changed then.
         """
-        self._refuse_if_merged("merge()")
+        self.refuse_if_merged("merge()")
         if not self.method.mergeable:
             raise MethodError(
                 f"'{self.method.name}' cannot be merged: it is not linear, so no weight can "
                 "replace it."
             )
-        report = merge_adapters(self.model, self._adapters, self.method.name, example_inputs)
+        names = self._adapter | self._adapter_buffers
+        state = {name: t for name, t in self.model.state_dict().items() if name in names}
+        report = merge_adapters(self.model, self._adapters, self.method.name, state, example_inputs)
         self.merged = True
         return report
 
@@ -382,9 +387,20 @@ class Adaptation:
             self.model.__dict__.pop(key, None)
         return self.model
 
-    def _refuse_if_merged(self, what: str) -> None:
+    def refuse_if_merged(self, what: str) -> None:
+        """Refuse what would read or write the state while the adapter is in the weights.
+
+        Args:
+            what: What was called, for the error.
+
+        Raises:
+            MethodError: If the adapter is merged.
+        """
         if self.merged:
-            raise MethodError(f"{what}: the adapter is merged. Call unmerge() first.")
+            raise MethodError(
+                f"{what}: expected an adapter beside the weights, got one that is merged into "
+                "them. Call unmerge() first."
+            )
 
 
 def find_adaptations(pl_module: nn.Module) -> dict[str, Adaptation]:

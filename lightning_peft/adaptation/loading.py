@@ -60,13 +60,16 @@ def load_adapter(
             entries do not fit the method that it names.
         BackboneMismatchError: If the adapter was trained on another backbone; the error
             lists the differences.
-        MethodError: If the method cannot be applied to this model, or not with this ``memory``.
+        MethodError: If the method cannot be applied to this model, or not with this ``memory``, or
+            its adapter is merged.
         TargetError: If a selection in the config does not fit this model.
 
     After any error, the model is as it was before.
     """
     stored = read_adapter(directory)
     standing = find_adaptation(model)
+    if standing is not None:
+        standing.refuse_if_merged("load_adapter()")
     rewritten_too = () if standing is not None else rewritten(stored.about, model)
     with restored_after_error(model, rewritten_too):
         adaptation = standing or adapted_as(model, stored, memory or "default")

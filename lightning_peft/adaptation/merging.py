@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_peft.anatomy.forward import output_of
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Adapter
+from lightning_peft.methods.finite import refuse_not_finite
 
 __all__ = ["MergeReport", "merge_adapters"]
 
@@ -33,7 +34,11 @@ class MergeReport:
 
 
 def merge_adapters(
-    model: nn.Module, adapters: Sequence[Adapter], method: str, example_inputs: Any = None
+    model: nn.Module,
+    adapters: Sequence[Adapter],
+    method: str,
+    state: Mapping[str, Tensor],
+    example_inputs: Any = None,
 ) -> MergeReport:
     """Merge adapters, all of them or none.
 
@@ -41,6 +46,7 @@ def merge_adapters(
         model: The adapted backbone.
         adapters: The handles on its adapters.
         method: The method's name, for the error.
+        state: The adapters' own tensors, by name; all of them have to be finite.
         example_inputs: Inputs on which to measure how much merging changes the output.
 
     Returns:
@@ -53,6 +59,7 @@ def merge_adapters(
     worst = 0.0
     done: list[Adapter] = []
     try:
+        refuse_not_finite(state, "the adapter")
         for adapter in adapters:
             worst = max(worst, adapter.merge())
             done.append(adapter)

@@ -2,12 +2,12 @@
 
 timm's BEiT, EVA and SwinV2 call `F.linear(x, self.qkv.weight, bias)`, torchvision's Swin hands
 `self.qkv.weight` to a function, `nn.MultiheadAttention` does so with `out_proj.weight`. An adapter
-on such a module is there in name only: it changes nothing and gets no gradient.
+on such a module has no effect and gets no gradient.
 
 The source is read, no forward is run. From each module's `forward` on, the statements are followed
-through the methods it calls, with `self` being the module at hand: a condition that can be told
-from its attributes (`if self.q_bias is None`) leaves one branch, any other leaves both. A module is
-bypassed if its weight is read as a tensor somewhere and nothing calls the module anywhere.
+through the methods that it calls, with `self` as the module: a condition that its attributes decide
+(`if self.q_bias is None`) leaves one branch, any other leaves both. A module is bypassed if its
+weight is read as a tensor somewhere and nothing calls the module.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ __all__ = ["bypassed"]
 def bypassed(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Find the modules whose forward is bypassed by the code around them.
 
-    A module whose source is not available counts as one that reads nothing: what is returned is
-    known, what is not returned is only not known to be bypassed. The eval fast path of
-    `nn.TransformerEncoderLayer` is no bypass (in training the modules are called); see `fast_path`.
+    A module whose source is not available counts as reading nothing: the returned modules are
+    certainly bypassed, others may be. The eval fast path of `nn.TransformerEncoderLayer` is not a
+    bypass (in training the modules are called); see `fast_path`.
 
     Args:
-        model: The model, before anything is put into it.
-        names: The modules in question, as in `model.named_modules()`.
+        model: The model, before any injection.
+        names: The modules to check, as in `model.named_modules()`.
 
     Returns:
-        For each that is bypassed, the reason in words, naming the class that reads its weight.
+        The reason for each bypassed module, with the class that reads its weight.
     """
     root = grow(model)
     nodes = {node.name: node for node in root.walk()}
@@ -53,7 +53,7 @@ def bypassed(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
         if node.children and node is node.inner():
             for target, attribute in read(node).reads.items():
                 if target in targets:
-                    read_by[target] = (node, attribute)  # the nearest above it comes last
+                    read_by[target] = (node, attribute)  # the nearest ancestor comes last
 
     result = {}
     for name, node in wanted.items():

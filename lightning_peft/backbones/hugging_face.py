@@ -180,7 +180,7 @@ def _set_dropout(config: Any, value: float, name: str) -> None:
 
 
 def _checked_name(name: str) -> str:
-    """Refuse names that the hub need not be asked for."""
+    """Refuse names that cannot be on the hub; return the others."""
     import timm
 
     place = Path(name).expanduser()

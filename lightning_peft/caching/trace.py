@@ -53,7 +53,7 @@ class Call:
 
 def trace(
     root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Call, Any]:
+) -> Call:
     """Run a forward and record its calls.
 
     The output of a call can be kept if it depends only on the call's input, and that only on the
@@ -67,15 +67,15 @@ def trace(
         kwargs: The keyword arguments.
 
     Returns:
-        The call of the root, and its output.
+        The call of the root.
 
     Raises:
         NotSplit: If parts are run again in the backward pass (gradient checkpointing).
     """
     watch = _Watch(root, devices_of((args, kwargs)))
     with FlopCounter() as watch.counter, _watched(root, watch):
-        output = watch.run(root, forward, args, kwargs)
-    return watch.first, output
+        watch.run(root, forward, args, kwargs)
+    return watch.first
 
 
 class _Watch:

@@ -42,7 +42,7 @@ class Acceleration:
             "default": "",
             "low": ", low in memory",
             "lowest": ", lowest in memory",
-            "high": ", nothing made again",
+            "high": ", nothing recomputed",
             "mixed": ", mixed settings of memory",
         }
         lines = [f"{len(self.fast)} LoRA layers with the fast forward{what[self.memory]}"]
@@ -116,7 +116,7 @@ def acceleration_of(model: nn.Module) -> Acceleration | None:
     quick = tuple(fast_classes().values())
     fast = tuple(name for name, layer in layers.items() if isinstance(layer, quick))
     plain = {
-        name: _reason(layer) or "nobody accelerated it"
+        name: _reason(layer) or "it is not accelerated yet"
         for name, layer in layers.items()
         if name not in fast
     }

@@ -93,7 +93,7 @@ class Attachment:
             raise MethodError(
                 f"the backbone '{path or type(pl_module).__name__}' is adapted with "
                 f"{standing.method} already: expected the same method again, got {self.method}. "
-                "Build the module anew, or give both methods as one list."
+                "Build a new module, or pass both methods as one list."
             )
         elif self.memory is not None:
             standing.set_memory(self.memory)

@@ -40,12 +40,16 @@ def slim_checkpoint(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
         checkpoint: Lightning's checkpoint; changed in place. The key ``lightning_peft`` is added:
             the format's version, how each backbone was adapted, its fingerprint, and package
             versions.
+
+    Raises:
+        MethodError: If an adapter is merged: what was trained in place would have it twice.
     """
     adaptations = find_adaptations(pl_module)
     if not adaptations:
         return
     drop: set[str] = set()
     for path, adaptation in adaptations.items():
+        adaptation.refuse_if_merged("saving a checkpoint")
         keep = adaptation.state_names()
         drop |= {_join(path, name) for name in adaptation.model.state_dict() if name not in keep}
     for holder, section in _sections(checkpoint):
@@ -75,10 +79,13 @@ def complete_checkpoint(
         CheckpointError: If it was made with another method, or keys are missing or unknown; all of
             them are listed.
         BackboneMismatchError: If the adapter was trained on another backbone.
+        MethodError: If an adapter is merged.
     """
     adaptations = find_adaptations(pl_module)
     if not adaptations or "state_dict" not in checkpoint:
         return
+    for adaptation in adaptations.values():
+        adaptation.refuse_if_merged("loading a checkpoint")
     recorded = recorded_in(checkpoint)
     _check_sections(checkpoint)
     if recorded is not None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
+from lightning_peft.methods.finite import refuse_not_finite
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy
@@ -199,11 +200,21 @@ class ChildHandle:
     def merge(self) -> float:
         """See :class:`Adapter`; the host's values are kept, so that unmerging is exact."""
         host, child = self.model.get_submodule(self.host), self.child
+        values = child.merged(host)
+        codes = [name for name in values if not host.get_parameter(name).is_floating_point()]
+        if codes:
+            dtype = host.get_parameter(codes[0]).dtype
+            raise ValueError(
+                f"expected weights of floating-point numbers, got codes of {dtype} in "
+                f"{self.host}.{codes[0]}, which cannot hold the sum"
+            )
+        rounded = {name: v.to(host.get_parameter(name).dtype) for name, v in values.items()}
+        refuse_not_finite(rounded, f"the merged weights of {self.host}")
         worst = 0.0
-        for name, value in child.merged(host).items():
+        for name, value in values.items():
             parameter = host.get_parameter(name)
             self._kept[name] = parameter.data
-            parameter.data = value.to(parameter.dtype)
+            parameter.data = rounded[name]
             if value.numel():
                 lost = (parameter.data.to(value.dtype) - value).abs().max()
                 worst = max(worst, float(lost / value.abs().max().clamp_min(1e-30)))

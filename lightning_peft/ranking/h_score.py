@@ -1,4 +1,4 @@
-"""H-score: how far apart the classes lie, in units of the features' own spread."""
+"""H-score: the distance between classes, in units of the features' own spread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["h_score"]
 
 
 def h_score(features: Tensor, labels: Tensor, *, shrinkage: bool = True) -> float:
-    r"""The between-class covariance, measured by the covariance of all features.
+    r"""Return the between-class covariance relative to the covariance of all features.
 
     .. math::
 
@@ -22,7 +22,7 @@ def h_score(features: Tensor, labels: Tensor, *, shrinkage: bool = True) -> floa
 
     where :math:`\Sigma_f` is the covariance of the features and :math:`\Sigma_z` that of the class
     means, each image having the mean of its class. Without shrinkage and with as many features as
-    images, every backbone gets the highest score there is (classes - 1).
+    images, every backbone gets the highest possible score (classes - 1).
 
     Bao et al., "An Information-Theoretic Approach to Transferability in Task Transfer Learning",
     ICIP 2019 (https://arxiv.org/abs/2212.10082). With shrinkage: Ibrahim, Ponomareva and Mazumder,
@@ -33,7 +33,7 @@ def h_score(features: Tensor, labels: Tensor, *, shrinkage: bool = True) -> floa
     Args:
         features: Shape ``(N, D)``.
         labels: Shape ``(N,)``.
-        shrinkage: Shrink the covariance, as is needed where there are few images for D features.
+        shrinkage: Shrink the covariance, as is needed for few images and many features.
 
     Returns:
         The score, in [0, classes - 1]; higher is better.

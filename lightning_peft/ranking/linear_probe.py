@@ -14,15 +14,15 @@ from lightning_peft.ranking.arrays import checked, one_hot
 __all__ = ["Probe", "linear_probe", "stratified_folds"]
 
 STRENGTHS = torch.logspace(-6, 1, 22, dtype=torch.float64)
-"""The penalties that are tried, in units of the largest squared singular value of the features."""
+"""The penalties to try, in units of the largest squared singular value of the features."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """How well a linear model of the features does on images that it was not fitted to.
+    """The accuracy of a linear model of the features on images that it was not fitted to.
 
     Attributes:
-        correct: Whether each image was classified rightly when its fold was left out, ``(N,)``.
+        correct: Whether each image was classified correctly when its fold was left out, ``(N,)``.
         folds: Accuracy on each fold, in [0, 1].
     """
 
@@ -31,7 +31,7 @@ class Probe:
 
     @property
     def accuracy(self) -> float:
-        """The part of all images that was classified rightly."""
+        """The fraction of all images that was classified correctly."""
         return float(self.correct.double().mean())
 
     @property
@@ -51,8 +51,8 @@ def linear_probe(features: Tensor, labels: Tensor, *, folds: int = 5, seed: int 
 
     and the largest output is the class (regularised least-squares classification: Rifkin, Yeo and
     Poggio, 2003). The penalty :math:`\lambda` is the one with the smallest leave-one-out error on
-    the fitted images, which has a closed form as well (scikit-learn's ``RidgeCV``), so the image
-    that is left out plays no part in it.
+    the fitted images, which has a closed form as well (scikit-learn's ``RidgeCV``), so it does
+    not depend on the images that are left out.
 
     Args:
         features: Shape ``(N, D)``.
@@ -61,7 +61,7 @@ def linear_probe(features: Tensor, labels: Tensor, *, folds: int = 5, seed: int 
         seed: Seed of the folds.
 
     Returns:
-        Which images were classified rightly, and the accuracy on each fold.
+        Which images were classified correctly, and the accuracy on each fold.
 
     Raises:
         DataError: If features and labels do not fit together, or a class has too few images.
@@ -80,16 +80,16 @@ def linear_probe(features: Tensor, labels: Tensor, *, folds: int = 5, seed: int 
 
 
 def stratified_folds(labels: Tensor, folds: int, seed: int = 0) -> Tensor:
-    """Deal the images of each class out to the folds, in random order.
+    """Distribute the images of each class over the folds, in random order.
 
     Args:
         labels: Shape ``(N,)``.
-        folds: How many folds, 2 or more.
+        folds: Number of folds, 2 or more.
         seed: Seed of the order.
 
     Returns:
-        The fold of each image, ``(N,)``. No fold has two images more than another one, of any
-        class or of all.
+        The fold of each image, ``(N,)``. The sizes of two folds differ by at most one image, in
+        any class and in total.
 
     Raises:
         DataError: If there are fewer than two folds, or a class has fewer images than two.
@@ -115,7 +115,7 @@ def stratified_folds(labels: Tensor, folds: int, seed: int = 0) -> Tensor:
 
 
 def _fit_and_predict(train: Tensor, targets: Tensor, test: Tensor) -> Tensor:
-    """Fit with the penalty whose leave-one-out error is the smallest; outputs ``(M, C)``."""
+    """Fit with the penalty of the smallest leave-one-out error; return outputs ``(M, C)``."""
     scaler = require("sklearn.preprocessing", "data").StandardScaler().fit(train.numpy())
     inputs = scaler.transform(train.numpy())
     largest = torch.linalg.matrix_norm(torch.from_numpy(inputs), 2).square().clamp(min=1e-300)

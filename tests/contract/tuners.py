@@ -62,8 +62,6 @@ REFUSED["LN_TUNING", "mlp"] = "this model has no such layers"
 
 # whose initial output differs from the backbone's, as their own documentation says
 NOT_IDENTITY = ("C3A", "FOURIERFT", "UNILORA", "VBLORA")
-# up to rounding: what is added and taken away again
-NEARLY_IDENTITY = ("DEFT", "FROD", "HRA", "OSF")
 # peft's OSF writes into the weights for good and hooks closures into its layers
 NO_WAY_BACK = ("OSF",)
 # which read the weights when they are injected: the meta device has none

@@ -33,7 +33,8 @@ def saved(
 def test_peft_loads_what_we_wrote_and_we_load_what_peft_wrote(tmp_path: Path) -> None:
     directory, expected = saved(tmp_path)
     theirs = peft.PeftModel.from_pretrained(build("vit"), str(directory)).eval()
-    assert torch.equal(theirs(example_input("vit")), expected)
+    # peft's own forward adds up the same numbers in another order than ours
+    torch.testing.assert_close(theirs(example_input("vit")), expected, rtol=1e-5, atol=1e-6)
 
     theirs.save_pretrained(str(tmp_path / "theirs"))
     ours = lp.load_adapter(build("vit"), tmp_path / "theirs").eval()

@@ -16,9 +16,13 @@ SMALL = {"depth": 2, "img_size": 64}
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def benchmark(monkeypatch, caplog):
+    # benchmarks say this for their own process, which is that of the other tests here
+    caplog.set_level(logging.ERROR, logger="lightning.pytorch")
+    threads = torch.get_num_threads()
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    return importlib.import_module
+    yield importlib.import_module
+    torch.set_num_threads(threads)
 
 
 def options(**more):
@@ -98,7 +102,6 @@ def test_a_point_of_growth_says_where_it_was_measured(benchmark, tmp_path):
 
 
 def test_every_hook_of_the_callbacks_is_timed(benchmark):
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     overhead = benchmark("callback_overhead")
     size = {"tiny": 32, "pairs": 2, "block": 2, "steps": 4}
     figures = overhead.measured(options(**size, clock="wall"))

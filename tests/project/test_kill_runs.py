@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.kill_runs import SCENARIOS, kill_and_resume
 
@@ -13,6 +15,14 @@ from benchmarks.kill_runs import SCENARIOS, kill_and_resume
 pytestmark = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"
 )
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """One run trains in this very process, on one thread."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -1,6 +1,6 @@
-"""What a module's forward reads and calls, told from its source without running it.
+"""Finding what a module's forward reads and calls, from its source, without running it.
 
-`values` says what can be known of a value and finds the functions, `reader` follows them.
+`values` evaluates expressions as far as possible and finds functions, `reader` follows them.
 """
 
 from __future__ import annotations

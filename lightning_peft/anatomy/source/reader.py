@@ -1,4 +1,4 @@
-"""Follow the statements of a module's forward and of what it calls."""
+"""Following the statements of a module's forward and of the functions that it calls."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ __all__ = ["Reader"]
 
 Scope = dict[str, Any]
 _DEPTH = 12
-_GLOBALS, _WITHIN = "<globals>", "<within>"  # what a scope holds beside the names of the function
+_GLOBALS, _WITHIN = "<globals>", "<within>"  # entries of a scope besides the names of the function
 
-# Asking a tensor for these is no use of its values: `x.to(self.wo.weight.dtype)`.
+# Attributes that do not use a tensor's values: `x.to(self.wo.weight.dtype)`.
 _METADATA = frozenset(
     (
         *("dtype", "device", "shape", "ndim", "size", "dim", "numel", "nelement", "element_size"),
@@ -38,17 +38,17 @@ _LOOKS_ONLY = frozenset({"isinstance", "hasattr", "callable", "type", "id", "len
 
 
 class Reader:
-    """What the forward of one module reads and calls.
+    """The weights that the forward of one module reads, and the modules that it calls.
 
-    A condition that can be told from the module's attributes (`if self.q_bias is None`) leaves one
-    branch, any other leaves both.
+    A condition that the module's attributes decide (`if self.q_bias is None`) leaves one branch,
+    any other leaves both.
 
     Args:
-        module: The module. Its class's forward is read, whatever stands in the instance.
+        module: The module. The forward of its class is read, even if the instance has another.
 
     Attributes:
-        reads: For each other module (by `id`) whose weight is used as a tensor, the weight's name.
-        calls: The modules (by `id`) that are called, or handed to something that may call them.
+        reads: The weight's name for each other module (by `id`) whose weight is used as a tensor.
+        calls: The modules (by `id`) that are called, or passed to something that may call them.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -62,7 +62,7 @@ class Reader:
             self._enter(forward, [], {})
 
     def _enter(self, callee: Method | FunctionType, args: Sequence[Any], named: Scope) -> bool:
-        """Follow a function; False if its source is not there."""
+        """Follow a function; return False if its source is not available."""
         function = callee.function() if isinstance(callee, Method) else callee
         tree = None if function is None else tree_of(function.__code__)
         if function is None or tree is None:
@@ -76,7 +76,7 @@ class Reader:
         positional = [*tree.args.posonlyargs, *tree.args.args]
         given = dict(zip((p.arg for p in positional), args, strict=False)) | named
         scope = {name: given.pop(name, UNKNOWN) for name in _own_names(tree)}
-        self._note([*args[len(positional) :], *given.values()])  # in *args they are lost from sight
+        self._note([*args[len(positional) :], *given.values()])  # in *args they cannot be followed
         key = (code, repr(scope))
         if key not in self._done:
             self._done.add(key)
@@ -86,7 +86,7 @@ class Reader:
         return True
 
     def _note(self, value: Any) -> None:
-        """Note that a value is used: a weight is read, a module may be called by whoever has it."""
+        """Record the use of a value: a weight is read, a module may be called."""
         if isinstance(value, Weight):
             owner = value.weight_owner.viewed_module
             if owner is not self._module and self.reads.get(id(owner)) != "weight":
@@ -103,7 +103,7 @@ class Reader:
                 self._note(part)
 
     def _value(self, node: ast.AST | None, scope: Scope) -> Any:
-        """Return what is known of an expression, noting nothing."""
+        """Return what is known of an expression, without recording uses."""
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Call):
             within = scope[_WITHIN] if ast.unparse(node.value.func) == "super" else None
             found = within and method_of(within.owner, node.attr, after=within.place)
@@ -114,14 +114,14 @@ class Reader:
         )
 
     def _taken(self, node: ast.AST | None, scope: Scope) -> Any:
-        """Return what is known of an expression; where nothing is, its parts are used."""
+        """Return what is known of an expression; if nothing is, record the use of its parts."""
         value = self._value(node, scope)
         if value is UNKNOWN and node is not None:
             self._use(node, scope)
         return value
 
     def _use(self, node: ast.AST, scope: Scope) -> None:
-        """Note what an expression uses."""
+        """Record what an expression uses."""
         value = self._value(node, scope)
         if isinstance(node, ast.Call):
             self._call(node, scope)
@@ -142,7 +142,7 @@ class Reader:
                 self._use(child, inner)
 
     def _call(self, node: ast.Call, scope: Scope) -> None:
-        """Follow a call; what is handed to code that cannot be followed is used there."""
+        """Follow a call; arguments of code that cannot be followed count as used."""
         callee = self._taken(node.func, scope)
         args = [self._taken(arg, scope) for arg in node.args]
         named = {word.arg or "": self._taken(word.value, scope) for word in node.keywords}
@@ -161,7 +161,7 @@ class Reader:
         self._note([callee, *given])
 
     def _body(self, statements: list[ast.stmt], scope: Scope) -> bool:
-        """Follow statements; True if they surely return or raise."""
+        """Follow statements; return True if they certainly return or raise."""
         return any(self._statement(statement, scope) for statement in statements)
 
     def _statement(self, node: ast.AST, scope: Scope) -> bool:
@@ -171,7 +171,7 @@ class Reader:
             self._note(self._taken(node.value, scope))
             return True
         if isinstance(node, ast.Raise):
-            return True  # what an error message reads is not what the forward computes with
+            return True  # the forward does not compute with what an error message reads
         if isinstance(node, (ast.Assign, ast.AnnAssign)):
             value = self._taken(node.value, scope)
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
@@ -204,7 +204,7 @@ class Reader:
             for index, part in enumerate(target.elts):
                 self._bind(part, value[index] if fits else UNKNOWN, scope)
         else:
-            self._note(value)  # in an attribute or an element it is lost from sight
+            self._note(value)  # in an attribute or an element it cannot be followed
 
     def _if(self, node: ast.If, scope: Scope) -> bool:
         test = self._taken(node.test, scope)
@@ -217,13 +217,13 @@ class Reader:
             values = [branch.get(name, UNKNOWN) for branch in kept]
             scope[name] = values[0]
             if any(value is not values[0] for value in values):
-                self._note(values)  # which of them it is, is lost from sight
+                self._note(values)  # it is not known which of them is used
                 scope[name] = UNKNOWN
         return all(ends)
 
 
 def _own_names(node: ast.AST) -> list[str]:
-    """Return the names that a function, a lambda or a comprehension brings."""
+    """Return the names that a function, a lambda or a comprehension binds."""
     if isinstance(node, (ast.Lambda, ast.FunctionDef)):
         return [part.arg for part in ast.walk(node.args) if isinstance(part, ast.arg)]
     targets = [loop.target for loop in getattr(node, "generators", ())]

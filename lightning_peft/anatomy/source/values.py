@@ -1,8 +1,8 @@
-"""What can be known of a value without running the model.
+"""Values as far as they are known without running the model.
 
 A value is a `View` of a module, a `Weight`, a `Method`, a function, a plain constant, a list or
-tuple of values, or `UNKNOWN`. Python itself evaluates expressions of these, so that nothing of the
-language is imitated here.
+tuple of values, or `UNKNOWN`. Python itself evaluates expressions of these, so that the
+language need not be reimplemented.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["UNKNOWN", "Method", "View", "Weight", "evaluate", "method_of", "tree
 UNKNOWN: Any = object()
 _PLAIN = (type(None), bool, int, float, str)
 
-# What may be evaluated: it runs no code of the model, and ends soon.
+# Nodes that may be evaluated: they run no code of the model, and end soon.
 _BUILTINS = {f.__name__: f for f in (enumerate, getattr, hasattr, len, list, reversed, zip)}
 _HARMLESS = (
     *(ast.Name, ast.Attribute, ast.Subscript, ast.Slice, ast.Constant, ast.Tuple, ast.List),
@@ -35,24 +35,24 @@ _HARMLESS = (
 
 
 class _UnknownError(Exception):
-    """A value cannot be told. For `hasattr`, an AttributeError would be a no."""
+    """A value is not known. An AttributeError would make `hasattr` return False."""
 
 
 class View:
     """A module as an expression sees it: its parameters, submodules and plain attributes.
 
-    Its own attributes have names that no model uses.
+    Its own attributes have names that models do not use.
 
     Args:
         module: The module.
-        views: The views of other modules that were seen from it.
+        views: The views of other modules that were reached from it.
     """
 
     def __init__(self, module: nn.Module, views: dict[int, View]) -> None:
         self.viewed_module, self.other_views = module, views
 
     def view_of(self, value: Any) -> Any:
-        """Return the one view of a module; anything else as it is."""
+        """Return the only view of a module; any other value as it is."""
         if not isinstance(value, nn.Module):
             return value
         module = unwrap(value)
@@ -93,7 +93,7 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """A parameter, of which is known only whose it is."""
+    """A parameter, of which only the owner is known."""
 
     weight_owner: View
     weight_name: str
@@ -101,13 +101,13 @@ class Weight:
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """What a module's class holds under a name: a function, static or not, a property, a constant.
+    """An attribute of a module's class: a function, static or not, a property, a constant.
 
     Attributes:
         owner: The module.
         name: The name.
-        found: What is under it.
-        place: The class among the bases that holds it.
+        found: The attribute's value.
+        place: The class among the bases that defines it.
     """
 
     owner: View
@@ -121,14 +121,14 @@ class Method:
         return isinstance(self.found, (FunctionType, staticmethod, classmethod))
 
     def function(self) -> FunctionType | None:
-        """Return the function that it is, or that the property calls, under its decorators."""
+        """Return the function, or that of the property, without its decorators."""
         found: Any = self.found.fget if isinstance(self.found, property) else self.found
         found = inspect.unwrap(getattr(found, "__func__", found))
         return found if isinstance(found, FunctionType) else None
 
 
 def method_of(view: View, name: str, after: type | None = None) -> Method | None:
-    """Find what a module's class holds under a name, not looking into `nn.Module` itself.
+    """Find an attribute of a module's class, without looking into `nn.Module` itself.
 
     Args:
         view: The module.
@@ -136,7 +136,7 @@ def method_of(view: View, name: str, after: type | None = None) -> Method | None
         after: Look only in the classes that follow this one, as `super()` does.
 
     Returns:
-        What was found, or None.
+        The attribute, or None.
     """
     order = type(view.viewed_module).__mro__
     for place in order[order.index(after) + 1 :] if after in order else order:
@@ -149,7 +149,7 @@ def method_of(view: View, name: str, after: type | None = None) -> Method | None
 
 @lru_cache(maxsize=4096)
 def tree_of(code: CodeType) -> ast.FunctionDef | None:
-    """Parse a function; None where its source is not there (typed into a prompt, frozen)."""
+    """Parse a function; None if its source is not available (typed into a prompt, frozen)."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
     except (OSError, TypeError, SyntaxError, ValueError):
@@ -184,7 +184,7 @@ def evaluate(node: ast.AST | None, lookup: Callable[[str], Any]) -> Any:
     try:
         value = eval(code, {"__builtins__": {}, **values})
         return list(value) if isinstance(value, Iterator) else value
-    except Exception:  # whatever Python says of it: a view is no module
+    except Exception:  # any error: a view is not a real module
         return UNKNOWN
 
 

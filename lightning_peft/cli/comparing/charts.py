@@ -1,4 +1,4 @@
-"""The pictures of a comparison, for its page and as files (extra: viz)."""
+"""Draw the pictures of a comparison, for its page and as files (extra: viz)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_SERIES = 12
 """More curves than this in one plot cannot be told apart."""
 
 MOST_NAMES = 12
-"""The names of more points than this are beside the picture, even where they have room in it."""
+"""The names of more points than this are next to the picture, even if it has room for them."""
 
 MOST_MARKS = 10
 """More values than this are not all written below an axis."""
@@ -34,14 +34,14 @@ Logs = Mapping[int, Sequence[Mapping[str, Curve]]]
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture and the words around it.
+    """A picture with its title and notes.
 
     Attributes:
-        title: What it is.
+        title: The title.
         figure: The picture.
-        description: What there is to see in it, for those who do not see it.
-        note: What has to be known to read it.
-        keys: What is drawn for each series, and its name, where the picture does not name them.
+        description: What the picture shows, for readers who cannot see it.
+        note: How to read it.
+        keys: The mark of each series and its name, if the picture does not name them.
     """
 
     title: str
@@ -52,21 +52,21 @@ class Chart:
 
     @property
     def svg(self) -> str:
-        """The picture as markup that is safe to be put into a page."""
+        """Return the picture as markup that is safe in a page."""
         return figures.markup(self.figure, self.title, self.description)
 
 
 @figures.style()
 def against(comparison: Comparison, quantity: str, name: str) -> Chart | None:
-    """Draw the metric against what it costs, with the Pareto front.
+    """Draw the metric against a cost, with the Pareto front.
 
     Args:
-        comparison: What to draw.
+        comparison: The comparison to draw.
         quantity: The attribute of a row that is the cost.
-        name: What the cost is called.
+        name: The name of the cost.
 
     Returns:
-        The chart, or ``None`` where no row has both.
+        The chart, or ``None`` if no row has both.
     """
     rows = [(i, row) for i, row in enumerate(comparison.rows) if getattr(row, quantity)]
     scale = comparison.scale
@@ -118,7 +118,7 @@ def against(comparison: Comparison, quantity: str, name: str) -> Chart | None:
         drawn,
         f"{len(placed)} points; on the Pareto front: {best}",
         "The numbers are the ranks of the table. Bars are one standard deviation over the seeds. "
-        f"The stairs are the Pareto front, where nothing costs less and is as good: {best}.",
+        f"The steps are the Pareto front, where no row costs less and is as good: {best}.",
         tuple(keys),
     )
 
@@ -128,7 +128,7 @@ def _words(metric: str) -> str:
 
 
 def _place(row: Row, quantity: str, scale: float) -> tuple[float, float, float]:
-    """Give a row's cost, and its metric and the deviation of that as they are shown."""
+    """Return a row's cost, its metric and the metric's deviation as they are shown."""
     assert row.accuracy is not None
     floor = 1.0 if quantity == "trained" else 1e-6  # a logarithm is taken of it
     cost = max(getattr(row, quantity).mean, floor)
@@ -137,11 +137,11 @@ def _place(row: Row, quantity: str, scale: float) -> tuple[float, float, float]:
 
 @figures.style()
 def by_number(comparison: Comparison, swept: Swept) -> Chart:
-    """Draw the metric against a number that was swept, a line for each method.
+    """Draw the metric against a swept number, a line for each method.
 
     Args:
-        comparison: What the number is of.
-        swept: The number.
+        comparison: The comparison to draw.
+        swept: The swept number.
     """
     drawn, axes = figures.new_figure()
     keys: list[figures.Key] = []
@@ -179,11 +179,11 @@ def by_number(comparison: Comparison, swept: Swept) -> Chart:
 
 
 def learning_curves(comparison: Comparison, logs: Logs) -> list[Chart]:
-    """Plot how the metric in validation and the training loss went.
+    """Draw the validation metric and the training loss by step.
 
     Args:
-        comparison: What to plot.
-        logs: What the runs logged.
+        comparison: The comparison to draw.
+        logs: The logs of the runs.
     """
     bare = comparison.metric.partition("/")[2]
     name = f"validation {bare}" + (" (%)" if comparison.scale != 1 else "")
@@ -195,19 +195,19 @@ def learning_curves(comparison: Comparison, logs: Logs) -> list[Chart]:
 
 
 def rates(comparison: Comparison, logs: Logs) -> Chart | None:
-    """Plot the learning rate as it was, of the first run of each row.
+    """Draw the actual learning rate of the first run of each row.
 
     Args:
-        comparison: What to plot.
-        logs: What the runs logged.
+        comparison: The comparison to draw.
+        logs: The logs of the runs.
     """
     first = {i: found[:1] for i, found in logs.items()}
     chart = curves_of(comparison, first, RATE, "learning rate")
     if chart is None:
         return None
     note = (
-        "As each step used it; of several parameter groups, the highest. Rows of the same "
-        "schedule lie on each other."
+        "The rate of each step; the highest if there are several parameter groups. Lines of rows "
+        "with the same schedule coincide."
     )
     return replace(chart, note=f"{note} {_left_out(comparison, logs)}".strip())
 
@@ -216,17 +216,17 @@ def rates(comparison: Comparison, logs: Logs) -> Chart | None:
 def curves_of(
     comparison: Comparison, logs: Logs, key: str, name: str, *, scale: float = 1.0
 ) -> Chart | None:
-    """Plot what was logged under one name against the step, a line for each row.
+    """Draw the values that were logged under one name by step, a line for each row.
 
     Args:
-        comparison: What to plot.
-        logs: What the runs logged.
-        key: The name under which it was logged.
-        name: What it is called.
-        scale: What it is multiplied by.
+        comparison: The comparison to draw.
+        logs: The logs of the runs.
+        key: The name under which the values were logged.
+        name: The name on the axis.
+        scale: The factor of the values.
 
     Returns:
-        The chart, or ``None`` where nothing was logged under that name.
+        The chart, or ``None`` if nothing was logged under that name.
     """
     bands: list[tuple[int, Row, Band]] = []
     for i, row in list(enumerate(comparison.rows))[:MOST_SERIES]:

@@ -1,4 +1,4 @@
-"""One style for every picture, as a file or as a part of a page (extra: viz).
+"""Define one style for every picture, as a file or as a part of a page (extra: viz).
 
 A picture in a file is light. In a page, each colour of the style is a variable of the page's style
 sheet, so that one picture serves a light and a dark page; text is text, which can be selected.
@@ -36,7 +36,7 @@ COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#0e7490", "#8
 
 VARIABLES = {TEXT: "--text", SOFT: "--soft", LINE: "--line", PAGE: "--page"}
 VARIABLES |= {colour: f"--c{i}" for i, colour in enumerate(COLOURS)}
-"""What each colour is called in a page's style sheet."""
+"""The name of each colour in the style sheet of a page."""
 
 STYLE = {
     "axes.axisbelow": True,
@@ -72,15 +72,15 @@ HOVER = "hover:"
 NOT_OF_XML = re.compile(r"[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 NEAR = ((9, 6), (-9, 6), (9, -6), (-9, -6), (0, 12), (0, -12))
-"""Where a name may stand, seen from its point: so many points to the right and up."""
+"""The places of a name relative to its point: an offset to the right and up, in points."""
 
 Key = tuple["Line2D", str]
-"""What is drawn for a series, and what the series is."""
+"""The mark of a series, and its name."""
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Draw in the package's style, whatever the user's is; every drawing function is inside of it.
+    """Use the package's style, not the user's; every drawing function runs inside of it.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -150,8 +150,8 @@ def markup(figure: Figure, title: str, description: str = "") -> str:
 
     Args:
         figure: The figure.
-        title: What it is, for those who do not see it; no other of the page has this title.
-        description: What there is to see in it, for them.
+        title: The title, which no other picture of the page has.
+        description: What the picture shows, for readers who cannot see it.
     """
     _clean_texts(figure)
     file = io.BytesIO()
@@ -170,7 +170,7 @@ def markup(figure: Figure, title: str, description: str = "") -> str:
 
 
 def _rewrite(element: ElementTree.Element) -> None:
-    """Name the colours, show what a pointer rests on, and leave out what says nothing."""
+    """Replace colours by their names, add the hover texts, and remove empty elements."""
     element.tag = element.tag.rpartition("}")[2]
     element.tail = None
     if element.tag != "text":
@@ -195,7 +195,7 @@ def _variable(colour: str) -> str:
 
 
 def hover(artist: Artist, text: str) -> None:
-    """Show a text where a pointer rests on something that a page shows."""
+    """Show a text when the pointer is over an element of a page."""
     artist.set_gid(HOVER + clean(text))
 
 
@@ -222,7 +222,7 @@ def series(number: int) -> dict[str, Any]:
 
 
 def swatch(handle: Line2D) -> str:
-    """Return the CSS of what stands before a series in a page: its dot, or a piece of its line."""
+    """Return the CSS of the mark of a series in a page: its dot, or a piece of its line."""
     kind = {"-": "solid", "--": "dashed", ":": "dotted"}.get(str(handle.get_linestyle()))
     colour = _variable(str(handle.get_color()))
     if kind:
@@ -254,7 +254,7 @@ def log_axis(axes: Axes, values: Iterable[float]) -> None:
 def name_points(
     figure: Figure, points: Sequence[tuple[float, float, str]], others: Sequence[Artist]
 ) -> bool:
-    """Write a name beside each point, where it covers neither points nor names.
+    """Write a name next to each point, where it covers neither points nor other names.
 
     Everything else has to be drawn before, since it moves the axes.
 

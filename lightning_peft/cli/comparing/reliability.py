@@ -1,4 +1,4 @@
-"""The reliability diagram of a run, from the bins that its test left."""
+"""Draw the reliability diagram of a run, from the bins that its test left."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ __all__ = ["read_bins", "reliability_chart"]
 FILE = "reliability.csv"
 MOST_BINS = 200
 MOST_COUNTS = 25
-"""The counts of more bins than this would cover each other."""
+"""With more bins than this, their counts would overlap."""
 FIELDS = ("low", "high", "confidence", "accuracy", "count")
 
 
 def read_bins(directory: Path) -> tuple[ReliabilityBin, ...]:
-    """Read the bins of a run.
+    """Return the bins of a run.
 
     Args:
         directory: The run's directory.
 
     Returns:
-        The bins, or none where there is no such file or it is of somebody else.
+        The bins; none if there is no such file, or another program wrote it.
     """
     found = []
     try:
@@ -52,12 +52,12 @@ def _is_sound(item: ReliabilityBin) -> bool:
 def reliability_chart(
     bins: Sequence[ReliabilityBin], task: str = "multiclass", noun: str = "images"
 ) -> Chart | None:
-    """Draw how often predictions of each confidence are right.
+    """Draw how often predictions of each confidence are correct.
 
     Args:
-        bins: As from :func:`read_bins`.
-        task: What the run was of: it says what confidence is.
-        noun: What was predicted.
+        bins: The bins of :func:`read_bins`.
+        task: The task of the run, which defines the confidence.
+        noun: ``"images"`` or ``"texts"``.
 
     Returns:
         The chart, or ``None`` without bins.
@@ -98,9 +98,9 @@ def reliability_chart(
     pooled = " over all labels together" if task == "multilabel" else ""
     each = f"labels of {noun}" if task == "multilabel" else noun
     note = (
-        "On the dashed line, what the model says is what happens; below it, the model is too sure. "
+        "On the dashed line the model is calibrated; below it, the model is overconfident. "
         f"Columns are the bins, the line joins their means; {total:,} {each}, expected calibration "
-        f"error {error:.4f}{pooled}. The numbers are how many are in a bin: few say little."
+        f"error {error:.4f}{pooled}. The numbers are the counts of the bins; few say little."
     )
     return Chart(
         "Reliability of the test's predictions",

@@ -1,7 +1,7 @@
-"""One page with everything that a comparison found, which needs nothing but a browser.
+"""Write one page with all results of a comparison, which needs nothing but a browser.
 
-Whatever comes from files is data of somebody else's: the template escapes it, the pictures are made
-of XML elements, and the page forbids every script and every request but its own.
+Whatever comes from files is untrusted data: the template escapes it, the pictures are built from
+XML elements, and the page forbids every script and every request but its own.
 """
 
 from __future__ import annotations
@@ -46,32 +46,31 @@ if TYPE_CHECKING:
 __all__ = ["report_page"]
 
 MOST_MATRIX = 30
-"""A confusion matrix of more classes than this is no table that a person reads."""
+"""The most classes in a confusion matrix; a larger table is unreadable."""
 
 MOST_MISTAKES = 10
 LARGEST_PICTURE = 2_000_000
 
 BREAKS = re.compile(r"(?<=[=/])(?=\S)|(?<=\.)(?=[^\d.\s])")
-"""Where a long name may go on in the next line; a number is no name, and stays whole."""
+"""Where a long name may break; a number is not a name and stays in one piece."""
 
 ABOUT_TESTS = (
-    "Two-sided tests of the best row against each of the others that had the same data to learn "
-    "from. Runs of the same seed share "
-    "their labelled {noun}, so they are compared in pairs; brackets hold the 95 % interval of the "
-    "difference. The corrected p accounts for the number of comparisons (Holm). The best row was "
-    "picked because it came first on these very runs, so the tests are on its side; and they speak "
-    "of other seeds, not of other test {noun}."
+    "Two-sided tests of the best row against each of the others that had the same training data. "
+    "Runs with the same seed share their labelled {noun}, so they are compared in pairs; brackets "
+    "hold the 95 % interval of the difference. The corrected p accounts for the number of "
+    "comparisons (Holm). The best row was picked because it came first on these very runs, so the "
+    "tests favour it; and they say something about other seeds, not about other test {noun}."
 )
 
 
 def report_page(comparison: Comparison) -> str:
-    """Make the page.
+    """Return the page of a comparison.
 
     Args:
-        comparison: What it is about.
+        comparison: The comparison.
 
     Returns:
-        A whole HTML document.
+        A complete HTML document.
     """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
@@ -94,7 +93,7 @@ def report_page(comparison: Comparison) -> str:
 
 
 def _breaking(text: str) -> Markup:
-    """Let names break where their parts end, and nowhere else."""
+    """Return names that can break only where their parts end."""
     from markupsafe import Markup
 
     def one(word: str) -> str | Markup:
@@ -149,7 +148,7 @@ def _row(rank: int, row: Row, comparison: Comparison) -> dict[str, Any]:
 
 
 def _pictures(comparison: Comparison) -> dict[str, Any]:
-    """Draw what there is to draw; without matplotlib, say what brings it."""
+    """Return all pictures; without matplotlib, a note on how to install it."""
     best = comparison.best
     try:
         reliability = best and reliability_chart(read_bins(best.directory), best.task, best.noun)
@@ -193,7 +192,7 @@ def _best(run: Run, comparison: Comparison) -> dict[str, Any]:
 
 
 def _matrix(tables: ClassTables) -> list[tuple[str, list[tuple[int, str, str]]]]:
-    """Give each row its name and its cells: count, kind, part of the row."""
+    """Yield the name of each row and its cells: count, kind, fraction of the row."""
     rows = []
     for i, (scores, counts) in enumerate(zip(tables.classes, tables.confusion, strict=True)):
         total = max(sum(counts), 1)
@@ -204,7 +203,7 @@ def _matrix(tables: ClassTables) -> list[tuple[str, list[tuple[int, str, str]]]]
 
 
 def _picture(path: Path) -> str | None:
-    """Give a PNG in base64, if that is what it is."""
+    """Return a file in base64 if it is a PNG."""
     try:
         if path.stat().st_size > LARGEST_PICTURE:
             return None

@@ -1,7 +1,7 @@
-"""Whether two rows differ by more than their seeds do.
+"""Test whether two rows differ by more than their seeds do.
 
-Runs of the same seed share their labelled images and the order of their batches, so they are
-compared seed by seed: what all methods find hard about a seed drops out.
+Runs with the same seed share their labelled images and the order of their batches, so they are
+compared seed by seed: the difficulty of a seed, which all methods share, drops out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FEWEST = 3
 """With fewer seeds than this, a test would say nothing."""
 
 ROUNDING = 1e-6
-"""Accuracies are counted in float32: differences that vary by less than this do not vary."""
+"""Accuracies are float32 numbers: differences that vary by less than this count as equal."""
 
 NO_SCIPY = "scipy is not installed (pip install 'lightning-peft[data]')"
 
@@ -26,17 +26,17 @@ PAIRED, FLIPS, WELCH = "paired t-test", "exact sign-flip test", "Welch's t-test"
 
 @dataclass(frozen=True)
 class Contrast:
-    """The first row against another one.
+    """The comparison of the first row with another one.
 
     Attributes:
         first: Label of the first row.
         other: Label of the other row.
         test: The test, or ``""`` where none was made.
         count: Pairs of a paired test; for Welch's test the seeds of the smaller side.
-        difference: Mean of the first less mean of the other, of the seeds that were tested.
-        interval: 95 % confidence interval of the difference, where the test gives one.
+        difference: Mean of the first minus mean of the other, over the tested seeds.
+        interval: 95 % confidence interval of the difference, if the test gives one.
         p: Two-sided p-value.
-        p_holm: The same, corrected for how many comparisons were made (Holm).
+        p_holm: The p-value corrected for the number of comparisons (Holm).
         why_not: Why there is no test.
     """
 
@@ -94,7 +94,7 @@ def contrast(
 
 
 def holm(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
-    """Correct the p-values for their number.
+    """Return the contrasts with p-values corrected for their number.
 
     The :math:`i`-th smallest of :math:`m` is multiplied by :math:`m - i + 1`, and is no smaller
     than the one before (Holm, "A simple sequentially rejective multiple test procedure", 1979).

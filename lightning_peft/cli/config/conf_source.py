@@ -1,8 +1,8 @@
-"""The configs of this package as Hydra reads them: a method with all of its settings.
+"""Add the settings of a method to its config when Hydra reads it.
 
 ``conf/method/lora.yaml`` names the class and a learning rate. Hydra refuses a key that is not in
-the config (``method.rank=4``), so the fields of the class and their defaults are added as the file
-is read.
+the config (``method.rank=4``), so the fields of the class and their defaults are added when the
+file is read.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ METHOD = "method"
 
 
 class ConfSource(FileConfigSource):
-    """Serve ``conf/`` of this package, its methods with the defaults of their classes."""
+    """Reads ``conf/`` of this package, and its methods with the defaults of their classes."""
 
     @staticmethod
     def scheme() -> str:
-        """What a search path of this kind begins with."""
+        """Return the prefix of a search path of this kind."""
         return "lightning-peft-conf"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Read a file."""
+        """Read a config file."""
         found = super().load_config(config_path)
         if config_path.strip("/").startswith(f"{METHOD}/"):
             _complete(found.config)
@@ -39,7 +39,7 @@ class ConfSource(FileConfigSource):
 
 
 def read_by_conf_source(search_path: ConfigSearchPath) -> None:
-    """Let the configs of this package be read by :class:`ConfSource`, wherever they are searched.
+    """Make :class:`ConfSource` read the configs of this package, wherever they are on the path.
 
     Args:
         search_path: The search path of an application; changed in place.

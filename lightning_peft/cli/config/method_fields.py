@@ -1,6 +1,6 @@
-"""The settings of the methods and their defaults, read off the source of the classes.
+"""Read the settings of the methods and their defaults from the source of the classes.
 
-A config names a class and what differs from its defaults; the command line may set every field, and
+A config names a class and what differs from its defaults; the command line can set every field, and
 the help lists them. Importing the classes would import torch, which takes seconds.
 """
 
@@ -23,7 +23,7 @@ REQUIRED = "???"
 
 
 class Field(NamedTuple):
-    """A setting of a method: its name, its default, and what its class says about it."""
+    """A setting of a method: its name, its default and its description."""
 
     name: str
     default: Any
@@ -32,7 +32,7 @@ class Field(NamedTuple):
 
 @functools.cache
 def fields_of(name: str) -> tuple[Field, ...]:
-    """Read the fields of a dataclass of ``lightning_peft.methods``, those of its bases included.
+    """Return the fields of a dataclass of ``lightning_peft.methods``, with those of its bases.
 
     Args:
         name: The name of the class, such as ``"LoRA"``.
@@ -86,7 +86,7 @@ def _files() -> dict[str, Path]:
 
 
 def _attributes(docstring: str) -> dict[str, str]:
-    """Map each name below ``Attributes:`` of a docstring to what stands behind it."""
+    """Map each name below ``Attributes:`` of a docstring to its description."""
     section = docstring.partition("\nAttributes:\n")[2].partition("\n\n")[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section, flags=re.M)
     return {name: " ".join(text.split()) for name, text in entries}

@@ -1,4 +1,4 @@
-"""The pictures of what a run is going to see, and of what it has predicted (extra: viz)."""
+"""Draw the images and the learning rate of a run, and its predictions (extra: viz)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lightning_peft.lightning.schedules import Multiplier
 __all__ = ["learning_rate", "predictions", "samples"]
 
 LEAST_PIXELS = 72
-"""Smaller images are drawn with larger pixels, so that one can see them."""
+"""Smaller images are enlarged to at least this size, in pixels."""
 
 GAP = 6
 MOST_LETTERS = 16
@@ -41,7 +41,7 @@ def samples(
         after: The same images augmented, ``(R, K, C, H, W)``.
         class_names: A name for each row.
         path: The PNG to write.
-        title: What stands above the augmented ones.
+        title: The title above the augmented images.
 
     Returns:
         The path.
@@ -70,7 +70,7 @@ def samples(
 
 
 def _montage(before: Tensor, after: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Lay images out on white; returns ``(height, width, 3)`` and the size of one image."""
+    """Return images laid out on white, ``(height, width, 3)``, and the size of one image."""
     rows, variants, channels, height, width = after.shape
     factor = max(1, -(-LEAST_PIXELS // min(height, width)))
     cells = torch.cat([before.unsqueeze(1), after], 1).clamp(0, 1).flatten(0, 1)
@@ -104,9 +104,9 @@ def learning_rate(
         multiplier: The schedule of the run.
         rates: The full learning rate of each parameter group, by the group's name.
         path: The PNG to write.
-        title: What stands above the picture.
-        begins: The step at which a group that is frozen at first is trained, by its name: its line
-            begins there, and the step is marked.
+        title: The title of the picture.
+        begins: The step at which training of an initially frozen group begins, by its name: its
+            line begins there, and the step is marked.
 
     Returns:
         The path.
@@ -162,11 +162,11 @@ def predictions(
     *,
     columns: int = 8,
 ) -> Path:
-    """Draw images with what was predicted for each: green where it is right, red where it is not.
+    """Draw images with their predictions, green if correct and red if wrong.
 
     Args:
         images: ``(N, C, H, W)``, in any range.
-        labels: The right class of each.
+        labels: The true class of each.
         probabilities: ``(N, classes)``.
         class_names: A name for each class.
         path: The PNG to write.

@@ -1,8 +1,8 @@
-"""A directory that a run or a sweep is at work in: no second one starts there.
+"""Lock the directory of a run or a sweep, so that no second process starts there.
 
 Two processes that write the same checkpoints leave a mixture of both. The first locks
-``.in_use.lock``, which the system frees when the process ends, however it ends. ``.in_use`` beside
-it says which process that is, for those that are refused.
+``.in_use.lock``, which the system frees when the process ends, however it ends. ``.in_use`` next to
+it names that process for those that are refused.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ __all__ = [
 
 FILE = ".in_use"
 PATIENCE = 0.5
-"""Seconds to wait for a lock: who asks whether a run is under way holds it for a moment."""
+"""Seconds to wait for a lock, since a check whether a run is under way holds it for a moment."""
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-"""What a file system answers that has no locks, such as NFS without its lock daemon."""
+"""The errors of a file system without locks, such as NFS without its lock daemon."""
 
 RANKS = ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID")
 """Environment variables that tell a process which of a job's ranks it is."""
@@ -49,30 +49,30 @@ _held: dict[Path, tuple[BaseFileLock, list[Path]]] = {}
 
 
 def this_process() -> dict[str, Any]:
-    """Return the ``id`` and ``host`` of this process, and when this was asked (``started``)."""
+    """Return the ``id`` and ``host`` of this process, and the current time (``started``)."""
     return {"id": os.getpid(), "host": socket.gethostname(), "started": time.time()}
 
 
 def is_other_rank() -> bool:
-    """Whether this process is a rank beside the first of a job, which another process leads."""
+    """Whether this process is a rank of a job other than the first."""
     return any((os.environ.get(name) or "0") != "0" for name in RANKS)
 
 
 def occupy(directory: Path, key: str) -> bool:
-    """Take a directory for this process, until :func:`vacate`.
+    """Occupy a directory for this process, until :func:`vacate`.
 
-    A rank beside the first of a job takes nothing: the directory is its job's already.
+    A rank other than the first occupies nothing: the directory belongs to its job already.
 
     Args:
-        directory: The directory; it is made where there is none.
+        directory: The directory; it is created if it does not exist.
         key: The key of the config that chooses it, for the message.
 
     Returns:
-        Whether it was taken now; not where this process has it, or its job.
+        Whether it was occupied now; false if this process or its job has it already.
 
     Raises:
-        ConfigError: If another process is at work there, or one of another machine may be; or if
-            nothing can be written there.
+        ConfigError: If another process works there, or one of another machine may; or if nothing
+            can be written there.
     """
     path = directory.resolve() / FILE
     if is_other_rank() or _is_ours(path):
@@ -99,7 +99,7 @@ def occupy(directory: Path, key: str) -> bool:
 
 
 def occupy_run(config: Any) -> None:
-    """Take the directory of a single run, before Hydra makes it.
+    """Occupy the directory of a single run, before Hydra creates it.
 
     Args:
         config: The config of the run, its ``hydra`` part included.
@@ -114,7 +114,7 @@ def occupy_run(config: Any) -> None:
 
 @contextmanager
 def occupied(directory: Path, key: str) -> Iterator[None]:
-    """Take a directory as :func:`occupy` does, and leave it at the end of the block."""
+    """Occupy a directory as :func:`occupy` does, and release it at the end of the block."""
     taken = occupy(directory, key)
     try:
         yield
@@ -124,20 +124,20 @@ def occupied(directory: Path, key: str) -> Iterator[None]:
 
 
 def vacate() -> None:
-    """Leave every directory that this process has taken, as it was found where nothing came."""
+    """Release every directory of this process, and remove those that are still empty."""
     for path in list(_held):
         _leave(path)
 
 
 def holder_of(directory: Path) -> dict[str, Any] | None:
-    """Return the process that is at work in a directory, or on another machine may be.
+    """Return the process that works in a directory, or may do so on another machine.
 
     Args:
         directory: The directory.
 
     Returns:
-        What :func:`this_process` says there, ``{}`` where it cannot be known, and ``None`` where
-        there is none but this one.
+        The result of :func:`this_process` there, ``{}`` if it is not known, and ``None`` if there
+        is no other process.
     """
     path = directory.resolve() / FILE
     if _is_ours(path) or not path.exists():
@@ -153,7 +153,7 @@ def holder_of(directory: Path) -> dict[str, Any] | None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether this very process holds it: one that was forked from it does not."""
+    """Whether this very process holds the lock; a process forked from it does not."""
     return path in _held and _held[path][0].is_locked
 
 
@@ -172,7 +172,7 @@ def _leave(path: Path) -> None:
 
 
 def _locked(path: Path, patience: float) -> BaseFileLock:
-    """Lock a file beside a path; where there are no locks, by the existence of another one."""
+    """Lock a file next to a path; without locks, by the existence of another file."""
     lock: BaseFileLock = FileLock(f"{path}.lock", thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire(timeout=patience)
@@ -185,7 +185,7 @@ def _locked(path: Path, patience: float) -> BaseFileLock:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read which process has the directory; ``{}`` where nothing says so."""
+    """Return the process that has the directory; ``{}`` if it is not recorded."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -205,8 +205,8 @@ def _told(directory: Path, path: Path, holder: dict[str, Any], key: str, locked:
     if _is_here(holder) or locked:
         where = "this machine" if _is_here(holder) else holder["host"]
         return (
-            f"{directory} is in use: {who} on {where} is at work there. Wait for it, end it, or "
-            f"choose another {key}."
+            f"{directory} is in use: {who} on {where} works there. Wait for it, end it, or choose "
+            f"another {key}."
         )
     files = " and ".join(map(str, (path, *path.parent.glob(f"{FILE}.soft"))))
     return (

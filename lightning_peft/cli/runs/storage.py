@@ -1,8 +1,8 @@
-"""Where the study of a search is kept: a journal of Optuna's in a file, or a database.
+"""Open the storage of a study: a journal of Optuna in a file, or a database.
 
-A journal is written line by line, under a lock that the kernel takes back from a process that is
-killed. The line that such a process left half written is cut off when the journal is next opened:
-another one would be written behind it, and neither could be read.
+A journal is written line by line, under a lock that the kernel releases if a process is killed.
+A line that such a process left half written is cut off when the journal is next opened; otherwise
+the next line would follow it directly, and neither could be read.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ BUSY_SECONDS = 60.0
 """How long a job waits for a SQLite file in which another job writes."""
 
 JOURNAL = b'{"op_code":'
-"""What a journal begins with."""
+"""The beginning of a journal."""
 
 BEFORE = "study.db"
-"""Where releases that drove Optuna 2.10 kept the study, in the directory of the sweep."""
+"""The file of the study in releases with Optuna 2.10, in the directory of the sweep."""
 
 OLDEST = 3
-"""The first release of Optuna whose databases the present one reads."""
+"""The first release of Optuna whose databases the current one reads."""
 
 
 def file_of(storage: Any) -> Path | None:
-    """Return the file that a study is kept in; ``None`` where it is in memory or on a server."""
+    """Return the file of a study; ``None`` if it is in memory or on a server."""
     if not isinstance(storage, str) or ("://" in storage and not storage.startswith(SQLITE)):
         return None
     return Path(storage.removeprefix(SQLITE))
@@ -52,7 +52,7 @@ def whole_address(storage: str, directory: str) -> str:
 
 
 def open_storage(storage: Any) -> Any:
-    """Open what a study is kept in.
+    """Open the storage of a study.
 
     Args:
         storage: A path, an address, a storage of Optuna's, or ``None``.
@@ -76,7 +76,7 @@ def open_storage(storage: Any) -> Any:
 
 
 def cannot_open(storage: Any, error: Exception) -> ConfigError:
-    """Say that a study cannot be read where it is kept."""
+    """Return the error for a study that cannot be opened."""
     why = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return ConfigError(
         [
@@ -88,7 +88,7 @@ def cannot_open(storage: Any, error: Exception) -> ConfigError:
 
 
 def earlier_study(storage: Any, directory: Path | None) -> str | None:
-    """Say what to do where a study of an earlier release is in the way; it is only read.
+    """Return what to do if a study of an earlier release is in the way; the study is only read.
 
     Args:
         storage: As ``hydra.sweeper.storage``.
@@ -117,7 +117,7 @@ def earlier_study(storage: Any, directory: Path | None) -> str | None:
 
 
 def _written_by(file: Path) -> str | None:
-    """Return the release of Optuna that made a SQLite file; ``None`` where it is no such file."""
+    """Return the release of Optuna that wrote a SQLite file; ``None`` if none did."""
     if not file.is_file():
         return None
     address = f"{file.absolute().as_uri()}?mode=ro"

@@ -1,7 +1,7 @@
-"""The trial of a search that a job is, and what the job says to the study.
+"""Connect a job to its trial in the study of a search.
 
-A job may run in a process of its own, or on another machine, and its other ranks do. So what it
-knows of its trial travels in the environment: the address of the study, the trial's number, and the
+A job may run in its own process or on another machine, and so do its other ranks. Therefore the
+facts about its trial are in the environment: the address of the study, the trial's number, and the
 pruner.
 """
 
@@ -24,13 +24,13 @@ NO_PRUNER = "optuna.pruners.NopPruner"
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial.
+    """A trial of a search, as its job knows it.
 
     Attributes:
         number: Its number in the study, which is also the number of the job.
         study: The study's name.
-        storage: The address of the database; ``None`` where the study is kept in memory.
-        pruner: The config of the pruner; ``None`` where nothing is pruned.
+        storage: The address of the storage; ``None`` if the study is kept in memory.
+        pruner: The config of the pruner; ``None`` if nothing is pruned.
         directions: ``"maximize"`` or ``"minimize"``, for each objective.
     """
 
@@ -41,12 +41,12 @@ class Trial:
     directions: tuple[str, ...] = ()
 
     def written(self) -> str:
-        """Write the trial as the value of a variable of the environment."""
+        """Return the trial as the value of an environment variable."""
         return json.dumps(asdict(self))
 
     @classmethod
     def of_environment(cls) -> Trial | None:
-        """Read the trial of this process; ``None`` where it is none."""
+        """Return the trial of this process; ``None`` if it has none."""
         text = os.environ.get(ENVIRONMENT)
         if not text:
             return None
@@ -54,7 +54,7 @@ class Trial:
         return cls(**{**read, "directions": tuple(read["directions"])})
 
     def report(self, value: float, step: int) -> bool:
-        """Tell the study how the trial stands, and ask whether it is worth going on.
+        """Report a value to the study, and return whether the pruner would stop the trial.
 
         Args:
             value: The objective.
@@ -82,13 +82,13 @@ class Trial:
 
 
 def trial_of(hydra: Any) -> Trial | None:
-    """Find the trial that a job of a sweep is.
+    """Return the trial of a job of a sweep.
 
     Args:
         hydra: The ``hydra`` part of the job's config.
 
     Returns:
-        The trial; ``None`` where the sweep is no search.
+        The trial; ``None`` if the sweep is not a search.
     """
     from omegaconf import OmegaConf
 

@@ -32,6 +32,11 @@ class ReadyModule(pl.LightningModule):
         task: The task.
         num_classes: Number of classes, labels or numbers.
         class_names: Name of each, if known.
+        backbone: The network, with its head.
+        lr: Learning rate.
+        weight_decay: Weight decay of the parameters that decay.
+        group_settings: More arguments of :func:`parameter_groups`.
+        optimizer: Called with the parameter groups; None is AdamW.
     """
 
     noun: ClassVar[str] = "images"

@@ -131,7 +131,9 @@ def test_an_adapter_is_exported_in_the_format_of_peft(tmp_path):
     report = lp.export_model(adaptation, tmp_path / "adapter", "adapter")
     theirs = peft.PeftModel.from_pretrained(build("vit"), str(tmp_path / "adapter")).eval()
     images = example_input("vit")
-    assert torch.equal(theirs(images), adaptation.model(images))
+    assert close(
+        theirs(images), adaptation.model(images)
+    )  # peft's forward is another one than ours
     assert report.card == tmp_path / "adapter" / "export.json"
     assert not report.merged
 

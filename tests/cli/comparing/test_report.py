@@ -131,11 +131,11 @@ def test_the_page_has_the_tables_beside_the_main_one(tmp_path, run, capsys):
     for part in (
         "test accuracy by lr",
         "Pareto set: ",
-        "of 6 runs, which no other betters",
+        "of 6 runs, which no other run beats",
         "total seconds (least)",
         "VTAB-1k, mean accuracy",
         "2 of 19",
-        "'groups' weighs the three groups alike",
+        "'groups' is the mean of the three groups",
         "lora lr=[/b]<b>",
     ):
         assert part in printed, part

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import re
 
 import lightning as L
 import pytest
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import lightning_peft as lp
 from lightning_peft.errors import MethodError
+from lightning_peft.evaluation.efficiency import human_bytes
 from tests.support.trainers import quiet_trainer
 from tests.support.zoo import BATCH, CLASSES, build, example_input, output_of
 
@@ -41,8 +43,9 @@ class Rows(Dataset):
 
 
 class Net(L.LightningModule):
-    def __init__(self, name="vit", data=None, validate=True, net=None):
+    def __init__(self, name="vit", data=None, validate=True, net=None, shuffle=True):
         super().__init__()
+        self.shuffle = shuffle
         self.name = name
         self.net = build(name) if net is None else net
         self.rows = Rows(samples(name)) if data is None else data
@@ -62,9 +65,13 @@ class Net(L.LightningModule):
         self.loss(batch)
 
     def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=0.01)
+        # not Adam, which divides a gradient by its size: rounding alone, where it is nothing else,
+        # would become whole steps
+        return torch.optim.SGD(self.parameters(), lr=0.01)
 
     def train_dataloader(self):
+        if not self.shuffle:
+            return DataLoader(self.rows, batch_size=4)
         generator = torch.Generator().manual_seed(3)
         return DataLoader(self.rows, batch_size=3, shuffle=True, generator=generator)
 
@@ -80,11 +87,33 @@ def fit(module, *callbacks, **options):
 
 
 def same(left, right):
+    """Compare two runs bit for bit: right where features are read back in the batches of before."""
     mine, theirs = left.state_dict(), right.state_dict()
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         assert torch.equal(value, theirs[name]), name
     assert left.losses == right.losses
+
+
+def close(left, right):
+    """Compare two runs up to rounding, for features that are read back in another batch.
+
+    There a processor may add up the numbers of the same sample in another order. A run carries the
+    difference on: a ResNet's ReLUs and BatchNorms make up to 5e-4 of it in five epochs. A feature
+    of another sample would be more than a hundred times as much.
+    """
+    assert_close(left.state_dict(), right.state_dict())
+    assert [mode for mode, _ in left.losses] == [mode for mode, _ in right.losses]
+    assert [loss for _, loss in left.losses] == pytest.approx(
+        [loss for _, loss in right.losses], rel=2e-3
+    )
+
+
+def assert_close(mine, theirs):
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        largest = max(float(theirs[name].abs().max()), 0.1)
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=2e-3 * largest, msg=name)
 
 
 @pytest.fixture
@@ -110,15 +139,18 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("shuffle", [True, False], ids=["shuffled", "in order"])
 @pytest.mark.parametrize(("name", "method"), CASES, ids=lambda case: str(case))
-def test_the_run_is_the_same_bit_for_bit(name, method):
-    plain = fit(Net(name), lp.PEFT(method, backbone_dropout="eval"))
+def test_the_run_is_the_same(name, method, shuffle):
+    plain = fit(Net(name, shuffle=shuffle), lp.PEFT(method, backbone_dropout="eval"))
     callback = lp.FeatureCache()
-    cached = fit(Net(name), lp.PEFT(method, backbone_dropout="eval"), callback)
+    peft = lp.PEFT(method, backbone_dropout="eval")
+    cached = fit(Net(name, shuffle=shuffle), peft, callback)
     assert callback.cache.off is None
-    # four epochs of three batches and of two: all of the first are new, one of each is looked at
+    # four epochs of three batches (of two in order) and of two: all of the first are new, one of
+    # each is looked at
     assert callback.cache.count.cached >= 10, callback.cache.count
-    same(plain, cached)
+    (close if shuffle else same)(plain, cached)
     assert "forward" not in cached.net.__dict__
 
 
@@ -127,7 +159,7 @@ def test_adapters_in_the_last_blocks():
         return lp.PEFT(lp.LoRA(rank=2, layers="last:1"))
 
     callback = lp.FeatureCache()
-    same(fit(Net("vit"), method()), fit(Net("vit"), method(), callback))
+    close(fit(Net("vit"), method()), fit(Net("vit"), method(), callback))
     assert callback.cache.count.cached >= 10
 
 
@@ -141,7 +173,7 @@ def test_the_first_part_shrinks_with_the_stages_of_a_freezing(name, said):
     callback = lp.FeatureCache()
     plain = fit(Net(name), freeze(), max_epochs=5)
     cached = fit(Net(name), freeze(), callback, max_epochs=5)
-    same(plain, cached)
+    close(plain, cached)
     assert callback.cache.count.cached >= 4
     assert said().count("something else is trained now") == 2
     assert "ends too early" in said()  # in the last stage all of it is trained
@@ -165,7 +197,7 @@ def test_a_head_outside_of_the_backbone_skips_all_of_it():
 
     callback = lp.FeatureCache()
     freeze = lp.BackboneFreeze()
-    same(fit(module(), freeze), fit(module(), lp.BackboneFreeze(), callback))
+    close(fit(module(), freeze), fit(module(), lp.BackboneFreeze(), callback))
     assert callback.cache.count.cached >= 10
 
 
@@ -174,7 +206,7 @@ def test_a_position_embedding_that_is_trained_ends_the_first_part():
         return lp.PEFT("linear_probe", also_train=["pos_embed"])
 
     callback = lp.FeatureCache(min_share=0)
-    same(fit(Net("vit"), method()), fit(Net("vit"), method(), callback))
+    close(fit(Net("vit"), method()), fit(Net("vit"), method(), callback))
     assert callback.cache.off is None
     assert callback.cache.count.cached == 13
     assert callback.cache.where == "behind 'patch_embed'"  # in training and in validation
@@ -207,7 +239,7 @@ def test_augmentation_that_repeats_itself_is_cached():
         def on_train_epoch_start(self, trainer, pl_module):
             pl_module.rows.set_epoch(trainer.current_epoch)
 
-    same(fit(module(), lp.PEFT("linear_probe"), Epochs(), max_epochs=6), cached)
+    close(fit(module(), lp.PEFT("linear_probe"), Epochs(), max_epochs=6), cached)
 
 
 def test_dropout_before_the_end_ends_the_first_part(said):
@@ -217,7 +249,7 @@ def test_dropout_before_the_end_ends_the_first_part(said):
         return Net(net=net)
 
     callback = lp.FeatureCache(min_share=0.5)
-    same(fit(module(), lp.PEFT("linear_probe")), fit(module(), lp.PEFT("linear_probe"), callback))
+    close(fit(module(), lp.PEFT("linear_probe")), fit(module(), lp.PEFT("linear_probe"), callback))
     assert "'pos_drop': it draws random numbers in this mode" in said()
     # in evaluation mode there is no dropout, and validation reads its features back
     assert callback.cache.count.cached == 5
@@ -255,7 +287,9 @@ def test_a_module_that_never_calls_its_backbone(said):
 def test_more_than_max_bytes_is_refused_before_anything_is_kept(said):
     callback = lp.FeatureCache(max_bytes=100)
     fit(Net("vit"), lp.PEFT("linear_probe"), callback, max_epochs=2)
-    assert "it would keep 128 B a sample, 2.05 kB for 16 samples" in callback.cache.off
+    found = re.search(r"it would keep (\d+) B a sample, (.*) for 16 samples", callback.cache.off)
+    assert found is not None, callback.cache.off
+    assert found[2] == human_bytes(16 * int(found[1]))
     assert callback.cache.count.cached == 0
 
 
@@ -267,7 +301,7 @@ def test_frozen_weights_that_are_written_to_are_noticed(said):
 
     plain = fit(Net("vit"), lp.PEFT("linear_probe"), Write())
     cached = fit(Net("vit"), lp.PEFT("linear_probe"), Write(), lp.FeatureCache())
-    same(plain, cached)
+    close(plain, cached)
     assert "frozen weights were written to" in said()
 
 
@@ -312,7 +346,7 @@ def test_a_run_that_is_resumed(on_disk, tmp_path):
         return module
 
     callback = lp.FeatureCache(directory=tmp_path / "features" if on_disk else None)
-    same(run(), run(callback))
+    close(run(), run(callback))
     count = callback.cache.count  # of the second trainer
     assert count.found == count.samples if on_disk else count.found < count.samples
 
@@ -345,8 +379,7 @@ def test_two_processes_share_a_directory(tmp_path, monkeypatch):
         states.append([torch.load(place / f"{rank}.pt") for rank in (0, 1)])
     for (plain, _), (cached, count) in zip(*states, strict=True):
         assert count > 0
-        for name, value in plain.items():
-            assert torch.equal(value, cached[name]), name
+        assert_close(plain, cached)  # the other process made some of the features in its batches
 
 
 # --- settings ------------------------------------------------------------------------------------

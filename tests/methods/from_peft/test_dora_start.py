@@ -118,13 +118,16 @@ def test_peft_is_as_it_was_afterwards_and_after_an_error():
     assert dora.DoraLinearLayer.update_layer is OWN
 
 
+LONG = 300  # seconds, so that a busy machine is not taken for a thread that hangs
+
+
 def test_two_threads_leave_peft_as_it_was():
     entered, leave = threading.Event(), threading.Event()
 
     def first():
         with dora_start.quick_dora_start():
             entered.set()
-            leave.wait(10)
+            leave.wait(LONG)
 
     def second():
         with dora_start.quick_dora_start():
@@ -132,12 +135,13 @@ def test_two_threads_leave_peft_as_it_was():
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]
     threads[0].start()
-    entered.wait(10)
+    assert entered.wait(LONG)
     threads[1].start()
     threads[1].join(0.2)  # it waits for the first
     leave.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(LONG)
+        assert not thread.is_alive()
     assert dora.DoraLinearLayer.update_layer is OWN
 
 

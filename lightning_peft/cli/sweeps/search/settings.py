@@ -1,4 +1,4 @@
-"""What can be wrong with the settings of a search that need no look at what it is after."""
+"""Check the settings of a search that do not depend on its objectives."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAPPINGS = ("sampler", "pruner")
 
 
 def wrong_settings(config: Any, sweeper: Mapping[str, Any]) -> list[str]:
-    """Find what is wrong with the numbers of a search, its sampler, its pruner and its space.
+    """Return what is wrong with the numbers of a search, its sampler, its pruner and its space.
 
     Args:
         config: The config of a sweep.
@@ -56,13 +56,13 @@ def wrong_settings(config: Any, sweeper: Mapping[str, Any]) -> list[str]:
     problems += [] if in_the_way is None else [in_the_way]
     if "search_space" in sweeper:
         problems.append(
-            "hydra.sweeper.search_space: Hydra has hydra.sweeper.params in its place. Write "
-            "{type: float, low: 0, high: 1} as interval(0,1), and choices as choice(a,b)."
+            "hydra.sweeper.search_space: use hydra.sweeper.params instead. Write {type: float, "
+            "low: 0, high: 1} as interval(0,1), and choices as choice(a,b)."
         )
     params = sweeper.get("params")
     if params is not None and not isinstance(params, Mapping):
         problems.append(
-            "hydra.sweeper.params: expected a mapping of what is searched, such as {lr: "
+            "hydra.sweeper.params: expected a mapping with the search space, such as {lr: "
             f"'interval(1e-4, 1e-2)'}}, got {_shown(params)}."
         )
         return problems
@@ -77,14 +77,14 @@ def _wrong_space(config: Any, sweeper: Mapping[str, Any]) -> list[str]:
     found = swept(config)
     if not found and not sweeper.get("custom_search_space"):
         return [
-            "hydra.sweeper.params: nothing is searched, so every trial would be the same. Say what "
-            "is, here or on the command line: 'lr=tag(log,interval(3e-4,3e-2))', "
+            "hydra.sweeper.params: expected a search space, got none, so every trial would be the "
+            "same. Define it here or on the command line: 'lr=tag(log,interval(3e-4,3e-2))', "
             "'method=choice(lora,bitfit)'."
         ]
     sampler = sweeper.get("sampler")
     if isinstance(sampler, Mapping) and str(sampler.get("_target_")).endswith(GRID):
         return [
-            f"hydra/sweeper/sampler: the grid tries every value, and {name} is an interval. Say "
+            f"hydra/sweeper/sampler: the grid tries every value, but {name} is an interval. Set "
             f"{name}=choice(...) or {name}=range(...), or choose tpe or random."
             for name, count in found.items()
             if count == 0

@@ -1,4 +1,4 @@
-"""What a search searches: its parameters, in Hydra's words, as Optuna's distributions."""
+"""Translate a search space from Hydra's syntax into Optuna's distributions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TRIES = 20
 
 
 def space_of(words: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read what is searched, and what is the same in every trial.
+    """Return the search space, and the overrides that are the same in every trial.
 
     Args:
         words: Overrides: those of the sweeper's config, then those that were typed. The last one
@@ -74,21 +74,21 @@ def _distribution(override: Any) -> Any:
 
 
 def overrides_of(params: Mapping[str, Any], fixed: Mapping[str, str]) -> tuple[str, ...]:
-    """Write the overrides of a trial.
+    """Return the overrides of a trial.
 
     Args:
         params: Its parameters.
-        fixed: As :func:`space_of` gives it.
+        fixed: The fixed overrides of :func:`space_of`.
     """
     spelt = {name: "null" if value is None else value for name, value in params.items()}
     return (*(f"{name}={value}" for name, value in spelt.items()), *fixed.values())
 
 
 def grid_of(space: Mapping[str, Any]) -> dict[str, Sequence[Any]]:
-    """List the values of each parameter, all combinations of which are the grid.
+    """Return the values of each parameter, all combinations of which are the grid.
 
     Args:
-        space: As :func:`space_of` gives it, without intervals.
+        space: The result of :func:`space_of`, without intervals.
     """
     return {
         name: getattr(own, "choices", None)
@@ -101,7 +101,7 @@ def proposals_of(space: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield a few of the proposals that a space allows, each value of a parameter early on.
 
     Args:
-        space: As :func:`space_of` gives it.
+        space: The result of :func:`space_of`.
     """
     # a config composes or not by its groups and its keys; of a number one value says as much as all
     values = {name: list(getattr(own, "choices", None) or [own.low]) for name, own in space.items()}

@@ -1,7 +1,7 @@
-"""The study of a search: which of its trials are done, and what a later start has left to do.
+"""Read the study of a search: which of its trials are finished, and what a later start has to do.
 
-A trial that was under way when its process was killed still counts as running in the study. It is
-run again under its own number, in its own directory, where it goes on from its last checkpoint.
+A trial whose process was killed still counts as running in the study. It is run again under its own
+number, in its own directory, where it resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from lightning_peft.cli.sweeps.record import Standing, sweep_of, told, words_of
 __all__ = ["GRID", "PLACE", "keep_search", "prepare_search", "standing_among", "standing_of"]
 
 PLACE = "lightning_peft_sweep"
-"""The attribute of a trial that says in the directory of which sweep it runs."""
+"""The attribute of a trial with the directory of its sweep."""
 
 SEARCH = "lightning_peft_search"
-"""The attribute of a study that says which search it is of."""
+"""The attribute of a study that identifies its search."""
 
 OF_THE_PLACE = ("data.root=", "output_dir=", "name=", "logger=", "logger.")
-"""Overrides in which the parts of one search may differ that two machines run."""
+"""Overrides that may differ between machines that share one search."""
 
 GRID = ".GridSampler"
-"""What the name of the sampler ends with that tries every value."""
+"""The end of the name of the sampler that tries every value."""
 
 
 def prepare_search(config: Any) -> Standing | None:
-    """Fit the config of a sweep to what its study holds; changes nothing for other sweepers.
+    """Adapt the config of a sweep to the state of its study; leave other sweepers unchanged.
 
     Args:
         config: The config of the sweep; ``hydra.sweeper`` is changed.
 
     Returns:
-        How the study stands, or ``None`` where the sweep is no search.
+        The state of the study, or ``None`` if the sweep is not a search.
     """
     from omegaconf import open_dict, read_write
 
@@ -75,17 +75,17 @@ def standing_of(
     search: Mapping[str, Any] | None = None,
     directions: Sequence[str] = (),
 ) -> Standing:
-    """Look into the database of a study, which is not made by that.
+    """Return the state of a study, without creating it.
 
     Args:
         storage: As ``hydra.sweeper.storage``.
         name: The study's name.
         directory: The directory of the sweep.
-        search: Which search it has to be of, as :func:`keep_search` keeps it.
-        directions: Which directions it has to have then.
+        search: The search that it must belong to, as :func:`keep_search` records it.
+        directions: The directions that it must have.
 
     Raises:
-        ConfigError: If the study cannot be read, or is of another search or other directions.
+        ConfigError: If the study cannot be read, or has another search or other directions.
     """
     if not isinstance(storage, str) or name is None:
         return Standing()
@@ -108,14 +108,14 @@ def standing_of(
 
 
 def keep_search(study: Any, config: Any) -> None:
-    """Write into a study which search it is of; one of which nothing came may become another.
+    """Record the search of a study; a study without results may be reused for another search.
 
     Args:
         study: The study of Optuna.
         config: The config of the sweep.
 
     Raises:
-        ConfigError: If the study is of another search or has other directions.
+        ConfigError: If the study belongs to another search or has other directions.
     """
     search, sweeper = _search(config), config.hydra.sweeper
     _check(study, sweeper.get("storage"), search, directions_of(sweeper.get("direction")))
@@ -131,13 +131,13 @@ def _check(study: Any, storage: Any, search: Mapping[str, Any], directions: Sequ
     before = study.user_attrs.get(SEARCH)
     if before not in (None, search) and _has_begun(study.get_trials(deepcopy=False)):
         problems.append(
-            f"hydra.sweeper.study_name: {told_of} is of another search: {told(before)}; this one "
-            f"is {told(dict(search))}. {another}"
+            f"hydra.sweeper.study_name: {told_of} belongs to another search: {told(before)}; this "
+            f"one is {told(dict(search))}. {another}"
         )
     has = [direction.name.lower() for direction in study.directions]
     if directions and has != list(directions):
         problems.append(
-            f"hydra.sweeper.direction: {told_of} is to {' and '.join(has)}, got "
+            f"hydra.sweeper.direction: {told_of} has the directions {' and '.join(has)}, got "
             f"{' and '.join(directions)}. {another}"
         )
     if problems:
@@ -150,14 +150,14 @@ def _search(config: Any) -> dict[str, Any]:
 
 
 def _has_begun(trials: Sequence[Any]) -> bool:
-    """Whether a trial is more than a proposal that failed."""
+    """Whether a trial is more than a failed proposal."""
     from optuna.trial import TrialState
 
     return any(trial.state is not TrialState.FAIL for trial in trials)
 
 
 def standing_among(trials: Sequence[Any], directory: str | Path) -> Standing:
-    """Read off the trials of a study how it stands.
+    """Return the state of a study according to its trials.
 
     Args:
         trials: All of its trials.

@@ -1,4 +1,4 @@
-"""A search: Optuna proposes, the launcher runs, and the study hears how each trial ended.
+"""Run a search: Optuna proposes trials, the launcher runs them, the study records the results.
 
 The number of a trial is the number of its job, and so the name of its directory. Trials of an
 earlier start that was killed run again under their own numbers.
@@ -34,7 +34,7 @@ RESULTS = "optimization_results.yaml"
 
 
 class SearchStopped(PEFTError, RuntimeError):
-    """Too many trials failed."""
+    """Raised if too many trials failed."""
 
 
 @dataclass
@@ -42,16 +42,16 @@ class Search:
     """The sweeper behind ``hydra/sweeper=search``; ``conf/hydra/sweeper/search.yaml`` has its keys.
 
     Attributes:
-        n_trials: Trials in all, those of earlier starts included.
-        sampler: Optuna's sampler; of the grid, what makes it from its space.
+        n_trials: The number of trials, including those of earlier starts.
+        sampler: Optuna's sampler; for the grid, a function that builds it from its space.
         pruner: Optuna's pruner; the jobs ask it.
         direction: ``"maximize"`` or ``"minimize"``, one for each objective.
-        storage: Where the study is kept.
-        study_name: Its name.
-        n_jobs: Trials at once.
-        max_failure_rate: The part of the trials at once that may fail.
-        params: What is searched.
-        custom_search_space: The path of a function that takes the config and a trial of Optuna's,
+        storage: Where the study is stored.
+        study_name: The name of the study.
+        n_jobs: The number of trials at once.
+        max_failure_rate: The fraction of the trials at once that may fail.
+        params: The search space.
+        custom_search_space: The path of a function that takes the config and a trial of Optuna,
             and adds parameters.
     """
 
@@ -68,7 +68,7 @@ class Search:
     not_composed: list[str] = field(default_factory=list, init=False)
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
-        """Keep what Hydra hands over, and make the launcher."""
+        """Store the arguments of Hydra, and create the launcher."""
         from hydra.core.plugins import Plugins
 
         self.hydra_context = hydra_context
@@ -106,7 +106,7 @@ class Search:
         write_text(self.place / RESULTS, _results(study))
 
     def _check_proposals(self, space: dict[str, Any], fixed: dict[str, str]) -> None:
-        """Raise what is wrong with the config where it composes with no proposal.
+        """Raise the error of the config if it composes with no proposal.
 
         A mistyped key is found before there is a study. Where some proposals compose, those that
         do not are failed trials.
@@ -122,7 +122,7 @@ class Search:
         raise errors[0]
 
     def _problem(self, overrides: Sequence[str]) -> Exception | None:
-        """Compose the config of a trial; what is wrong with it, if anything."""
+        """Return what is wrong with the composed config of a trial, if anything."""
         try:
             self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         except Exception as error:
@@ -130,7 +130,7 @@ class Search:
         return None
 
     def _study(self, space: dict[str, Any]) -> Any:
-        """Make the study, or open that of an earlier start."""
+        """Create the study, or open that of an earlier start."""
         sampler = self.sampler
         if callable(sampler):  # the grid, which has to know the space
             sampler = sampler(grid_of(space))
@@ -156,7 +156,7 @@ class Search:
         return study
 
     def _ask(self, study: Any, space: dict[str, Any], fixed: dict[str, str]) -> Any:
-        """Ask for a proposal."""
+        """Return a proposal of Optuna as a trial."""
         try:
             trial = study.ask(space)
         except ValueError as error:  # of trials that all failed, before the space was mended
@@ -181,7 +181,7 @@ class Search:
         return trial
 
     def _run(self, study: Any, trials: Sequence[Any], fixed: dict[str, str]) -> None:
-        """Run trials, and tell the study."""
+        """Run trials, and report their results to the study."""
         composed = self._composed(study, trials, fixed)
         failed = len(trials) - len(composed)
         for batch in _consecutive(composed):
@@ -203,7 +203,7 @@ class Search:
             )
 
     def _composed(self, study: Any, trials: Sequence[Any], fixed: dict[str, str]) -> list[Any]:
-        """Keep the trials whose config composes; the study is told that the others failed."""
+        """Return the trials whose config composes, and record the others as failed."""
         found = []
         for trial in trials:
             overrides = overrides_of(trial.params, fixed)
@@ -224,7 +224,7 @@ class Search:
 
 
 def _give_up(study: Any, batch: Sequence[Any], error: Exception) -> None:
-    """Tell the study of trials that a launcher refused: they would be refused again."""
+    """Record trials that a launcher refused as failed, since it would refuse them again."""
     if explain(error) is None or isinstance(error, RuntimeError):
         return  # a worker that died, a full disk: they are run again
     for trial in batch:
@@ -233,7 +233,7 @@ def _give_up(study: Any, batch: Sequence[Any], error: Exception) -> None:
 
 
 def _consecutive(trials: Sequence[Any]) -> Iterator[list[Any]]:
-    """Part trials where their numbers leap: a launcher numbers its jobs one by one."""
+    """Split trials where their numbers jump, since a launcher numbers its jobs consecutively."""
     batch: list[Any] = []
     for trial in trials:
         if batch and trial.number != batch[-1].number + 1:
@@ -266,7 +266,7 @@ def _end(study: Any, number: int, state: TrialState, values: list[float] | None 
 
 
 def _values(ended: Any) -> list[float] | None:
-    """The objectives of a job; ``None`` where it failed."""
+    """Return the objectives of a job; ``None`` if it failed."""
     try:
         value = ended.return_value
     except Exception:  # what the job raised; the comparison tells it
@@ -279,7 +279,7 @@ def _values(ended: Any) -> list[float] | None:
 
 
 def _failed(ended: Any) -> bool:
-    """Whether the job itself failed; one without an objective to tell may be whole."""
+    """Whether the job itself failed; a job without an objective may have succeeded."""
     try:
         value = ended.return_value
     except Exception:
@@ -288,7 +288,7 @@ def _failed(ended: Any) -> bool:
 
 
 def _was_pruned(ended: Any) -> bool:
-    """Whether the job's summary says so: it is what every launcher leaves behind."""
+    """Whether a job was pruned, according to its summary, which every launcher leaves behind."""
     try:
         directory = Path(ended.hydra_cfg.hydra.runtime.output_dir)
     except (TypeError, AttributeError):  # a launcher that does not say where the job ran
@@ -297,7 +297,7 @@ def _was_pruned(ended: Any) -> bool:
 
 
 def _results(study: Any) -> str:
-    """Write what was best, as Hydra's own plugin for Optuna did."""
+    """Write the best results, as Hydra's own plugin for Optuna did."""
     from omegaconf import OmegaConf
 
     content: dict[str, Any] = {"name": "optuna"}

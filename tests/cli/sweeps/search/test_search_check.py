@@ -66,7 +66,7 @@ def test_what_is_typed_stays_and_a_plain_sweep_is_left_alone():
         (config("val/acuracy"), "got 'val/acuracy'. Did you mean 'val/accuracy'"),
         (config("trained"), "expected a metric or a cost of a run, got 'trained'"),
         (config(["val/f1", "val/f1"]), "expected each name once"),
-        (config("test/f1"), r"'test/f1' is of the test set.*allow_test_objective=true"),
+        (config("test/f1"), r"'test/f1' is a metric of the test set.*allow_test_objective=true"),
         (config(direction="up"), "expected maximize or minimize, got 'up'"),
         (
             config(["val/f1", "checkpoint_bytes"], direction=["maximize"]),
@@ -78,12 +78,12 @@ def test_what_is_typed_stays_and_a_plain_sweep_is_left_alone():
         ),
         (
             config("trained_parameters", pruner=MEDIAN, **IN_A_FILE),
-            "has to see the objective at each validation.*got 'trained_parameters'",
+            "expected an objective that each validation measures.*got 'trained_parameters'",
         ),
-        (config(pruner=MEDIAN, storage=None), "it needs hydra.sweeper.storage"),
+        (config(pruner=MEDIAN, storage=None), "a pruner needs hydra.sweeper.storage"),
         (
             config(["val/f1", "val/loss"], sampler={"_target_": "optuna.samplers.CmaEsSampler"}),
-            "CmaEsSampler knows one objective alone, got 2",
+            "CmaEsSampler takes only one objective, got 2",
         ),
         (config(n_trials=0), r"n_trials: expected a whole number of at least 1, got 0\."),
         (config(n_trials=None), "n_trials: expected a whole number of at least 1, got null"),
@@ -92,13 +92,16 @@ def test_what_is_typed_stays_and_a_plain_sweep_is_left_alone():
         (config(max_failure_rate="abc"), "expected a number from 0 to 1, got 'abc'"),
         (config(max_failure_rate=1.5), "max_failure_rate: expected a number from 0 to 1, got 1.5"),
         (config(params=3), "hydra.sweeper.params: expected a mapping .* got 3"),
-        (config(params={}), "nothing is searched, so every trial would be the same"),
-        (config(params={"lr": 0.1}), "nothing is searched, so every trial would be the same"),
+        (config(params={}), "expected a search space, got none, so every trial would be the same"),
+        (
+            config(params={"lr": 0.1}),
+            "expected a search space, got none, so every trial would be the same",
+        ),
         (config(pruner="median"), "got 'median'.* with a slash: hydra/sweeper/pruner=median"),
         (config(sampler="grid"), "got 'grid'.* with a slash: hydra/sweeper/sampler=grid"),
         (
             config(sampler={"_target_": "optuna.samplers.GridSampler", "_partial_": True}),
-            r"the grid tries every value, and lr is an interval.*lr=choice\(",
+            r"the grid tries every value, but lr is an interval.*lr=choice\(",
         ),
         (
             config(sampler={"_target_": "optuna.samplers.TPESampler", "seed": "abc"}),
@@ -110,7 +113,7 @@ def test_what_is_typed_stays_and_a_plain_sweep_is_left_alone():
         ),
         (
             config(search_space={"lr": {"type": "float"}}),
-            r"search_space: Hydra has hydra.sweeper.params in its place.*interval\(0,1\)",
+            r"search_space: use hydra.sweeper.params instead.*interval\(0,1\)",
         ),
         (config(params={"lr": "interval(5,1)"}), r"lr=interval\(5,1\) cannot be searched .*low"),
         (config(params={"lr": "range(5,1)"}), r"lr=range\(5,1\) cannot .* \(it has no values\)"),
@@ -156,7 +159,7 @@ def test_a_cost_that_nothing_measures_is_no_objective():
 def test_the_test_set_never_prunes_even_where_it_may_be_searched_on():
     made = config("test/f1", pruner=MEDIAN, **IN_A_FILE)
     made.allow_test_objective = True
-    with pytest.raises(ConfigError, match="must never judge by the test set.*got 'test/f1'"):
+    with pytest.raises(ConfigError, match="never one of the test set.*got 'test/f1'"):
         check_search(made)
 
 
@@ -181,7 +184,7 @@ def test_more_is_not_searched_of_an_error_that_nobody_has_named():
         {"objective": None, "callbacks": {"best": {"monitor": "val/rmse", "mode": "min"}}}
     )
     match = (
-        "to maximize val/rmse, of which minimize is better. Say hydra.sweeper.direction=minimize"
+        "would maximize val/rmse, but it should minimize it. Set hydra.sweeper.direction=minimize"
     )
     with pytest.raises(ConfigError, match=match):
         check_direction(numbers, Trial(0, directions=("maximize",)))
