@@ -72,7 +72,8 @@ def test_jobs_of_two_ranks_at_once_keep_to_themselves(process, tmp_path, launche
     alone = process([*sweep, "hydra.sweep.dir=alone"])
     assert alone.returncode == 0, alone.stderr
     for one, other in zip(found, sorted((tmp_path / "alone").glob("*/summary.json")), strict=True):
-        assert one["metrics"] == json.loads(other.read_text())["metrics"]
+        # a worker of joblib may give its jobs another number of threads
+        assert one["metrics"] == pytest.approx(json.loads(other.read_text())["metrics"], rel=1e-4)
 
 
 @pytest.mark.slow
