@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all test-oldest test-processors lint format backbone clean
+.PHONY: help setup demo test test-all test-oldest test-processors lint format wheel backbone clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -21,8 +21,11 @@ demo: setup ## Adapt the shipped backbone to handwritten digits, ten labels a cl
 	$(BIN)/lightning-peft -m experiment=demo
 
 # one thread a process: torch's threads of two processes would only wait for each other; in the order
-# of the files, since a file of few tests can be a long one, which must not be the last
-TEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+# of the files, since a file of few tests can be a long one, which must not be the last; bytecode is
+# kept where nothing else looks, also for those who keep none: a process of a test compiles torch and
+# its companions anew otherwise, which takes it longer than all else
+TEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/build/bytecode \
+	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test: lint ## Run every check
 	$(TEST) -m "not slow"
@@ -45,7 +48,7 @@ $(OLDEST)/.installed: pyproject.toml | setup
 	@touch $@
 
 CORE_TESTS := tests/files/test_adapter_file.py tests/files/test_formats.py tests/files/test_files_from_strangers.py \
-	tests/adaptation/test_handle.py tests/lightning/test_hooks.py tests/anatomy/test_targets.py tests/lightning/test_schedules.py \
+	tests/adaptation/test_handle.py tests/lightning/test_hooks.py tests/anatomy/test_targets.py tests/anatomy/test_backbone.py tests/lightning/test_schedules.py \
 	tests/adaptation/test_plan.py tests/lightning/callbacks/test_peft.py tests/kernels tests/methods
 
 # releases of different years warn of each other, which says nothing of this package
@@ -69,8 +72,16 @@ format: setup ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# the wheel comes from the sdist, and runs where only what it requires is installed
+wheel: setup ## Build the sdist and the wheel into dist/, and run the wheel
+	rm -rf dist build/wheel
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/uv venv --quiet --python $(BIN)/python build/wheel
+	VIRTUAL_ENV=build/wheel $(BIN)/uv pip install --quiet --constraint constraints.txt dist/*.whl
+	cd build && wheel/bin/lightning-peft --version && wheel/bin/lightning-peft plan method=lora
+
 backbone: setup ## Pretrain the shipped backbone again
-	$(BIN)/python -m lightning_peft.backbones.pretrain --out lightning_peft/backbones
+	$(BIN)/python -m tools.glyph_vit.pretrain
 
 clean: ## Remove what was made, the environment included
-	rm -rf $(VENV) $(OLDEST) build dist outputs multirun .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist runs sweeps outputs multirun .pytest_cache .mypy_cache .ruff_cache

@@ -1,15 +1,14 @@
-"""The most memory that one training step takes, beside that of peft.
+"""Measure the peak memory of one training step, compared with peft.
 
     python benchmarks/activation_memory.py                           # ViT-S/16, batch 16, float32
     python benchmarks/activation_memory.py --picture memory.png --out memory.json
 
-What is counted are the bytes that torch allocates during one forward and one backward pass, at
-their peak: activations, gradients and whatever the operations need on their way, not the weights,
-which are there before. The record of the CPU's allocator is read, so that the figure does not
-depend on the machine's load. Beside LoRA of peft and of lightning-peft with each setting of
-`memory` stand full fine-tuning, peft under activation checkpointing of every block (a second
-forward pass for the least memory), and the limit: everything frozen and the gradient taken down to
-the input.
+The figure is the peak of the bytes that torch allocates during one forward and one backward pass:
+activations, gradients and temporary tensors, but not the weights, which exist before. It is read
+from the record of the CPU's allocator, so it does not depend on the machine's load. The variants
+are LoRA of peft and of lightning-peft with each setting of `memory`, full fine-tuning, peft under
+activation checkpointing of every block (a second forward pass for the least memory), and the limit:
+everything frozen and the gradient taken down to the input.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ NAMES = ("limit", "peft, checkpointed", "lowest", "low", "lightning-peft", "high
 
 
 def peak_bytes(model: nn.Module, images: Tensor, labels: Tensor) -> int:
-    """Measure what one forward and one backward pass allocate.
+    """Return the peak of the bytes that one forward and one backward pass allocate.
 
     Args:
-        model: The model; its gradients are gone before and there afterwards.
+        model: The model; its gradients are deleted before the pass and exist afterwards.
         images: Its input.
         labels: Class numbers.
 
@@ -82,9 +81,9 @@ def draw(figures: dict[str, dict[str, float]], title: str, path: Path) -> None:
     """Draw the ratios as bars.
 
     Args:
-        figures: What :func:`measured` gave.
-        title: Above the picture.
-        path: Where it goes; the ending says the format.
+        figures: The result of :func:`measured`.
+        title: The title of the picture.
+        path: The file to write; its ending selects the format.
     """
     from matplotlib.figure import Figure
 

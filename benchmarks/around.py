@@ -1,12 +1,12 @@
-"""What a run pays around its training steps: adapting, checkpoints, adapter files, merging.
+"""Measure the costs of a run outside its training steps: adapting, checkpoints, files, merging.
 
     python benchmarks/around.py                           # ViT-B/16
-    python benchmarks/around.py --only merge --profile    # and where the time of one thing goes
+    python benchmarks/around.py --only merge --profile    # and where the time of one operation goes
 
-LoRA on every linear layer and a trained head, beside Lightning's full checkpoint of the same
-network under full fine-tuning, and beside ``peft`` alone. The variants of one operation take turns
-in one process; a ratio is to the first of them in the same round. What has to be put back between
-two rounds is not timed.
+LoRA on every linear layer and a trained head is compared with Lightning's full checkpoint of the
+same network under full fine-tuning, and with ``peft`` alone. The variants of one operation take
+turns in one process; a ratio is relative to the first of them in the same round. Restoring the
+state between two rounds is not timed.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Timers = dict[str, Callable[[], float]]
 
 
 class Around:
-    """The operations, each in the ways that there are.
+    """The operations, each in all of its variants.
 
     Args:
         options: ``backbone``, ``model_settings``, ``rank``, ``clock``.
@@ -61,7 +61,7 @@ class Around:
         self.by_peft = copy.deepcopy(self.base)
 
     def timer(self, step: Callable[[], Any], tidy: Callable[[], Any] = gc.collect) -> Any:
-        """Make what takes a step, tidies up without the clock and gives the step's seconds."""
+        """Return a function that runs a step, tidies up untimed and returns the step's seconds."""
         seconds = timed(step, self.now)
 
         def timer() -> float:
@@ -75,11 +75,11 @@ class Around:
     # --- the two ways to adapt --------------------------------------------------------------------
 
     def adapt(self) -> lp.Adaptation:
-        """Adapt by this package."""
+        """Adapt a backbone with this package."""
         return lp.adapt(self.base, lp.LoRA(rank=self.options.rank, targets="all-linear"))
 
     def adapt_by_peft(self) -> peft.PeftModel:
-        """Adapt the same layers by ``peft``, which trains a copy of the head."""
+        """Adapt the same layers with ``peft``, which trains a copy of the head."""
         names = CHOICES["all-linear"]
         rank = self.options.rank
         config = peft.LoraConfig(
@@ -88,7 +88,7 @@ class Around:
         return peft.get_peft_model(self.by_peft, config)
 
     def restore(self) -> None:
-        """Make the backbones plain again."""
+        """Take the adapters out of the backbones."""
         adaptation = lp.find_adaptation(self.base)
         if adaptation is not None:
             adaptation.unload()
@@ -97,7 +97,7 @@ class Around:
     # --- the operations ---------------------------------------------------------------------------
 
     def adapting(self) -> Timers:
-        """From a backbone to an adapted one; and the part of the fingerprint in it."""
+        """Return timers of adapting a backbone, and of the fingerprint alone."""
         names = [name for name, _ in self.base.named_parameters()]
 
         def restore_peft() -> None:
@@ -113,7 +113,7 @@ class Around:
         }
 
     def adapter_files(self) -> dict[str, Timers]:
-        """Writing an adapter, and reading it into a plain backbone."""
+        """Return timers of writing an adapter and of reading it into a plain backbone."""
         mine, theirs = self.folder / "mine", self.folder / "theirs"
         adaptation, model = self.adapt(), self.adapt_by_peft()
         adaptation.save(mine)
@@ -141,7 +141,7 @@ class Around:
         }
 
     def merging(self) -> Timers:
-        """Folding the adapter into the weights; ``peft`` checks for NaN where it is asked to."""
+        """Return timers of merging an adapter into the weights; ``safe_merge`` checks for NaN."""
         adaptation, model = self.adapt(), self.adapt_by_peft()
         return {
             "peft, safe": self.timer(
@@ -152,7 +152,7 @@ class Around:
         }
 
     def checkpoints(self) -> dict[str, Timers]:
-        """Writing a checkpoint, its weights into a module, and a run that goes on from it."""
+        """Return timers of writing a checkpoint, loading its weights, and resuming a run."""
         plain = copy.deepcopy(self.base)
         ways: dict[str, tuple[nn.Module, list[L.Callback]]] = {
             "Lightning, full": (plain, []),
@@ -194,7 +194,7 @@ class Around:
         }
 
     def trainer(self, callbacks: list[L.Callback]) -> L.Trainer:
-        """Make a trainer of one step."""
+        """Return a trainer for one step."""
         return L.Trainer(
             max_steps=1,
             callbacks=callbacks,
@@ -215,13 +215,13 @@ def _plain_again(net: nn.Module) -> None:
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """Time every operation that was asked for.
+    """Time every selected operation.
 
     Args:
         options: ``backbone``, ``model_settings``, ``rank``, ``rounds``, ``clock`` and ``only``.
 
     Returns:
-        For each operation its variants' figures, as :func:`interleaved` gives them.
+        For each operation the figures of its variants, as :func:`interleaved` returns them.
     """
     parts: dict[str, Callable[[Around], dict[str, Timers]]] = {
         "adapt": lambda around: {"adapt": around.adapting()},

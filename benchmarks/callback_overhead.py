@@ -1,16 +1,15 @@
-"""A training step under Lightning with the callbacks of this package, beside one without.
+"""Measure the time that the callbacks of this package add to a training step under Lightning.
 
     python benchmarks/callback_overhead.py                    # ViT-S/16, batch 16
     python benchmarks/callback_overhead.py --profile          # and where the hooks' time goes
 
-What callbacks cost a step does not depend on the size of the batch, and is a thousandth of a step
-of a usual size: the difference of two such steps is noise. So it is measured where it is not small:
-the same network trains on one tiny image, under one trainer, with PEFT, WarmupCosine,
-EfficiencyMonitor (without its count of FLOPs, which is made once, in the first batch) and
-FiniteLoss in one block of steps and without them in the next, block by block, the order of a pair
-turning. The cost is the median over the pairs, with its bootstrap interval; the ratio is to a bare
-step of the size that was asked for. The hooks themselves are timed too, in a run of their own.
-Seconds are those of this process, on one thread.
+The cost of callbacks does not depend on the batch size, and is a thousandth of a usual step, so the
+difference of two usual steps would be noise. Instead, the same network trains on one tiny image
+under one trainer. PEFT, WarmupCosine, EfficiencyMonitor (without counting FLOPs, which happens
+once, in the first batch) and FiniteLoss are active in one block of steps and absent in the next;
+the order alternates from pair to pair. The cost is the median over the pairs, with its bootstrap
+interval; the ratio is relative to a step without callbacks, of the requested size. A separate run
+times the hooks. Seconds are those of this process, on one thread.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ HOOKS = (
 
 
 def ours(options: argparse.Namespace) -> list[L.Callback]:
-    """Make the callbacks of this package that a run would have."""
+    """Return the callbacks of this package that a run would have."""
     return [
         lp.PEFT(lp.LoRA(rank=options.rank, targets=options.targets), head=False),
         lp.WarmupCosine(warmup=0.1),
@@ -80,12 +79,12 @@ class Hooks:
         return timed
 
     def medians(self) -> dict[str, float]:
-        """Give the median seconds of each hook, the first two batches left out."""
+        """Return the median seconds of each hook, without the first two batches."""
         return {name: statistics.median(times[2:]) for name, times in self.seconds.items()}
 
 
 class Switch(L.Callback):
-    """Takes the other callbacks of a trainer away and gives them back, block by block.
+    """Removes the other callbacks of a trainer and puts them back, block by block.
 
     Args:
         now: The clock.
@@ -100,22 +99,22 @@ class Switch(L.Callback):
         self._schedules: list[Any] = []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Remember what there is; a run begins with it."""
+        """Remember the callbacks that a run begins with."""
         self._callbacks = list(trainer.callbacks)
         self._schedules = list(trainer.strategy.lr_scheduler_configs)
 
     def on_train_batch_start(self, *args: Any) -> None:
-        """Note the time."""
+        """Record the time."""
         self.starts.append(self.now())
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Set what the next step has; the lists are new ones, so that this step ends as it is."""
+        """Set the callbacks of the next step, in new lists, so that this step ends unchanged."""
         company = is_with(len(self.starts) // self.block)
         trainer.callbacks = list(self._callbacks) if company else [self]
         trainer.strategy.lr_scheduler_configs = list(self._schedules) if company else []
 
     def differences(self) -> Tensor:
-        """Give what a step with the others takes beyond one without: of each pair of blocks."""
+        """Return, for each pair of blocks, the extra seconds of a step with the other callbacks."""
         steps = torch.tensor(self.starts, dtype=torch.float64).diff()
         blocks = steps[: len(steps) // self.block * self.block].view(-1, self.block).mean(1)
         blocks = blocks[2 : len(blocks) // 2 * 2]  # the first pair warms up
@@ -124,12 +123,12 @@ class Switch(L.Callback):
 
 
 def is_with(block: int) -> bool:
-    """Say whether a block has the callbacks: with, without, without, with, and again."""
+    """Whether a block has the callbacks; the pattern is with, without, without, with."""
     return block % 4 in (0, 3)
 
 
 def interval_of_median(values: Tensor, replicates: int = 4000) -> tuple[float, float]:
-    """Percentile bootstrap of the median, 95 %."""
+    """Return the 95 % percentile-bootstrap interval of the median."""
     draws = torch.randint(
         len(values), (replicates, len(values)), generator=torch.Generator().manual_seed(0)
     )
@@ -141,7 +140,7 @@ def interval_of_median(values: Tensor, replicates: int = 4000) -> tuple[float, f
 def run_of(
     options: argparse.Namespace, size: int, batch: int, steps: int
 ) -> tuple[L.LightningModule, DataLoader]:
-    """Make an adapted module for images of a size, and an epoch of random ones."""
+    """Return an adapted module for images of a size, and an epoch of random images."""
     torch.manual_seed(0)
     settings = {**options.model_settings, "img_size": size}
     base = timm.create_model(options.backbone, num_classes=10, **settings)
@@ -151,7 +150,7 @@ def run_of(
 
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure a bare step, what the callbacks add to it, and each of their hooks.
+    """Measure a step without callbacks, the time that they add, and each of their hooks.
 
     Args:
         options: ``backbone``, ``model_settings`` (with ``img_size``), ``rank``, ``targets``,

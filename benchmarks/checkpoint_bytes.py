@@ -1,6 +1,6 @@
-"""Checkpoint bytes of Lightning's own transformer demo, with and without the callback.
+"""Compare the checkpoints of Lightning's own transformer demo with and without the callback.
 
-The demo is untouched but for the download of its text. Run it with
+Only the download of the demo's text is replaced. Run it with
 ``python benchmarks/checkpoint_bytes.py``.
 """
 
@@ -17,7 +17,7 @@ from lightning_peft.evaluation.efficiency import human_bytes
 
 
 class Demo(LightningTransformer):
-    """Lightning's demo without its download."""
+    """Lightning's demo without the download of its text."""
 
     def prepare_data(self) -> None:
         pass

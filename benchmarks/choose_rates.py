@@ -1,4 +1,4 @@
-"""The learning rate of each method in conf/method, chosen on validation digits.
+"""Choose the learning rate of each method in conf/method on validation digits.
 
     python benchmarks/choose_rates.py --method lora --rate 1e-3 3e-3 1e-2
 
@@ -19,7 +19,7 @@ from rich.table import Table
 
 
 def accuracy(method: str, rate: float, seed: int, steps: int, more: list[str]) -> float:
-    """Train once and give the accuracy on validation."""
+    """Train once and return the validation accuracy."""
     import lightning.pytorch as pl
     from hydra import compose, initialize_config_dir
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--seed", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--out", type=Path, help="a file to which the runs are appended")
-    parser.add_argument("--override", nargs="+", default=[], help="more words of the command line")
+    parser.add_argument("--override", nargs="+", default=[], help="overrides of the command line")
     options = parser.parse_args()
     more = options.override
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -1,17 +1,16 @@
-"""Epochs with the frozen first part cached, beside epochs without.
+"""Compare epochs with the frozen first part cached and epochs without the cache.
 
     python benchmarks/feature_cache.py                      # ViT-S/16, 64 images
     python benchmarks/feature_cache.py --epochs 12          # a short form
 
-A linear probe, a run that trains the last quarter of the blocks, and one with LoRA in them, on
-random weights and images: what they learn is of no interest, how long an epoch takes is the same.
-By the number of products, a block trained in full costs three and one with LoRA two where a frozen
-one costs one, so that of the last quarter at most 2.0 and 2.5 can be had. The two variants are
-trained in turn, an epoch at a time, in one process, so that what disturbs the machine disturbs
-them alike. An epoch is what a training is made of (loader, forward, backward, optimizer, the
-cache's hashes and copies). The ratio of a run of N epochs counts the first epoch, which computes
-everything and compares, and N - 1 of the others at their median; where fewer epochs are timed than
-the run has, that is the only extrapolation.
+The runs are a linear probe, one that trains the last quarter of the blocks, and one with LoRA in
+them, on random weights and images, which take as long as real ones. Counted in matrix products, a
+block trained in full costs three and a block with LoRA two where a frozen block costs one, so that
+the last quarter can gain at most a factor of 2.0 and 2.5. The two variants are trained in turn, an
+epoch at a time, in one process, so that disturbances of the machine affect both. An epoch includes
+the loader, forward, backward and optimizer, and the cache's hashes and copies. The ratio of a run
+of N epochs counts the first epoch, which computes and compares everything, and N - 1 epochs at the
+median of the others; this is the only extrapolation, if fewer epochs are timed.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class Run:
             self.cache.install()
 
     def epoch(self) -> float:
-        """Train for an epoch; gives its seconds."""
+        """Train for an epoch and return its seconds."""
         started = self.clock()
         for images, labels in self.loader:
             self.optimizer.zero_grad()
@@ -66,7 +65,7 @@ class Run:
 
 
 def measure(options: argparse.Namespace, base: nn.Module, method: lp.Method) -> dict[str, Any]:
-    """Train with and without in turn, and give the figures."""
+    """Train with and without the cache in turn, and return the figures."""
     size = timm.get_pretrained_cfg(options.backbone).input_size
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(options.images, *size, generator=generator)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: variants timed in turn, and figures written down."""
+"""Functions that the benchmarks share: timing variants in turn, and writing figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 def timed(
     step: Callable[[], None], clock: Callable[[], float] = time.perf_counter
 ) -> Callable[[], float]:
-    """Make what takes a step and gives its seconds."""
+    """Return a function that runs a step and returns its seconds."""
 
     def seconds() -> float:
         started = clock()
@@ -61,7 +61,7 @@ def interleaved(
 
 
 def write_figures(options: argparse.Namespace, **found: Any) -> None:
-    """Write what was found, below what was asked for, to ``options.out`` if that is given."""
+    """Write the options and the figures to ``options.out``, if it is given."""
     if options.out:
         about = {k: v for k, v in vars(options).items() if k not in ("out", "picture", "profile")}
         options.out.write_text(json.dumps({**about, **found}, indent=2) + "\n")

@@ -1,8 +1,8 @@
-"""Load thousands of spoiled adapter directories and checkpoints.
+"""Load thousands of damaged adapter directories and checkpoints.
 
-Each is made from a good one by one of the mutations in ``fuzz_mutations.py`` and has to load, or be
-refused with an error of lightning-peft, in bounded time and memory, without code from it being run,
-and with the model as it was. Anything else is a finding, and the exit status is 1::
+Each is made from a good one by one of the mutations in ``fuzz_mutations.py``. It has to load, or be
+refused with an error of lightning-peft that leaves the model unchanged, in bounded time and memory
+and without running code from the file. Anything else is a finding, and the exit status is 1::
 
     python benchmarks/fuzz_files.py --files 10000 --seed 0
 """
@@ -64,7 +64,7 @@ class Net(L.LightningModule):
 
 
 def backbone(width: int = 32) -> nn.Module:
-    """Make a tiny ViT, the same each time."""
+    """Return a tiny ViT, the same each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return timm.create_model(
@@ -101,7 +101,7 @@ def good_adapters(directory: Path) -> dict[str, Path]:
 
 
 def good_checkpoint(directory: Path) -> Path:
-    """Write a checkpoint that a run could go on from."""
+    """Write a checkpoint that a run could resume from."""
     trainer = _trainer(directory, lp.PEFT("lora", rank=2), max_steps=1)
     trainer.fit(Net(), _data())
     trainer.save_checkpoint(directory / "good.ckpt")
@@ -128,7 +128,7 @@ def _data() -> torch.utils.data.DataLoader:
 
 
 def state_of(model: nn.Module) -> dict[str, Any]:
-    """Take down everything about a model that a refused file must leave as it was."""
+    """Return everything about a model that a refused file must not change."""
     return {
         "tensors": {n: (id(t), t.detach().clone()) for n, t in _tensors(model)},
         "flags": [p.requires_grad for p in model.parameters()],
@@ -145,7 +145,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def changes(model: nn.Module, before: dict[str, Any]) -> list[str]:
-    """Name what differs from :func:`state_of`."""
+    """Return the names of everything that differs from an earlier :func:`state_of`."""
     now = state_of(model)
     found = [key for key in ("flags", "modules") if now[key] != before[key]]
     same = now["tensors"].keys() == before["tensors"].keys() and all(
@@ -157,7 +157,7 @@ def changes(model: nn.Module, before: dict[str, Any]) -> list[str]:
 
 @dataclass
 class Fuzzer:
-    """Loads spoiled files and keeps account of what came of it."""
+    """Loads damaged files and counts the results."""
 
     directory: Path
     seed: int
@@ -178,7 +178,7 @@ class Fuzzer:
         lp.load_from_checkpoint(Net, self.checkpoint)
 
     def run(self, files: int, first: int) -> None:
-        """Load as many files; the n-th depends on the seed and n alone."""
+        """Load a number of files; the n-th depends only on the seed and n."""
         for number in range(first, first + files):
             rng = random.Random(f"{self.seed}.{number}")
             if rng.random() < CHECKPOINTS:
@@ -249,7 +249,7 @@ class Fuzzer:
         print(f"FINDING {what}: {message[:300]}\n{trace}", file=sys.stderr, flush=True)
 
     def report(self) -> dict[str, Any]:
-        """Give the account as plain JSON types."""
+        """Return the results as plain JSON types."""
         total: Counter[str] = sum(self.outcomes.values(), Counter())
         return {
             "seed": self.seed,
@@ -308,7 +308,7 @@ def _print_table(report: dict[str, Any]) -> None:
 
 
 def fuzz(files: int, seed: int, first: int = 0) -> dict[str, Any]:
-    """Load as many spoiled files, from the first on, and give the account."""
+    """Load a number of damaged files, starting at the first, and return the results."""
     before = signal.signal(signal.SIGALRM, _alarm)
     stop = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -326,8 +326,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0, help="go on from this number")
-    parser.add_argument("--json", type=Path, help="write the account here too")
+    parser.add_argument("--first", type=int, default=0, help="continue from this number")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + ROOM, resource.RLIM_INFINITY))

@@ -1,4 +1,4 @@
-"""What a stranger can do to an adapter directory or a checkpoint: a function for each.
+"""Mutations of an adapter directory or a checkpoint, one function for each.
 
 A mutation takes a random generator and the file or directory, and changes it in place.
 """
@@ -33,7 +33,7 @@ class Payload:
 
 
 def deep(levels: int) -> Json:
-    """Nest lists in each other."""
+    """Return lists nested in each other."""
     value: Json = []
     for _ in range(levels):
         value = [value]
@@ -80,7 +80,7 @@ OPTIONS: list[Json] = [
 
 
 def places(value: Json, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Give the path of everything inside plain data."""
+    """Yield the path of everything inside plain data."""
     items = (
         value.items()
         if isinstance(value, dict)
@@ -113,12 +113,12 @@ def spoil(rng: random.Random, value: Json, extra: list[Json]) -> None:
 
 
 def truncate(rng: random.Random, file: Path) -> None:
-    """Cut the end off."""
+    """Cut off the end of a file."""
     os.truncate(file, rng.randrange(file.stat().st_size))
 
 
 def flip_bits(rng: random.Random, file: Path) -> None:
-    """Flip some bits, half of the times among the first bytes."""
+    """Flip some bits, in half of the cases among the first bytes."""
     content = bytearray(file.read_bytes())
     reach = len(content) if rng.random() < 0.5 else min(len(content), 600)
     for _ in range(rng.choice((1, 1, 2, 8, 64))):
@@ -127,7 +127,7 @@ def flip_bits(rng: random.Random, file: Path) -> None:
 
 
 def overwrite(rng: random.Random, file: Path) -> None:
-    """Write something else into the file."""
+    """Overwrite a part of the file."""
     content = rng.choice((b"", b"\x00" * 64, rng.randbytes(300), b"PK\x03\x04" * 30, b"\x80\x02."))
     start = rng.randrange(file.stat().st_size)
     kept = file.read_bytes()
@@ -135,7 +135,7 @@ def overwrite(rng: random.Random, file: Path) -> None:
 
 
 def a_pickle(rng: random.Random, file: Path) -> None:
-    """Put a pickle that runs a command in place of the file."""
+    """Replace the file by a pickle that runs a command."""
     if rng.random() < 0.5:
         file.write_bytes(pickle.dumps({"state_dict": Payload()}, protocol=rng.choice((0, 2, 4))))
     else:
@@ -153,21 +153,21 @@ BYTES: dict[str, Mutation] = {
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Json], bytes]:
-    """Give the header and the data of a safetensors file."""
+    """Return the header and the data of a safetensors file."""
     content = file.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
     return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
 def write_tensors(file: Path, header: dict[str, Json] | str, data: bytes) -> None:
-    """Write a safetensors file without any check."""
+    """Write a safetensors file without any checks."""
     text = header if isinstance(header, str) else json.dumps(header)
     head = text.encode("utf-8", "surrogatepass")
     file.write_bytes(struct.pack("<Q", len(head)) + head + data)
 
 
 def config_value(rng: random.Random, directory: Path) -> None:
-    """Spoil the config; in a directory of our own format the header tells the same."""
+    """Damage the config; in this package's own format the header is changed to match."""
     config = json.loads((directory / CONFIG).read_text())
     for _ in range(rng.choice((1, 1, 2))):
         spoil(rng, config, [])
@@ -196,7 +196,7 @@ def config_text(rng: random.Random, directory: Path) -> None:
 
 
 def header_value(rng: random.Random, directory: Path) -> None:
-    """Spoil what lightning-peft keeps in the header; in a file of peft's own, put it there."""
+    """Damage the entry of lightning-peft in the header, or add one to a file of peft."""
     header, data = read_tensors(directory / WEIGHTS)
     about = json.loads(header["__metadata__"].get("lightning_peft", '{"method": {"name": "lora"}}'))
     for _ in range(rng.choice((1, 1, 2))):
@@ -256,14 +256,14 @@ def tensor_header(rng: random.Random, directory: Path) -> None:
 
 
 def header_length(rng: random.Random, directory: Path) -> None:
-    """Claim another length of the header."""
+    """Write a wrong length of the header."""
     content = (directory / WEIGHTS).read_bytes()
     length = rng.choice((0, 1, 7, len(content), 2**31, 2**40, 2**63, 2**64 - 1, 100_000_001))
     (directory / WEIGHTS).write_bytes(struct.pack("<Q", length) + content[8:])
 
 
 def entries(rng: random.Random, directory: Path) -> None:
-    """Write whole files whose entries do not fit: lost, added, of other kinds, not finite."""
+    """Write valid files with wrong entries: missing, added, of other types, not finite."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -292,7 +292,7 @@ def entries(rng: random.Random, directory: Path) -> None:
 
 
 def exchange(rng: random.Random, directory: Path) -> None:
-    """Take a file away, or put something in its place that is no file."""
+    """Delete a file, or replace it by something that is not a file."""
     file = directory / rng.choice((WEIGHTS, CONFIG))
     content = file.read_bytes()
     file.unlink()
@@ -333,7 +333,7 @@ TIMES = 5
 
 
 def checkpoint_value(rng: random.Random, file: Path) -> None:
-    """Spoil an entry of a checkpoint."""
+    """Damage an entry of a checkpoint."""
     checkpoint = torch.load(file, weights_only=True)
     section = rng.choice((None, "lightning_peft", "lightning_peft", "hyper_parameters"))
     tensors = [
@@ -347,7 +347,7 @@ def checkpoint_value(rng: random.Random, file: Path) -> None:
 
 
 def checkpoint_state(rng: random.Random, file: Path) -> None:
-    """Spoil the weights of a checkpoint."""
+    """Damage the weights of a checkpoint."""
     checkpoint = torch.load(file, weights_only=True)
     state = checkpoint["state_dict"]
     name = rng.choice(list(state))
@@ -373,7 +373,7 @@ def checkpoint_state(rng: random.Random, file: Path) -> None:
 
 
 def archive(rng: random.Random, file: Path) -> None:
-    """Write the archive anew: compressed, with a bomb, with names that lead out of it."""
+    """Rewrite the archive: compressed, with a zip bomb, with names that point outside of it."""
     with zipfile.ZipFile(file) as before:
         content = {entry.filename: before.read(entry) for entry in before.infolist()}
     bomb = rng.random() < 0.5

@@ -1,12 +1,12 @@
-"""How the cost of a step grows with rank, depth, batch and tokens, beside the limit and peft.
+"""Measure how the cost of a step grows with rank, depth, batch and tokens.
 
     python benchmarks/growth.py                                # minutes on two cores
     python benchmarks/growth.py --picture growth.png --out growth.json
 
-One thing grows at a time, from a small vision transformer; everything else stays. At each point the
-limit (everything frozen, the gradient taken down to the input), LoRA of lightning-peft and LoRA of
-peft take a step in turn, in one process; a figure is the median of the ratios round by round. What
-LoRA itself costs is a ratio to the limit, what it costs with peft a ratio to peft.
+Starting from a small vision transformer, one quantity grows at a time. At each point the limit
+(everything frozen, the gradient taken down to the input), LoRA of lightning-peft and LoRA of peft
+take a step in turn, in one process; a figure is the median of the ratios in each round. The ratio
+to the limit shows the cost of LoRA itself, the ratio to peft compares the two packages.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ def measured_at(
 
 
 def draw(series: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Draw a panel for each thing that grows.
+    """Draw a panel for each quantity that grows.
 
     Args:
-        series: For each thing, the points.
-        path: Where the picture goes; the ending says the format.
+        series: For each quantity, the points.
+        path: The file to write; its ending selects the format.
     """
     from matplotlib.figure import Figure
 

@@ -1,11 +1,11 @@
-"""Loading images that are decoded once, beside decoding them in each epoch.
+"""Compare loading images that are decoded once with decoding them in each epoch.
 
     python benchmarks/image_cache.py                          # 200 JPEGs of 500 x 375 pixels
     python benchmarks/image_cache.py --size 1024 --augment light
 
 The images are drawn at random, smoothed and written as JPEGs of quality 90. Each round reads all of
-them once in each way, in one process; the file of the cache has been filled before. Reading from a
-disk that is slower than memory is not a part of it: both ways find their files in memory.
+them once in each way, in one process; the cache has been filled before. The speed of the disk is
+not measured: both ways find their files in memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def write_images(root: Path, count: int, size: int) -> None:
 
     Args:
         root: The folder.
-        count: How many in all.
+        count: The number of images.
         size: Their width in pixels; the height is three quarters of it.
     """
     from torchvision.io import write_jpeg

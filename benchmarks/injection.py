@@ -1,12 +1,12 @@
-"""What it takes to adapt a ViT-L: time and added memory of each method, real and on meta.
+"""Measure the time and added memory of adapting a ViT-L, with real weights and on meta.
 
     python benchmarks/injection.py
 
 Times are medians over ``--runs``, all methods interleaved in one process on one thread;
-``--clock cpu`` counts the seconds of this process, where the machine is shared. The import of
-``peft``, which the first of its methods in a process pays for, is timed apart. Added memory is what
-the adapted model holds beyond the backbone: parameters and buffers of the adapter, and copies of
-what is trained in place so that ``disabled()`` works.
+``--clock cpu`` counts the seconds of this process, for a shared machine. The import of ``peft``,
+which the first of its methods in a process triggers, is timed separately. Added memory is what the
+adapted model holds beyond the backbone: parameters and buffers of the adapter, and the copies of
+parameters trained in place that ``disabled()`` needs.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from lightning_peft.evaluation.efficiency import human_bytes
 
 
 def held(model: nn.Module) -> int:
-    """Bytes of a model's parameters and buffers."""
+    """Return the bytes of a model's parameters and buffers."""
     tensors = [*model.parameters(), *model.buffers()]
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def kept(adaptation: lp.Adaptation) -> int:
-    """Bytes of the copies that an adaptation keeps of what it trains in place."""
+    """Return the bytes of the copies that an adaptation keeps of parameters trained in place."""
     return sum(t.numel() * t.element_size() for t in adaptation._originals.values())
 
 

@@ -1,12 +1,12 @@
-"""Kill training runs at random moments, resume them, and compare with runs that were never stopped.
+"""Kill training runs at random moments, resume them, and compare them with undisturbed runs.
 
     python benchmarks/kill_runs.py --kills 200
 
 Each run is a process of its own that is sent SIGKILL after a random time: in a step, in validation,
-while a checkpoint is written, before the first one exists. What resumes it reads the last
-checkpoint that is there, as ``Trainer.fit(ckpt_path="last")`` does, or begins anew. The run may be
-killed again. When it gets to its end, its weights are compared, bit for bit, with those of a run
-that was left alone.
+while a checkpoint is written, before the first one exists. The next process resumes from the last
+checkpoint, as ``Trainer.fit(ckpt_path="last")`` does, or starts from the beginning, and may be
+killed again. When the run finishes, its weights are compared, bit for bit, with those of a run that
+was never killed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Classifier(L.LightningModule):
         )
 
     def loss(self, batch: Any) -> torch.Tensor:
-        """Give the cross entropy of a batch."""
+        """Return the cross-entropy of a batch."""
         images, labels = batch
         return nn.functional.cross_entropy(self.net(images), labels)
 
@@ -80,7 +80,7 @@ class Classifier(L.LightningModule):
 
 
 class Mixed(lp.PEFTMixin, Classifier):
-    """The same, which adapts itself."""
+    """The same module with the mixin, which adapts itself."""
 
     peft = lp.SSF()
 
@@ -135,13 +135,13 @@ def train(scenario: str, directory: Path) -> None:
 
 @dataclass
 class Outcome:
-    """What became of one scenario.
+    """The result of one scenario.
 
     Attributes:
         kills: Processes that were killed before their end.
         before: Of these, before the first checkpoint.
-        runs: Runs that got to their end after at least one kill.
-        equal: Of these, with the weights of the run that was left alone.
+        runs: Runs that finished after at least one kill.
+        equal: Of these, those with the weights of the undisturbed run.
         unequal: What differed.
     """
 
@@ -153,7 +153,7 @@ class Outcome:
 
 
 def kill_and_resume(scenario: str, kills: int, rng: random.Random, directory: Path) -> Outcome:
-    """Kill runs of a scenario until so many kills have been resumed to an end.
+    """Kill runs of a scenario until a number of kills has been resumed to the end.
 
     Args:
         scenario: A key of ``SCENARIOS``.
@@ -162,7 +162,7 @@ def kill_and_resume(scenario: str, kills: int, rng: random.Random, directory: Pa
         directory: Where the runs leave their files.
 
     Returns:
-        What became of them.
+        The result of all runs.
     """
     outcome = Outcome()
     train(scenario, directory / "warm")  # what it imports, no process has to import again
@@ -235,7 +235,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """Keep what Lightning says in every process off the screen."""
+    """Hide Lightning's messages in every process."""
     import logging
 
     logger = logging.getLogger("lightning.pytorch")

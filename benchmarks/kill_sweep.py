@@ -1,4 +1,4 @@
-"""Kill a sweep with SIGKILL in the middle of a job, type it again, and compare.
+"""Kill a sweep with SIGKILL in the middle of a job, run it again, and compare the results.
 
 python benchmarks/kill_sweep.py                       # 4 jobs of 2 ranks each, on the CPU
 python benchmarks/kill_sweep.py --jobs 2 --ranks 1    # a minute
@@ -31,7 +31,7 @@ TIMES = ("step_seconds", "total_seconds", "memory_bytes")
 
 
 def words(arguments: argparse.Namespace, directory: Path) -> list[str]:
-    """The sweep as it is typed."""
+    """Return the command line of the sweep."""
     methods = "lora,bitfit" if arguments.jobs > 2 else "lora"
     seeds = ",".join(map(str, range(arguments.jobs // (2 if arguments.jobs > 2 else 1))))
     ranks = ("trainer=ddp", f"trainer.devices={arguments.ranks}") if arguments.ranks > 1 else ()
@@ -45,7 +45,7 @@ def words(arguments: argparse.Namespace, directory: Path) -> list[str]:
 
 
 def start(arguments: argparse.Namespace, directory: Path) -> subprocess.Popen[bytes]:
-    """Start the sweep, with every process of it in a group of its own."""
+    """Start the sweep, with all of its processes in a group of their own."""
     command = [sys.executable, "-m", "lightning_peft.cli", *words(arguments, directory)]
     return subprocess.Popen(command, start_new_session=True)
 
@@ -70,14 +70,14 @@ def kill_in_the_middle(arguments: argparse.Namespace, directory: Path) -> str:
 
 
 def table(directory: Path) -> list[dict[str, str]]:
-    """The comparison that a sweep leaves, without what is a matter of time."""
+    """Return the comparison that a sweep leaves, without the times."""
     with (directory / "comparison.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return [{key: row[key] for key in row if key not in TIMES} for row in rows]
 
 
 def different_weights(one: Path, other: Path) -> list[str]:
-    """The checkpoints whose weights are not the same bit for bit."""
+    """Return the checkpoints whose weights are not the same bit for bit."""
     import torch
 
     found = []

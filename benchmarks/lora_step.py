@@ -1,14 +1,14 @@
-"""A training step of LoRA beside that of peft, of full fine-tuning, and the limit.
+"""Compare a training step of LoRA with peft, full fine-tuning and the limit.
 
     python benchmarks/lora_step.py                       # ViT-S/16, batch 16, float32
     python benchmarks/lora_step.py --targets qkv --optimizer
     python benchmarks/lora_step.py --compile --peers     # torch.compile, and other trainers
 
-The limit is the backbone with everything frozen and the gradient taken down to its input: the work
-that any method has whose trained parameters begin in the first block. All variants run in turn in
-one process, so that what disturbs the machine disturbs them alike; figures are medians over rounds,
-as ratios to the limit of the same round. `low`, `lowest` and `high` are lightning-peft with these
-settings of `memory`. Peers (`benchmarks/peers.py`) bring their own loop and always step an
+The limit is the backbone with everything frozen and the gradient taken down to its input, which is
+the least work of any method that trains parameters in the first block. All variants run in turn in
+one process, so that disturbances of the machine affect all of them; figures are medians over
+rounds, as ratios to the limit of the same round. `low`, `lowest` and `high` are lightning-peft with
+these settings of `memory`. Peers (`benchmarks/peers.py`) have their own loop and always step an
 optimizer: compare them with the others under `--optimizer`.
 """
 
@@ -28,7 +28,7 @@ from torch import nn
 
 
 def compiled(models: dict[str, nn.Module], images: torch.Tensor) -> dict[str, nn.Module]:
-    """Compile both kinds of LoRA; without a compiler, say why not and give nothing."""
+    """Compile both kinds of LoRA; print a reason and leave out what cannot be compiled."""
     found = {}
     for name in ("lightning-peft", "peft"):
         model = torch.compile(copy.deepcopy(models[name]))

@@ -1,8 +1,8 @@
-"""Training steps of other ways to do the same, each with the loop that comes with it.
+"""Time training steps of other trainers, each with its own loop.
 
-What is timed is the distance between the starts of two batches of one epoch, the optimizer and the
-loader included. `accelerate` (for the Trainer of transformers) and `finetuning-scheduler` are the
-extra `bench`; who is not installed is left out with a word.
+The time is that between the starts of two batches of one epoch, including the optimizer and the
+loader. `accelerate` (for the Trainer of transformers) and `finetuning-scheduler` are the extra
+`bench`; a trainer that is not installed is left out with a message.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ STEPS = 3
 
 
 class Classifier(L.LightningModule):
-    """A network, cross-entropy and AdamW over what is trained."""
+    """A network with cross-entropy, and AdamW for what is trained."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        """Compute the loss."""
+        """Return the loss."""
         return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        """Log what finetuning-scheduler's callbacks watch."""
+        """Log the metric that finetuning-scheduler's callbacks monitor."""
         self.log("val_loss", self.training_step(batch, batch_idx))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW over what is trained."""
+        """Return AdamW for what is trained."""
         return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-4)
 
 
@@ -58,12 +58,12 @@ class Clock(L.Callback):
         self.starts: list[float] = []
 
     def on_train_batch_start(self, *args: Any) -> None:
-        """Note the time."""
+        """Record the time."""
         self.starts.append(self.now())
 
 
 def step_seconds(starts: list[float]) -> float:
-    """Give the median distance of starts, the first two steps left out."""
+    """Return the median time between two starts, without the first two steps."""
     return statistics.median(b - a for a, b in itertools.pairwise(starts[2:]))
 
 
@@ -167,7 +167,7 @@ def peers(
     labels: Tensor,
     now: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Callable[[], float]]:
-    """Prepare what else trains the same model on the same images.
+    """Prepare the other trainers for the same model and the same images.
 
     Args:
         options: As for ``steps.variants``.
@@ -176,7 +176,7 @@ def peers(
         now: The clock.
 
     Returns:
-        For each peer that is installed, what gives the seconds of a step.
+        For each installed peer, a function that returns the seconds of a step.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     times = STEPS + 3

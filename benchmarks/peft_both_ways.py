@@ -1,4 +1,4 @@
-"""Adapters between two environments: one writes, another reads and gives the same output.
+"""Exchange adapters between two environments: one writes, the other reads and compares outputs.
 
 ``make test-oldest`` runs it both ways between the oldest and the newest supported release of peft::
 
@@ -28,7 +28,7 @@ TUNERS = {
 
 
 def backbone() -> nn.Module:
-    """Make a network whose weights come from a formula."""
+    """Return a network whose weights come from a formula."""
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
     _fill(model.parameters())
     return model.eval()

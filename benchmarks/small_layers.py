@@ -1,11 +1,11 @@
-"""From which size on the fast forward of LoRA is faster than that of peft, on a CPU.
+"""Find the layer size from which the fast forward of LoRA beats that of peft on a CPU.
 
     python benchmarks/small_layers.py
 
-Two linear layers with GELU between them, forward and backward, for several widths and numbers of
-rows; both in turn, lower quartiles of the time of the thread. Below the size at which they are
-alike, ``lightning_peft.kernels.fast_layers.SMALL``, layers use peft's own forward; here that is
-switched off.
+The script runs two linear layers with GELU between them, forward and backward, for several widths
+and numbers of rows, with both implementations in turn, and prints lower quartiles of the thread's
+time. Below the size at which they are equally fast, ``lightning_peft.kernels.fast_layers.SMALL``,
+layers use peft's own forward; this is switched off here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lightning_peft.kernels import fast_layers
 
 
 def pair(width: int) -> tuple[nn.Module, nn.Module]:
-    """The layers as peft has them, and fast."""
+    """Return the layers of peft and the fast ones."""
     net = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
     plain = peft.get_peft_model(net, peft.LoraConfig(r=8, target_modules=["0", "2"]))
     fast = copy.deepcopy(plain)

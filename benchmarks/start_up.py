@@ -1,11 +1,12 @@
-"""What starting costs: imports, ``--help``, and all that there is before a first step is done.
+"""Measure the cost of starting: imports, ``--help``, and everything up to a first step.
 
     python benchmarks/start_up.py
     python benchmarks/start_up.py --only step --runs 3     # the cases with this word in their names
 
 Each figure is the median of several fresh interpreters, run in turn so that a drift of the
-machine's speed hits all of them. A first step is one of ViT-Ti/16 on random images in a trainer of
-Lightning; that of the command reads the digits, checks its config and leaves its files, too.
+machine's speed affects all of them. The first step is one of ViT-Ti/16 on random images in a
+Lightning trainer; that of the command also reads the digits, checks its config and writes its
+files.
 """
 
 import argparse
@@ -70,7 +71,7 @@ CASES = {
 
 
 def cpu_and_wall(arguments: list[str]) -> tuple[float, float]:
-    """Run an interpreter, in a directory of its own; give its CPU seconds and its wall seconds."""
+    """Run an interpreter in its own directory, and return its CPU seconds and wall seconds."""
     before, start = os.times(), time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
         words = [sys.executable, *arguments]

@@ -1,4 +1,4 @@
-"""The variants of a training step that several benchmarks compare, and the step itself."""
+"""The training step that several benchmarks time, and its variants."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ VARIANTS = ("limit", "lightning-peft", "low", "lowest", "high", "peft", "full")
 
 
 def forward_and_backward(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
-    """One step without the optimizer, whose cost is that of the trained parameters."""
+    """Run one step without the optimizer, whose cost depends on the trained parameters."""
     model.zero_grad(set_to_none=True)
     nn.functional.cross_entropy(model(images), labels).backward()
 
 
 def with_peft(base: nn.Module, options: argparse.Namespace) -> nn.Module:
-    """Adapt a copy of a backbone by peft alone."""
+    """Return a copy of a backbone adapted by peft alone."""
     names = CHOICES[options.targets]
     config = peft.LoraConfig(r=options.rank, lora_alpha=options.rank, target_modules=names)
     return peft.get_peft_model(copy.deepcopy(base), config)
 
 
 def with_lp(base: nn.Module, options: argparse.Namespace, memory: str = "default") -> nn.Module:
-    """Adapt a copy of a backbone by lightning-peft, at the same places."""
+    """Return a copy of a backbone adapted by lightning-peft at the same places."""
     model = copy.deepcopy(base)
     method = lp.LoRA(rank=options.rank, targets=options.targets)
     lp.adapt(model, method, head=False, memory=memory)
@@ -42,7 +42,7 @@ def with_lp(base: nn.Module, options: argparse.Namespace, memory: str = "default
 def variants(
     options: argparse.Namespace, images: torch.Tensor, names: Iterable[str] = VARIANTS
 ) -> dict[str, nn.Module]:
-    """Build what is compared, on the same weights.
+    """Build the models to compare, with the same weights.
 
     Args:
         options: ``backbone``, ``rank`` and ``targets``; ``model_settings`` for timm, if any.
@@ -65,7 +65,7 @@ def variants(
 
 
 def batch_of(options: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
-    """Make random images of the backbone's size, and class numbers."""
+    """Return random images of the backbone's size, and class numbers."""
     channels, *edges = timm.get_pretrained_cfg(options.backbone).input_size
     edge = getattr(options, "model_settings", {}).get("img_size", edges[0])
     return torch.randn(options.batch, channels, edge, edge), torch.randint(10, (options.batch,))
@@ -78,7 +78,7 @@ def step_of(
     labels: torch.Tensor,
     optimizer: bool = False,
 ) -> Callable[[], None]:
-    """Make the step that is timed.
+    """Return the step to time.
 
     Args:
         name: Of the variant; for ``"limit"`` the input takes a gradient.

@@ -1,14 +1,14 @@
-"""A training step of LoRA on an encoder of texts, beside peft, full fine-tuning and the limit.
+"""Compare a step of LoRA on a text encoder with peft, full fine-tuning and the limit.
 
     python benchmarks/text_step.py                       # BERT-base, batch 8 of 64 tokens, float32
     python benchmarks/text_step.py --layers 4 --rounds 5
 
-The encoder has the size of BERT-base (Devlin et al., 2019) and random weights, which cost what
-pretrained ones do. The limit is the encoder with everything frozen and the gradient taken down to
-its embeddings. Dropout is off, as in a measurement of the layers alone. All variants run in turn in
-one process, so that what disturbs the machine disturbs them alike; figures are medians over rounds,
-as ratios to the limit. Activations are the bytes of different storages that the graph keeps for the
-backward pass, parameters left out.
+The encoder has the size of BERT-base (Devlin et al., 2019) and random weights, which cost the same
+as pretrained ones. The limit is the encoder with everything frozen and the gradient taken down to
+its embeddings. Dropout is off, so that only the layers are measured. All variants run in turn in
+one process, so that disturbances of the machine affect all of them; figures are medians over
+rounds, as ratios to the limit. Activations are the bytes of all storages that the graph keeps for
+the backward pass, without parameters.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LAYERS = ["query", "key", "value", "dense"]
 
 
 def variants(options: argparse.Namespace) -> dict[str, nn.Module]:
-    """Build what is compared, on the same weights."""
+    """Build the models to compare, with the same weights."""
     config = BertConfig(
         num_hidden_layers=options.layers,
         hidden_dropout_prob=0.0,
@@ -62,12 +62,12 @@ def variants(options: argparse.Namespace) -> dict[str, nn.Module]:
 
 
 def trained(model: nn.Module) -> int:
-    """How many numbers a model trains."""
+    """Return how many numbers a model trains."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def loss_of(name: str, model: nn.Module, inputs: dict[str, Tensor], labels: Tensor) -> Tensor:
-    """The forward pass of one step."""
+    """Run the forward pass of one step and return the loss."""
     model.zero_grad(set_to_none=True)
     given: dict[str, Any] = dict(inputs)
     if name == "limit":
@@ -78,10 +78,10 @@ def loss_of(name: str, model: nn.Module, inputs: dict[str, Tensor], labels: Tens
 
 
 def kept(model: nn.Module, loss: Tensor) -> int:
-    """Bytes that the graph of a loss keeps.
+    """Return the bytes that the graph of a loss keeps.
 
-    The graph is read, and no hook is set: with hooks on saved tensors a fast layer keeps its input,
-    as the hooks may be there to put it elsewhere.
+    The graph is read without setting a hook: with hooks on saved tensors a fast layer keeps its
+    input, as the hooks may be there to move it elsewhere.
     """
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     found: dict[int, int] = {}

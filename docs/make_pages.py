@@ -1,6 +1,6 @@
 """Write ``methods.md`` and ``matrix.md`` from the registry: ``python docs/make_pages.py``.
 
-A test compares the pages with what this makes, so they cannot go stale.
+A test compares the pages with the output of this script, so they cannot go stale.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT.parent))
 
 
 def methods_page() -> str:
-    """Make the table of methods, counted on ViT-B/16 and, for convolutions, on ResNet-50."""
+    """Build the table of methods, counted on ViT-B/16 and, for convolutions, on ResNet-50."""
     return "\n".join(_methods()) + "\n"
 
 
@@ -33,10 +33,11 @@ def _methods() -> Iterator[str]:
     vit = list(catalogue(partial(build, "vit_base_patch16_224"), images))
     yield "# The methods"
     yield ""
-    yield "Made by `python docs/make_pages.py` from the registry. Trained parameters are those of a"
-    yield "ViT-B/16 without a head, at each method's defaults; the cost is that of a forward pass"
-    yield "beyond the backbone's own operations, counted, not timed. Every tuner of the installed"
-    yield "`peft` comes on top: `lightning-peft methods --tuners`."
+    yield "`python docs/make_pages.py` generates this page from the registry. The column *trained*"
+    yield "counts the parameters of a ViT-B/16 without a head, at each method's defaults. The"
+    yield "column *at inference* counts, but does not time, the operations of a forward pass beyond"
+    yield "those of the backbone. All tuners of the installed `peft` can be used as well:"
+    yield "`lightning-peft methods --tuners` lists them."
     yield ""
     yield "| name | family | what it computes or trains | trained | at inference | source |"
     yield "|---|---|---|---|---|---|"
@@ -65,7 +66,7 @@ def _free(method: type) -> str:
 
 
 def matrix_page() -> str:
-    """Make the matrix of methods and backbones from the cases of the contract suite."""
+    """Build the matrix of methods and backbones from the cases of the contract suite."""
     return "\n".join(_matrix()) + "\n"
 
 
@@ -83,10 +84,10 @@ def _matrix() -> Iterator[str]:
     refused = sum((case.label, case.backbone) in REFUSED for case in CASES)
     yield "# Every method on every backbone"
     yield ""
-    yield "Made by `python docs/make_pages.py` from the cases of `tests/contract`, which run every"
-    yield f"cell: {len(CASES)} pairs, {len(CASES) - refused} that keep every promise and {refused}"
-    yield "that are refused for the reason whose number stands there, before anything is changed."
-    yield "The backbones are tiny and random, of the architectures below."
+    yield "`python docs/make_pages.py` generates this page from the cases of `tests/contract`. They"
+    yield f"run every cell: {len(CASES)} pairs, of which {len(CASES) - refused} pass every check"
+    yield f"and {refused} are refused before anything is changed. A number in a cell is that of the"
+    yield "reason below. The backbones are tiny and random, with the architectures below."
     yield ""
     yield "| method | " + " | ".join(BACKBONES) + " |"
     yield "|---" * (len(BACKBONES) + 1) + "|"
@@ -102,7 +103,7 @@ def _matrix() -> Iterator[str]:
     for said, number in reasons.items():
         yield f"{number}. “{_plain(said)}”"
     yield ""
-    yield "`hf:` stands before the tuners of `peft`. Those that cannot be injected into a backbone:"
+    yield "The prefix `hf:` marks tuners of `peft`. These cannot be injected into a backbone:"
     yield ""
     for tuner, why in list_tuners().items():
         if why is not None:
@@ -115,7 +116,7 @@ def _matrix() -> Iterator[str]:
 
 
 def _plain(pattern: str) -> str:
-    """Write a regular expression of the tests as the words that it matches."""
+    """Return the words that a regular expression of the tests matches."""
     return pattern.replace("|", "” or “").replace("\\", "")
 
 

@@ -3,7 +3,7 @@
     python examples/digits_as_folders.py digits
     lightning-peft data=folder data.root=digits data.labels_per_class=10
 
-It stands for a folder of your own: docs/walk.md goes from it to a decision.
+It stands for your own folder of images; docs/walk.md starts from it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 
 def write(root: Path) -> int:
-    """Write ``root/3/0017.png`` and so on; returns the number of images."""
+    """Write ``root/3/0017.png`` and so on, and return the number of images."""
     digits = load_digits()
     for number, (image, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         path = root / str(label) / f"{number:04d}.png"
@@ -28,6 +28,6 @@ def write(root: Path) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path, help="the directory to make")
+    parser.add_argument("root", type=Path, help="the directory to create")
     root = parser.parse_args().root
     print(f"{write(root):,} images in {root}")

@@ -1,7 +1,7 @@
-"""A Lightning script that was there before, with one line added.
+"""An existing Lightning script with one line added.
 
-The line is marked. Without it, the script fine-tunes the whole network; with it, low-rank adapters
-and the head, and its checkpoints hold nothing else. ``git diff`` of the change::
+The line is marked. Without it, the script fine-tunes the whole network. With it, the script trains
+low-rank adapters and the head, and its checkpoints hold nothing else. ``git diff`` of the change::
 
      trainer = L.Trainer(
          max_epochs=40,
@@ -24,7 +24,7 @@ import lightning_peft as lp
 
 
 class Digits(L.LightningModule):
-    """Somebody's module: it knows nothing of adapters."""
+    """An ordinary module that knows nothing about adapters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Digits(L.LightningModule):
 
 
 def loaders() -> tuple[DataLoader, DataLoader]:
-    """Ten labels a class to train on, 797 digits to test on."""
+    """Return loaders of ten labelled digits a class for training and 797 digits for testing."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
     images = (F.interpolate(images, size=24, mode="bilinear") - 0.5) / 0.5

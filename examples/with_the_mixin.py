@@ -1,7 +1,7 @@
-"""The same for those who own the module: the adaptation as a part of the class.
+"""Adapt your own module with the mixin: the method is a part of the class.
 
 With the mixin the module adapts itself under any trainer, and its own ``load_from_checkpoint``
-reads a checkpoint that holds the adapter and the head only.
+reads a checkpoint that holds only the adapter and the head.
 
 Run it with ``python examples/with_the_mixin.py``.
 """
@@ -19,7 +19,7 @@ import lightning_peft as lp
 
 
 class Digits(lp.PEFTMixin, L.LightningModule):
-    """A module that carries its method among its hyperparameters."""
+    """A module whose method is one of its hyperparameters."""
 
     def __init__(self, method: str = "lora", lr: float = 2e-3) -> None:
         super().__init__()

@@ -20,9 +20,6 @@ class OptunaSearch(Sweeper):
     """
 
     def __init__(self, **settings: Any) -> None:
-        from lightning_peft.errors import require
-
-        require("optuna", "sweep")
         from lightning_peft.cli.sweeps.search.sweeper import Search
 
         self.search = Search(**settings)

@@ -1,7 +1,7 @@
-"""The errors that lightning-peft raises, and the words they share.
+"""The errors that lightning-peft raises, and the helpers that word them.
 
-Every one of them says what was expected, what was got and what to do, and is raised before anything
-is changed.
+Each message says what was expected, what came instead and what to do; each error is raised before
+anything is changed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class MethodError(PEFTError, ValueError):
 
 
 class BackboneMismatchError(PEFTError, ValueError):
-    """An adapter meets a backbone other than the one it was trained on."""
+    """An adapter was trained on another backbone than the one that it is loaded into."""
 
 
 class AdapterFileError(PEFTError, ValueError):
@@ -52,15 +52,15 @@ class CheckpointError(PEFTError, ValueError):
 
 
 class ScheduleError(PEFTError, ValueError):
-    """A learning-rate schedule that cannot be made for this run."""
+    """A learning-rate schedule that does not fit this run."""
 
 
 class DataError(PEFTError, ValueError):
-    """Data that cannot serve the task as it was asked for."""
+    """Data that does not fit the task."""
 
 
 class ExportError(PEFTError, ValueError):
-    """A model that cannot be written in the format that was asked for."""
+    """A model that cannot be written in the requested format."""
 
 
 class MissingExtraError(PEFTError, ImportError):
@@ -68,15 +68,15 @@ class MissingExtraError(PEFTError, ImportError):
 
 
 def near(word: str, options: Iterable[str], *, most: int = 8) -> str:
-    """Say which of the options a mistyped word may have meant.
+    """Return a hint with the options that a mistyped word may have meant.
 
     Args:
-        word: What was typed.
-        options: What exists.
-        most: The number of names listed at most.
+        word: The mistyped word.
+        options: The known words.
+        most: The largest number of names to list.
 
     Returns:
-        One sentence: the near names, or the known ones where none is near.
+        One sentence: the similar names, or the known ones if none is similar.
 
     >>> near("lorra", ["lora", "dora", "bitfit"])
     "Did you mean 'lora' or 'dora'?"
@@ -84,7 +84,7 @@ def near(word: str, options: Iterable[str], *, most: int = 8) -> str:
     'Known: bitfit, lora.'
     """
     known = sorted(set(options))
-    # what is longer is no mistyped name, and comparing takes the square of the length
+    # a longer text is not a mistyped name, and comparing takes time by the square of its length
     hits = difflib.get_close_matches(word, known, n=3, cutoff=0.6) if len(word) <= 300 else []
     if hits:
         return "Did you mean " + " or ".join(f"'{hit}'" for hit in hits) + "?"
@@ -95,7 +95,7 @@ def near(word: str, options: Iterable[str], *, most: int = 8) -> str:
 
 
 def require(module: str, extra: str) -> Any:
-    """Import an optional dependency, or say which extra brings it.
+    """Import an optional dependency, or raise an error that names the extra to install.
 
     Args:
         module: The module's import name, such as ``"sklearn.datasets"``.
@@ -112,7 +112,7 @@ def require(module: str, extra: str) -> Any:
     except ModuleNotFoundError as error:
         missing = (error.name or module).partition(".")[0]
         if missing != module.partition(".")[0]:
-            raise  # the package is there, something that it needs is not: its own error says more
+            raise  # installed, but something that it needs is missing: its own error says more
         raise MissingExtraError(
             f"`{missing}` is needed for this and is not installed. "
             f"Install it with: pip install 'lightning-peft[{extra}]'"

@@ -35,25 +35,25 @@ _FOLDERS = {name.rpartition(".")[0] for name in MOVED} - {""}
 
 
 class _Moved(MetaPathFinder, Loader):
-    """Finds a module under the name that it had; asked only where nothing else is found."""
+    """Find a module under its old name, after every other finder has failed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return a spec for a name in :data:`MOVED`, or for the folder of one that is gone."""
+        """Return a spec for a name in :data:`MOVED`, or for the former folder of one."""
         root, _, name = fullname.partition(".")
         if root != _ROOT or name not in MOVED.keys() | _FOLDERS:
             return None
         return ModuleSpec(fullname, self, is_package=name in _FOLDERS)
 
     def create_module(self, spec: ModuleSpec) -> None:
-        """Leave it to the machinery of imports, which wants one."""
+        """Return None, so that the import system creates the module."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put the module of the new name in the old one's place."""
+        """Replace the old module by the one under its new name."""
         old = module.__name__.partition(".")[2]
         if old in _FOLDERS:
-            return  # empty: what was in it is asked for by its own name
+            return  # a folder: its modules are imported by their own names
         new = f"{_ROOT}.{MOVED[old]}"
         warnings.warn(
             f"{module.__name__} is {new} since 0.2; the old name goes in 0.3. If a pickle names "
@@ -65,6 +65,6 @@ class _Moved(MetaPathFinder, Loader):
 
 
 def find_moved_modules() -> None:
-    """Let imports of old names succeed, with a warning. Calling it again has no effect."""
+    """Make imports of old names succeed, with a warning. Calling it again has no effect."""
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
         sys.meta_path.append(_Moved())

@@ -1,9 +1,9 @@
-"""Randomness that survives a stop.
+"""Random numbers that a stopped and resumed run draws like a run without a stop.
 
-Lightning saves no state of random number generators, so whatever draws from the global one differs
-after a resume: other dropout masks, another order of the data. Two remedies: what is seeded by
-(seed, epoch, position) is the same in the run that was never stopped, and :func:`random_state`
-collects the generators' state as plain types that a checkpoint can hold.
+Lightning does not save the state of random number generators, so dropout masks and the order of
+the data differ after a resume. There are two remedies: a generator can be seeded by (seed, epoch,
+position), and :func:`random_state` collects the states of the generators as plain types that a
+checkpoint can hold.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def mix_seed(*keys: int | str) -> int:
 
 
 def generator(*keys: int | str) -> torch.Generator:
-    """A CPU generator seeded by :func:`mix_seed`."""
+    """Return a CPU generator seeded by :func:`mix_seed`."""
     return torch.Generator().manual_seed(mix_seed(*keys))
 
 
 @contextmanager
 def seeded(*keys: int | str) -> Iterator[None]:
-    """Seed torch's global CPU generator for a block, and put its state back afterwards.
+    """Seed torch's global CPU generator for a block, and restore its state afterwards.
 
     For library code that takes no generator, such as the transforms of torchvision.
     """
@@ -70,12 +70,12 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what :func:`random_state` collected.
+    """Restore the state that :func:`random_state` collected.
 
-    The state of GPUs is put back only where there are as many as there were.
+    The state of GPUs is restored only if their number is the same as before.
 
     Args:
-        state: What :func:`random_state` gave.
+        state: The result of :func:`random_state`.
     """
     torch.set_rng_state(state["torch"].cpu())
     cuda = [tensor.cpu() for tensor in state["torch.cuda"]]

@@ -1,4 +1,4 @@
-"""A Hydra application that was there before, adapted by three lines of its YAML.
+"""An existing Hydra application, adapted by three lines of its YAML.
 
 The configs of lightning-peft are on the search path of every Hydra application, below
 ``lightning_peft/``::
@@ -21,7 +21,7 @@ import lightning_peft  # noqa: F401  the network of this example comes with it
 
 
 class Digits(L.LightningModule):
-    """Somebody's module: it knows nothing of adapters."""
+    """An ordinary module that knows nothing about adapters."""
 
     def __init__(self, lr: float) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Digits(L.LightningModule):
 
 
 def loader() -> DataLoader:
-    """A thousand digits."""
+    """Return a loader of a thousand digits."""
     digits = load_digits()
     images = torch.tensor(digits.images[:1000], dtype=torch.float32)[:, None] / 16
     images = (F.interpolate(images, size=24, mode="bilinear") - 0.5) / 0.5
@@ -51,7 +51,7 @@ def loader() -> DataLoader:
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg) -> float:
-    """Train, and give the loss to the sweeper."""
+    """Train, and return the loss to the sweeper."""
     L.seed_everything(0, verbose=False)
     trainer = instantiate(cfg.trainer)
     module = Digits(cfg.lr)

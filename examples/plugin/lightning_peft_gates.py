@@ -1,6 +1,6 @@
-"""A method in a package of its own: one trained gate for each branch of each block.
+"""A method in its own package: one trained gate for each branch of each block.
 
-After ``pip install examples/plugin`` it is there under its name, everywhere:
+After ``pip install examples/plugin`` it can be used everywhere by its name:
 ``lp.PEFT("gates")``, ``lp.list_methods()``, ``lightning-peft methods``.
 """
 
@@ -41,11 +41,11 @@ class Gate(ChildAdapter):
 
 @dataclass(frozen=True)
 class Gates(ChildMethod):
-    """Train one gate behind each branch of each block: ``x + (1 + g) branch(x)``.
+    """Train one gate after each branch of each block: ``x + (1 + g) branch(x)``.
 
     Attributes:
-        targets: Where; by default the last linear layer of each MLP.
-        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        targets: The layers to adapt; by default the last linear layer of each MLP.
+        layers: The blocks to adapt, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
     """
 

@@ -1,4 +1,4 @@
-"""A model and its adapter, together: injection, the handle, merging, reports, serving."""
+"""A model together with its adapter: injection, the handle, merging, reports, serving."""
 
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation
 

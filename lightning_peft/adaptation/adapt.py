@@ -1,4 +1,4 @@
-"""``adapt(model, method) -> Adaptation``: the only way in."""
+"""``adapt(model, method) -> Adaptation``: the only entry point."""
 
 from __future__ import annotations
 
@@ -32,35 +32,35 @@ def adapt(
 ) -> Adaptation:
     """Adapt a backbone in place.
 
-    What the method asks for, the head and ``also_train`` are trained; everything else is frozen.
+    The method's parameters, the head and ``also_train`` are trained; everything else is frozen.
 
     Args:
         model: The backbone: any module. A compiled one is adapted inside its wrapper.
         method: A method's name, a :class:`Method`, a ``peft.PeftConfig``, or a list of these.
         head: The task's last layer(s), trained in full and never adapted unless named as a target.
-            ``None`` finds it, names or globs say it, ``False`` says that there is none.
+            ``None`` finds it, names or globs select it, ``False`` means that there is none.
         also_train: Names or globs of more modules or parameters of the backbone to train in full.
         batchnorm: ``"frozen"`` keeps a BatchNorm whose own parameters are not all trained in
-            evaluation mode, so that its statistics stay; ``"train"`` lets them go on changing.
+            evaluation mode, so that its statistics stay; ``"train"`` lets them change.
         backbone_dropout: ``"eval"`` keeps the backbone's own dropout and drop-path off while
-            training; the adapter's and the head's dropout are not touched.
-        memory: What LoRA layers make again in the backward pass instead of keeping it:
+            training; the adapter's and the head's dropout are not changed.
+        memory: Which tensors LoRA layers recompute in the backward pass instead of keeping them:
             ``"default"`` the output of an activation function, ``"low"`` that of a layer norm and
             in a quarter of the layers the first product of an MLP as well, ``"lowest"`` all of
-            these products, ``"high"`` nothing. It changes no result but by rounding and is no part
-            of a file: see :func:`accelerate`.
+            these products, ``"high"`` nothing. It changes results by rounding at most and is not
+            saved: see :func:`accelerate`.
         **settings: Settings of the method, if it is given by name.
 
     Returns:
-        The adaptation. :func:`find_adaptation` finds it again from the model.
+        The adaptation. :func:`find_adaptation` returns it from the model.
 
     Raises:
         MethodError: If the method is unknown, wrongly configured or cannot serve this backbone, or
-            the backbone is adapted already, or memory is to be saved with a method without fast
-            LoRA layers.
+            the backbone is already adapted, or ``memory`` is to save memory with a method without
+            fast LoRA layers.
         TargetError: If a selection does not fit the model.
 
-    The model is unchanged after an error, and errors that do not depend on each other come
+    The model is unchanged after an error, and errors that do not depend on each other are raised
     together.
     """
     model = getattr(model, "_orig_mod", model)
@@ -68,7 +68,7 @@ def adapt(
         raise MethodError(
             f"this {type(model).__name__} is adapted already: expected a backbone without an "
             "adaptation. Several methods at once are a list, such as ['lora', 'bitfit']; to start "
-            "again, build the backbone anew."
+            "again, build a new backbone."
         )
     chosen = as_method(method, **settings)
     checks = Checks()

@@ -1,4 +1,4 @@
-"""The methods as a table: what each computes, what it trains, what it costs at inference."""
+"""The methods as a table: formulas, trained parameters, cost at inference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Entry", "catalogue", "fitting", "methods_with_defaults"]
 
 
 def methods_with_defaults() -> list[str]:
-    """List the methods but for those that stand for others and have no defaults."""
+    """List the methods that have defaults; methods that wrap others have none."""
     return [name for name in list_methods() if name not in ("hf", "union")]
 
 
@@ -28,11 +28,11 @@ class Entry:
 
     Attributes:
         name: The method's name.
-        trained: Parameters that it trains in the backbone, without a head; ``None`` where it does
-            not serve this backbone.
+        trained: Parameters that it trains in the backbone, without a head; ``None`` if it
+            does not support this backbone.
         extra: Floating-point operations that it adds to a forward pass, as a share of the
-            backbone's own; 0 once it is merged or where it trains in place.
-        refusal: Why it does not serve this backbone.
+            backbone's own; 0 if it can be merged or trains in place.
+        refusal: Why it does not support this backbone.
     """
 
     name: str
@@ -50,7 +50,7 @@ def catalogue(build: Callable[[], nn.Module], inputs: torch.Tensor) -> Iterator[
     """Try every method on a backbone.
 
     Args:
-        build: Makes the backbone anew, without a head, best on the ``meta`` device.
+        build: Makes a new backbone without a head, best on the ``meta`` device.
         inputs: A batch for its forward, on the same device.
 
     Yields:
@@ -74,13 +74,13 @@ def catalogue(build: Callable[[], nn.Module], inputs: torch.Tensor) -> Iterator[
 
 
 def fitting(build: Callable[[], nn.Module]) -> dict[str, str]:
-    """Say which methods serve a backbone.
+    """Find out which methods support a backbone.
 
     Args:
-        build: Makes the backbone anew, best on the ``meta`` device.
+        build: Makes a new backbone, best on the ``meta`` device.
 
     Returns:
-        For each method that has defaults, why it is refused, or ``""``.
+        Why each method that has defaults is refused, or ``""`` if it is not.
     """
     found = {}
     for name in methods_with_defaults():

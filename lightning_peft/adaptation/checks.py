@@ -17,9 +17,9 @@ _MOST_PROBLEMS = 20
 
 
 class Checks:
-    """Collects the errors of independent checks, to raise them together.
+    """Collect the errors of independent checks, to raise them together.
 
-    Each ``with checks:`` block holds one check; an error of ours inside of it is kept for later.
+    Each ``with checks:`` block holds one check; a :class:`PEFTError` inside it is kept for later.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Checks:
             )
 
     def done(self) -> None:
-        """Raise what was collected, as one error."""
+        """Raise the collected errors as one."""
         if len(self.errors) == 1:
             raise self.errors[0]
         if self.errors:
@@ -52,12 +52,12 @@ class Checks:
 
 
 def as_names(value: str | Sequence[str]) -> tuple[str, ...]:
-    """Give one name or several as a tuple."""
+    """Return one name or several names as a tuple."""
     return (value,) if isinstance(value, str) else tuple(value)
 
 
 def parameters_named(model: nn.Module, patterns: str | Sequence[str]) -> tuple[str, ...]:
-    """Give the parameters that names or globs of modules or parameters say."""
+    """Return the parameters matched by names or globs, of parameters or of modules."""
     wanted = as_names(patterns)
     modules = [name for name, _ in model.named_modules() if name]
     parameters = [name for name, _ in model.named_parameters()]
@@ -82,9 +82,9 @@ def key_problems(
     """Compare the keys and shapes of a state with a model's own, both ways.
 
     Args:
-        state: What is about to be loaded.
+        state: The state to be loaded.
         own: The model's state dict.
-        required: Names that have to be there.
+        required: Names that the state must hold.
 
     Returns:
         A phrase for each kind of problem; empty if it fits.
@@ -108,10 +108,10 @@ def key_problems(
 
 
 def value_problems(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """Find the tensors that cannot be copied into a model's own without losing what they are.
+    """Find the tensors that cannot be copied into a model's own without a loss.
 
     Args:
-        state: What is about to be loaded; names that the model does not have are passed over.
+        state: The state to be loaded; names that the model does not have are skipped.
         own: The model's state dict.
 
     Returns:

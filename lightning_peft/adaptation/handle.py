@@ -30,7 +30,7 @@ from lightning_peft.methods.memory import check_memory, refuse_no_fast_layer
 __all__ = ["ATTRIBUTE", "Adaptation", "find_adaptation", "find_adaptations"]
 
 ATTRIBUTE = "_lightning_peft"
-"""Under which a model keeps its adaptation."""
+"""The attribute of a model that holds its adaptation."""
 
 
 def find_adaptation(model: nn.Module) -> Adaptation | None:
@@ -41,25 +41,25 @@ def find_adaptation(model: nn.Module) -> Adaptation | None:
             wrapper.
 
     Returns:
-        The adaptation, or ``None``. Modules inside are not searched.
+        The adaptation, or ``None``. Submodules are not searched.
     """
     found = getattr(model, "_orig_mod", model).__dict__.get(ATTRIBUTE)
     return found if isinstance(found, Adaptation) else None
 
 
 class Adaptation:
-    """The handle on one adapted backbone: what is trained, its state, merge, disable, report.
+    """The handle on one adapted backbone: trained parameters, state, merge, disable, report.
 
-    Made by :func:`adapt`. It lives on the model, so a deep copy of the model has its own.
+    :func:`adapt` returns it. It is stored on the model, so a deep copy of the model has its own.
 
     Attributes:
         model: The adapted backbone.
         method: How it was adapted.
-        sites: Where.
+        sites: The adapted places.
         head: Names of the head's modules; empty if there is none.
-        fingerprint: What the frozen backbone is known by.
-        merged: Whether the adapter is folded into the weights at this moment.
-        restored_steppers: What a checkpoint kept of the steppers, for the run that goes on from it.
+        fingerprint: The fingerprint of the frozen backbone.
+        merged: Whether the adapter is currently folded into the weights.
+        restored_steppers: The steppers' states from a checkpoint, for the run that resumes from it.
     """
 
     def __init__(
@@ -95,27 +95,27 @@ class Adaptation:
     # --- what is trained --------------------------------------------------------------------------
 
     def trained_names(self) -> tuple[str, ...]:
-        """Name every trained parameter of the model: adapter, head and the backbone's own."""
+        """Return the names of all trained parameters: of the adapter, the head and the backbone."""
         return tuple(n for n, _ in self.model.named_parameters() if n in self._trained)
 
     def adapter_names(self) -> tuple[str, ...]:
-        """Name the parameters that the adapter brought; a few tuners keep some of them fixed."""
+        """Return the names of the parameters that the adapter added, trained or fixed."""
         return tuple(n for n, _ in self.model.named_parameters() if n in self._adapter)
 
     def head_names(self) -> set[str]:
-        """Name the head's parameters."""
+        """Return the names of the head's parameters."""
         return {n for n, _ in self.model.named_parameters() if inside(n, self.head)}
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """Give every trained parameter, in model order."""
+        """Return all trained parameters, in model order."""
         return [p for n, p in self.model.named_parameters() if n in self._trained]
 
     def train_also(self, names: Collection[str]) -> None:
-        """Take more of the backbone's parameters into training, for good.
+        """Train more of the backbone's parameters from now on.
 
         Args:
-            names: Names of parameters of the model. They stay part of what is saved, even if
-                somebody freezes them again.
+            names: Names of parameters of the model. They are saved from now on, even if they are
+                frozen again.
 
         Raises:
             TargetError: If the model has no such parameter.
@@ -130,9 +130,9 @@ class Adaptation:
         self.freeze()
 
     def steppers(self) -> list[Stepper]:
-        """Give what the method needs at each step of a training; empty for most.
+        """Return the objects that act at each training step; most methods have none.
 
-        The ``PEFT`` callback and the mixin see to it. In a loop of your own::
+        The ``PEFT`` callback and the mixin call them. In a loop of your own::
 
             for stepper in adaptation.steppers():
                 stepper.begin(total_steps)
@@ -148,13 +148,13 @@ class Adaptation:
         return self._steppers
 
     def freeze(self) -> None:
-        """Let exactly the trained parameters require a gradient."""
+        """Make exactly the trained parameters require a gradient."""
         for name, parameter in self.model.named_parameters():
             if parameter.is_floating_point() or parameter.is_complex():
                 parameter.requires_grad_(name in self._trained)
 
     def hold_modes(self) -> None:
-        """Keep frozen BatchNorm, and dropout if so asked, in evaluation mode."""
+        """Keep frozen BatchNorm, and the dropout that was switched off, in evaluation mode."""
         for name, module in self.model.named_modules():
             if name not in self._base_modules or not name or inside(name, self.head):
                 continue
@@ -169,13 +169,13 @@ class Adaptation:
         return isinstance(module, _NormBase) and not trains
 
     def set_memory(self, memory: Memory) -> None:
-        """Say anew what LoRA layers make again in the backward pass: see :func:`adapt`.
+        """Change which tensors LoRA layers recompute in the backward pass: see :func:`adapt`.
 
         Args:
             memory: ``"default"``, ``"low"``, ``"lowest"`` or ``"high"``.
 
         Raises:
-            MethodError: As for :func:`adapt`; then nothing is changed.
+            MethodError: As for :func:`adapt`; nothing is changed then.
         """
         check_memory(self.method, memory)
         if not self.method.accelerated:
@@ -187,11 +187,11 @@ class Adaptation:
     # --- its state --------------------------------------------------------------------------------
 
     def state_names(self) -> frozenset[str]:
-        """Name the entries of ``model.state_dict()`` that a checkpoint has to hold.
+        """Return the names in ``model.state_dict()`` that a checkpoint must hold.
 
-        These are the trained parameters, whatever the adapter keeps beside them, parameters that
-        somebody unfroze since, and buffers that training can change (the statistics of a BatchNorm
-        that is not kept in evaluation mode). A tensor that several modules share has one name.
+        These are the trained parameters, other tensors of the adapter, parameters that were
+        unfrozen since, and buffers that training can change (the statistics of a BatchNorm that is
+        not kept in evaluation mode). A tensor that several modules share has one name.
         """
         names = self._trained | self._adapter | self._adapter_buffers
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
@@ -203,20 +203,23 @@ class Adaptation:
         return frozenset(names & set(self.model.state_dict()) - set(shared_names(self.model)))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Give what has to be kept, by the model's own names; the tensors are not copied."""
+        """Return the tensors to save, by the model's own names; they are not copied."""
+        self.refuse_if_merged("state_dict()")
         names = self.state_names()
         return {n: t for n, t in self.model.state_dict().items() if n in names}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load what :meth:`state_dict` gave, verified both ways before anything is changed.
+        """Load the result of :meth:`state_dict`, checked both ways before anything is changed.
 
         Args:
-            state: Tensors by name. Frozen entries of the backbone may be among them.
+            state: Tensors by name. It may include frozen entries of the backbone.
 
         Raises:
             CheckpointError: If a trained entry is missing, an entry is unknown, or a shape differs;
                 all of them are listed.
+            MethodError: If the adapter is merged.
         """
+        self.refuse_if_merged("load_state_dict()")
         own = self.model.state_dict()
         required = self._trained | self._adapter | self._adapter_buffers
         required = required & set(own) - set(shared_names(self.model))
@@ -232,7 +235,7 @@ class Adaptation:
                 own[name].copy_(tensor)
 
     def describe(self) -> dict[str, Any]:
-        """Describe the adaptation as plain JSON types, enough to make it again."""
+        """Describe the adaptation as plain JSON types, enough to adapt another model like it."""
         return {
             "method": self.method.to_config(),
             "head": list(self.head),
@@ -246,7 +249,7 @@ class Adaptation:
         """Write the adapter directory: see :func:`lightning_peft.files.writing.write_adapter`.
 
         Args:
-            directory: Where; made if it is not there.
+            directory: The directory; created if it does not exist.
 
         Raises:
             AdapterFileError: If the adapter is merged, or the directory cannot be written.
@@ -257,7 +260,7 @@ class Adaptation:
                 "unmerge() first, or save the merged model itself."
             )
         form = None
-        if not self.also_train:  # peft has no words for single parameters of the backbone
+        if not self.also_train:  # peft's format cannot hold single parameters of the backbone
             form = peft_form(self.model, self.method, self.head, self.state_names())
         write_adapter(directory, self.describe(), self.state_dict(), form)
 
@@ -276,13 +279,13 @@ class Adaptation:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Give the backbone's own output inside the context; the head stays as it is.
+        """Switch the adapter off inside the context; the head stays as it is.
 
         Raises:
             MethodError: If the adapter is merged, or the method trains so much of the backbone in
                 place that no copy of the original is kept.
         """
-        self._refuse_if_merged("disabled()")
+        self.refuse_if_merged("disabled()")
         if self.method.changes_backbone and not self.method.keeps_original:
             raise MethodError(
                 f"disabled(): '{self.method.name}' trains the backbone in place and keeps no copy "
@@ -316,33 +319,35 @@ class Adaptation:
             self._originals[name] = now
 
     def merge(self, example_inputs: Any = None) -> MergeReport:
-        """Fold the adapter into the backbone's weights; :meth:`unmerge` takes it out again.
+        """Fold the adapter into the backbone's weights; :meth:`unmerge` reverses it.
 
         Sums are computed in float32 whatever the weights' dtype, and rounded once.
 
         Args:
             example_inputs: A batch for the model's forward (a tensor, a tuple of positional or a
-                mapping of keyword arguments), to measure what merging does to the output.
+                mapping of keyword arguments), to measure how much merging changes the output.
 
         Returns:
             How exactly it was done.
 
         Raises:
-            MethodError: If the adapter is merged already or is no linear change of the weights;
-                then nothing is changed.
+            MethodError: If the adapter is already merged or is not a linear change of the weights;
+                nothing is changed then.
         """
-        self._refuse_if_merged("merge()")
+        self.refuse_if_merged("merge()")
         if not self.method.mergeable:
             raise MethodError(
-                f"'{self.method.name}' cannot be merged: it is not linear, so no weight can take "
-                "its place."
+                f"'{self.method.name}' cannot be merged: it is not linear, so no weight can "
+                "replace it."
             )
-        report = merge_adapters(self.model, self._adapters, self.method.name, example_inputs)
+        names = self._adapter | self._adapter_buffers
+        state = {name: t for name, t in self.model.state_dict().items() if name in names}
+        report = merge_adapters(self.model, self._adapters, self.method.name, state, example_inputs)
         self.merged = True
         return report
 
     def unmerge(self) -> None:
-        """Take a merged adapter out of the weights again, up to rounding.
+        """Take a merged adapter out of the weights, up to rounding.
 
         Raises:
             MethodError: If it is not merged.
@@ -354,10 +359,11 @@ class Adaptation:
         self.merged = False
 
     def merge_and_unload(self) -> nn.Module:
-        """Fold the adapter in and give back a plain model with the backbone's own names.
+        """Fold the adapter in and return a plain model with the backbone's own names.
 
         Returns:
-            The same model object, without any trace of the adaptation; this handle is then spent.
+            The same model object, without any trace of the adaptation; this handle is no longer
+            usable.
 
         Raises:
             MethodError: As for :meth:`merge`.
@@ -367,11 +373,11 @@ class Adaptation:
         return self.unload()
 
     def unload(self) -> nn.Module:
-        """Take the adapter away without merging it.
+        """Remove the adapter without merging it.
 
         Returns:
-            The same model object, without any trace of the adaptation; this handle is then spent.
-            Parameters of the backbone that were trained in place keep their values.
+            The same model object, without any trace of the adaptation; this handle is no longer
+            usable. Parameters of the backbone that were trained in place keep their values.
         """
         fast_path_on(self._fast_path)
         for adapter in self._adapters:
@@ -381,9 +387,20 @@ class Adaptation:
             self.model.__dict__.pop(key, None)
         return self.model
 
-    def _refuse_if_merged(self, what: str) -> None:
+    def refuse_if_merged(self, what: str) -> None:
+        """Refuse what would read or write the state while the adapter is in the weights.
+
+        Args:
+            what: What was called, for the error.
+
+        Raises:
+            MethodError: If the adapter is merged.
+        """
         if self.merged:
-            raise MethodError(f"{what}: the adapter is merged. Call unmerge() first.")
+            raise MethodError(
+                f"{what}: expected an adapter beside the weights, got one that is merged into "
+                "them. Call unmerge() first."
+            )
 
 
 def find_adaptations(pl_module: nn.Module) -> dict[str, Adaptation]:

@@ -1,4 +1,4 @@
-"""Changing a model by a plan: all of it, or, after an error, none of it."""
+"""Carrying out a plan on a model, completely or, after an error, not at all."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ __all__ = ["Injection", "inject"]
 
 @dataclass(frozen=True)
 class Injection:
-    """What an injection did, by the names that the model has now.
+    """The result of an injection, by the names that the model has now.
 
-    An adapter is what was not there before: that is decided here, once, by identity, and everything
-    else (freezing, checkpoints, counts, reports) asks for it.
+    The adapter is every tensor that did not exist before. This is decided here, once, by identity;
+    everything else (freezing, checkpoints, counts, reports) reads it from here.
 
     Attributes:
-        sites: Where something was added or is trained in place.
+        sites: The places where something was added or is trained in place.
         head: Names of the head's modules.
-        fingerprint: What the frozen backbone is known by.
-        base_names: For each parameter and buffer of the backbone, its name before and now.
+        fingerprint: The fingerprint of the frozen backbone.
+        base_names: The name before and the name now of each parameter and buffer of the backbone.
         base_modules: The names now of the modules that the backbone had before.
         adapter: Names of new parameters.
         adapter_buffers: Names of new persistent buffers.
         trained: Names of all trained parameters.
-        originals: Copies of backbone parameters that are trained in place, where they are kept.
-        adapters: Handles on what was added.
-        fast_path: Layers whose inference fast path would run past an adapter; it is off.
+        originals: Copies of backbone parameters that are trained in place, if they are kept.
+        adapters: Handles on the adapters.
+        fast_path: Layers whose inference fast path would bypass an adapter; it is off.
     """
 
     sites: tuple[Site, ...]
@@ -69,13 +69,13 @@ def inject(
     Args:
         model: The backbone; changed in place.
         method: The method that made the plan.
-        plan: What to do.
+        plan: The plan.
         found: The backbone's anatomy.
-        also_train: Names of parameters to train beside the method's.
-        memory: What fast LoRA layers may make again in the backward pass.
+        also_train: Names of parameters to train in addition to the method's.
+        memory: Which tensors fast LoRA layers may recompute in the backward pass.
 
     Returns:
-        What was done.
+        The result.
 
     Raises:
         MethodError: If a library refuses the injection, nothing would be trained or no layer is
@@ -94,9 +94,9 @@ def inject(
         wanted = {id(before[name]) for name in chosen if name in before}
         asked = _inject_steps(model, plan)
         fresh = [module for module in model.modules() if id(module) not in modules]
-        for module in fresh:  # a new module begins in training mode, whatever the model
+        for module in fresh:  # a new module is in training mode, whatever the model's mode
             module.training = model.training
-        # the layers say it, not the method: one of another package may bring LoRA without a word
+        # the layers decide, not the method: a method of another package may add LoRA unannounced
         if method.accelerated or holds_lora(fresh):
             refuse_no_fast_layer(method, accelerate(model, memory))
         now = dict(_tensors(model))
@@ -141,11 +141,11 @@ def inject(
 
 
 def refuse_bypassed(model: nn.Module, plan: Plan) -> None:
-    """Refuse a plan that puts an adapter where the forward never comes.
+    """Refuse a plan that puts an adapter on a module that the forward never calls.
 
     Args:
         model: The backbone, not yet adapted.
-        plan: What a method is about to do.
+        plan: The method's plan.
 
     Raises:
         MethodError: If code around a module reads its weight instead of calling it.
@@ -163,7 +163,7 @@ def refuse_bypassed(model: nn.Module, plan: Plan) -> None:
 
 
 def _now(name: str, names: list[str]) -> str:
-    """Choose among the names that a tensor has now (a shared one has several)."""
+    """Choose one of the names that a tensor has now (a shared one has several)."""
     return next((n for n in names if n.replace(".base_layer.", ".") == name), names[0])
 
 
@@ -172,7 +172,7 @@ def _injected(plan: Plan) -> list[str]:
 
 
 def _inject_steps(model: nn.Module, plan: Plan) -> set[int]:
-    """Inject, and give the identities of the parameters that the methods want to be trained."""
+    """Inject, and return the identities of the parameters that the methods train."""
     model.requires_grad_(False)
     asked: set[int] = set()
     for part, sites in plan.steps:

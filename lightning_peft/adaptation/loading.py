@@ -1,4 +1,4 @@
-"""Load a stored adapter into a backbone: everything is checked first, and undone after an error."""
+"""Loading a stored adapter into a backbone, with checks first and a rollback after an error."""
 
 from __future__ import annotations
 
@@ -42,31 +42,34 @@ def load_adapter(
     strict_backbone: bool = True,
     memory: Memory | None = None,
 ) -> nn.Module:
-    """Load an adapter into a fresh backbone; adapters that ``peft`` wrote as well.
+    """Load an adapter, of this package or of ``peft``, into a fresh backbone.
 
     Args:
         model: The backbone that the adapter was trained on, not yet adapted; changed in place. If
-            it is adapted with the same method already, only the values are loaded.
+            it is already adapted with the same method, only the values are loaded.
         directory: An adapter directory. Nothing in it is executed or unpickled, and no other file
             is read, whatever it names.
         strict_backbone: Whether another backbone is an error (``True``) or a warning.
-        memory: As for :func:`adapt`; ``None`` leaves a backbone that is adapted already as it is.
+        memory: As for :func:`adapt`; ``None`` leaves a backbone that is already adapted as it is.
 
     Returns:
-        The same model, adapted. :func:`find_adaptation` gives the handle.
+        The same model, adapted. :func:`find_adaptation` returns the handle.
 
     Raises:
         AdapterFileError: If a file is missing, truncated, tampered with, of a newer format, or its
             entries do not fit the method that it names.
-        BackboneMismatchError: If the adapter was trained on another backbone; what differs is
-            named.
-        MethodError: If the method cannot be applied to this model, or not with this ``memory``.
+        BackboneMismatchError: If the adapter was trained on another backbone; the error
+            lists the differences.
+        MethodError: If the method cannot be applied to this model, or not with this ``memory``, or
+            its adapter is merged.
         TargetError: If a selection in the config does not fit this model.
 
-    The model is as it was before after any error.
+    After any error, the model is as it was before.
     """
     stored = read_adapter(directory)
     standing = find_adaptation(model)
+    if standing is not None:
+        standing.refuse_if_merged("load_adapter()")
     rewritten_too = () if standing is not None else rewritten(stored.about, model)
     with restored_after_error(model, rewritten_too):
         adaptation = standing or adapted_as(model, stored, memory or "default")
@@ -81,11 +84,11 @@ def load_adapter(
 
 
 def adapted_as(model: nn.Module, stored: StoredAdapter, memory: Memory = "default") -> Adaptation:
-    """Adapt a backbone as a stored adapter says; its values are not loaded yet.
+    """Adapt a backbone like a stored adapter, without loading its values.
 
     Args:
         model: The backbone; changed in place.
-        stored: What was read.
+        stored: The stored adapter.
         memory: As for :func:`adapt`.
 
     Raises:
@@ -99,18 +102,18 @@ def adapted_as(model: nn.Module, stored: StoredAdapter, memory: Memory = "defaul
 def fitting_state(
     adaptation: Adaptation, stored: StoredAdapter, *, strict_backbone: bool = True
 ) -> dict[str, Tensor]:
-    """Hold a stored adapter against an adapted model; neither is changed.
+    """Check a stored adapter against an adapted model; neither is changed.
 
     Args:
-        adaptation: The adaptation that is to take its values.
-        stored: What was read.
+        adaptation: The adaptation to load the values into.
+        stored: The stored adapter.
         strict_backbone: Whether another backbone is an error (``True``) or a warning.
 
     Returns:
         The tensors under the model's names.
 
     Raises:
-        AdapterFileError: If the method is another one or the entries do not fit it.
+        AdapterFileError: If it was made with another method or the entries do not fit.
         BackboneMismatchError: If the adapter was trained on another backbone.
     """
     path, about = stored.path, stored.about
@@ -136,13 +139,13 @@ def fitting_state(
 
 
 def _saved(adaptation: Adaptation) -> set[str]:
-    """Name what has to be in a file: all state but buffers of the backbone's own."""
+    """Return the names that a file must hold: all state except the backbone's own buffers."""
     trained, backbone = set(adaptation.trained_names()), set(adaptation.base_names.values())
     return {name for name in adaptation.state_names() if name in trained or name not in backbone}
 
 
 def _not_finite(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Iterable[str]:
-    """Name what has no finite value, or none in the dtype that it is loaded into."""
+    """Yield the tensors that are not finite, or not in the dtype that they are loaded into."""
     for name, tensor in state.items():
         floats = name in own and tensor.is_floating_point() and own[name].is_floating_point()
         if floats and not torch.isfinite(tensor.to(own[name].dtype)).all():
@@ -173,14 +176,14 @@ def adapt_from_description(
     held: int | None = None,
     memory: Memory = "default",
 ) -> Adaptation:
-    """Adapt a backbone as :meth:`Adaptation.describe` says.
+    """Adapt a backbone according to a description from :meth:`Adaptation.describe`.
 
     Args:
         model: The backbone; changed in place.
         about: The description, from an adapter's header or a checkpoint.
-        where: What is being read, for the error.
-        held: How many elements the file holds, which limits what may be allocated.
-        memory: As for :func:`adapt`; no file says it.
+        where: The file's name, for the error.
+        held: The number of elements in the file, which limits the allocations.
+        memory: As for :func:`adapt`; it is not part of a file.
 
     Returns:
         The adaptation.
@@ -209,7 +212,7 @@ def adapt_from_description(
             )
     except PEFTError:
         raise
-    except Exception as error:  # a setting of the wrong kind surfaces anywhere, as anything
+    except Exception as error:  # a setting of the wrong kind can raise anything, anywhere
         raise AdapterFileError(
             f"{where}: expected a config that can be carried out on this "
             f"{type(model).__name__}, got {type(error).__name__}: {error}"
@@ -218,7 +221,7 @@ def adapt_from_description(
 
 def _refuse_slow(about: Mapping[str, Any], model: nn.Module, where: str) -> None:
     names = [name for name, _ in model.named_modules()]
-    # "re:" of ours; peft reads some of its options as expressions, and keys of mappings too
+    # our "re:" entries; peft reads some options, and keys of mappings, as expressions too
     patterns = {text.removeprefix("re:") for text in strings_in(about["method"])}
     longest = max(map(len, names), default=0) + len(".weight")
     slow = slow_patterns(sorted(patterns), len(names), longest)
@@ -230,12 +233,12 @@ def _refuse_slow(about: Mapping[str, Any], model: nn.Module, where: str) -> None
 
 
 def rewritten(about: Mapping[str, Any], model: nn.Module) -> list[str]:
-    """Name the parameters whose values an injection may write over.
+    """Return the names of the parameters whose values an injection may overwrite.
 
-    Where LoRA's initial values are taken from a weight (OLoRA), ``peft`` takes them out of it.
+    If LoRA's initial values are computed from a weight (OLoRA), ``peft`` subtracts them from it.
 
     Args:
-        about: A description that was checked.
+        about: A checked description.
         model: The backbone.
     """
     options = (config.get("options") for config in method_configs(about["method"]))

@@ -1,16 +1,17 @@
-"""Folding an adapter into the weights that it adapts."""
+"""Folding adapters into the weights that they adapt."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_peft.anatomy.forward import output_of
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Adapter
+from lightning_peft.methods.finite import refuse_not_finite
 
 __all__ = ["MergeReport", "merge_adapters"]
 
@@ -33,7 +34,11 @@ class MergeReport:
 
 
 def merge_adapters(
-    model: nn.Module, adapters: Sequence[Adapter], method: str, example_inputs: Any = None
+    model: nn.Module,
+    adapters: Sequence[Adapter],
+    method: str,
+    state: Mapping[str, Tensor],
+    example_inputs: Any = None,
 ) -> MergeReport:
     """Merge adapters, all of them or none.
 
@@ -41,7 +46,8 @@ def merge_adapters(
         model: The adapted backbone.
         adapters: The handles on its adapters.
         method: The method's name, for the error.
-        example_inputs: Inputs on which to measure what merging does to the output.
+        state: The adapters' own tensors, by name; all of them have to be finite.
+        example_inputs: Inputs on which to measure how much merging changes the output.
 
     Returns:
         How exactly it was done.
@@ -53,13 +59,14 @@ def merge_adapters(
     worst = 0.0
     done: list[Adapter] = []
     try:
+        refuse_not_finite(state, "the adapter")
         for adapter in adapters:
             worst = max(worst, adapter.merge())
             done.append(adapter)
     except (NotImplementedError, ValueError, AttributeError, RuntimeError, TypeError) as error:
         for adapter in done:
             adapter.unmerge()
-        reason = str(error) or "its adapter is no linear change of a weight"
+        reason = str(error) or "its adapter is not a linear change of a weight"
         raise MethodError(f"'{method}' cannot be merged: {reason}") from error
     difference = None
     if before is not None:

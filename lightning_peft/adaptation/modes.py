@@ -10,11 +10,11 @@ __all__ = ["hold_in_eval", "is_held", "release"]
 
 
 class _StaysInEval:
-    """Stands in for the ``train`` method of one module.
+    """A replacement for the ``train`` method of one module.
 
-    ``Module.train`` walks down by calling ``child.train(mode)``, so an attribute on the instance is
-    honoured by every parent. It is an object, not a closure, so that the module can still be
-    pickled and a deep copy carries its own.
+    ``Module.train`` recurses by calling ``child.train(mode)``, so every parent uses an attribute on
+    the instance. It is an object, not a closure, so that the module can still be pickled and a deep
+    copy has its own.
     """
 
     def __init__(self, module: nn.Module, recurse: bool) -> None:
@@ -31,14 +31,13 @@ class _StaysInEval:
 def hold_in_eval(modules: Iterable[nn.Module], *, recurse: bool = True) -> None:
     """Put modules into evaluation mode and keep them there.
 
-    A frozen BatchNorm whose mode is set once goes on changing its statistics, since the next
-    ``train()`` of a parent undoes it. Held modules stay as they are until :func:`release`.
+    Setting the mode of a frozen BatchNorm once is not enough: the next ``train()`` of a parent
+    undoes it, and the statistics change again. Held modules stay as they are until :func:`release`.
 
     Args:
         modules: The modules.
-        recurse: Whether everything below them is held too. Without it their children go on
-            following the mode of their parents, which is what an adapter inside of a frozen layer
-            needs.
+        recurse: Whether everything below them is held too. Without it their children still
+            follow the mode of their parents, as an adapter inside a frozen layer has to.
     """
     for module in modules:
         module.__dict__["train"] = _StaysInEval(module, recurse)
@@ -47,12 +46,12 @@ def hold_in_eval(modules: Iterable[nn.Module], *, recurse: bool = True) -> None:
 
 
 def release(modules: Iterable[nn.Module]) -> None:
-    """Let modules follow their parent's mode again; their mode now is left as it is."""
+    """Let modules follow their parent's mode again; their present mode is not changed."""
     for module in modules:
         if is_held(module):
             del module.__dict__["train"]
 
 
 def is_held(module: nn.Module) -> bool:
-    """Say whether :func:`hold_in_eval` keeps this module in evaluation mode."""
+    """Whether :func:`hold_in_eval` keeps this module in evaluation mode."""
     return isinstance(module.__dict__.get("train"), _StaysInEval)

@@ -1,4 +1,4 @@
-"""Parameter groups for any torch optimizer: what decays, and at which rate each depth learns."""
+"""Parameter groups for any torch optimizer: weight decay, and learning rates by depth."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     r"""Group the trained parameters of a module for an optimizer.
 
-    Every parameter that requires a gradient is in exactly one group, a shared one once; nothing
-    else is in any. Weight decay is left off where it only does harm: biases, norms, parameters of
-    one dimension (also in disguise, such as a scale of shape ``(dim, 1)``), tokens, position
-    embeddings and prompts (parameters of shape ``(1, length, dim)`` that are no layer's
-    ``weight``), and what the model lists in its own ``no_weight_decay()``.
+    Every parameter that requires a gradient is in exactly one group, a shared one once; no other
+    parameter is in any. Weight decay is left off where it only does harm: biases, norms, parameters
+    of one dimension (also in disguise, such as a scale of shape ``(dim, 1)``), tokens, position
+    embeddings and prompts (parameters of shape ``(1, length, dim)`` that are not a layer's
+    ``weight``), and the parameters in the model's own ``no_weight_decay()``.
 
     With ``layer_decay``, a backbone of :math:`n` blocks learns at :math:`\mathtt{lr} \cdot
     \mathtt{layer\_decay}^{\,n + 1 - d}` at depth :math:`d`: the embedding (the stem) is depth 0,
@@ -57,22 +57,22 @@ def parameter_groups(
         lr: The full learning rate.
         weight_decay: The weight decay of the parameters that decay.
         layer_decay: The factor from one block to the one before, in (0, 1]; ``None`` for one rate.
-        head_lr: A rate of its own for the head.
-        head_weight_decay: A weight decay of its own for what decays of the head.
-        adapter_weight_decay: A weight decay of its own for what decays of the adapters: the
-            parameters that an adaptation added.
+        head_lr: A separate rate for the head.
+        head_weight_decay: A separate weight decay for the decaying parameters of the head.
+        adapter_weight_decay: A separate weight decay for the decaying parameters that an adaptation
+            added.
         lora_plus: How many times as fast as ``A`` the factor ``B`` learns; the paper takes 16.
             ``None`` for the same.
-        head: Names or globs of the head's modules, where they are not found by themselves.
+        head: Names or globs of the head's modules, if they are not found automatically.
 
     Returns:
         One dictionary a group: ``params``, ``lr``, ``weight_decay``, and a ``name`` for logs.
 
     Raises:
-        MethodError: If nothing is trained, an argument is out of its range, or layer-wise decay is
-            asked of a model without repeated blocks, a weight decay for adapters of one without
-            adapters, or ``lora_plus`` of one without low-rank updates.
-        TargetError: If ``head`` names nothing.
+        MethodError: If nothing is trained, an argument is out of its range, or the model
+            lacks what an argument needs: repeated blocks for ``layer_decay``, adapters for
+            ``adapter_weight_decay``, low-rank updates for ``lora_plus``.
+        TargetError: If ``head`` matches nothing.
 
     >>> net = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
     >>> [(g["name"], len(g["params"])) for g in parameter_groups(net, 1e-3, 0.05)]
@@ -116,7 +116,7 @@ def parameter_groups(
 
 
 class _Kind(NamedTuple):
-    """What tells one group from another."""
+    """The properties by which parameters are grouped."""
 
     depth: int
     head: bool
@@ -127,7 +127,7 @@ class _Kind(NamedTuple):
 
 @dataclass(frozen=True)
 class _Settings:
-    """The arguments of :func:`parameter_groups` that are numbers."""
+    """The numeric arguments of :func:`parameter_groups`."""
 
     lr: float
     weight_decay: float
@@ -142,7 +142,7 @@ class _Settings:
         return self.head_lr is not None or self.head_weight_decay is not None
 
     def group(self, kind: _Kind, last: int) -> dict[str, Any]:
-        """Give an empty group with its rate, its weight decay and its name."""
+        """Return an empty group with its rate, weight decay and name."""
         rate, decay = self.lr, self.weight_decay
         label = ""
         if self.layer_decay is not None:
@@ -166,7 +166,7 @@ class _Settings:
         }
 
     def problems(self, adapters: set[str], factors: set[str]) -> Iterator[str]:
-        """Say what is wrong with the numbers, and with asking them of this model."""
+        """Yield what is wrong with the numbers, by themselves and for this model."""
         for name in ("lr", "head_lr", "weight_decay", "head_weight_decay", "adapter_weight_decay"):
             value = getattr(self, name)
             if value is not None and not (_is_number(value) and 0 <= value < float("inf")):
@@ -189,7 +189,7 @@ class _Settings:
 
 
 def _adapter_names(module: nn.Module) -> set[str]:
-    """Name the parameters that adaptations brought, wherever they are in a module."""
+    """Return the names of the parameters that adaptations added, anywhere in a module."""
     return {
         f"{path}.{name}" if path else name
         for path, adaptation in find_adaptations(module).items()
@@ -199,11 +199,11 @@ def _adapter_names(module: nn.Module) -> set[str]:
 
 @dataclass(frozen=True)
 class Depths:
-    """How deep in a model each of its modules and parameters is.
+    """The depth of each module and parameter of a model.
 
-    Depth 0 is what comes before the first block, 1 to n are the blocks, and n + 1 is what follows
-    the last one, with the head. Something between two blocks (a downsampling) is as deep as the
-    block before it. "Before" and "after" are the order in which the model registers its modules.
+    Depth 0 is everything before the first block, 1 to n are the blocks, and n + 1 is everything
+    after the last one, with the head. A module between two blocks (a downsampling) has the depth of
+    the block before it. "Before" and "after" mean the order in which modules are registered.
 
     Attributes:
         modules: The depth of each module, by name.
@@ -217,7 +217,7 @@ class Depths:
 
     @classmethod
     def of(cls, model: nn.Module, found: Anatomy) -> Depths:
-        """Measure a model.
+        """Compute the depths of a model.
 
         Args:
             model: The model.
@@ -246,7 +246,7 @@ class Depths:
 
 
 def _undecayed(module: nn.Module) -> set[str]:
-    """Name the parameters that weight decay should leave alone."""
+    """Return the names of the parameters that should not decay."""
     names = set()
     for path, part in module.named_modules():
         prefix = f"{path}." if path else ""

@@ -1,7 +1,7 @@
-"""What adapting would do to a backbone and what training would then need, before anything is done.
+"""The plan of an adaptation: what it would change, and the memory that training would need.
 
-Everything is found on a copy on the ``meta`` device, which has shapes and no values: a backbone of
-any size is planned in seconds, without its weights and without its memory.
+The plan is made on a copy on the ``meta`` device, which has shapes and no values: a backbone of any
+size is planned in seconds, without its weights and without its memory.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from lightning_peft.kernels.rebuild import Held
 __all__ = ["AdaptationPlan", "LayerPlan", "TrainingMemory", "plan"]
 
 ADAM_STATES = 2
-"""Tensors that AdamW keeps for each parameter that it trains, each of the parameter's size."""
+"""Tensors that AdamW keeps for each trained parameter, each of the parameter's size."""
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What happens in one block, or in what is in none.
+    """The changes in one block, or in the layers outside the blocks.
 
     Attributes:
         name: The block's name; ``"head"``, or ``"(outside of the blocks)"``.
-        sites: What is done there: the adapted modules, by the last part of their name.
+        sites: The adapted modules there, by the last part of their name.
         trained: Trained parameters there.
         total: All parameters there.
     """
@@ -49,15 +49,14 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes that a training step needs, estimated.
+    """An estimate of the bytes that a training step needs.
 
     Attributes:
         weights: Parameters and buffers.
-        gradients: Gradients of what is trained.
-        optimizer: AdamW's state of what is trained.
-        activations: What autograd keeps of one forward pass for the backward pass, each tensor
-            once; ``None`` without example inputs. Kernels' workspaces and fragmentation are not in
-            it.
+        gradients: Gradients of the trained parameters.
+        optimizer: AdamW's state of the trained parameters.
+        activations: The tensors that autograd keeps of one forward pass, each once; ``None``
+            without example inputs. It does not include kernels' workspaces and fragmentation.
     """
 
     weights: int
@@ -67,19 +66,19 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all four."""
         return self.weights + self.gradients + self.optimizer + (self.activations or 0)
 
 
 @dataclass(frozen=True)
 class AdaptationPlan:
-    """What a method would do to a backbone; ``str(plan)`` is a table.
+    """The changes that a method would make to a backbone; ``str(plan)`` is a table.
 
     Attributes:
-        report: The counts, as of the adaptation itself.
-        layers: What happens in each block, in model order.
-        memory: What a training step would need.
-        full: What a step of full fine-tuning would need.
+        report: The counts, as the adaptation itself would report them.
+        layers: The changes in each block, in model order.
+        memory: The memory that a training step would need.
+        full: The memory that a step of full fine-tuning would need.
     """
 
     report: Report
@@ -88,7 +87,7 @@ class AdaptationPlan:
     full: TrainingMemory
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the plan as plain JSON types."""
+        """Return the plan as plain JSON types."""
         return {
             "report": self.report.to_dict(),
             "layers": [asdict(layer) for layer in self.layers],
@@ -133,17 +132,17 @@ def plan(
     memory: Memory = "default",
     **settings: Any,
 ) -> AdaptationPlan:
-    """Say what adapting a backbone would do, without doing it.
+    """Plan the adaptation of a backbone, without changing it.
 
     Args:
         model: The backbone, on any device; it is not changed and no weight is copied.
         method: As for :func:`adapt`.
         inputs: A batch for the forward (a tensor, a tuple of positional or a mapping of keyword
-            arguments), of which only shapes and dtypes matter; with it the activations are
-            estimated.
+            arguments), of which only shapes and dtypes matter. It is needed to estimate the
+            activations.
         head: As for :func:`adapt`.
         also_train: As for :func:`adapt`.
-        memory: As for :func:`adapt`; what is made again is not among the activations.
+        memory: As for :func:`adapt`; recomputed tensors are not among the activations.
         **settings: Settings of the method, if it is given by name.
 
     Returns:
@@ -176,7 +175,7 @@ def on_meta(model: nn.Module) -> nn.Module:
         model: The model; not changed.
 
     Returns:
-        The copy, in training mode where the model is.
+        The copy, with the same modes as the model.
     """
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
@@ -228,7 +227,7 @@ def _memory(model: nn.Module, inputs: Any) -> TrainingMemory:
 
 
 def _activations(model: nn.Module, inputs: Any) -> int:
-    """Count the bytes that autograd keeps of a forward pass, parameters and inputs left out."""
+    """Count the bytes that autograd keeps of a forward pass, without parameters and inputs."""
     given = tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), inputs)
     known = {*model.parameters(), *model.buffers(), *tree_leaves(given)}
     held: WeakSet[Held] = WeakSet()
@@ -243,7 +242,7 @@ def _activations(model: nn.Module, inputs: Any) -> int:
             output = model(**given)
         else:
             output = model(*(given if isinstance(given, tuple) else (given,)))
-    # what is gone by now belonged to a part of the graph that nothing needs
+    # a tensor that is gone by now belonged to a part of the graph that is not needed
     sizes = _bytes_by_storage(kept.tensor for kept in held)
     del output
     for tensor in known:

@@ -1,4 +1,4 @@
-"""What was adapted, as numbers and as a table."""
+"""The report of an adaptation: its figures, and a table of them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Report:
         method: The method's name.
         sites: Adapted modules, counted by kind and by the last part of their name.
         trained: Trained parameters (scalars): adapter, head and the backbone's own.
-        adapter: Of these, new parameters that the adapter brought.
+        adapter: Of these, new parameters that the adapter added.
         head: Of these, the head's.
         backbone: Of these, the backbone's own, trained in place.
         total: All parameters of the adapted model.
         trained_bytes: Bytes of the trained parameters: the size of an adapter file without its
             header.
-        acceleration: Which LoRA layers have the fast forward, why others do not, and what they make
-            again in the backward pass; ``None`` without LoRA layers.
+        acceleration: Which LoRA layers have the fast forward, why others do not, and what they
+            recompute in the backward pass; ``None`` without LoRA layers.
     """
 
     method: str
@@ -51,7 +51,7 @@ class Report:
         return self.trained / self.total if self.total else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the report as plain JSON types."""
+        """Return the report as plain JSON types."""
         speed = None if self.acceleration is None else self.acceleration.to_dict()
         return {**asdict(self), "share": self.share, "acceleration": speed}
 
@@ -93,14 +93,14 @@ def make_report(
     adapter: Set[str],
     head: Set[str],
 ) -> Report:
-    """Count what is trained of an adapted model.
+    """Count the trained and other parameters of an adapted model.
 
     Args:
-        model: The adapted model; on the ``meta`` device as well.
+        model: The adapted model; it may be on the ``meta`` device.
         method: The method's name.
-        sites: Where it was adapted.
+        sites: The adapted places.
         trained: Names of the trained parameters.
-        adapter: Names of the parameters that the adapter brought.
+        adapter: Names of the parameters that the adapter added.
         head: Names of the head's parameters.
 
     Returns:

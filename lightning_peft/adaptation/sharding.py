@@ -1,4 +1,4 @@
-"""An adapted backbone in shards: FSDP2, one unit a block, the adapter with its block."""
+"""Sharding an adapted backbone with FSDP2: one unit for each block and its adapter."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["is_sharded", "shard"]
 
 _ENTRIES = ("forward_features", "forward_head", "forward_intermediates", "get_image_features")
-"""Ways into a backbone beside its forward."""
+"""Methods of a backbone, besides its forward, that modules call."""
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Say whether any part of a module is sharded with FSDP2."""
+    """Whether any part of a module is sharded with FSDP2."""
     from torch.distributed.fsdp import FSDPModule
 
     return any(isinstance(part, FSDPModule) for part in module.modules())
@@ -30,18 +30,18 @@ def is_sharded(module: nn.Module) -> bool:
 def shard(module: nn.Module, backbone: str, mesh: DeviceMesh) -> None:
     """Shard a module that holds an adapted backbone, over the processes of a mesh.
 
-    Every block of the backbone is one unit, what is left of the backbone is another, and so is
-    every other child of the module. Frozen and trained parameters may stand in one unit: FSDP2
-    shards each on its own, and only the trained ones have gradients and optimizer state.
+    Every block of the backbone is one unit, the rest of the backbone is another, and so is every
+    other child of the module. Frozen and trained parameters may share a unit: FSDP2 shards each
+    parameter separately, and only the trained ones have gradients and optimizer state.
 
     Args:
         module: The module around the backbone, such as a LightningModule; changed in place.
-        backbone: The attribute path of the backbone; it is never the module itself.
+        backbone: The attribute path of the backbone, which must not be the module itself.
         mesh: A mesh of one dimension, such as ``device_mesh["data_parallel"]``.
 
     Raises:
-        MethodError: If a trained tensor is shared between blocks, or a parameter stands where no
-            forward of a child reaches it; nothing is sharded then.
+        MethodError: If a trained tensor is shared between blocks, or a parameter belongs to no
+            child with a forward; nothing is sharded then.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -54,7 +54,7 @@ def shard(module: nn.Module, backbone: str, mesh: DeviceMesh) -> None:
     for entry in _ENTRIES:
         if hasattr(net, entry):
             register_fsdp_forward_method(net, entry)
-    for child in _beside(module, net):
+    for child in _outside(module, net):
         fully_shard(child, mesh=mesh)
 
 
@@ -64,7 +64,7 @@ def _refuse(module: nn.Module, net: nn.Module, backbone: str, blocks: tuple[str,
     if own:
         problems.append(
             f"{', '.join(own)} of {type(module).__name__} belong to no layer, so nothing would "
-            "bring their shards together: put them into a module with a forward"
+            "gather their shards: put them into a module with a forward"
         )
     trained = {name for name, parameter in net.named_parameters() if parameter.requires_grad}
     torn = [
@@ -86,13 +86,13 @@ def _unit(name: str, blocks: tuple[str, ...]) -> str:
     return next((block for block in blocks if name.startswith(f"{block}.")), "")
 
 
-def _beside(module: nn.Module, net: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules with parameters outside of the backbone, the largest that are called."""
+def _outside(module: nn.Module, net: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules with parameters outside the backbone, the largest that are called."""
     for child in module.children():
         if child is net or not any(True for _ in child.parameters()):
             continue
         inside = any(part is net for part in child.modules())
         if inside or isinstance(child, nn.ModuleList | nn.ModuleDict):
-            yield from _beside(child, net)
+            yield from _outside(child, net)
         else:
             yield child

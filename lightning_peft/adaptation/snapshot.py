@@ -1,4 +1,4 @@
-"""A model as it was: everything that an injection can change, put back after an error."""
+"""Restoring a model after an error: everything that an injection can change."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _TABLES = (dict, OrderedDict, set)
 
 @contextmanager
 def restored_after_error(model: nn.Module, values_of: Collection[str] = ()) -> Iterator[None]:
-    """Put a model back as it was if the code inside fails, whatever the error is.
+    """Restore a model if the code inside the context raises any error.
 
-    That is: the class of every module, its attributes, its tables of children, parameters, buffers
-    and hooks, which tensor each parameter holds, and what requires a gradient.
+    Restored are the class of every module, its attributes, its tables of children, parameters,
+    buffers and hooks, the tensor of each parameter, and which parameters require a gradient.
 
     Args:
         model: The model.
-        values_of: Names of parameters whose values may be written over in place; they are copied.
+        values_of: Names of parameters whose values may be overwritten in place; they are copied.
     """
     modules = [(module, type(module), _attributes(module)) for module in model.modules()]
     tensors = [(p, p.data, p.requires_grad) for p in model.parameters()]
@@ -50,7 +50,7 @@ def restored_after_error(model: nn.Module, values_of: Collection[str] = ()) -> I
 
 
 def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Give each attribute, and a copy of what it holds where it is a table."""
+    """Return each attribute, with a copy of its content if it is a table."""
     return {
         key: (value, value.copy() if type(value) in _TABLES else None)
         for key, value in module.__dict__.items()

@@ -1,4 +1,4 @@
-"""The pretrained values of parameters that are trained in place, and the pull back to them."""
+"""The pretrained values of parameters that are trained in place, and the decay towards them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["StartingPoint", "in_place", "pull"]
 
 
 def in_place(backbone: nn.Module, adaptation: Adaptation | None) -> dict[str, nn.Parameter]:
-    """Give the parameters of a backbone that have pretrained values: no adapter's, no head's.
+    """Return the parameters of a backbone that have pretrained values: no adapter's, no head's.
 
     Args:
         backbone: The backbone.
         adaptation: Its adaptation, if it is adapted.
 
     Returns:
-        The parameters, frozen ones too, by name; a shared one once.
+        The parameters by name, including frozen ones; a shared one once.
     """
     head = anatomy(backbone).head if adaptation is None else adaptation.head
     new = set() if adaptation is None else set(adaptation.adapter_names())
@@ -38,7 +38,7 @@ def in_place(backbone: nn.Module, adaptation: Adaptation | None) -> dict[str, nn
 class StartingPoint:
     """Copies of parameters as they were before training.
 
-    A deep copy of a module (weight averaging makes one) shares them: they never change.
+    A deep copy of a module (as weight averaging makes) shares them, since they never change.
 
     Attributes:
         tensors: The copies, by name.
@@ -51,16 +51,16 @@ class StartingPoint:
         return self
 
     def keep(self, names: set[str]) -> None:
-        """Let go of all others."""
+        """Drop all other tensors."""
         self.tensors = {name: t for name, t in self.tensors.items() if name in names}
 
     def of(self, name: str, like: Tensor) -> Tensor:
-        """Give one on the device and in the dtype of its parameter; it stays there."""
-        self.tensors[name] = self.tensors[name].to(like)  # itself, where it is so already
+        """Return the starting values of a parameter, on its device and in its dtype from now on."""
+        self.tensors[name] = self.tensors[name].to(like)  # the same tensor if it fits already
         return self.tensors[name]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Tell this starting point from another: see :func:`backbone_fingerprint`."""
+        """Return a fingerprint of this starting point: see :func:`backbone_fingerprint`."""
         holder = nn.Module()
         for number, (name, tensor) in enumerate(self.tensors.items()):
             part = name.replace(".", "/")  # a parameter's name has no dots
@@ -74,7 +74,7 @@ def pull(parameters: Sequence[Tensor], starts: Sequence[Tensor], amount: float) 
     Args:
         parameters: The parameters; changed in place.
         starts: Where each began.
-        amount: The part of the way, the learning rate times the strength.
+        amount: The fraction of the distance: the learning rate times the strength.
     """
     if parameters:
         with torch.no_grad():

@@ -1,7 +1,7 @@
-"""What a backbone is made of: its head, its repeated blocks, and the roles of their layers.
+"""The parts of a backbone: its head, its repeated blocks, and the roles of their layers.
 
-The rest of lightning-peft never guesses from parameter names: it asks `anatomy`, which looks at the
-model itself (timm, Hugging Face transformers, torchvision, or any `nn.Module`).
+The rest of lightning-peft never guesses from parameter names: it calls `anatomy`, which inspects
+the model itself (timm, Hugging Face transformers, torchvision, or any `nn.Module`).
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What a backbone is made of. All names are names of `model.named_modules()`, in its order.
+    """The parts of a backbone. All names are names of `model.named_modules()`, in its order.
 
     Attributes:
         family: The library that the model comes from; `"module"` for any other module and for a
             wrapper around a backbone.
         architecture: The name by which its library knows it (timm: as in `timm.list_models()`;
             transformers, torchvision: the class), of the one backbone inside where the model is a
-            wrapper; None where there is no such name.
+            wrapper; None if there is no such name.
         head: The modules that belong to the task; may be empty.
         blocks: The repeated blocks, those of all stages in one sequence; may be empty.
         roles: For each of `ROLES`, the modules that play it; may be empty.
@@ -61,13 +61,13 @@ class Anatomy:
         return {plain_name(block): index for index, block in enumerate(self.blocks)}
 
     def layer_of(self, name: str) -> int | None:
-        """Give the index of the block that holds a module or parameter.
+        """Return the index of the block that holds a module or parameter.
 
         Args:
             name: Its name in the model, with or without the parts that `torch.compile` adds.
 
         Returns:
-            The index into `blocks`; None for what is in no block (stem, embeddings, the
+            The index into `blocks`; None for a part outside the blocks (stem, embeddings, the
             downsampling between two stages, the final norm, the head).
         """
         parts = plain_name(name).split(".")
@@ -79,19 +79,19 @@ class Anatomy:
 
 
 def layer_of(anatomy: Anatomy, module_name: str) -> int | None:
-    """Give the index of the block that holds a module or parameter; see `Anatomy.layer_of`."""
+    """Return the index of the block that holds a module or parameter; see `Anatomy.layer_of`."""
     return anatomy.layer_of(module_name)
 
 
 def anatomy(model: nn.Module, head: str | Sequence[str] | Literal[False] | None = None) -> Anatomy:
-    """Look at what a model is made of.
+    """Find the parts of a model.
 
-    Only names, classes and shapes are looked at: a model on the meta device is as good as any.
+    Only names, classes and shapes are read, so a model on the meta device works too.
 
     Args:
         model: A timm, transformers or torchvision model, or any module; it may be compiled.
-        head: Names (or globs) of the modules that are the head; `()` or False for a model without
-            one; None to find it.
+        head: Names (or globs) of the modules that form the head; `()` or False for a model without
+            a head; None to find it.
 
     Returns:
         The anatomy.

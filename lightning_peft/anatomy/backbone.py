@@ -1,4 +1,4 @@
-"""Which part of a module is the backbone."""
+"""Finding the backbone in a module."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ def backbone_of(pl_module: nn.Module, name: str | None = None) -> tuple[str, nn.
     """Find the backbone of a LightningModule.
 
     The one child that is a model of timm, transformers or torchvision, or has repeated blocks, is
-    the backbone; the children beside it (a head, a projection) are the task's own and are trained
-    as they are. Where no child looks like a backbone, it is the only child that has layers of its
-    own, or the module itself.
+    the backbone; the other children (a head, a projection) belong to the task and are trained as
+    they are. If no child looks like a backbone, it is the only child that has layers of its own, or
+    the module itself.
 
     Args:
         pl_module: The LightningModule.
-        name: The attribute path of the backbone, such as ``"encoder"`` or ``"model.net"``, where
-            the search needs a word.
+        name: The attribute path of the backbone, such as ``"encoder"`` or ``"model.net"``, if
+            the search alone cannot find it.
 
     Returns:
         The attribute path and the backbone. A compiled backbone is returned without its wrapper.
 
     Raises:
-        TargetError: If no such attribute exists, if there is nothing to train, or if two backbones
-            are found and nothing says which.
+        TargetError: If no such attribute exists, if there is nothing to train, or if several
+            backbones are found and `name` does not say which.
     """
     children = {key: child for key, child in pl_module.named_children() if _has_parameters(child)}
     if name is not None:
@@ -68,7 +68,7 @@ def _named_backbone(pl_module: nn.Module, name: str) -> tuple[str, nn.Module]:
 
 
 def _unwrap(path: str, module: nn.Module) -> tuple[str, nn.Module]:
-    """Step inside the wrapper that ``torch.compile`` puts around a module."""
+    """Return the path and the module inside the wrapper of ``torch.compile``."""
     inner = getattr(module, "_orig_mod", None)
     if isinstance(inner, nn.Module):
         return f"{path}._orig_mod" if path else "_orig_mod", inner
@@ -80,6 +80,6 @@ def _has_parameters(module: nn.Module) -> bool:
 
 
 def is_backbone(module: nn.Module) -> bool:
-    """Say whether a module is a model of a known library, or has repeated blocks."""
+    """Whether a module is a model of a known library, or has repeated blocks."""
     found = anatomy(module)
     return found.family != "module" or bool(found.blocks)

@@ -12,9 +12,9 @@ from lightning_peft.anatomy.tree import Node, is_container
 
 __all__ = ["find_blocks"]
 
-# A list of stages is told from a list of blocks by what its elements hold: a stage is little more
+# A list of stages differs from a list of blocks in what its elements hold: a stage is little more
 # than a list of blocks (and a downsampling), a block that happens to hold a list is much more.
-# Where the names say that these are stages, less will do.
+# If the names say that these are stages, a smaller share is enough.
 _STAGE_SHARE = 2 / 3
 _NAMED_STAGE_SHARE = 1 / 4
 _STAGES = re.compile(r"\w*(stage|level)s?\d*", re.IGNORECASE)
@@ -29,17 +29,17 @@ def find_blocks(root: Node, head: Collection[Node] = ()) -> list[Node]:
     """Find the repeated blocks.
 
     Blocks are the elements of the topmost containers (ModuleList, ModuleDict, Sequential, or
-    numbered children such as `block1`, `block2`) whose composite children are of one class. Where
+    numbered children such as `block1`, `block2`) whose composite children are of one class. If
     these hold most of their parameters in such containers of their own, they are stages, and the
-    blocks are theirs, flattened in order (Swin, ConvNeXt, ResNet, EfficientNet). The experts of a
-    mixture, stems and downsamplings are no blocks.
+    result is the blocks of all stages in order (Swin, ConvNeXt, ResNet, EfficientNet). The experts
+    of a mixture, stems and downsamplings are not blocks.
 
     Args:
         root: The model.
-        head: The nodes of its head, where no block is looked for.
+        head: The nodes of its head, in which no block is searched for.
 
     Returns:
-        The nodes of the blocks in model order; none where the model has no such list.
+        The nodes of the blocks in model order; empty if the model has no such list.
     """
     return _Search(root, head).visit(root)
 
@@ -56,13 +56,14 @@ class _Search:
         }
 
     def visit(self, node: Node, *, in_element: bool = False, in_stage: bool = False) -> list[Node]:
-        """Find the blocks in a node.
+        """Find the blocks below a node.
 
         Args:
-            node: Where to look.
-            in_element: The node is in an element of a list: only what is called a list is one.
-            in_stage: The element is known to be a stage: any list of composite modules is one of
-                blocks, also where their classes differ.
+            node: The node.
+            in_element: Whether the node is inside an element of a list: a list below it counts only
+                if its name says that it is one.
+            in_stage: Whether that element is known to be a stage: any list of composite modules
+                below it is a list of blocks, even if their classes differ.
         """
         if id(node) in self.skip or _NO_BLOCKS.fullmatch(node.key):
             return []
@@ -81,7 +82,7 @@ class _Search:
         return blocks
 
     def flatten(self, elements: list[Node]) -> list[Node]:
-        """Give the elements of a list, or, where they are stages, their blocks."""
+        """Return the elements of a list, or the blocks of the elements if these are stages."""
         above = elements[0].parent
         named = bool(
             (above is not None and _STAGES.fullmatch(above.key))
@@ -106,7 +107,7 @@ class _Search:
         ]
 
     def elements(self, node: Node, in_element: bool, in_stage: bool) -> list[Node]:
-        """Give the composite children of a container if they make a list of blocks."""
+        """Return the composite children of a container if they form a list of blocks."""
         if not is_container(node.module):
             return []
         if in_element and not _LIST_NAME.fullmatch(node.key):
@@ -116,12 +117,12 @@ class _Search:
         if not composite:
             return []
         if len(composite) == 1:
-            # One element makes a list if it is nearly all that is in it, and the name says list.
+            # One element forms a list if it is nearly all of the container and the name says list.
             listed = _LIST_NAME.fullmatch(node.key) and not isinstance(node.module, nn.ModuleDict)
             return composite if listed and composite[0].numel > _STAGE_SHARE * node.numel else []
         counts = Counter(child.kind for child in composite)
-        # Hybrids mix classes of blocks, and number them; the parts of one block (attention, MLP) do
-        # not repeat, or have names (torchvision's MaxViT).
+        # Hybrids mix classes of blocks, and number them; the parts of one block (attention, MLP)
+        # do not repeat, or have names (torchvision's MaxViT).
         numbered = all(child.key[-1:].isdigit() for child in composite)
         hybrid = max(counts.values()) > 1 and len(composite) > 2 and numbered
         return composite if in_stage or len(counts) == 1 or hybrid else []
@@ -139,7 +140,7 @@ class _Search:
         return {id(n): group for group in groups.values() if len(group) >= least for n in group}
 
     def is_composite(self, node: Node) -> bool:
-        """Say whether a node has several weights to combine, as a block has."""
+        """Whether a node holds several weights, as a block does."""
         return node.kind in self.composite or (
             node.matrices > 1 and is_container(node.inner().module)
         )

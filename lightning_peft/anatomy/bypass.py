@@ -2,45 +2,39 @@
 
 timm's BEiT, EVA and SwinV2 call `F.linear(x, self.qkv.weight, bias)`, torchvision's Swin hands
 `self.qkv.weight` to a function, `nn.MultiheadAttention` does so with `out_proj.weight`. An adapter
-on such a module is there in name only: it changes nothing and gets no gradient.
+on such a module has no effect and gets no gradient.
 
 The source is read, no forward is run. From each module's `forward` on, the statements are followed
-through the methods it calls, with `self` being the module at hand: a condition that can be told
-from its attributes (`if self.q_bias is None`) leaves one branch, any other leaves both. A module is
-bypassed if its weight is read as a tensor somewhere and nothing calls the module anywhere.
+through the methods that it calls, with `self` as the module: a condition that its attributes decide
+(`if self.q_bias is None`) leaves one branch, any other leaves both. A module is bypassed if its
+weight is read as a tensor somewhere and nothing calls the module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from types import CodeType, FunctionType
-from typing import Any
 
 from torch import nn
 
 from lightning_peft.anatomy.source import Reader
-from lightning_peft.anatomy.source.functions import code_of, method_of
 from lightning_peft.anatomy.tree import Node, grow, is_container, plain_name, unwrap
 
 __all__ = ["bypassed"]
-
-_PARAMETERS = frozenset({"weight", "bias", "in_proj_weight", "in_proj_bias"})
-_DEPTH = 6
 
 
 def bypassed(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Find the modules whose forward is bypassed by the code around them.
 
-    A module whose source is not available counts as one that reads nothing: what is returned is
-    known, what is not returned is only not known to be bypassed. The eval fast path of
-    `nn.TransformerEncoderLayer` is no bypass (in training the modules are called); see `fast_path`.
+    A module whose source is not available counts as reading nothing: the returned modules are
+    certainly bypassed, others may be. The eval fast path of `nn.TransformerEncoderLayer` is not a
+    bypass (in training the modules are called); see `fast_path`.
 
     Args:
-        model: The model, before anything is put into it.
-        names: The modules in question, as in `model.named_modules()`.
+        model: The model, before any injection.
+        names: The modules to check, as in `model.named_modules()`.
 
     Returns:
-        For each that is bypassed, the reason in words, naming the class that reads its weight.
+        The reason for each bypassed module, with the class that reads its weight.
     """
     root = grow(model)
     nodes = {node.name: node for node in root.walk()}
@@ -56,10 +50,10 @@ def bypassed(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
 
     read_by: dict[int, tuple[Node, str]] = {}
     for node in root.walk() if targets else ():
-        if node.children and node is node.inner() and _may_read(type(node.module)):
+        if node.children and node is node.inner():
             for target, attribute in read(node).reads.items():
                 if target in targets:
-                    read_by[target] = (node, attribute)  # the nearest above it comes last
+                    read_by[target] = (node, attribute)  # the nearest ancestor comes last
 
     result = {}
     for name, node in wanted.items():
@@ -76,38 +70,3 @@ def bypassed(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
             "own forward, so an adapter on it would change nothing."
         )
     return result
-
-
-_MAY_READ: dict[type, bool] = {}
-
-
-def _may_read(kind: type[nn.Module]) -> bool:
-    """Say from the bytecode whether a class's forward reads any `weight`: most classes do not."""
-    if kind not in _MAY_READ:
-        _MAY_READ[kind] = _mentions(kind, method_of(kind, "forward"), set(), _DEPTH)
-    return _MAY_READ[kind]
-
-
-def _mentions(kind: type, function: Any, seen: set[CodeType], depth: int) -> bool:
-    found = code_of(function)
-    if found is None or depth == 0:
-        return False
-    code, scope = found
-    names: set[str] = set()
-    constants: list[Any] = [code]
-    for part in constants:  # with the functions and comprehensions inside
-        if isinstance(part, CodeType) and part not in seen:
-            seen.add(part)
-            names.update(part.co_names)
-            names.update(constant for constant in part.co_consts if constant in _PARAMETERS)
-            constants.extend(part.co_consts)
-    if names & _PARAMETERS:
-        return True
-    called = [method_of(kind, name) for name in names]
-    called += [method_of(base, "forward") for base in kind.__mro__[1:-1] if "super" in names]
-    called += [f for f in map(scope.get, names) if isinstance(f, FunctionType) and _is_followed(f)]
-    return any(_mentions(kind, function, seen, depth - 1) for function in called)
-
-
-def _is_followed(function: FunctionType) -> bool:
-    return not str(function.__module__).startswith("torch.")

@@ -1,4 +1,4 @@
-"""Which library a backbone comes from, and what it calls it."""
+"""The library that a backbone comes from, and its name there."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _TORCHVISION_HEADS = ("fc", "classifier", "head", "heads")
 
 
 def family_of(module: nn.Module) -> Family:
-    """Say which library a whole backbone comes from.
+    """Return the library that a whole backbone comes from.
 
-    Parts of a library's model (a `timm` block in a network of one's own) are of family `"module"`,
+    Parts of a library's model (a `timm` block in a custom network) are of family `"module"`,
     and so is a wrapper around a backbone.
 
     Args:
-        module: Any module; what `torch.compile` wraps is looked at.
+        module: Any module; a wrapper of `torch.compile` is looked through.
 
     Returns:
         The family.
     """
     module = unwrap(module)
-    transformers = sys.modules.get("transformers.modeling_utils")  # not imported: not of it
+    transformers = sys.modules.get("transformers.modeling_utils")  # not imported: another model
     if transformers is not None and isinstance(module, transformers.PreTrainedModel):
         return "transformers"
     origins = [kind.__module__ for kind in type(module).__mro__]
@@ -45,13 +45,13 @@ def family_of(module: nn.Module) -> Family:
 
 
 def architecture_of(module: nn.Module) -> str | None:
-    """Give the name under which its library knows a backbone.
+    """Return the name under which its library knows a backbone.
 
     Args:
         module: Any module.
 
     Returns:
-        timm: the name in `timm.list_models()` (the class's where there is none); transformers and
+        timm: the name in `timm.list_models()` (the class's name if there is none); transformers and
         torchvision: the class's name; any other module: None.
     """
     module = unwrap(module)
@@ -74,7 +74,7 @@ def backbones_in(root: Node) -> list[Node]:
         root: The model.
 
     Returns:
-        Their nodes, in order; the root itself where it is one.
+        Their nodes, in order; only the root if it is one itself.
     """
     if family_of(root.module) != "module":
         return [root]

@@ -1,11 +1,11 @@
 """The inference fast path of `nn.TransformerEncoderLayer`, which runs past its submodules.
 
 In eval mode and without gradients such a layer hands `linear1.weight` and the others to one fused
-kernel and calls none of its submodules. An adapter in the place of a submodule (which is what
-`peft` injects) is then left out of the result, in silence. Forward hooks switch the layer's own
-fast path off, but `nn.TransformerEncoder` goes on making nested tensors for it out of a padding
-mask, which an adapter then has to compute with. Both are switched off here by plain attributes of
-the modules, which are copied, pickled and moved with them.
+kernel and calls none of its submodules. An adapter that replaces a submodule (as `peft`'s
+do) then has no effect, without an error. Forward hooks switch the layer's own fast path off, but
+`nn.TransformerEncoder` still makes nested tensors out of a padding mask, which an adapter cannot
+always compute with. Both are switched off here by plain attributes of the modules, which are
+copied, pickled and moved with them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from lightning_peft.anatomy.tree import unwrap
 
 __all__ = ["fast_path_layers", "fast_path_off", "fast_path_on"]
 
-# What tells a layer and an encoder that the fast path is not for them, and where the value that
-# was there is kept meanwhile.
+# The attributes that switch the fast path of a layer and of an encoder off, and those that keep the
+# former values.
 _SWITCH = {
     nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0),
     nn.TransformerEncoder: ("use_nested_tensor", False),
@@ -28,16 +28,16 @@ _KEPT = "_lightning_peft_fast_path"
 
 
 def fast_path_layers(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
-    """Find the modules whose fast path would run past an adapter.
+    """Find the modules whose fast path would bypass an adapter.
 
     Args:
         model: The model.
-        names: The modules that get an adapter. What only trains parameters that are there already
-            (BitFit, norms) needs none of this: the fast path reads them.
+        names: The modules that get an adapter. Methods that only train existing parameters (BitFit,
+            norms) are not affected: the fast path reads those.
 
     Returns:
         The `nn.TransformerEncoderLayer`s that are or hold one of them, and the
-        `nn.TransformerEncoder`s around, in model order.
+        `nn.TransformerEncoder`s around them, in model order.
     """
     wanted = set(names)
     modules = dict(model.named_modules())
@@ -51,7 +51,7 @@ def fast_path_layers(model: nn.Module, names: Iterable[str]) -> list[nn.Module]:
 
 
 def fast_path_off(layers: Iterable[nn.Module]) -> None:
-    """Switch the fast path off; doing so twice is as good as once.
+    """Switch the fast path off; calling it again has no effect.
 
     Args:
         layers: What `fast_path_layers` found.
@@ -64,7 +64,7 @@ def fast_path_off(layers: Iterable[nn.Module]) -> None:
 
 
 def fast_path_on(layers: Iterable[nn.Module]) -> None:
-    """Give back the fast path as it was; layers that were never switched off are left alone.
+    """Restore the fast path of layers that :func:`fast_path_off` changed; skip all others.
 
     Args:
         layers: What `fast_path_layers` found.

@@ -1,4 +1,4 @@
-"""What tells one pretrained backbone from another, in milliseconds."""
+"""Fingerprints that distinguish one pretrained backbone from another, in milliseconds."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _SAMPLES = 16  # values read from each tensor
 def backbone_fingerprint(
     model: nn.Module, frozen: Collection[str], architecture: str | None = None
 ) -> dict[str, Any]:
-    """Take a fingerprint over the frozen parameters of a backbone.
+    """Compute a fingerprint of the frozen parameters of a backbone.
 
-    Names, shapes and dtypes go in whole; of each tensor's values, evenly spaced samples. The values
-    are hashed by group (a block, an embedding, a final norm), so that a mismatch can be named.
+    All names, shapes and dtypes enter it, and evenly spaced samples of each tensor's values. The
+    values are hashed by group (a block, an embedding, a final norm), so that a mismatch has a name.
 
     Args:
         model: The backbone, not yet adapted.
         frozen: Names of the parameters that the method leaves as they are.
-        architecture: The model's name where it is known.
+        architecture: The model's name, if it is known.
 
     Returns:
         Plain JSON types: ``architecture``, ``parameters`` (how many tensors), ``structure`` (a hash
-        over names and shapes), ``dtypes`` (how many tensors of each) and ``values`` (a hash a
-        group; empty on the ``meta`` device, where there are none).
+        over names and shapes), ``dtypes`` (how many tensors of each) and ``values`` (one hash
+        for each group; empty on the ``meta`` device, which has no values).
     """
     names = set(frozen)
     parameters = [(n, p.detach()) for n, p in model.named_parameters() if n in names]
@@ -47,15 +47,15 @@ def backbone_fingerprint(
 
 
 def differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
-    """Name what differs between two fingerprints.
+    """List the differences between two fingerprints.
 
     Args:
         expected: The fingerprint of the backbone that an adapter was trained on.
-        got: The fingerprint of the backbone that it meets.
+        got: The fingerprint of the backbone that it is loaded into.
 
     Returns:
         A phrase for each difference; empty if the two are the same backbone. The architecture's
-        name alone is no difference: one backbone can be built under two names.
+        name alone is not a difference: one backbone can be built under two names.
     """
     found = []
     if expected.get("structure") != got.get("structure"):
@@ -100,7 +100,7 @@ def _value_digests(parameters: list[tuple[str, Tensor]]) -> dict[str, str]:
 
 
 def _samples(parameter: Tensor, places: dict[tuple[int, torch.device], Tensor]) -> Tensor:
-    """Read evenly spaced values; the places are kept, for tensors of the same size."""
+    """Return evenly spaced values; the indices are kept, for tensors of the same size."""
     flat = parameter.reshape(-1)
     size = flat.numel()
     if (size, flat.device) not in places:
@@ -111,7 +111,7 @@ def _samples(parameter: Tensor, places: dict[tuple[int, torch.device], Tensor]) 
 
 
 def _group(name: str) -> str:
-    """Give a parameter's name up to its first number: a block, or a top-level module."""
+    """Return a parameter's name up to its first number: a block, or a top-level module."""
     parts = name.split(".")
     for i, part in enumerate(parts):
         if part.isdigit():

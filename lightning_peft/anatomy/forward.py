@@ -12,10 +12,10 @@ __all__ = ["first_tensor", "output_of"]
 
 
 def output_of(model: nn.Module, inputs: Any) -> Tensor:
-    """Run a model in evaluation mode without gradients and give its first output tensor in float32.
+    """Run a model in evaluation mode without gradients; return its first output tensor in float32.
 
     Args:
-        model: The model; its modes are put back.
+        model: The model; its modes are restored afterwards.
         inputs: A tensor, a tuple of positional or a mapping of keyword arguments.
     """
     modes = [(module, module.training) for module in model.modules()]
@@ -33,7 +33,7 @@ def output_of(model: nn.Module, inputs: Any) -> Tensor:
 
 
 def first_tensor(output: Any) -> Tensor:
-    """Give the first tensor of a model's output.
+    """Return the first tensor of a model's output.
 
     Args:
         output: A tensor, a tuple, a mapping, or one of transformers' output classes, which are

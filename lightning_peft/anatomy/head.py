@@ -20,7 +20,7 @@ _USUAL = re.compile(
 )
 
 # Classifiers of torchvision with pretrained layers before the last one, by their children's
-# classes. One that looks different was put there by the user and is new as a whole.
+# classes. A classifier that looks different was put there by the user and is new as a whole.
 _TORCHVISION_CLASSIFIERS = {
     "ConvNeXt": (("LayerNorm2d", "Flatten", "Linear"),),
     "MobileNetV3": (("Linear", "Hardswish", "Dropout", "Linear"),),
@@ -39,10 +39,10 @@ def find_head(root: Node) -> list[Node]:
     - timm: what `get_classifier()` returns (two modules for distilled models, none for
       `num_classes=0`).
     - transformers: the children outside `base_model_prefix`; a language-model head, being
-      pretrained, is none.
-    - torchvision: the last layer of `fc`, `classifier`, `head` or `heads`; all of it where it was
+      pretrained, does not count.
+    - torchvision: the last layer of `fc`, `classifier`, `head` or `heads`; all of it if it was
       replaced.
-    - a module around known backbones: all other children with parameters; where there are none,
+    - a module around known backbones: all other children with parameters; if there are none,
       the head of the backbone.
     - any other module: the direct children with usual names (`fc`, `head`, `classifier` ...).
 
@@ -50,7 +50,7 @@ def find_head(root: Node) -> list[Node]:
         root: The model.
 
     Returns:
-        The nodes of the head, in model order; none where the model has no head.
+        The nodes of the head, in model order; empty if the model has no head.
     """
     root = root.inner()
     family = family_of(root.module)
@@ -64,7 +64,7 @@ def find_head(root: Node) -> list[Node]:
 
 
 def named_head(root: Node, head: str | Iterable[str]) -> list[Node]:
-    """Find the head that a user names.
+    """Find the head that the user named.
 
     Args:
         root: The model.
@@ -74,7 +74,7 @@ def named_head(root: Node, head: str | Iterable[str]) -> list[Node]:
         The topmost modules with parameters that the names match, in model order.
 
     Raises:
-        TargetError: If a name matches no module, or none that has parameters.
+        TargetError: If a name matches no module, or only modules without parameters.
     """
     entries = [head] if isinstance(head, str) else list(head)
     nodes = [node for node in root.walk() if node.plain]
@@ -82,13 +82,13 @@ def named_head(root: Node, head: str | Iterable[str]) -> list[Node]:
     problems = []
     for entry in entries:
         if not isinstance(entry, str):
-            problems.append(f"{entry!r} is no name of a module: expected a string.")
+            problems.append(f"{entry!r} is not the name of a module: expected a string.")
             continue
         hits = [n for n in nodes if entry in (n.name, n.plain) or fnmatch.fnmatch(n.plain, entry)]
         full = [node for node in hits if has_weights(node.module)]
         if not hits:
             tops = [n.plain for n in nodes if n.plain.count(".") <= entry.count(".")]
-            problems.append(f"'{entry}' is no module of this model. {near(entry, tops)}")
+            problems.append(f"'{entry}' is not a module of this model. {near(entry, tops)}")
         elif not full:
             problems.append(f"'{entry}' has no parameters ({hits[0].kind.__name__}).")
         matched.update(id(node) for node in full)
@@ -133,8 +133,8 @@ def _transformers(root: Node) -> list[Node]:
     prefix = getattr(model, "base_model_prefix", "")
     base = next((child for child in root.children if child.key == prefix), None)
     if base is None or output is not None:
-        # A model without a base inside, or one for language modelling, whose other layers outside
-        # the base (a transform before the vocabulary) are as pretrained as the base.
+        # A model without a base inside, or one for language modelling, whose layers outside the
+        # base (a transform before the vocabulary) are as pretrained as the base.
         return [child for child in candidates if _USUAL.fullmatch(child.key)]
     head = [child for child in candidates if child is not base]
     if not head and family_of(base.module) != "transformers":
@@ -178,7 +178,7 @@ def _usual(root: Node) -> list[Node]:
 
 
 def _narrow(node: Node) -> Node:
-    """Step into a Sequential that has but one layer with parameters."""
+    """Return the only layer with parameters of a Sequential; any other node as it is."""
     while isinstance(unwrap(node.module), nn.Sequential):
         full = _parameterised(node.inner())
         if len(full) != 1:

@@ -1,4 +1,4 @@
-"""Tensors that several modules hold together, such as tied embeddings or VeRA's projections."""
+"""Names of tensors that several modules share, such as tied embeddings, and of parts of a model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def shared_names(model: nn.Module) -> dict[str, str]:
         model: Any module.
 
     Returns:
-        For each further name of such a tensor, its first name.
+        The first name of such a tensor, by each of its further names.
     """
     first: dict[int, str] = {}
     found: dict[str, str] = {}
@@ -36,5 +36,5 @@ def shared_names(model: nn.Module) -> dict[str, str]:
 
 
 def inside(name: str, roots: tuple[str, ...]) -> bool:
-    """Say whether a dotted name is one of the roots or lies below one (``""`` holds everything)."""
+    """Whether a dotted name is one of the roots or lies below one (``""`` holds everything)."""
     return any(root in ("", name) or name.startswith(f"{root}.") for root in roots)

@@ -1,4 +1,4 @@
-"""What part each layer plays in its block: attention, MLP, norm, convolution."""
+"""The role of each layer in its block: attention, MLP, norm, convolution."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROLES = (
     "blocks",
 )
 
-# The names that the libraries give to projections, as they stand in timm, transformers,
+# The names of projections, as they are in timm, transformers,
 # torchvision, diffusers and the many repositories around them.
 _FUSED = re.compile(r"(\w*_)?w?(qkv|kqv)s?(_\w+)?|c_attn|query_key_value|queries_keys_values", re.I)
 _ALONE = re.compile(
@@ -59,14 +59,15 @@ def find_roles(
     """Find the modules that play each role.
 
     `qkv`, `attention`, `attention-out`, `mlp`, `mlp-in`, `mlp-out` and `all-linear` are looked for
-    inside the blocks, or in the whole model where it has none; `convs` and `norms` everywhere;
-    nothing in the head.
+    inside the blocks, or in the whole model if it has none; `convs` and `norms` everywhere. The
+    head is left out.
 
-    An `nn.MultiheadAttention` keeps its weights to itself: it stands as a whole for `qkv` and
-    `attention`, and none of its parts plays a role. Attention between sequences (the decoder of T5)
-    is attention. A 1x1 convolution counts as linear where it is part of an attention or an MLP
-    (ConvNeXt with `conv_mlp`, MetaFormer) and only there. `convs` are all convolutions of one
-    group: the stem, downsamplings and the two of a squeeze-and-excitation are among them.
+    An `nn.MultiheadAttention` does not call layers for its weights: the whole module plays the
+    roles `qkv` and `attention`, and none of its parts plays one. Attention between
+    sequences (the decoder of T5) is attention. A 1x1 convolution counts as linear only if it is
+    part of an attention or an MLP (ConvNeXt with `conv_mlp`, MetaFormer). `convs` are all
+    convolutions of one group, including the stem, downsamplings and the two of a
+    squeeze-and-excitation.
 
     Args:
         root: The model.
@@ -107,12 +108,12 @@ def _is_dense(node: Node) -> bool:
 
 
 def _path(node: Node, scope: Node) -> list[str]:
-    """Give the parts of a node's plain name below a scope."""
+    """Return the parts of a node's plain name, relative to a scope."""
     return node.plain.removeprefix(scope.plain).strip(".").split(".")
 
 
 def _attention(scope: Node, inside: Iterable[Node], found: dict[str, set[int]]) -> set[int]:
-    """Find the attention in a block; gives all nodes inside of it, which are no MLP's."""
+    """Find the attention in a block; return all nodes inside it, which belong to no MLP."""
     within: set[int] = set()
     units: dict[int, list[tuple[Node, str]]] = defaultdict(list)
     owners: dict[int, Node] = {}
@@ -150,7 +151,7 @@ def _attention(scope: Node, inside: Iterable[Node], found: dict[str, set[int]]) 
 
 
 def _unit(node: Node) -> Node:
-    """Step up from `qkv.linear` (a layer with its norm) to the `qkv` that has the telling name."""
+    """Return the parent `qkv` of `qkv.linear` (a layer with its norm), which has the known name."""
     parent = node.parent
     if parent is None or _is_projection(node.key) or not _is_projection(parent.key):
         return node
@@ -164,7 +165,7 @@ def _is_projection(name: str) -> bool:
 
 
 def _projections(members: list[tuple[Node, str]]) -> list[Node]:
-    """Pick q, k and v among the layers of one module: a lone `k` or `value` is none of them."""
+    """Pick q, k and v among the layers of one module; a lone `k` or `value` does not count."""
     fused = [node for node, name in members if _FUSED.fullmatch(name)]
     alone = [(node, match) for node, name in members if (match := _ALONE.fullmatch(name))]
     what = {match["what"].lower()[0] for _, match in alone if match["what"].lower() != "qk"}
@@ -175,7 +176,7 @@ def _projections(members: list[tuple[Node, str]]) -> list[Node]:
 
 
 def _attention_around(core: Node, scope: Node) -> Node:
-    """Climb from the module with q, k and v to the one that has the output projection too."""
+    """Return the module around q, k and v that holds the output projection too."""
     around = core
     while around is not scope and around.parent is not None and around.parent is not scope:
         parent = around.parent
@@ -210,7 +211,7 @@ def _mlp(scope: Node, inside: Iterable[Node], found: dict[str, set[int]]) -> Non
 
 
 def _is_mlp(group: list[Node], owner: Node, scope: Node) -> bool:
-    """Say whether the layers of one module are an MLP: by place, by names, or by their shapes."""
+    """Whether the layers of one module are an MLP, by its place, their names or their shapes."""
     below = [part for part in _path(owner, scope) if part]
     place = [*below, owner.kind.__name__ if owner is not scope else ""]
     if any(re.search(r"pos|cpb|bias|(^|_)se$|squeeze|attn_?pool", part, re.I) for part in place):
@@ -229,7 +230,7 @@ def _is_mlp(group: list[Node], owner: Node, scope: Node) -> bool:
 
 
 def _last_of(group: list[Node]) -> Node:
-    """Find the layer that leads out of an MLP: the last but for the `w1, w2, w3` of Llama."""
+    """Return the output layer of an MLP: the last one, except for the `w1, w2, w3` of Llama."""
     by_name = {node.key: node for node in group}
     if {"w1", "w2", "w3"} <= set(by_name):
         return by_name["w2"]
@@ -237,7 +238,7 @@ def _last_of(group: list[Node]) -> Node:
 
 
 def _sizes(node: Node) -> tuple[int, int]:
-    """Give the features in and out of a linear layer."""
+    """Return the numbers of input and output features of a linear layer."""
     names: tuple[Callable[[nn.Module], object], ...] = (
         lambda module: (module.in_features, module.out_features),
         lambda module: (module.nx, module.nf),

@@ -1,4 +1,4 @@
-"""Where an adapter goes: presets, names, globs, regular expressions and layer ranges -> modules."""
+"""Resolving presets, names, globs, regular expressions and layer ranges to modules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_peft.errors import TargetError, near
 __all__ = ["PRESETS", "layer_indices", "layer_of", "resolve"]
 
 PRESETS = ("auto", *ROLES)
-"""The names that are looked up in the model's anatomy rather than among its modules' names."""
+"""The names that are looked up in the model's anatomy instead of among its modules' names."""
 
 _MOST_PROBLEMS = 20
 
@@ -32,40 +32,40 @@ def resolve(
     exclude: str | Sequence[str] | None = None,
     containers: bool = False,
 ) -> tuple[str, ...]:
-    """Find the modules that a selection means.
+    """Find the modules that a selection describes.
 
     Each entry of ``targets`` and ``exclude`` is one of
 
     - a preset: ``"auto"`` (``"all-linear"``, or ``"convs"`` in a model without linear layers),
       ``"all-linear"``, ``"attention"``, ``"qkv"``, ``"attention-out"``, ``"mlp"``, ``"mlp-in"``,
-      ``"mlp-out"``, ``"convs"``, ``"norms"``, ``"blocks"``; a preset that the model has comes
-      before a module of the same name;
+      ``"mlp-out"``, ``"convs"``, ``"norms"``, ``"blocks"``; a preset that the model has takes
+      precedence over a module of the same name;
     - a module's name, whole or its last dotted parts: ``"blocks.0.attn.qkv"``, ``"attn.qkv"``,
       ``"fc1"``;
     - a glob on the whole name, in which ``*`` also stands for dots: ``"blocks.*.attn.*"``;
     - ``"re:"`` and a regular expression that matches the whole name.
 
-    Names are matched without what ``torch.compile`` puts between them. Presets, globs, regular
-    expressions and last parts never match in the head; a head's whole name does. Matched are
-    modules with a weight of their own (linear layers, convolutions, embeddings, norms,
-    ``nn.MultiheadAttention``); a glob passes over what only holds others, such as
-    ``"blocks.0"``. An excluded module takes all that is in it along.
+    Names are matched without the parts that ``torch.compile`` adds. Presets, globs, regular
+    expressions and last parts never match inside the head; only a whole name does. Only modules
+    with a weight of their own match (linear layers, convolutions, embeddings, norms,
+    ``nn.MultiheadAttention``); a glob skips modules that only hold others, such as ``"blocks.0"``.
+    Excluding a module excludes everything below it.
 
     Args:
-        anatomy: What the model is made of.
+        anatomy: The model's anatomy.
         model: The model.
         targets: One entry or several.
-        layers: Keep only what is in these blocks: an index (from the end if negative), several,
+        layers: Keep only the modules in these blocks: an index (from the end if negative), several,
             ``"last:4"``, ``"first:2"``, ``"2-5"`` (both ends included), ``"0,3,5"``.
-        exclude: What to leave out.
-        containers: Match modules that only hold others too, for a method that looks inside.
+        exclude: Entries to leave out.
+        containers: Also match modules that only hold others, for a method that looks inside.
 
     Returns:
         The modules' names as in ``model.named_modules()``, in its order.
 
     Raises:
         TargetError: If an entry matches nothing, a layer does not exist, or nothing is left; all
-            problems at once, with near names and the presets that this model has.
+            problems at once, with similar names and the presets that this model has.
 
     >>> from lightning_peft.anatomy import anatomy
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -106,7 +106,7 @@ def resolve(
 
 
 def layer_indices(layers: int | str | Sequence[int], count: int) -> tuple[int, ...]:
-    """Read a choice of layers.
+    """Parse a choice of layers.
 
     Args:
         layers: An index (from the end if negative), several, ``"last:4"``, ``"first:2"``, ``"2-5"``
@@ -117,7 +117,7 @@ def layer_indices(layers: int | str | Sequence[int], count: int) -> tuple[int, .
         The indices in ascending order, each once.
 
     Raises:
-        TargetError: If the model has no blocks, a layer does not exist, or the words are no choice
+        TargetError: If the model has no blocks, a layer does not exist, or the text is not a choice
             of layers; all problems at once.
 
     >>> layer_indices("last:2", 12), layer_indices("0,3-5", 12), layer_indices([-1], 12)
@@ -152,7 +152,7 @@ def layer_indices(layers: int | str | Sequence[int], count: int) -> tuple[int, .
 
 
 def _layers_of(part: object, count: int) -> range | str:
-    """Give the indices that one part of a choice means, or what is wrong with it."""
+    """Return the indices of one part of a choice, or a phrase for what is wrong with it."""
     if isinstance(part, str):
         part = part.strip()
         word, colon, number = part.partition(":")
@@ -168,10 +168,10 @@ def _layers_of(part: object, count: int) -> range | str:
                 return f"'{part}' runs backwards"
             return range(first, last + 1) if last < count else f"'{part}' is out of range"
         if not re.fullmatch(r"-?\d+", part):
-            return f"'{part}' is no choice of layers"
+            return f"'{part}' is not a choice of layers"
         part = int(part)
     if isinstance(part, bool) or not isinstance(part, int):
-        return f"{part!r} is no index of a layer"
+        return f"{part!r} is not the index of a layer"
     if not -count <= part < count:
         return f"layer {part} is out of range"
     return range(part % count, part % count + 1)
@@ -179,7 +179,7 @@ def _layers_of(part: object, count: int) -> range | str:
 
 @dataclass
 class _Search:
-    """Looks entries up in one model and collects what is wrong with them."""
+    """A search for entries in one model, which collects the problems."""
 
     anatomy: Anatomy
     model: nn.Module
@@ -193,7 +193,7 @@ class _Search:
 
     @staticmethod
     def is_within(node: Node, roots: set[int]) -> bool:
-        """Say whether a node or one above it is among the roots."""
+        """Whether a node or one of its ancestors is among the roots."""
         return id(node) in roots or any(id(above) in roots for above in node.ancestors())
 
     def entries(self, given: object, argument: str) -> list[str]:
@@ -214,7 +214,7 @@ class _Search:
         return entries
 
     def all_matches(self, entries: Iterable[str], *, anything: bool = False) -> set[int]:
-        """Find what several entries mean, up to a number of problems that nobody reads beyond."""
+        """Find the nodes of several entries; stop when there are too many problems to read."""
         found: set[int] = set()
         for entry in entries:
             if len(self.problems) >= _MOST_PROBLEMS:
@@ -223,7 +223,7 @@ class _Search:
         return found
 
     def matches(self, entry: str, *, anything: bool = False) -> list[Node]:
-        """Find what an entry means; with `anything`, also what no adapter can be put on."""
+        """Find the nodes of an entry; with `anything`, also those that cannot have an adapter."""
         role = entry
         if entry == "auto":
             role = "all-linear" if self.roles["all-linear"] else "convs"
@@ -232,7 +232,7 @@ class _Search:
         try:
             named = self._named(entry)
         except re.error as error:
-            self.problems.append(f"'{entry}' is no regular expression: {error}.")
+            self.problems.append(f"'{entry}' is not a regular expression: {error}.")
             return []
         usable = [n for n in named if anything or self.containers or self._is_adaptable(n)]
         if named and not usable:
@@ -280,14 +280,14 @@ class _Search:
         return f"'{entry}' matches no module of this model. {hint}"
 
     def raise_problems(self) -> None:
-        """Raise what was collected, as one error."""
+        """Raise the collected problems as one error."""
         if not self.problems:
             return
         presets = [f"{r} ({len(self.anatomy.roles[r])})" for r in ROLES if self.anatomy.roles[r]]
         lines = "\n".join(f"  - {problem}" for problem in self.problems)
         raise TargetError(
             f"This selection does not fit {type(self.model).__name__}:\n{lines}\n"
-            f"Presets that this model has: {', '.join(presets) or 'none'}. Otherwise give names, "
+            f"Presets that this model has: {', '.join(presets) or 'none'}. Otherwise pass names, "
             "their last parts, globs ('blocks.*.attn.*') or 're:' and a regular expression."
         )
 

@@ -1,7 +1,7 @@
-"""A model as a tree of named modules, and what kind of thing each module is.
+"""A model as a tree of named modules, and the kind of each module.
 
-Everything in this package reads a model through `grow`, which walks it once. Nothing here looks at
-the values of a tensor, so models on the meta device are read like any other.
+This package reads models through `grow`, which walks a model once. Nothing here reads the values of
+a tensor, so models on the meta device work like any other.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ __all__ = [
 ]
 
 # Wrappers that put one more name between a module and its parent (torch.compile, activation
-# checkpointing, FSDP1): `blocks.0._orig_mod.attn` is `blocks.0.attn` for whoever writes a target.
+# checkpointing, FSDP1): `blocks.0._orig_mod.attn` is written `blocks.0.attn` in a target.
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 _NORM_NAME = re.compile(r"norm", re.IGNORECASE)
 _ADAPTER_CODE = ("peft.tuners.", "lightning_peft.methods.")
 
 
 def plain_name(name: str) -> str:
-    """Give a module's or parameter's name without the parts that `torch.compile` and the like add.
+    """Return the name of a module or parameter without the parts that wrappers add.
 
     >>> plain_name("_orig_mod.blocks.0._orig_mod.attn.qkv")
     'blocks.0.attn.qkv'
     """
-    if not any(part in name for part in _WRAPPED):  # nearly always, and asked very often
+    if not any(part in name for part in _WRAPPED):  # nearly always, and this is called very often
         return name
     return ".".join(part for part in name.split(".") if part not in _WRAPPED)
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """Give the module inside `torch.compile`, activation checkpointing or FSDP1 wrappers."""
+    """Return the module inside `torch.compile`, activation checkpointing or FSDP1 wrappers."""
     while True:
         for name in _WRAPPED:
             inner = module._modules.get(name)
@@ -59,7 +59,7 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def _essence(module: nn.Module) -> nn.Module:
-    """Give what a module is: of a layer that `peft` has replaced, the layer it replaced."""
+    """Return the module itself; for a layer of `peft`, the layer that it replaced."""
     while type(module).__module__.startswith("peft.tuners."):
         base = module._modules.get("base_layer")
         if base is None:
@@ -69,20 +69,20 @@ def _essence(module: nn.Module) -> nn.Module:
 
 
 def has_weights(module: nn.Module) -> bool:
-    """Say whether the module or anything in it has a parameter."""
+    """Whether the module or anything in it has a parameter."""
     return next(module.parameters(), None) is not None
 
 
 def is_container(module: nn.Module) -> bool:
-    """Say whether a module only holds others, as ModuleList, ModuleDict and Sequential do."""
+    """Whether a module only holds others, as ModuleList, ModuleDict and Sequential do."""
     return isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Sequential))
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Say whether a module is a linear layer: `nn.Linear` or the `Conv1D` of transformers.
+    """Whether a module is a linear layer: `nn.Linear` or the `Conv1D` of transformers.
 
-    The `out_proj` of `nn.MultiheadAttention` is none: it is a place for a weight that the attention
-    reads, and its forward never runs.
+    The `out_proj` of `nn.MultiheadAttention` does not count: the attention reads its weight, and
+    its forward never runs.
     """
     module = _essence(module)
     if isinstance(module, nn.Linear):
@@ -92,7 +92,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def is_conv(module: nn.Module, *, pointwise: bool = False) -> bool:
-    """Say whether a module is a convolution of one group (`pointwise`: with a 1x1 kernel too)."""
+    """Whether a module is a convolution of one group (`pointwise`: with a 1x1 kernel too)."""
     module = _essence(module)
     if not isinstance(module, _ConvNd) or isinstance(module, _ConvTransposeNd):
         return False
@@ -100,10 +100,10 @@ def is_conv(module: nn.Module, *, pointwise: bool = False) -> bool:
 
 
 def is_norm(module: nn.Module, name: str = "") -> bool:
-    """Say whether a module is a normalisation layer with parameters of its own.
+    """Whether a module is a normalisation layer with parameters of its own.
 
     The libraries have many classes of their own (`LlamaRMSNorm`, `GlobalResponseNorm`, ResMLP's
-    `Affine` under the name `norm1`): a leaf whose class or own name says norm is one.
+    `Affine` under the name `norm1`): a leaf whose class or name contains norm counts.
 
     Args:
         module: The module.
@@ -121,7 +121,7 @@ def is_norm(module: nn.Module, name: str = "") -> bool:
 
 
 def is_adaptable(module: nn.Module, name: str = "") -> bool:
-    """Say whether an adapter can be put on a module: it has a weight of its own and applies it.
+    """Whether an adapter can be put on a module: it has a weight of its own and applies it.
 
     Linear layers, convolutions, embeddings, norms, `nn.MultiheadAttention` as a whole, and any
     other leaf with a parameter called `weight`.
@@ -149,7 +149,7 @@ class Node:
         module: The module under that name.
         parent: The node above, or None for the model itself.
         children: The nodes below, in order.
-        numel: The number of parameters in the module and below, shared ones counted where used.
+        numel: The number of parameters in the module and below; a shared one counts at each use.
         matrices: How many of its parameters have two dimensions or more (weights, not gains).
     """
 
@@ -176,20 +176,20 @@ class Node:
         return type(unwrap(self.module))
 
     def walk(self) -> Iterator[Node]:
-        """Give this node and all below it, in the order of `named_modules()`."""
+        """Yield this node and all nodes below it, in the order of `named_modules()`."""
         yield self
         for child in self.children:
             yield from child.walk()
 
     def ancestors(self) -> Iterator[Node]:
-        """Give the nodes above this one, the nearest first."""
+        """Yield the nodes above this one, the nearest first."""
         node = self.parent
         while node is not None:
             yield node
             node = node.parent
 
     def inner(self) -> Node:
-        """Give the node of the module inside any wrapper."""
+        """Return the node of the module inside any wrapper."""
         node = self
         while len(node.children) == 1 and node.children[0].name.rpartition(".")[2] in _WRAPPED:
             node = node.children[0]
@@ -199,9 +199,9 @@ class Node:
 def grow(model: nn.Module) -> Node:
     """Read a model into a tree of nodes.
 
-    A module that is found under two names is one node, under the first. What an adapter added
-    (the insides of a `peft` layer, the children that our own methods hang on a module) is no part
-    of a backbone and is left out.
+    A module with two names is one node, under the first name. The modules that an adapter added
+    (the insides of a `peft` layer, the children that our own methods add to a module) are not part
+    of a backbone and are left out.
 
     Args:
         model: Any module.

@@ -1,9 +1,9 @@
-"""Make ``glyph_vit`` known to timm without importing timm.
+"""Registering ``glyph_vit`` with timm without importing timm.
 
 timm takes seconds to import and many programs that use this package never need it, so
-``import lightning_peft`` must not pull it in. Yet ``timm.create_model("glyph_vit")`` has to work
-whichever of the two is imported first. Hence: register now if timm is there, else right after it
-has been imported.
+``import lightning_peft`` must not import it. Yet ``timm.create_model("glyph_vit")`` has to work
+whichever of the two is imported first. Hence the model is registered at once if timm is imported,
+else right after its import.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def register() -> None:
 
 
 class _AfterTimm:
-    """An import hook that registers when timm has run, and stays in place until then.
+    """An import hook that registers the backbones after timm's import, and stays until then.
 
-    Asking whether timm exists (``importlib.util.find_spec("timm")``, as availability checks do)
-    comes here as well and must not use the hook up.
+    A check whether timm exists (``importlib.util.find_spec("timm")``) also calls this hook and must
+    not use it up.
     """
 
     def __init__(self) -> None:
@@ -45,8 +45,8 @@ class _AfterTimm:
             self._searching = False
         if spec is None or spec.loader is None:  # not installed: the import statement reports it
             return None
-        # The loader belongs to this one spec. Its method is shadowed rather than the loader
-        # replaced, so that whatever looks at timm.__loader__ later sees an ordinary one.
+        # The loader belongs to this one spec. Its method is shadowed and the loader kept, so that
+        # timm.__loader__ stays an ordinary one.
         loader = spec.loader
         execute = loader.exec_module
 

@@ -1,4 +1,4 @@
-"""What a backbone expects of its images: size, channels, normalisation, as ``timm.data`` has it."""
+"""The images that a backbone expects: size, channels, normalisation, as in ``timm.data``."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["DataConfig", "check_timm_name", "data_config"]
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """How images are prepared for a backbone.
+    """The preparation of images for a backbone.
 
     Attributes:
         input_size: Channels, height and width in pixels.
         mean: Mean of each channel, in units of images in [0, 1].
         std: Standard deviation of each channel, in the same units.
         interpolation: ``"nearest"``, ``"bilinear"`` or ``"bicubic"``.
-        crop_pct: The share of the shorter side that the evaluation crop keeps.
+        crop_pct: The fraction of the shorter side that the evaluation crop keeps.
         crop_mode: ``"center"``, ``"border"`` or ``"squash"``, as in timm.
     """
 
@@ -50,7 +50,7 @@ class DataConfig:
         return "L" if self.channels == 1 else "RGB"
 
     def eval_transform(self) -> Callable[[Any], Tensor]:
-        """Evaluation as timm does it: a PIL image in :attr:`pil_mode` to a tensor ``(C, H, W)``."""
+        """Build timm's evaluation transform: a PIL image in :attr:`pil_mode` to ``(C, H, W)``."""
         from timm.data import create_transform
 
         transform: Callable[[Any], Tensor] = create_transform(**dataclasses.asdict(self))
@@ -65,14 +65,14 @@ def data_config(
     mean: float | Sequence[float] | None = None,
     std: float | Sequence[float] | None = None,
 ) -> DataConfig:
-    """Find out what a backbone expects of its images.
+    """Find the data configuration of a backbone.
 
     Args:
         backbone: A timm name, a timm model, a mapping with the keys of :class:`DataConfig`, or None
             for timm's defaults.
         image_size: Height and width in pixels, instead of the backbone's own.
         channels: Channels, instead of the backbone's own. The statistics of the backbone's channels
-            are averaged where their number is another one.
+            are averaged if their number differs.
         mean: Mean of each channel, or of all.
         std: Standard deviation of each channel, or of all.
 
@@ -107,7 +107,7 @@ def _resolve(backbone: str | nn.Module | Mapping[str, Any] | DataConfig | None) 
         if not hasattr(backbone, "pretrained_cfg"):
             raise DataError(
                 f"{type(backbone).__name__} does not say which images it expects: it has no timm "
-                "`pretrained_cfg`. Give a mapping with input_size, mean and std instead."
+                "`pretrained_cfg`. Pass a mapping with input_size, mean and std instead."
             )
         return _from_mapping(resolve_data_config(model=backbone) | _built_size(backbone))
     return _from_mapping(resolve_data_config(pretrained_cfg=_config_of(backbone)))
@@ -149,11 +149,11 @@ def _config_of(name: str) -> dict[str, Any]:
         config: dict[str, Any] = load_model_config_from_hf(path)[0]
         return config
     found = get_pretrained_cfg(path)
-    return {"tag": ""} if found is None else dict(found.to_dict())  # timm refuses an empty one
+    return {"tag": ""} if found is None else dict(found.to_dict())  # timm refuses an empty dict
 
 
 def _built_size(model: nn.Module) -> dict[str, Any]:
-    """What the model was built for, where that is not what its weights were trained on."""
+    """Return the size that the model was built for, if its weights were trained on another."""
     weight = next((p for p in model.parameters() if p.dim() == 4), None)
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     pretrained: Any = model.pretrained_cfg

@@ -1,9 +1,9 @@
-"""The backbone that ships: a small vision transformer pretrained on synthetic glyphs.
+"""The shipped backbone: a small vision transformer pretrained on synthetic glyphs.
 
 It is an ordinary timm ``VisionTransformer`` (24x24 grayscale, six blocks of width 128) whose patch
 embedding is a few convolutions, because a plain patch embedding hardly learns from images
-this small. ``import lightning_peft`` makes it known to timm; its weights lie beside this file, so
-nothing is downloaded. ``pretrain`` made them.
+this small. ``import lightning_peft`` registers it with timm; its weights are beside this file, so
+nothing is downloaded. ``tools/glyph_vit`` of the repository made them.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ WEIGHTS = Path(__file__).with_name("glyph_vit.safetensors")
 RECORD: dict[str, Any] = json.loads(
     Path(__file__).with_name("glyph_vit.json").read_text(encoding="utf-8")
 )
-"""What the pretraining wrote about the weights: ``sha256``, ``num_classes``, ``mean`` ..."""
+"""The data that pretraining wrote about the weights: ``sha256``, ``num_classes``, ``mean`` ..."""
 
 
 class DamagedWeightsError(PEFTError, ValueError):
-    """The shipped weights are missing or are not the ones that were released."""
+    """The shipped weights are missing, or differ from the released ones."""
 
 
 class ConvStem(PatchEmbed):
@@ -67,14 +67,14 @@ class ConvStem(PatchEmbed):
 
 
 def verify_weights(path: Path = WEIGHTS, sha256: str | None = None) -> None:
-    """Check that a weight file is the one that was released.
+    """Check that a weight file is the released one.
 
     Args:
         path: The safetensors file.
         sha256: Expected digest in hexadecimal; that of the shipped weights by default.
 
     Raises:
-        DamagedWeightsError: There is no such file, or its SHA-256 is another one.
+        DamagedWeightsError: If there is no such file, or its SHA-256 differs.
     """
     expected = RECORD["sha256"] if sha256 is None else sha256
     repair = "reinstall with 'pip install --force-reinstall --no-deps lightning-peft'"
@@ -121,7 +121,7 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def glyph_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """A 1.2M-parameter ViT for 24x24 grayscale images, pretrained on synthetic glyphs.
+    """Build a 1.2M-parameter ViT for 24x24 grayscale images, pretrained on synthetic glyphs.
 
     Args:
         pretrained: Load the shipped weights, after checking their SHA-256.
@@ -132,16 +132,16 @@ def glyph_vit(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
         The model; it takes images of shape ``(B, in_chans, 24, 24)``.
 
     Raises:
-        DamagedWeightsError: The shipped weights do not have the expected SHA-256.
+        DamagedWeightsError: If the shipped weights do not have the expected SHA-256.
     """
     if pretrained:
         cfg = resolve_pretrained_cfg(
             "glyph_vit", kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
         )
-        # Weights that the user names instead are the user's to vouch for.
+        # Weights that the user passes instead are not checked.
         if cfg.file == str(WEIGHTS) and not cfg.state_dict:
             verify_weights()
-    # timm's default depends on whether the variant is a feature extractor; so do its own ViTs.
+    # timm's default depends on whether the variant is a feature extractor, as for its own ViTs.
     out_indices = kwargs.pop("out_indices", 3)
     defaults: dict[str, Any] = {
         "patch_size": 4,

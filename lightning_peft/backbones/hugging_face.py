@@ -1,4 +1,4 @@
-"""Encoders and tokenisers of Hugging Face: found by name or directory, loaded without noise."""
+"""Loading encoders and tokenisers of Hugging Face, by name or directory, without messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["load_config", "load_encoder", "load_sequence_classifier", "load_toke
 
 EXTRA = "text"
 DROPOUTS = ("classifier_dropout", "seq_classif_dropout", "summary_last_dropout")
-"""What the configs of encoders call the dropout before the head."""
+"""The names of the dropout before the head in the configs of encoders."""
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def load_tokenizer(name: str) -> Any:
 
 
 def load_config(name: str, num_outputs: int, options: Mapping[str, Any]) -> Any:
-    """Load the config of a model, with a head of its own.
+    """Load the config of a model with a new head.
 
     Args:
         name: A name on the Hugging Face hub, or a local directory.
@@ -53,7 +53,7 @@ def load_config(name: str, num_outputs: int, options: Mapping[str, Any]) -> Any:
         options: Values of the config to change.
 
     Raises:
-        DataError: If there is no such model, or it has no such values; all are named.
+        DataError: If there is no such model, or its config lacks one of the values; all are named.
         MissingExtraError: If transformers is not installed.
     """
     transformers = require("transformers", EXTRA)
@@ -83,15 +83,15 @@ def load_sequence_classifier(
         name: A name on the Hugging Face hub, or a local directory.
         num_outputs: Outputs of the head.
         pretrained: Load the weights of the encoder; otherwise they are random.
-        head_dropout: Probability of dropping a feature before the head; None is the model's own.
+        head_dropout: Probability of dropping a feature before the head; None keeps the model's own.
         options: Values of the config to change.
 
     Returns:
-        A model that ``AutoModelForSequenceClassification`` makes.
+        A model from ``AutoModelForSequenceClassification``.
 
     Raises:
-        DataError: If there is no such model, it has no such values, no such dropout or no
-            sequence classifier, or most of the encoder's weights are not in its file.
+        DataError: If there is no such model, it lacks one of the values, the dropout or a sequence
+            classifier, or most of the encoder's weights are missing in its file.
         MissingExtraError: If transformers is not installed.
     """
     transformers = require("transformers", EXTRA)
@@ -111,10 +111,10 @@ def load_encoder(name: str, *, pretrained: bool = True) -> nn.Module:
         pretrained: Load its weights; otherwise they are random.
 
     Returns:
-        A model that ``AutoModel`` makes.
+        A model from ``AutoModel``.
 
     Raises:
-        DataError: If there is no such model, or most of its weights are not in its file.
+        DataError: If there is no such model, or most of its weights are missing in its file.
         MissingExtraError: If transformers is not installed.
     """
     transformers = require("transformers", EXTRA)
@@ -124,10 +124,10 @@ def load_encoder(name: str, *, pretrained: bool = True) -> nn.Module:
 
 
 def _load(auto: Any, name: str, config: Any, what: str, pretrained: bool) -> nn.Module:
-    """Load what a class of ``transformers`` makes of a config, in float32 and not in another dtype.
+    """Load a model of a class of ``transformers`` in float32, whatever the dtype of its file.
 
     Raises:
-        DataError: If there is no such model, or most of the encoder's weights are not in its file.
+        DataError: If there is no such model, or most of the encoder's weights are missing.
     """
     import torch
 
@@ -141,7 +141,7 @@ def _load(auto: Any, name: str, config: Any, what: str, pretrained: bool) -> nn.
             name,
             config=config,
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # a head of another size is replaced, the rest is told
+            ignore_mismatched_sizes=True,  # a head of another size is replaced, the rest reported
             output_loading_info=True,
         )
     _check_loaded(model, about, name)
@@ -150,8 +150,8 @@ def _load(auto: Any, name: str, config: Any, what: str, pretrained: bool) -> nn.
 
 
 def _check_loaded(model: Any, about: Mapping[str, Any], name: str) -> None:
-    """Refuse an encoder that is random though it was to be pretrained; tell of parts that are."""
-    # of a model with a head, the encoder is a part
+    """Refuse an encoder without pretrained weights; warn of single layers without."""
+    # in a model with a head, the encoder is a part
     prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     absent = {key if isinstance(key, str) else key[0] for key in about["missing_keys"]}
     absent |= {key if isinstance(key, str) else key[0] for key in about["mismatched_keys"]}
@@ -161,8 +161,8 @@ def _check_loaded(model: Any, about: Mapping[str, Any], name: str) -> None:
         raise DataError(
             f"Expected the weights of {type(model).__name__} in '{name}', got a file that has "
             f"{len(encoder) - len(random)} of the {len(encoder)} tensors of its encoder: it is of "
-            "another architecture. Build it with pretrained=false, or name the model that the "
-            "weights are of."
+            "another architecture. Build it with pretrained=false, or name the model that "
+            "the weights belong to."
         )
     if random:
         log.warning(
@@ -180,7 +180,7 @@ def _set_dropout(config: Any, value: float, name: str) -> None:
 
 
 def _checked_name(name: str) -> str:
-    """Refuse what is not worth asking the hub for."""
+    """Refuse names that cannot be on the hub; return the others."""
     import timm
 
     place = Path(name).expanduser()
@@ -189,7 +189,7 @@ def _checked_name(name: str) -> str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         beside = [path.name for path in place.parent.iterdir()] if place.parent.is_dir() else []
         raise DataError(
-            f"Expected the directory of a Hugging Face model, got '{name}', which is none. "
+            f"Expected the directory of a Hugging Face model, got '{name}', which is not one. "
             f"{near(place.name, beside)}"
         )
     if timm.is_model(name):
@@ -205,7 +205,7 @@ def _checked_name(name: str) -> str:
 def _finding(name: str, what: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:  # what transformers raises by the reason
+    except (OSError, ValueError, KeyError) as error:  # what transformers raises here
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise DataError(
             f"Expected {what} under the name or in the directory '{name}', got none: {reason} Name "
@@ -216,7 +216,7 @@ def _finding(name: str, what: str) -> Iterator[None]:
 
 @contextmanager
 def _quietly(transformers: Any) -> Iterator[None]:
-    """No progress bar and no table of what was loaded: what matters of it is checked."""
+    """Silence the progress bar and the loading report, whose important parts are checked."""
     told = transformers.utils.logging
     level, bars = told.get_verbosity(), told.is_progress_bar_enabled()
     told.set_verbosity_error()

@@ -1,8 +1,8 @@
-"""What a frozen first part of a backbone gives, computed once and read back.
+"""Caching the outputs of the frozen first part of a backbone, computed once for each sample.
 
-`PrefixCache` stands in for one backbone's forward. It finds the longest first part that is frozen
-and deterministic (`search`), skips it (`splice`) and keeps what it gives (`store`) by the content
-of each sample (`keys`).
+`PrefixCache` replaces one backbone's forward. It finds the longest first part that is frozen and
+deterministic (`search`), skips it (`splice`) and keeps its outputs, the features (`store`), by the
+content of each sample (`keys`).
 """
 
 from __future__ import annotations

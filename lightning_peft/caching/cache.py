@@ -1,4 +1,4 @@
-"""``PrefixCache``: stands in for a backbone's forward; its frozen first part runs once a sample."""
+"""``PrefixCache``: replaces a backbone's forward and runs its frozen part once for each sample."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ __all__ = ["Count", "PrefixCache"]
 
 @dataclass
 class Count:
-    """How often features were found.
+    """Counts of how often features were found.
 
     Attributes:
         batches: Forwards of batches.
         cached: Those whose first part was skipped.
-        samples: Samples in them.
-        found: Samples whose features were there.
+        samples: Samples in all batches.
+        found: Samples whose features were found.
     """
 
     batches: int = 0
@@ -52,7 +52,7 @@ class Count:
 
 
 class PrefixCache:
-    """Keeps what the frozen first part of a backbone gives, and skips that part.
+    """Keep the outputs (features) of the frozen first part of a backbone, and skip that part.
 
     >>> backbone = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 2))
     >>> _ = backbone[0].requires_grad_(False)
@@ -64,28 +64,29 @@ class PrefixCache:
     >>> cache.count.cached, cache.where
     (1, "up to '2'")
 
-    A feature is known by the content of its sample, the frozen weights, the modes of the modules
+    The key of a feature is the content of its sample, the frozen weights, the modes of the modules
     and the settings of autocast, so any order of the data and any run may use it. A batch is read
-    back if all of its samples are known; otherwise the whole backbone runs and what is new is kept.
-    Nothing is trusted before it was compared: for every shape of batch the forward is run with and
-    without the cache and has to give the same bit for bit. What is trained may change at any time;
-    the first part is then looked for again.
+    back if all of its samples are known; otherwise the whole backbone runs and new features are
+    kept. Nothing is used before a comparison: for every shape of batch the forward is run with and
+    without the cache, and both outputs must be the same bit for bit. When other parameters are
+    trained, the first part is searched for again.
 
     Copies and pickles of the backbone run it whole.
 
     Args:
         backbone: Any module; its own forward is what is cached.
-        max_bytes: No more than this is kept.
-        directory: Where features are kept for other processes and later runs; None is memory.
-        min_share: The smallest part of a forward's operations that is worth it, in [0, 1].
-        samples: How many different samples there will be, for the estimate; None is not known.
+        max_bytes: The largest size of all features.
+        directory: Directory of the features, for other processes and later runs; None keeps them in
+            memory.
+        min_share: The smallest share of a forward's operations that is worth caching, in [0, 1].
+        samples: The number of different samples, for the estimate; None if it is not known.
         say: Called with every message.
 
     Attributes:
         count: How often features were found.
-        calls: How often the backbone's forward was called at all.
-        made_in: How many samples had come when the features were last begun anew.
-        off: Why nothing is cached; None while it is on.
+        calls: How often the backbone's forward was called.
+        made_in: The number of samples seen when the features were last discarded.
+        off: Why nothing is cached; None while the cache is on.
         where: Where the first part ends; None before the first forward.
     """
 
@@ -120,10 +121,10 @@ class PrefixCache:
     # --- on and off -------------------------------------------------------------------------------
 
     def install(self) -> None:
-        """Stand in for the backbone's forward, until :meth:`remove`."""
+        """Replace the backbone's forward, until :meth:`remove`."""
         table = self.backbone.__dict__
         if isinstance(table.get("forward"), CachedForward):
-            raise ValueError("this backbone has a feature cache already: remove it first")
+            raise ValueError("this backbone already has a feature cache: remove it first")
         self._kept_forward = table.get("forward")
         table["forward"] = CachedForward(self.backbone, self, self._kept_forward)
         reason = unfit(self.backbone)
@@ -131,7 +132,7 @@ class PrefixCache:
             self.give_up(reason)
 
     def remove(self) -> None:
-        """Put the backbone's own forward back, and forget all features."""
+        """Restore the backbone's own forward, and drop all features."""
         standing = self.backbone.__dict__.get("forward")
         if isinstance(standing, CachedForward) and standing.cache is self:
             if self._kept_forward is None:
@@ -148,23 +149,23 @@ class PrefixCache:
         self.remove()
 
     def give_up(self, reason: str) -> None:
-        """Run the backbone whole from now on, and say why.
+        """Run the whole backbone from now on, and report why.
 
         Args:
-            reason: One clause.
+            reason: The reason, as one clause.
         """
         self.off = reason
         self._forget()
         self._say(f"FeatureCache: off, {reason}.")
 
     def verify(self) -> None:
-        """Look whether frozen weights are what they were, also behind autograd's back (``.data``).
+        """Check that frozen weights have not changed, even by writes to ``.data``.
 
-        Writes that autograd sees are noticed by every forward; this reads samples of the values.
+        Every forward notices writes that autograd records; this one reads samples of the values.
         """
         self._look_for_changes()
         if self._modes and sampled(self.backbone) != self._sampled:
-            self._say("FeatureCache: frozen weights were written to; the features are made again.")
+            self._say("FeatureCache: frozen weights were written to; the features are redone.")
             self._forget()
 
     def _forget(self) -> None:
@@ -178,7 +179,7 @@ class PrefixCache:
     def run(
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Give what the forward gives, without its first part where that is known."""
+        """Return the output of the forward, without running its first part if that is known."""
         self.calls += 1
         if self.off is not None or self.paused or self._inside or torch.compiler.is_compiling():
             return forward(*args, **kwargs)
@@ -220,7 +221,7 @@ class PrefixCache:
     def _first_of_shape(
         self, mode: Mode, shape: Any, keys: list[bytes], forward: Any, args: Any, kwargs: Any
     ) -> Any:
-        """Run a batch whole, and compare with what the cache would have given."""
+        """Run the whole forward on a batch, and compare it with the output of the cache."""
         devices = devices_of((args, kwargs))
         before = random_states(devices)
         seen = mode.split.splice.record(forward, args, kwargs, mode.split.slots)
@@ -228,7 +229,7 @@ class PrefixCache:
             features = mode.features(seen)
             for tensor in features:
                 if tensor.ndim == 0 or len(tensor) != len(keys):
-                    raise NotSplit("a tensor that it needs is not by sample")
+                    raise NotSplit("a tensor that it needs has no row for each sample")
             self._estimate(mode, features, len(keys))
             if self.off is not None:
                 return seen.output
@@ -239,7 +240,7 @@ class PrefixCache:
                 output = mode.replay(shapes, moved, forward, args, kwargs)
             found = difference(seen.output, output)
             if found:
-                raise NotSplit(f"the output with it is not the output without it ({found})")
+                raise NotSplit(f"the output with it differs from the output without it ({found})")
         except NotSplit as reason:
             self.give_up(str(reason))
         else:
@@ -249,16 +250,16 @@ class PrefixCache:
     def _audit(
         self, mode: Mode, shapes: Shapes, keys: list[bytes], forward: Any, args: Any, kwargs: Any
     ) -> Any:
-        """Compare what was kept, once, with what this other batch of the same samples gives."""
+        """Compare the kept features, once, with those of another batch of the same samples."""
         mode.audited = True
         seen = mode.split.splice.record(forward, args, kwargs, mode.split.slots)
         pairs = list(zip(mode.features(seen), self._take(shapes, keys), strict=True))
         if any(unlike(now, kept) for now, kept in pairs):
-            self.give_up("what was kept of a sample is not what its first part gives now")
+            self.give_up("the kept features of a sample differ from those computed now")
         elif not all(torch.equal(now, kept) for now, kept in pairs):
             self._say(
-                "FeatureCache: here a sample's features depend on its place in the batch by "
-                "rounding, so results equal those without the cache up to rounding."
+                "FeatureCache: a sample's features depend on its place in the batch by "
+                "rounding here, so results equal those without the cache up to rounding."
             )
         return seen.output
 
@@ -269,13 +270,13 @@ class PrefixCache:
     # --- what is known ----------------------------------------------------------------------------
 
     def _look_for_changes(self) -> None:
-        """Look for the first part again if something else is trained or frozen weights changed."""
+        """Search for the first part again if other parameters train or frozen weights changed."""
         trained = tuple(id(p) for p in self.backbone.parameters() if p.requires_grad)
         if self._trained is not None and trained != self._trained and self._modes:
-            self._say("FeatureCache: something else is trained now; the features are made again.")
+            self._say("FeatureCache: something else is trained now; the features are redone.")
             self._forget()
         elif any([t._version for t in m.tensors] != m.versions for m in self._modes.values()):
-            self._say("FeatureCache: frozen weights were written to; the features are made again.")
+            self._say("FeatureCache: frozen weights were written to; the features are redone.")
             self._forget()
         elif trained != self._trained:
             self._refused.clear()
@@ -289,8 +290,8 @@ class PrefixCache:
         if known is not None:
             return known
         try:
-            # what counts operations counts the step; and in inference mode, where validation runs,
-            # nothing would show that it depends on what is trained
+            # a mode that counts operations must see the whole step; and in inference mode, in which
+            # validation runs, a dependence on trained parameters does not show
             with _disable_current_modes(), torch.inference_mode(False):
                 split = find_split(self.backbone, forward, args, kwargs, self.min_share)
         except NotSplit as reason:
@@ -308,7 +309,7 @@ class PrefixCache:
         return made
 
     def _estimate(self, mode: Mode, features: list[Tensor], size: int) -> None:
-        """Say what it will take before the first batch is kept, or turn it off."""
+        """Report the size before the first batch is kept, or turn the cache off."""
         if mode.shapes or any(m.shapes for m in self._modes.values()):
             return
         each = sum(t.numel() * t.element_size() for t in features) / size

@@ -1,4 +1,4 @@
-"""Where the first part of a forward could end, by what was watched of one run."""
+"""The places where the first part of a forward could end, from one recorded run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["candidates", "lighter", "path", "whole"]
 
 
 def path(first: Call) -> list[Call]:
-    """Give the calls around the first thing that cannot be kept, the outermost first."""
+    """Return the calls around the first call that cannot be kept, the outermost first."""
     around = [first]
     while True:
         inner = next((call for call in around[-1].calls if call.why_not is not None), None)
@@ -23,12 +23,12 @@ def path(first: Call) -> list[Call]:
 
 
 def whole(root: nn.Module) -> tuple[Splice, float, str]:
-    """Give the end of a backbone that is frozen as a whole: its head is outside of it."""
+    """Return the end of a backbone that is frozen as a whole, with its head outside."""
     return Splice(root, (Unit("", root),), (Tap("", root, "out"),)), 1.0, "all of it"
 
 
 def candidates(root: nn.Module, path: list[Call]) -> Iterator[tuple[Splice, float, str]]:
-    """Give the places where the first part could end, the longest first part first."""
+    """Yield the places where the first part could end, the longest first part first."""
     total = max(path[0].flops_after, 1)
     ends = path[-1]
     before = [*_before(path, ends), *ends.calls]
@@ -46,16 +46,16 @@ def candidates(root: nn.Module, path: list[Call]) -> Iterator[tuple[Splice, floa
     if units:
         yield _after(root, units, total)
     while units and next(units[-1].module.parameters(), None) is None:
-        units.pop()  # behind the last weights: what follows may be read in several parts
+        units.pop()  # after the last weights: the results may be read in several parts
     if units:
         yield _after(root, units, total)
 
 
 def lighter(splice: Splice) -> Iterator[Splice]:
-    """Give a splice, and the same with what has no weights left running.
+    """Yield a splice, and the same splice that still runs modules without weights.
 
     The tables of a rotary embedding are the same for all samples and come from such a module: they
-    cannot be kept by sample, and are as quickly made again.
+    cannot be kept by sample, and are quickly computed again.
     """
     yield splice
     weighty = tuple(u for u in splice.units if next(u.module.parameters(), None) is not None)
@@ -70,7 +70,7 @@ def _stands(tap: Tap, skipped: set[nn.Module]) -> bool:
 
 
 def _after(root: nn.Module, calls: list[Call], total: int) -> tuple[Splice, float, str]:
-    """End behind the last call: what it gives is kept, whoever reads it."""
+    """Return a splice that ends after the last call and keeps its output."""
     last = calls[-1]
     taps = _watched_taps(calls)
     number = sum(call.module is last.module for call in calls) - 1
@@ -80,7 +80,7 @@ def _after(root: nn.Module, calls: list[Call], total: int) -> tuple[Splice, floa
 
 
 def _before(path: list[Call], end: Call) -> list[Call]:
-    """Give the outermost calls that are over when another begins."""
+    """Return the outermost calls that have ended when another begins."""
     around = path[: path.index(end)]
     found = [call for outer in around for call in outer.calls if call.left < end.entered]
     return sorted(found, key=lambda call: call.entered)
@@ -94,7 +94,7 @@ def _units(calls: list[Call]) -> tuple[Unit, ...]:
 
 
 def _watched_taps(calls: list[Call]) -> tuple[Tap, ...]:
-    """Give the taps that the hooks of skipped modules need (a side network reads every block)."""
+    """Return the taps that the hooks of skipped modules need (a side network reads every block)."""
     taps, numbers = [], dict.fromkeys((call.module for call in calls), 0)
     for call in calls:
         number = numbers[call.module]

@@ -14,7 +14,7 @@ _CLOSE = 1e-3  # how far rounding may move a feature when the batch is another
 
 
 def unlike(left: Tensor, right: Tensor) -> bool:
-    """Say whether features differ by more than rounding."""
+    """Whether features differ by more than rounding."""
     if left.shape != right.shape or left.dtype != right.dtype:
         return True
     if not left.is_floating_point():
@@ -24,7 +24,7 @@ def unlike(left: Tensor, right: Tensor) -> bool:
 
 
 def difference(left: Any, right: Any) -> str:
-    """Say how two values differ; empty where their tensors are the same bit for bit."""
+    """Describe how two values differ; empty if their tensors are the same bit for bit."""
     mine, spec = tree_flatten(left)
     theirs, other = tree_flatten(right)
     if spec != other:

@@ -1,4 +1,4 @@
-"""What features depend on beside their sample, and where they cannot be kept at all."""
+"""The conditions that features depend on besides their sample, and reasons not to cache."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["context_of", "frozen_tensors", "mode_of", "sampled", "shape_of", "un
 
 
 def unfit(backbone: nn.Module) -> str:
-    """Say why a backbone's forward cannot be stood in for; empty if it can."""
+    """Return why a backbone's forward cannot be replaced; empty if it can."""
     for name, module in backbone.named_modules():
         where = f"'{name}'" if name else "the backbone"
         if isinstance(module, torch.jit.ScriptModule):
             return f"{where} is a TorchScript module, whose forward is fixed"
         if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):
-            return f"{where} is compiled, and what is compiled cannot be skipped in parts"
+            return f"{where} is compiled, and parts of a compiled model cannot be skipped"
         if any(
             getattr(module, flag, False) is True
             for flag in ("grad_checkpointing", "gradient_checkpointing")
@@ -34,7 +34,7 @@ def unfit(backbone: nn.Module) -> str:
 
 
 def mode_of(backbone: nn.Module, args: Any, kwargs: Any) -> bytes:
-    """Name what changes how modules compute beside their weights."""
+    """Return bytes for the settings that change how modules compute, other than their weights."""
     flags = bytes(module.training for module in backbone.modules())
     kinds = sorted(
         {leaf.device.type for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
@@ -47,7 +47,7 @@ def mode_of(backbone: nn.Module, args: Any, kwargs: Any) -> bytes:
 
 
 def shape_of(args: Any, kwargs: Any) -> tuple[Any, ...]:
-    """Give the shapes, dtypes and devices of a batch, and its plain values."""
+    """Return the shapes, dtypes and devices of a batch, and its plain values."""
     return tuple(
         (tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else repr(leaf)
         for leaf in tree_leaves((args, kwargs))
@@ -55,12 +55,12 @@ def shape_of(args: Any, kwargs: Any) -> tuple[Any, ...]:
 
 
 def context_of(backbone: nn.Module, split: Split, mode: bytes) -> bytes:
-    """Hash all that features depend on beside the sample, whole: they outlive the run.
+    """Hash everything that features depend on besides the sample, since they outlive the run.
 
     Args:
         backbone: The backbone.
         split: Its first part.
-        mode: As :func:`mode_of` gives it.
+        mode: As from :func:`mode_of`.
 
     Returns:
         16 bytes over the frozen tensors, the modules and where the first part ends.
@@ -75,14 +75,14 @@ def context_of(backbone: nn.Module, split: Split, mode: bytes) -> bytes:
 
 
 def sampled(backbone: nn.Module) -> dict[str, str]:
-    """Give hashes over samples of the frozen weights, in milliseconds."""
+    """Return hashes of samples of the frozen weights, in milliseconds."""
     frozen = [name for name, p in backbone.named_parameters() if not p.requires_grad]
     values: dict[str, str] = backbone_fingerprint(backbone, frozen)["values"]
     return values
 
 
 def frozen_tensors(backbone: nn.Module, split: Split) -> Iterator[Tensor]:
-    """Give what the first part may read: its modules' tensors, and those beside them."""
+    """Yield the tensors that the first part may read: its modules', and those next to them."""
     seen: set[int] = set()
     skipped = {part for unit in split.splice.units for part in unit.module.modules()}
     above = {""}

@@ -1,4 +1,4 @@
-"""What a sample is known by: the content of what the backbone is given for it."""
+"""The key of a sample: a hash of the backbone's inputs for it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _WEIGHTS: dict[tuple[torch.device, int], Tensor] = {}
 
 
 def plain_leaf(leaf: Any) -> bool:
-    """Say whether a leaf of a pytree is a plain value, the same whenever it prints the same."""
+    """Whether a leaf of a pytree is a plain value, the same whenever it prints the same."""
     return leaf is None or isinstance(leaf, bool | int | float | str | torch.dtype | torch.device)
 
 
 def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """Give the length of the first dimension of the first tensor; None where there is no tensor."""
+    """Return the length of the first dimension of the first tensor; None without a tensor."""
     for leaf in tree_flatten((args, kwargs))[0]:
         if isinstance(leaf, Tensor):
             return leaf.shape[0] if leaf.ndim else None
@@ -33,15 +33,15 @@ def batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
 
 
 def sample_keys(args: tuple[Any, ...], kwargs: dict[str, Any], context: bytes) -> list[bytes]:
-    """Give the key of each sample in a batch.
+    """Return the key of each sample in a batch.
 
     A sample is its row of every tensor whose first dimension is the batch, together with everything
-    that is not by sample: other tensors, plain values, shapes and dtypes.
+    that belongs to no single sample: other tensors, plain values, shapes and dtypes.
 
     Args:
         args: The positional arguments of the backbone's forward.
         kwargs: Its keyword arguments.
-        context: What else the features depend on, such as the frozen weights.
+        context: Other conditions that the features depend on, such as the frozen weights.
 
     Returns:
         A key of `KEY_BYTES` bytes for each sample, in order.
@@ -77,7 +77,7 @@ def sample_keys(args: tuple[Any, ...], kwargs: dict[str, Any], context: bytes) -
 
 
 def digest(tensors: Iterable[Tensor]) -> bytes:
-    """Give a hash over the whole content of tensors, `KEY_BYTES` long.
+    """Return a hash of the whole content of tensors, `KEY_BYTES` long.
 
     It is the same for the same bytes on one kind of device.
     """
@@ -104,7 +104,7 @@ def _row_digests(tensor: Tensor) -> list[bytes]:
 
 
 def _on_device(flat: Tensor) -> list[bytes]:
-    """Hash rows where they are, so that 16 bytes a row cross the bus and not the row itself.
+    """Hash rows on their device, so that only 16 bytes a row cross the bus.
 
     Two multilinear hashes modulo 2**64 with random weights (Lemire and Kaser, "Strongly universal
     string hashing is fast", 2014). Two rows that differ in a word of 32 bits collide in one of them
@@ -124,7 +124,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16}
 
 
 def _weights(device: torch.device, length: int, lane: int) -> Tensor:
-    """Give random weights; the same in every process, since files are shared between them."""
+    """Return random weights, the same in every process, since processes share files."""
     known = _WEIGHTS.get((device, lane))
     if known is None or len(known) < length:
         generator = torch.Generator().manual_seed(_SEED + lane)

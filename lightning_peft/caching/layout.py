@@ -1,4 +1,4 @@
-"""Laying features out in memory as they were when they were computed: kernels differ by layout."""
+"""Restoring the memory layout in which features were computed: kernels differ by layout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def laid_out(tensor: Tensor, blank: Blank) -> Tensor:
 
     Args:
         tensor: The values.
-        blank: How they were laid out when they were computed.
+        blank: The layout in which they were computed.
     """
     strides = _strides(tensor, blank)
     out = torch.empty_strided(tuple(tensor.shape), strides, dtype=blank.dtype, device=blank.device)
@@ -23,7 +23,7 @@ def laid_out(tensor: Tensor, blank: Blank) -> Tensor:
 
 
 def _strides(tensor: Tensor, blank: Blank) -> tuple[int, ...]:
-    """Give the strides of the same order of dimensions, without the gaps of a view."""
+    """Return strides with the same order of dimensions, without the gaps of a view."""
     order = sorted(range(tensor.ndim), key=lambda d: (blank.stride[d], -d))
     strides, step = [0] * tensor.ndim, 1
     for dimension in order:

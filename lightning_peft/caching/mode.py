@@ -1,4 +1,4 @@
-"""What is known of a backbone for one combination of modules' modes and settings of autocast."""
+"""The state of a cache for one combination of module modes and autocast settings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Mode", "Shapes"]
 
 @dataclass(frozen=True)
 class Shapes:
-    """What the first part gives for one shape of batch: each unit, and each tensor that is kept."""
+    """The shapes of the outputs of each unit, and of each kept tensor, for one shape of batch."""
 
     units: dict[tuple[int, int], Tree]
     kept: list[Blank]
@@ -23,7 +23,7 @@ class Shapes:
 
 @dataclass
 class Mode:
-    """What is known for one combination of module modes and autocast settings."""
+    """The split of the forward for one combination of module modes and autocast settings."""
 
     split: Split
     context: bytes
@@ -34,13 +34,13 @@ class Mode:
     audited: bool = False
 
     def features(self, seen: Recording) -> list[Tensor]:
-        """Take what is kept out of a forward that was recorded."""
+        """Return the tensors to keep from a recorded forward."""
         return [seen.taps[slot.tap].leaves[slot.leaf] for slot in self.split.slots]
 
     def replay(
         self, shapes: Shapes, features: list[Tensor], forward: Any, args: Any, kwargs: Any
     ) -> Any:
-        """Run a forward whose first part gives ``features`` without being run."""
+        """Run a forward with ``features`` in place of its first part."""
         kept = {(s.tap, s.leaf): f for s, f in zip(self.split.slots, features, strict=True)}
 
         def put(tap: int, now: Tree) -> Tree:

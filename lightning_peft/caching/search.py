@@ -1,4 +1,4 @@
-"""Finding the longest frozen first part of a backbone, by running it."""
+"""Finding the longest frozen first part of a backbone by running it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Split:
     """A first part that can be skipped.
 
     Attributes:
-        splice: What is skipped.
-        slots: What has to be kept for it.
-        share: Its part of the operations of a forward, in [0, 1].
+        splice: The skipped modules and the places that read from them.
+        slots: The tensors to keep.
+        share: Its share of the operations of a forward, in [0, 1].
         where: Where it ends, in words.
         why: Why it is not longer, in words.
     """
@@ -49,27 +49,27 @@ def find_split(
 ) -> Split:
     """Find the longest first part whose output can be kept.
 
-    A few samples are run once with every module watched. The first part ends before the first
+    A few samples are run once while every module is recorded. The first part ends before the first
     module that is trained, random or adapted; of the modules around that point, the innermost is
-    taken where the forward, run without what comes before and with what was kept, gives the same
-    bit for bit.
+    taken for which the forward with the kept tensors, run without the first part, gives the same
+    output bit for bit.
 
     Args:
         root: The backbone.
         forward: Its own forward.
         args: A batch.
         kwargs: Its keyword arguments.
-        min_share: The smallest part of the operations for which it is worth it.
+        min_share: The smallest share of the operations that is worth caching.
 
     Returns:
-        The first part. Random state and buffers are as they were before.
+        The first part. Random state and buffers are unchanged afterwards.
 
     Raises:
         NotSplit: If there is none; the message says why.
     """
     size = batch_size(args, kwargs)
     if size is None:
-        raise NotSplit("its forward is given no batch of tensors")
+        raise NotSplit("its forward receives no batch of tensors")
     count = min(size, _ROWS)
     few, many = (_rows((args, kwargs), size, n) for n in (max(1, count // 2), count))
     search = _Search(root, forward, *many)
@@ -98,7 +98,7 @@ def find_split(
                 search.check_rows(tried, slots, few, count)
             except NotSplit as reason:
                 reasons.append(str(reason))
-            except Exception as error:  # code between modules may stumble over what is not there
+            except Exception as error:  # code between modules may fail on missing values
                 reasons.append(f"{where}: {type(error).__name__}: {error}")
             else:
                 return Split(tried, slots, share, where, why or "")
@@ -111,7 +111,7 @@ def find_split(
 
 
 def _rows(tree: Any, size: int, count: int) -> Any:
-    """Give the first rows of a batch; copies, which may be part of a graph in any mode."""
+    """Return copies of the first rows of a batch, which may be part of a graph in any mode."""
 
     def cut(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -127,11 +127,11 @@ def _rows(tree: Any, size: int, count: int) -> Any:
 
 
 class _Search:
-    """Tries places to end on a few samples.
+    """A test of possible ends on a few samples.
 
     Attributes:
-        output: What the whole forward gives for them.
-        seen: What the taps of the last place read.
+        output: The output of the whole forward for them.
+        seen: The values that the taps of the last tested end read.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class _Search:
         self.seen = Recording()
 
     def slots(self, splice: Splice) -> tuple[Slot, ...]:
-        """Say which tensors have to be kept, after trying that they are enough.
+        """Return the tensors to keep, after testing that they are enough.
 
         Raises:
             NotSplit: If they cannot be kept or are not enough.
@@ -176,8 +176,8 @@ class _Search:
         if found:
             where = splice.taps[-1].name
             raise NotSplit(
-                f"what comes after '{where}' reads more of what comes before than '{where}' is "
-                f"given ({found})"
+                f"what comes after '{where}' reads more from the first part than the input of "
+                f"'{where}' ({found})"
             )
         return tuple(needed)
 
@@ -185,10 +185,10 @@ class _Search:
         if not isinstance(leaf, Tensor):
             raise NotSplit(f"'{tap.name}' depends on a {type(leaf).__name__} from before")
         if leaf.requires_grad:
-            raise NotSplit(f"what '{tap.name}' is given depends on what is trained")
+            raise NotSplit(f"the input of '{tap.name}' depends on trained parameters")
         if leaf.ndim == 0 or leaf.shape[0] != self.size:
             raise NotSplit(
-                f"'{tap.name}' depends on a tensor from before that is not by sample "
+                f"'{tap.name}' depends on a tensor from before without a row for each sample "
                 f"({tuple(leaf.shape)})"
             )
 
@@ -206,8 +206,8 @@ class _Search:
             part = _leaf(fewer, slot)
             if size > 1 and unlike(whole[:count], part):
                 raise NotSplit(
-                    f"what a sample gives at '{splice.taps[slot.tap].name}' depends on the other "
-                    "samples of its batch"
+                    f"the features of a sample at '{splice.taps[slot.tap].name}' depend on the "
+                    "other samples of its batch"
                 )
 
 
@@ -218,9 +218,9 @@ def _leaf(seen: Recording, slot: Slot) -> Tensor:
 
 
 def _spoilt(real: Tree, now: Tree, tap: Tap) -> set[int]:
-    """Say which leaves are not what they were: they come from the part that was skipped."""
+    """Return the leaves that changed: these come from the skipped part."""
     if real.spec != now.spec:
-        raise NotSplit(f"'{tap.name}' is given something else without what comes before")
+        raise NotSplit(f"'{tap.name}' receives another structure without the first part")
     both = list(enumerate(zip(real.leaves, now.leaves, strict=True)))
     if tap.side == "out":
         return {i for i, (then, _) in both if isinstance(then, Tensor)}

@@ -1,9 +1,9 @@
-"""Running a forward with its first part left out.
+"""Running a forward without its first part.
 
-Nothing is renamed or wrapped. For the length of one call, the modules of the first part (the
-*units*) have another ``forward`` on the instance, and the places where what they give is read (the
-*taps*) have a hook that comes before all others. What the code between the modules makes of the
-outputs that are missing is never read; they are NaN, so that it would show.
+Nothing is renamed or wrapped. During one call, the modules of the first part (the *units*) have
+another ``forward`` on the instance, and the places that read their outputs (the *taps*) have a hook
+that runs before all others. The code between the modules computes with placeholders, whose results
+are never read; they are NaN, so that a mistake would show.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Side = Literal["in", "out"]
 
 
 class NotSplit(Exception):
-    """A forward cannot be split here; the message says why, and goes on where "since" ends."""
+    """A forward cannot be split here; the message is a clause that says why."""
 
 
 class _Enough(Exception):
@@ -33,7 +33,7 @@ class _Enough(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """A module of the first part, and how often the first part calls it."""
+    """A module of the first part, and the number of its calls there."""
 
     name: str
     module: nn.Module
@@ -42,13 +42,13 @@ class Unit:
 
 @dataclass(frozen=True, eq=False)
 class Tap:
-    """A place where something outside of the first part reads what it gives.
+    """A place outside the first part that reads one of its outputs.
 
     Attributes:
         name: The module's name.
         module: The module.
-        side: Whether what it is given is read, or what it gives.
-        call: Which call of the module it is, from 0.
+        side: Whether the module's input or its output is read.
+        call: The number of the module's call, from 0.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Tap:
 
 @dataclass(frozen=True)
 class Blank:
-    """The shape of a tensor that is not there."""
+    """The shape of a missing tensor."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -67,7 +67,7 @@ class Blank:
     stride: tuple[int, ...]
 
     def fill(self) -> Tensor:
-        """Make a tensor that spoils what it goes into, without the memory for it."""
+        """Make a tensor of NaN that takes no memory."""
         value = float("nan") if self.dtype.is_floating_point or self.dtype.is_complex else 0
         one = torch.full((), value, dtype=self.dtype, device=self.device)
         return one.expand(self.shape)
@@ -75,7 +75,7 @@ class Blank:
 
 @dataclass(frozen=True)
 class Slot:
-    """One tensor that is kept: the leaf of what a tap reads."""
+    """One kept tensor: a leaf of the value that a tap reads."""
 
     tap: int
     leaf: int
@@ -83,7 +83,7 @@ class Slot:
 
 @dataclass
 class Tree:
-    """What a tap reads or a unit gives, tensors as they are or as their shapes."""
+    """The value that a tap reads or a unit returns, with its tensors or their shapes."""
 
     spec: TreeSpec
     leaves: list[Any]
@@ -91,12 +91,12 @@ class Tree:
 
 @dataclass
 class Recording:
-    """What one run of the whole forward showed.
+    """The record of one run of the whole forward.
 
     Attributes:
-        output: What the forward gave.
-        taps: What each tap read, by its place in the list of taps.
-        units: What each unit gave, by its place in the list of units and the call.
+        output: The output of the forward.
+        taps: The value that each tap read, by its index in the list of taps.
+        units: The output of each unit, by its index in the list of units and the call.
     """
 
     output: Any = None
@@ -105,18 +105,18 @@ class Recording:
 
 
 def like(tensor: Tensor) -> Blank:
-    """Give the shape of a tensor."""
+    """Return the shape of a tensor."""
     return Blank(tuple(tensor.shape), tensor.dtype, tensor.device, tensor.stride())
 
 
 @dataclass(frozen=True, eq=False)
 class Splice:
-    """A first part of one module's forward: what is skipped, and where it is read.
+    """A first part of one module's forward: its modules, and the places that read from them.
 
     Attributes:
         root: The module.
-        units: What is skipped; the root itself where its whole forward is.
-        taps: Where something else reads what the units give.
+        units: The skipped modules; the root itself if its whole forward is skipped.
+        taps: The places that read the outputs of the units.
     """
 
     root: nn.Module
@@ -137,18 +137,18 @@ class Splice:
         *,
         first_part: bool = False,
     ) -> Recording:
-        """Run the whole forward and take down what the taps read.
+        """Run the whole forward and record the values that the taps read.
 
         Args:
             forward: The root's own forward.
             args: Its arguments.
             kwargs: Its keyword arguments.
-            slots: Which tensors are wanted; None takes all.
-            first_part: Stop when the last tap is reached; there is no output then.
+            slots: The tensors to keep; None keeps all.
+            first_part: Stop at the last tap; there is no output then.
 
         Returns:
-            What was seen; wanted tensors are copies, since the later part may change its input in
-            place, and of the others there is the shape.
+            The record. Kept tensors are copies, since the later part may change its input in place;
+            the others are recorded as shapes.
         """
         wanted = None if slots is None else {(slot.tap, slot.leaf) for slot in slots}
         seen = Recording()
@@ -164,7 +164,7 @@ class Splice:
             if not isinstance(leaf, Tensor):
                 return leaf
             if wanted is None or (tap, i) in wanted:
-                # a tensor that needs a gradient is not kept for long: the search looks at it
+                # a tensor that requires a gradient is only kept for the search, which checks it
                 return leaf.detach().clone().requires_grad_(leaf.requires_grad)
             return like(leaf)
 
@@ -199,11 +199,11 @@ class Splice:
             forward: The root's own forward.
             args: Its arguments.
             kwargs: Its keyword arguments.
-            units: The shapes of what the units give for such arguments.
-            put: Called with a tap's number and what it reads now; gives what it shall read.
+            units: The shapes of the units' outputs for such arguments.
+            put: Maps a tap's number and the value that it reads now to the value to read instead.
 
         Returns:
-            What the forward gives.
+            The output of the forward.
 
         Raises:
             NotSplit: If a tap is not reached.
@@ -238,7 +238,7 @@ class Splice:
         run: Callable[[int, int, Forward, Any, Any], Any],
         tap: Callable[[int, Any], Any],
     ) -> Iterator[None]:
-        """Put the units' other forwards and the taps' hooks in place for one call."""
+        """Install the units' replacements and the taps' hooks for one call."""
         by_place = {(id(t.module), t.side, t.call): i for i, t in enumerate(self.taps)}
         depth = _Depth()
         handles = []
@@ -266,14 +266,14 @@ class Splice:
 
 
 class _Depth:
-    """How many units are being run around this point: what a unit calls is part of it."""
+    """The number of units that are running: modules called by a unit are part of it."""
 
     inside = 0
 
 
 @dataclass
 class _Stand:
-    """Stands in for the forward of a unit."""
+    """A replacement for the forward of a unit."""
 
     unit: Unit
     number: int
@@ -299,7 +299,7 @@ class _Stand:
 
 @dataclass
 class _Reader:
-    """The hook of a tap on what a module is given."""
+    """The hook of a tap that reads a module's input."""
 
     module: nn.Module
     tap: Callable[[int, Any], Any]

@@ -1,4 +1,4 @@
-"""What stands in for a backbone's forward while its features are cached."""
+"""The replacement for a backbone's forward while its features are cached."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["CachedForward", "Runner"]
 
 
 class Runner(Protocol):
-    """What runs a backbone and keeps its features."""
+    """An object that runs a backbone and keeps its features."""
 
     def run(self, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Return what the forward returns, from the cache where it can."""
+        """Return the output of the forward, from the cache if possible."""
 
 
 class CachedForward:
-    """Stands in for the forward of one backbone.
+    """A replacement for the forward of one backbone.
 
-    An object, not a closure: a copy or a pickle of the backbone has one without a cache, which runs
-    the backbone's own forward.
+    It is an object, not a closure: a copy or a pickle of the backbone has one without a cache, and
+    runs the backbone's own forward.
     """
 
     def __init__(self, module: nn.Module, cache: Runner | None, kept: Any) -> None:
@@ -38,7 +38,7 @@ class CachedForward:
         return type(self.module).forward(self.module, *args, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the backbone's forward gives."""
+        """Return the output of the backbone's forward."""
         if self.cache is None:
             return self._own(*args, **kwargs)
         return self.cache.run(self._own, args, kwargs)

@@ -1,4 +1,4 @@
-"""Rows of features by the key of their sample: in memory, or in files that are mapped."""
+"""Rows of features by the key of their sample, in memory or in memory-mapped files."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ __all__ = ["FeatureStore"]
 
 
 class FeatureStore:
-    """Keeps what a frozen prefix gives, a row for each sample.
+    """Store the features of a frozen first part, one row for each sample.
 
     In a directory, every batch is a file of its own, written under a temporary name, synced and
     renamed: several processes may share the directory, and a crash leaves whole files only. The
-    files are safetensors, mapped and not read: what is used is in memory as long as there is room.
+    files are memory-mapped safetensors: used rows stay in memory as long as there is room.
 
     Args:
-        max_bytes: No more than this is kept.
-        directory: Where the files are; None keeps the rows in memory.
+        max_bytes: The largest size of all rows.
+        directory: The directory of the files; None keeps the rows in memory.
 
     Attributes:
-        nbytes: How much is kept.
-        full: Whether something was left out because there was no room.
-        unreadable: Files that were passed over, and why.
+        nbytes: The size of all rows.
+        full: Whether rows were left out because there was no room.
+        unreadable: Files that were skipped, and why.
     """
 
     def __init__(self, max_bytes: int, directory: str | os.PathLike[str] | None = None) -> None:
@@ -46,20 +46,20 @@ class FeatureStore:
         self._prefixes: set[str] = set()
 
     def __len__(self) -> int:
-        """How many samples there are."""
+        """The number of samples."""
         return len(self._where)
 
     def __contains__(self, key: bytes) -> bool:
-        """Whether a sample is there."""
+        """Whether the features of a sample are stored."""
         return key in self._where
 
     def open(self, fingerprint: str) -> None:
-        """Take what the directory has for a prefix, now and at each :meth:`refresh`."""
+        """Load the directory's files for a fingerprint, now and at each :meth:`refresh`."""
         self._prefixes.add(fingerprint)
         self.refresh()
 
     def refresh(self) -> None:
-        """Take what other processes have written to the directory since."""
+        """Load the files that other processes have written to the directory since."""
         if self.directory is None or not self.directory.is_dir():
             return
         for path in sorted(self.directory.glob("*.safetensors")):
@@ -67,12 +67,12 @@ class FeatureStore:
                 self._map(path)
 
     def put(self, keys: Sequence[bytes], features: Sequence[Tensor], fingerprint: str) -> None:
-        """Keep the rows of a batch that are not there yet, if there is room.
+        """Store the rows of a batch that are not stored yet, if there is room.
 
         Args:
-            keys: The samples, ``B`` of them.
-            features: Tensors ``(B, ...)``; they are kept as they are and must not change later.
-            fingerprint: What the prefix is known by.
+            keys: The keys of ``B`` samples.
+            features: Tensors ``(B, ...)``; they are not copied and must not change later.
+            fingerprint: The fingerprint of the first part.
         """
         first = {key: row for row, key in reversed(list(enumerate(keys)))}
         rows = sorted(row for key, row in first.items() if key not in self._where)
@@ -93,23 +93,23 @@ class FeatureStore:
             self._map(self._write(new, kept, fingerprint))
 
     def take(self, keys: Sequence[bytes]) -> list[Tensor]:
-        """Give the features of samples that are there.
+        """Return the features of stored samples.
 
         Args:
-            keys: The samples, ``B`` of them.
+            keys: The keys of ``B`` samples.
 
         Returns:
             New tensors ``(B, ...)`` on the CPU.
 
         Raises:
-            KeyError: If a sample is not there.
+            KeyError: If a sample is not stored.
         """
         places = [self._where[key] for key in keys]
         count = len(self._chunks[places[0][0]])
         return [torch.stack([self._chunks[c][i][row] for c, row in places]) for i in range(count)]
 
     def clear(self) -> None:
-        """Forget everything; files stay for another run."""
+        """Drop all rows; the files remain for other runs."""
         self._where.clear()
         self._chunks.clear()
         self._files.clear()
@@ -146,7 +146,7 @@ class FeatureStore:
             lengths = {len(tensor) for tensor in tensors}
             if lengths != {len(keys)}:
                 raise ValueError(f"{len(keys)} keys for rows of {sorted(lengths)}")
-        except Exception as error:  # whatever is wrong with a file, its samples are computed again
+        except Exception as error:  # for any error, the file's samples are computed again
             self.unreadable[path.name] = f"{type(error).__name__}: {error}"
             return
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)

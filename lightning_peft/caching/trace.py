@@ -1,4 +1,4 @@
-"""Watching one forward: which modules are called, in which order, and what of it is frozen."""
+"""Recording one forward: which modules are called, in which order, and which are frozen."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Call:
         name: The module's name in the backbone.
         module: The module.
         parent: The call that it is part of.
-        entered: Its place in the order of all beginnings and ends.
-        left: The same for its end.
-        calls: The calls that it is made of.
-        clean_input: Whether nothing that it is given depends on what is trained.
+        entered: The position of its beginning among all beginnings and ends.
+        left: The position of its end.
+        calls: The calls inside it.
+        clean_input: Whether no input depends on trained parameters.
         hookable: Whether its hooks run (its forward may be called directly).
-        why_not: Why what it gives cannot be kept; None where it can.
+        why_not: Why its output cannot be kept; None if it can.
         flops_before: Operations until it begins.
         flops_after: Operations until it ends.
     """
@@ -54,11 +54,11 @@ class Call:
 def trace(
     root: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Call:
-    """Run a forward and watch it.
+    """Run a forward and record its calls.
 
-    A call can be kept if it is a function of its input alone, and its input of the forward's: it
-    needs no gradient, draws no random numbers, changes no buffer, uses no statistics of the batch,
-    and nobody looks inside it by a hook.
+    The output of a call can be kept if it depends only on the call's input, and that only on the
+    forward's input: it needs no gradient, draws no random numbers, changes no buffer, uses no
+    statistics of the batch, and no hook looks inside it.
 
     Args:
         root: The module.
@@ -91,13 +91,13 @@ class _Watch:
         self.first: Call
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Note what a module is given, before any other hook."""
+        """Record the input of a module, before any other hook."""
         self.pending[module] = _clean((args, kwargs))
 
     def run(
         self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     ) -> Any:
-        """Run the forward of a module, and note what it does."""
+        """Run the forward of a module, and record it."""
         if _saving() is not self.saving:
             raise NotSplit("parts of it are run again in the backward pass (checkpointing)")
         parent = self.stack[-1] if self.stack else None
@@ -135,9 +135,9 @@ class _Watch:
         leaves = tree_leaves(output)
         strange = [leaf for leaf in leaves if not isinstance(leaf, Tensor) and not plain_leaf(leaf)]
         if strange:
-            return f"it gives a {type(strange[0]).__name__}"
+            return f"it returns a {type(strange[0]).__name__}"
         if not any(isinstance(leaf, Tensor) for leaf in leaves):
-            return "it gives no tensor"
+            return "it returns no tensor"
         if not _clean(output) or any(p.requires_grad for p in _own_parameters(module)):
             return "it is trained"
         if any(_uses_batch(part) for part in module.modules()):
@@ -178,12 +178,12 @@ class _Watched:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Say whether somebody has put a forward hook on a module."""
+    """Whether a module has a forward hook."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _hooked_inside(root: nn.Module) -> set[nn.Module]:
-    """Find the modules that have hooked modules in them."""
+    """Find the modules that contain modules with hooks."""
     inside: set[nn.Module] = set()
 
     def visit(module: nn.Module) -> bool:
@@ -197,7 +197,7 @@ def _hooked_inside(root: nn.Module) -> set[nn.Module]:
 
 
 def _own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
-    """Give the parameters that a module's forward uses: what hangs on it acts by its hooks."""
+    """Yield the parameters that a module's forward uses; its adapters act by hooks instead."""
     hanging = [child for child in module.children() if isinstance(child, ChildAdapter)]
     theirs = {id(p) for child in hanging for p in child.parameters()}
     return (p for p in module.parameters() if id(p) not in theirs)
@@ -212,18 +212,18 @@ def _clean(tree: Any) -> bool:
 
 
 def _saving() -> Any:
-    """Give the hook that saved tensors go through: checkpointing puts its own there."""
+    """Return the active hook on saved tensors: checkpointing installs its own."""
     return torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
 def devices_of(tree: Any) -> list[torch.device]:
-    """Give the accelerators that tensors are on."""
+    """Return the accelerator devices of tensors."""
     found = {leaf.device for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)}
     return sorted((d for d in found if d.type not in ("cpu", "meta")), key=str)
 
 
 def random_states(devices: list[torch.device]) -> list[Tensor]:
-    """Give the states of the global generators of the CPU and of accelerators."""
+    """Return the states of the global generators of the CPU and of accelerators."""
     more = [torch.get_device_module(device).get_rng_state(device) for device in devices]
     return [torch.get_rng_state(), *more]
 
@@ -236,12 +236,12 @@ def _same(left: list[Tensor], right: list[Tensor]) -> bool:
 def undisturbed(
     root: nn.Module, devices: list[torch.device], begin: list[Tensor] | None = None
 ) -> Iterator[None]:
-    """Run a forward on the side: random state and buffers are afterwards as they were before.
+    """Run a forward without side effects: random state and buffers are unchanged afterwards.
 
     Args:
         root: The module.
         devices: The accelerators that it is on.
-        begin: The random states to run it with; None takes those of now.
+        begin: The random states to run it with; None uses the present ones.
     """
     tables = [(module, dict(module._buffers)) for module in root.modules()]
     copies = {id(buffer): buffer.detach().clone() for buffer in root.buffers()}
@@ -252,7 +252,7 @@ def undisturbed(
             for device, state in zip(devices, begin[1:], strict=True):
                 torch.get_device_module(device).set_rng_state(state, device)
         try:
-            # on copies, not put back afterwards: a step on its way may need them as they are
+            # on copies, not restored afterwards: a running step may need the buffers as they are
             for module, table in tables:
                 module._buffers.update(
                     {name: b if b is None else copies[id(b)] for name, b in table.items()}

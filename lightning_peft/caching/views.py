@@ -1,4 +1,4 @@
-"""A data set whose random augmentation repeats itself, so that its features can be kept."""
+"""A data set whose random augmentation repeats itself, so that its features can be cached."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ __all__ = ["RepeatedViews"]
 
 
 class RepeatedViews(Dataset[Any]):
-    """Lets a randomly augmented data set give the same few views of each sample, in turn.
+    """Make a randomly augmented data set return the same few views of each sample, in turn.
 
     In epoch e a sample is augmented as it was in epoch e - ``views``: the random numbers are seeded
-    by the seed, the sample and ``e % views``. After ``views`` epochs a feature cache knows all of
-    them. The price is variety: a run of 100 epochs with 8 views sees each image in 8 ways, not 100.
+    by the seed, the sample and ``e % views``. After ``views`` epochs a feature cache has all of
+    them. The price is less variety: in 100 epochs, 8 views show each image in 8 ways, not 100.
 
     The seed holds for torch's, Python's and numpy's global generators, which the transforms of
-    torchvision, timm and albumentations before 2.0 draw from. A data set with a generator of its
-    own is not made to repeat; the cache then finds nothing again, and says so.
+    torchvision, timm and albumentations before 2.0 draw from. A data set with its own
+    generator does not repeat; the cache then finds no feature twice, and reports it.
 
     ``FeatureCache`` sets the epoch. Without it, call :meth:`set_epoch` before each epoch. The
-    epoch is in shared memory, so workers that persist see it.
+    epoch is in shared memory, so persistent workers see it.
 
     Args:
         dataset: A data set with a length.
-        views: How many views of each sample there are.
-        seed: Another seed gives other views.
+        views: Number of views of each sample.
+        seed: Seed of the views.
 
     Raises:
         DataError: If the data set has no length, or ``views`` is not a whole number from 1.
@@ -61,12 +61,12 @@ class RepeatedViews(Dataset[Any]):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Any:
-        """Give a sample in the view of this epoch."""
+        """Return a sample in the view of the current epoch."""
         with _all_seeded("view", self.seed, int(index), int(self._epoch) % self.views):
             return self.dataset[index]
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins, from 0."""
+        """Set the epoch that begins, from 0."""
         self._epoch.fill_(epoch)
 
 

@@ -1,7 +1,8 @@
 """The ``lightning-peft`` command.
 
-A first word that is no override names a command; without one, the command trains. Nothing heavy is
-imported here: ``--help`` needs neither Hydra nor torch, and a mistyped word needs Hydra alone.
+A first word that is not an override names a command; without one, ``lightning-peft`` trains.
+Nothing heavy is imported here: ``--help`` needs neither Hydra nor torch, and a mistyped word only
+Hydra.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run ``lightning-peft``.
 
     Args:
-        argv: The words after the command's own name; those that were typed by default.
+        argv: The words after the name of the program; by default those of the command line.
 
     Returns:
         The exit status: 0 for success, 1 for a job that failed, 2 for a mistyped command line.
@@ -51,5 +52,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_word(text: str) -> bool:
-    """Whether this is neither a flag nor a Hydra override (``a=1``, ``+a=1``, ``~a``)."""
+    """Whether a word is neither a flag nor a Hydra override (``a=1``, ``+a=1``, ``~a``)."""
     return "=" not in text and not text.startswith(("-", "~", "+"))

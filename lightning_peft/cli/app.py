@@ -1,4 +1,4 @@
-"""``lightning-peft`` without a command: compose the config and train, once or as a sweep."""
+"""Serve ``lightning-peft`` without a command: compose the config and train, once or as a sweep."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_peft.cli.config.errors import explain
@@ -62,7 +63,7 @@ Value = float | list[float] | None
 
 
 class Failure(NamedTuple):
-    """What went wrong, and the directory of the job where it was one of a sweep."""
+    """An error, and the directory of its job if the job belongs to a sweep."""
 
     error: BaseException
     directory: str = ""
@@ -123,9 +124,10 @@ def main(args: Sequence[str]) -> int:
 
 
 def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value:
-    """Run one job; what goes wrong is kept, so that the jobs after it still run."""
+    """Run one job, and keep its error, so that the jobs after it still run."""
     from lightning_peft.cli.config.job_config import in_sweep
     from lightning_peft.cli.runs.earlier import Earlier, earlier_run
+    from lightning_peft.cli.runs.occupied import occupied
     from lightning_peft.cli.runs.summary import record_failure
     from lightning_peft.cli.sweeps.sweep import isolated_job, wants_own_process
 
@@ -142,7 +144,8 @@ def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value
         try:
             from lightning_peft.cli.jobs.train import train
 
-            return train(cfg)
+            with occupied(Path(cfg.output_dir), "hydra.sweep.dir" if directory else "output_dir"):
+                return train(cfg)
         except Exception as error:
             log.debug("the job failed", exc_info=error)
             record_failure(cfg, error)
@@ -151,9 +154,7 @@ def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value
 
 
 def _in_own_process(cfg: DictConfig, before: Earlier, failures: list[Failure]) -> Value:
-    """Run a job of several ranks in a process whose command line its other ranks can replay."""
-    from pathlib import Path
-
+    """Run a job of several ranks in a process whose command line the other ranks can replay."""
     from hydra.core.hydra_config import HydraConfig
 
     from lightning_peft.cli.sweeps.fresh import JobDied, run_fresh
@@ -180,7 +181,7 @@ def _state() -> State:
 
 
 def _compare_what_there_is() -> None:
-    """Show the table of a sweep that Hydra gave up: the other jobs have run."""
+    """Show the table of a sweep that Hydra aborted, since its other jobs have run."""
     from lightning_peft.cli.comparing.publish import compare
 
     directory = _state().directory
@@ -195,11 +196,11 @@ def _say_how_to_go_on() -> None:
     if state.directory is not None and (state.directory / FILE).is_file():
         words = f"lightning-peft continue {shlex.quote(str(state.directory))}"
         state.directory = None
-        print(f"lightning-peft: the sweep goes on with: {words}", file=sys.stderr)
+        print(f"lightning-peft: to resume the sweep: {words}", file=sys.stderr)
 
 
 def _flags_first(args: Sequence[str]) -> list[str]:
-    """Put flags before overrides: Hydra's parser wants the overrides in one piece."""
+    """Return the flags before the overrides: Hydra's parser needs the overrides in one piece."""
     flags: list[str] = []
     overrides: list[str] = []
     value_of = ""
@@ -217,7 +218,7 @@ def _flags_first(args: Sequence[str]) -> list[str]:
 
 
 def _unknown_flag(args: Sequence[str]) -> str | None:
-    """Say that a flag does not exist; argparse would print all of Hydra's in answer."""
+    """Return the error for an unknown flag; argparse would print all of Hydra's flags."""
     for word in args:
         flag = word.partition("=")[0]
         if flag.startswith("--") and not any(known.startswith(flag) for known in FLAGS):
@@ -226,7 +227,7 @@ def _unknown_flag(args: Sequence[str]) -> str | None:
 
 
 def _report(failures: Sequence[Failure], wants_all: bool) -> int:
-    """Print what went wrong, each thing once, and choose the exit status."""
+    """Print each error once, and return the exit status."""
     status = USAGE_ERROR
     seen: set[str] = set()
     for error, directory in failures:
@@ -247,7 +248,7 @@ def _report(failures: Sequence[Failure], wants_all: bool) -> int:
 
 @contextmanager
 def _for_hydra(args: Sequence[str]) -> Iterator[None]:
-    """Let Hydra read the arguments, and raise instead of printing and exiting."""
+    """Make Hydra raise errors of the arguments instead of printing them and exiting."""
     before, full = sys.argv, os.environ.get(FULL_ERROR)
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
@@ -267,7 +268,7 @@ def _for_hydra(args: Sequence[str]) -> Iterator[None]:
 
 @contextmanager
 def _as_typed(typed: list[str], wants_all: bool) -> Iterator[None]:
-    """Give a job the command line as it was typed: DDP replays it for the other ranks."""
+    """Set the command line of a job as it was typed: DDP replays it for the other ranks."""
     before, full = sys.argv, os.environ.get(FULL_ERROR)
     sys.argv = typed
     _set(FULL_ERROR, "1" if wants_all else None)

@@ -1,1 +1,1 @@
-"""Ready LightningDataModules, and the augmentation, sampling and splitting that they share."""
+"""Augmentation, sampling, splitting and reading of data, for any data module."""

@@ -1,4 +1,4 @@
-"""Augmentation: how far a training image may differ from itself and keep its class."""
+"""Augmentation: random changes of a training image that keep its class."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["PRESETS", "Augment", "augmentation"]
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """How strongly images are changed; the default changes nothing.
+    """The strength of each random change of an image; the default changes nothing.
 
-    All of it is for images in [0, 1], before normalisation.
+    All changes apply to images in [0, 1], before normalisation.
 
     Attributes:
         rotation: Largest rotation either way, in degrees.
@@ -26,22 +26,22 @@ class Augment:
         shear: Largest horizontal shear either way, in degrees: the slant of handwriting.
         crop: Smallest area of the random crop, as a fraction of the image; 1 does not crop. The
             crop's sides are in a ratio between 3:4 and 4:3 and it is resized to the full size.
-        flip: Mirror half of the images left to right. None leaves it to the data module, which has
-            it off where a mirrored image is of another class or of none (digits).
+        flip: Mirror half of the images left to right. None leaves it to the data module, which
+            does not mirror if that changes the class (digits).
         brightness: Largest relative change of brightness: factors in ``[1 - b, 1 + b]``.
         contrast: The same for contrast.
-        saturation: The same for saturation; nothing on images of one channel.
+        saturation: The same for saturation; no effect on images of one channel.
         hue: Largest turn of the colours either way, as a fraction of the colour circle, up to 0.5;
-            nothing on images of one channel.
+            no effect on images of one channel.
         randaugment: Operations of RandAugment on each image (Cubuk et al., 2020,
             https://arxiv.org/abs/1909.13719), drawn from torchvision's: turns, shears, shifts and
             changes of colour; 0 is off. It never mirrors.
-        magnitude: How strong each of them is, from 0 to 30.
+        magnitude: The strength of each of them, from 0 to 30.
         noise: Standard deviation of Gaussian noise, in units of images in [0, 1].
         erase: Probability that a random rectangle (2 to 20 % of the area) is set to 0.
 
     Raises:
-        DataError: If a value is out of its range; all such values are named.
+        DataError: If a value is out of its range; the error lists all such values.
     """
 
     rotation: float = 0.0
@@ -60,7 +60,7 @@ class Augment:
     erase: float = 0.0
 
     def __post_init__(self) -> None:
-        # a list is what YAML has; the dataclass is hashable with a tuple
+        # YAML gives a list; a tuple keeps the dataclass hashable
         object.__setattr__(self, "scale", tuple(self.scale))
         ranges = {"rotation": 180.0, "translate": 1.0, "brightness": 1.0, "contrast": 1.0}
         ranges |= {"saturation": 1.0, "noise": 1.0, "erase": 1.0, "shear": 80.0, "hue": 0.5}
@@ -122,7 +122,7 @@ class Augment:
         return composed
 
     def random_operations(self) -> Callable[[Tensor], Tensor]:
-        """RandAugment alone: a transform of one float image ``(C, H, W)`` in [0, 1]."""
+        """Build RandAugment alone, a transform of one float image ``(C, H, W)`` in [0, 1]."""
         from torchvision.transforms import v2
 
         operations: Callable[[Tensor], Tensor] = v2.RandAugment(
@@ -160,17 +160,17 @@ PRESETS: dict[str, Augment] = {
     "colour": Augment(crop=0.8, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1),
     "randaugment": Augment(crop=0.8, randaugment=2, magnitude=9),
 }
-"""Augmentation by name."""
+"""The presets by name."""
 
 
 def augmentation(
     augment: str | Augment | None, *, flip: bool | None = None, **changes: Any
 ) -> Augment:
-    """Look up a preset and change parts of it.
+    """Look up a preset and replace some of its fields.
 
     Args:
-        augment: A name of :data:`PRESETS`, an :class:`Augment`, or None for none.
-        flip: What ``flip`` is where the augmentation leaves it open.
+        augment: A name of :data:`PRESETS`, an :class:`Augment`, or None for no augmentation.
+        flip: The value of ``flip`` if the augmentation leaves it open.
         **changes: Fields of :class:`Augment` to replace.
 
     Returns:

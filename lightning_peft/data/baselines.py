@@ -1,4 +1,4 @@
-"""What the pixels alone are good for: the numbers that a fine-tuned backbone has to beat."""
+"""Baselines on pixels: accuracies that a fine-tuned backbone has to beat."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
 class HasPixels(Protocol):
-    """A data module that hands out its images as they are."""
+    """A data module that returns its images without preparation."""
 
     def pixels(self, split: str) -> tuple[Tensor, Tensor]:
-        """Pixels in [0, 1] of shape ``(N, D)`` and labels ``(N,)`` of a split."""
+        """Return pixels in [0, 1] of shape ``(N, D)`` and labels ``(N,)`` of a split."""
         ...
 
 
@@ -28,10 +28,10 @@ def nearest_neighbour(datamodule: HasPixels) -> float:
         datamodule: A data module with ``pixels(split)``, such as ``DigitsDataModule``.
 
     Returns:
-        Accuracy on the test set, of 1.
+        Accuracy on the test set, in [0, 1].
 
     Raises:
-        DataError: If the data module hands out no pixels.
+        DataError: If the data module does not return pixels.
         MissingExtraError: If scikit-learn is not installed.
     """
     neighbors = require("sklearn.neighbors", "data")
@@ -43,17 +43,17 @@ def nearest_neighbour(datamodule: HasPixels) -> float:
 def logistic_regression(datamodule: HasPixels) -> float:
     """Classify the test images by a linear model of their pixels.
 
-    The strength of its L2 penalty is chosen on the validation split where there is one, and is
-    scikit-learn's own otherwise.
+    The strength of its L2 penalty is chosen on the validation split, or is scikit-learn's default
+    without one.
 
     Args:
         datamodule: A data module with ``pixels(split)``, such as ``DigitsDataModule``.
 
     Returns:
-        Accuracy on the test set, of 1.
+        Accuracy on the test set, in [0, 1].
 
     Raises:
-        DataError: If the data module hands out no pixels.
+        DataError: If the data module does not return pixels.
         MissingExtraError: If scikit-learn is not installed.
     """
     linear = require("sklearn.linear_model", "data")

@@ -1,9 +1,9 @@
-"""Augmentation of a whole batch at once, with other values for each image.
+"""Augmentation of a whole batch at once, with different random values for each image.
 
 torchvision's transforms change either one image at a time or a batch with the same values for all.
 On images as small as digits the calls cost far more than the arithmetic: about 30 ms for a batch of
-32 at 24x24 pixels through :meth:`Augment.transform` on one core, against 2 ms here. What each step
-does to an image is what torchvision's function of that name does.
+32 at 24x24 pixels through :meth:`Augment.transform` on one core, against 2 ms here. Each step
+does to an image what torchvision's function of that name does.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def augment_batch(images: Tensor, augment: Augment, generator: torch.Generator) 
 
     Args:
         images: Float images in [0, 1], shape ``(B, C, H, W)``, with C of 1 or 3.
-        augment: How strongly.
+        augment: The strengths.
         generator: Source of all randomness, on the CPU.
 
     Returns:
-        New images, of the same shape; those of noisy augmentations are clipped to [0, 1] again.
+        New images of the same shape; after adding noise they are clipped to [0, 1].
     """
     images = apply(images, draw(len(images), augment, generator))
     if augment.randaugment:
@@ -47,15 +47,15 @@ def draw(n: int, augment: Augment, generator: torch.Generator) -> dict[str, Tens
 
     Args:
         n: Number of images.
-        augment: How strongly.
+        augment: The strengths.
         generator: Source of randomness.
 
     Returns:
-        What :func:`apply` takes, for the steps that do anything: ``angle`` and ``shear`` in degrees
-        (as torchvision's ``affine``), ``shift`` ``(n, 2)`` and ``crop`` ``(n, 4)`` (left, top,
-        width, height) as fractions of the width and height, ``scale``, ``flip``, ``brightness``,
-        ``contrast``, ``saturation`` as factors, ``hue`` as a part of the colour circle, ``erase``
-        as ``crop``.
+        The values for :func:`apply`, for the steps that have an effect: ``angle`` and ``shear`` in
+        degrees (as torchvision's ``affine``), ``shift`` ``(n, 2)`` and ``crop`` ``(n, 4)`` (left,
+        top, width, height) as fractions of the width and height, ``scale``, ``flip``,
+        ``brightness``, ``contrast``, ``saturation`` as factors, ``hue`` as a fraction of the colour
+        circle, ``erase`` like ``crop``.
     """
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -100,8 +100,8 @@ def apply(images: Tensor, values: dict[str, Tensor]) -> Tensor:
         values: As from :func:`draw`.
 
     Returns:
-        New images of the same shape. What the affine map brings in from outside is 0; where there
-        is a crop, what it brings in from outside the crop is the image itself.
+        New images of the same shape. Pixels that the affine map takes from outside the image are 0;
+        with a crop, those from outside the crop are taken from the image itself.
     """
     if values.keys() & {"crop", "flip", "angle", "shear", "shift", "scale"}:
         grid = F.affine_grid(_matrix(images, values), list(images.shape), align_corners=False)
@@ -161,7 +161,7 @@ def _inside(images: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _matrix(images: Tensor, values: dict[str, Tensor]) -> Tensor:
-    """The map from output to input coordinates, both from -1 to 1: affine, then flip, then crop."""
+    """Return the map from output to input coordinates in [-1, 1]: affine, then flip, then crop."""
     n, _, height, width = images.shape
     zeros, ones = torch.zeros(n), torch.ones(n)
     angle = torch.deg2rad(values.get("angle", zeros))

@@ -1,8 +1,8 @@
 """Images that are decoded once: their pixels in a file that every process maps.
 
-A small step of training waits for its images: a JPEG takes milliseconds to decode and to resize,
-its pixels microseconds to read back. What comes before the augmentation is the same in every epoch,
-so that it is kept, as the bytes that it is made of.
+A small training step waits for its images: decoding and resizing a JPEG takes milliseconds, reading
+its pixels back microseconds. The pixels before the augmentation are the same in every epoch, so
+they are kept, as bytes.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ Shape = tuple[int, int, int]
 
 
 class DecodedImages:
-    """The pixels of a list of images, each kept by the first who has decoded it.
+    """The pixels of a list of images, each kept by the first process that decodes it.
 
-    Loading processes, ranks and later runs share the file. Its room is taken from the disk when it
-    is made, so that a full disk is an error then and there. A byte for each image says that its
-    pixels are all there: a process that is killed leaves images that are decoded again.
+    Loading processes, ranks and later runs share the file. Its space is allocated when it is
+    created, so that a full disk is an error at that point. One byte for each image says whether its
+    pixels are complete: an image whose process was killed is decoded again.
 
     Args:
-        path: The file; made if it is not there, or has another size than it should.
+        path: The file; created if it does not exist or has the wrong size.
         shapes: Channels, height and width of each image.
-        owner: Whoever removes the file when it goes; it stays as long as these images, in this
-            process.
+        owner: An object that removes the file when it is deleted; a reference keeps it alive as
+            long as these images, in this process.
 
     Raises:
-        OSError: If there is no room for the file, or it cannot be made.
+        OSError: If there is no space for the file, or it cannot be created.
     """
 
     def __init__(self, path: Path, shapes: Sequence[Shape], owner: object = None) -> None:
@@ -58,17 +58,17 @@ class DecodedImages:
         return self._starts[-1]
 
     def __len__(self) -> int:
-        """How many images have been decoded."""
+        """Return the number of decoded images."""
         return int(self._mapped()[: len(self.shapes)].sum())
 
     def get(self, index: int) -> Tensor | None:
-        """Give the pixels of an image, uint8 ``(C, H, W)``, as a view that must not be changed.
+        """Return the pixels of an image, uint8 ``(C, H, W)``, as a view that must not be changed.
 
         Args:
-            index: Of the image.
+            index: The image's index.
 
         Returns:
-            The pixels, or ``None`` if nobody has decoded it yet.
+            The pixels, or ``None`` if they are not decoded yet.
         """
         index = range(len(self.shapes))[index]  # the byte behind the last one is a pixel
         return self._view(index) if self._mapped()[index] else None
@@ -77,12 +77,12 @@ class DecodedImages:
         """Keep the pixels of an image.
 
         Args:
-            index: Of the image.
+            index: The image's index.
             pixels: uint8 ``(C, H, W)`` of the image's shape.
         """
         index = range(len(self.shapes))[index]
         self._view(index).copy_(pixels)
-        self._mapped()[index] = 1  # last: nobody reads half an image
+        self._mapped()[index] = 1  # last, so that no process reads half an image
 
     def _view(self, index: int) -> Tensor:
         start, end = self._starts[index], self._starts[index + 1]
@@ -101,10 +101,10 @@ class DecodedImages:
 
 
 def decoded_name(paths: Sequence[str], how: str) -> str:
-    """Name the file of decoded images, by what decides its content.
+    """Return the name of the file of decoded images, a hash of everything that decides its content.
 
     Args:
-        paths: The image files; their times and sizes count as well.
+        paths: The image files; their times and sizes are hashed too.
         how: How they are decoded.
     """
     facts = [(os.path.abspath(path), (found := os.stat(path)).st_mtime_ns, found.st_size)
@@ -115,7 +115,7 @@ def decoded_name(paths: Sequence[str], how: str) -> str:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Make a file of zeros whose room is there; the first of several processes makes it."""
+    """Create a file of zeros with its space allocated; the first of several processes does."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(6)}.{path.name}")
     try:
@@ -129,9 +129,9 @@ def _reserve(path: Path, size: int) -> None:
 
 
 def _take_room(file: int, size: int) -> None:
-    """Take the room of a file from the disk, where that can be done.
+    """Allocate the space of a file on the disk, if the file system supports it.
 
-    A hole in a mapped file kills the process that writes to it when the disk is full.
+    Otherwise, writing to a mapped file kills the process when the disk is full.
     """
     if not size or not hasattr(os, "posix_fallocate"):
         return

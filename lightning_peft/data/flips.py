@@ -1,7 +1,7 @@
-"""Does mirroring turn an image of one class into one of another?
+"""Detecting classes whose mirrored images belong to another class.
 
-It does for characters, arrows, road signs and left or right hands. Where it does, an augmentation
-that mirrors teaches wrong labels, and nothing fails: accuracy is lower and nobody knows why.
+Examples are characters, arrows, road signs and left or right hands. Mirroring them in augmentation
+teaches wrong labels without an error: accuracy is lower for no visible reason.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class FlipConfusion:
     Attributes:
         source: The class.
         target: The class that its mirrored images look like.
-        share: Of the images that are recognised as they are, the part that looks so.
-        images: How many are recognised as they are.
+        share: The share of the recognised images that look like it when mirrored.
+        images: The number of images that are recognised unmirrored.
     """
 
     source: int
@@ -42,26 +42,26 @@ class FlipConfusion:
 
 
 def flip_confusions(images: Tensor, labels: Tensor) -> list[FlipConfusion]:
-    """Find classes whose images, mirrored, are nearer to another class than to their own.
+    """Find classes whose images, when mirrored, are nearer to another class than to their own.
 
-    The nearest other image is looked for in the pixels, mean and contrast taken out. A class is
-    judged only where pixels tell it: 7 of 10 of its images have a neighbour of their own class. So
-    photographs, whose pixels tell little, raise no alarm. It is named if half or more of the
-    recognised images are, once mirrored, nearest to images of one other class.
+    The nearest other image is found by its pixels, without mean and contrast. A class is judged
+    only if pixels distinguish it: for 7 of 10 of its images the nearest one is of the same class.
+    So photographs, whose pixels say little, cause no false alarm. A class is reported if half or
+    more of its recognised images are, when mirrored, nearest to images of one other class.
 
     Args:
         images: Shape ``(N, C, H, W)``.
         labels: Shape ``(N,)``.
 
     Returns:
-        The classes that are turned into others, those that are most often first.
+        The classes that turn into others, the most frequent first.
     """
     if len(images) < 2:
         return []
     upright, mirrored = _normalised(images), _normalised(images.flip(-1))
     labels = torch.as_tensor(labels)
     same = torch.eye(len(images), dtype=torch.bool)
-    # an image's own mirror image is no evidence: symmetric images are nearest to themselves
+    # an image's own mirror image does not count: symmetric images are nearest to themselves
     nearest = labels[(upright @ upright.T).masked_fill(same, -torch.inf).argmax(1)]
     turned = labels[(mirrored @ upright.T).masked_fill(same, -torch.inf).argmax(1)]
     found = []
@@ -85,7 +85,7 @@ def thumbnails(paths: Sequence[str], labels: Sequence[int]) -> tuple[Tensor, Ten
 
     Args:
         paths: Image files; one that cannot be read is left out.
-        labels: Class of each.
+        labels: The class of each file.
 
     Returns:
         Images ``(N, 1, 16, 16)`` in [0, 1] and labels ``(N,)``; at most 400, and 40 of a class.
@@ -106,7 +106,7 @@ def thumbnails(paths: Sequence[str], labels: Sequence[int]) -> tuple[Tensor, Ten
                 with Image.open(path) as image:
                     image.draft("L", (4 * SIDE, 4 * SIDE))  # JPEG: decodes a fraction of it
                     small: Any = image.convert("L").resize((SIDE, SIDE))
-            except Exception:  # the check of the files says what is wrong with it
+            except Exception:  # the check of the files reports the error
                 continue
             images.append(pil_to_tensor(small).float() / 255)
             kept.append(label)
@@ -116,7 +116,7 @@ def thumbnails(paths: Sequence[str], labels: Sequence[int]) -> tuple[Tensor, Ten
 
 
 def warning_text(found: Sequence[FlipConfusion], class_names: Sequence[str]) -> str:
-    """Say which classes are turned into which, and what to do."""
+    """Return a warning that lists the classes that turn into others, and the remedy."""
     pairs = [
         f"'{class_names[item.source]}' into '{class_names[item.target]}' "
         f"({100 * item.share:.0f} % of {item.images})"
@@ -125,7 +125,7 @@ def warning_text(found: Sequence[FlipConfusion], class_names: Sequence[str]) -> 
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return (
         f"Mirroring seems to turn images of one class into another: {', '.join(pairs)}{more}. Such "
-        "images are trained with the wrong label. Set flip=False, or say flip_safe=True if a "
+        "images are trained with the wrong label. Set flip=False, or flip_safe=True if a "
         "mirrored image keeps its class."
     )
 

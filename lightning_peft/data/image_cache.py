@@ -1,4 +1,4 @@
-"""Where a data module keeps its decoded images."""
+"""The files in which a data module keeps its decoded images."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class ImageCache:
-    """Gives each list of images the file of its pixels.
+    """Find or create a file of pixels for each list of images.
 
     Args:
-        where: A directory, which later runs and the other ranks of this machine read as well; True
-            for a temporary one, which goes when the process ends; False or None to keep nothing.
+        where: A directory, which later runs and the other ranks of this machine share; True for a
+            temporary one, which is deleted when the process ends; False or None to keep nothing.
     """
 
     def __init__(self, where: bool | str | Path | None) -> None:
@@ -37,18 +37,17 @@ class ImageCache:
     def of(
         self, split: str, paths: Sequence[str], transform: ImageTransform, mode: str
     ) -> DecodedImages | None:
-        """Find or make the file of a list of images.
+        """Find or create the file of a list of images.
 
         Args:
-            split: What they are for: test images are read once, so that no temporary file is made
-                of them.
+            split: Their split: test images are read once, so no temporary file is created for them.
             paths: The image files.
-            transform: What is done to them; its first part decides what is kept.
-            mode: The PIL mode in which they are read.
+            transform: Their transform; the result of its first part is kept.
+            mode: The PIL mode to read them in.
 
         Returns:
-            The decoded images; ``None`` where nothing is kept, or there is no room: that is warned
-            of, with the room that is needed.
+            The decoded images; ``None`` if nothing is kept, or if there is not enough space: a
+            warning then says how much is needed.
         """
         once = split == "test" and self.temporary
         off = self.directory is None and not self.temporary
@@ -86,24 +85,24 @@ class ImageCache:
 
 
 class _Temporary:
-    """Lets a directory go with the last who holds this; a copy in another process only reads."""
+    """Deletes a directory with the last reference to this; copies in other processes do not."""
 
     def __init__(self, directory: Path) -> None:
         weakref.finalize(self, _remove, directory, os.getpid())
 
 
 def _remove(directory: Path, owner: int) -> None:
-    if os.getpid() == owner:  # and not in a loading process that was forked
+    if os.getpid() == owner:  # not in a forked loading process
         shutil.rmtree(directory, ignore_errors=True)
 
 
 def _shape(path: str, mode: str) -> Shape:
-    """The shape of an image as it is, which its header says; of a broken one, that of nothing."""
+    """Return the shape of an image from its header; an empty shape if it is broken."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             width, height = image.size
-    except Exception:  # it is told of when it is read
+    except Exception:  # the error is raised when it is read
         return 0, 0, 0
     return len(mode), height, width

@@ -1,4 +1,4 @@
-"""Image files as a dataset, and what is done to them in training."""
+"""Image files as a dataset, and their transforms in training and evaluation."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Label = int | float | tuple[float, ...]
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """A PIL image to a normalised tensor, in two parts.
+    """A transform of a PIL image to a normalised tensor, in two parts.
 
     Attributes:
-        prepare: What is the same in every epoch: a PIL image to uint8 ``(C, H, W)``.
-        finish: What is not: that to float32 ``(C, H, W)``, augmented in training.
-        how: What ``prepare`` does, in a word that differs where its results do.
-        shape: Of what ``prepare`` gives; ``None`` for that of the image itself.
+        prepare: The same in every epoch: a PIL image to uint8 ``(C, H, W)``.
+        finish: Random in training: that to float32 ``(C, H, W)``, augmented.
+        how: A description of ``prepare``, which differs if its results do.
+        shape: The shape of ``prepare``'s result; ``None`` for that of the image itself.
     """
 
     prepare: Callable[[Any], Tensor]
@@ -40,21 +40,21 @@ class ImageTransform:
     shape: Shape | None
 
     def __call__(self, image: Any) -> Tensor:
-        """Do both."""
+        """Apply both parts."""
         return self.finish(self.prepare(image))
 
 
 class ImageFiles(Dataset[tuple[Tensor, Any]]):
-    """Image files, transformed when they are asked for.
+    """Image files, read and transformed on access.
 
     Args:
         paths: Image files.
-        labels: Of each: its class, its number, or several numbers, which come as a float tensor.
-        mode: PIL mode in which they are read, ``"L"`` or ``"RGB"``.
-        transform: What is done to each. Drawn from with a seed of (seed, epoch, position) where an
-            image is asked for as a :class:`Draw`.
+        labels: The label of each: a class, a number, or several numbers (a float tensor).
+        mode: PIL mode to read them in, ``"L"`` or ``"RGB"``.
+        transform: The transform of each. For an index that is a :class:`Draw`, it is seeded by
+            (seed, epoch, position).
         seed: Seed of the transform.
-        decoded: Where the pixels are kept that the transform prepares; ``None`` keeps none.
+        decoded: The kept pixels that the transform has prepared; ``None`` keeps none.
     """
 
     def __init__(
@@ -111,10 +111,10 @@ class ImageFiles(Dataset[tuple[Tensor, Any]]):
 
 
 def evaluation_transform(config: DataConfig) -> ImageTransform:
-    """Make what evaluation does, as :meth:`DataConfig.eval_transform` in two parts.
+    """Build the transform of evaluation: :meth:`DataConfig.eval_transform` in two parts.
 
     Args:
-        config: What the backbone expects.
+        config: The images that the backbone expects.
     """
     from torchvision.transforms import v2
 
@@ -127,11 +127,11 @@ def evaluation_transform(config: DataConfig) -> ImageTransform:
 def training_transform(
     config: DataConfig, augment: Augment | Callable[[Tensor], Tensor]
 ) -> ImageTransform:
-    """Make what turns a PIL image into an augmented tensor ``(C, H, W)``.
+    """Build the transform of training, a PIL image to an augmented tensor ``(C, H, W)``.
 
     Args:
-        config: What the backbone expects.
-        augment: What is done to an image in [0, 1] of the backbone's size.
+        config: The images that the backbone expects.
+        augment: The augmentation of an image in [0, 1] of the backbone's size.
     """
     from torchvision.transforms import v2
 
@@ -140,16 +140,16 @@ def training_transform(
     normalise = v2.Normalize(list(config.mean), list(config.std))
     finish = v2.Compose([scaled, change, normalise])
     if isinstance(augment, Augment) and augment.crop < 1:
-        # the random crop takes the place of evaluation's resize and centre crop
+        # the random crop replaces evaluation's resize and centre crop
         return ImageTransform(v2.PILToTensor(), finish, "as it is", None)
     return ImageTransform(evaluation_transform(config).prepare, finish, *_fitted(config))
 
 
 def _fitted(config: DataConfig) -> tuple[str, Shape]:
-    """Say how evaluation fits an image to the backbone, and the shape that it comes to."""
+    """Return how evaluation fits an image to the backbone, and the resulting shape."""
     facts = (config.input_size, config.interpolation, config.crop_pct, config.crop_mode)
     return f"fitted {facts}", config.input_size
 
 
 def _scaled(pixels: Tensor) -> Tensor:
-    return pixels.to(torch.float32).div(255)  # as ToTensor, to the bit
+    return pixels.to(torch.float32).div(255)  # bit-equal to ToTensor

@@ -1,4 +1,4 @@
-"""Text files that list images: a path and a label in each line, as in ``images/test/0.jpg 3``."""
+"""Text files that list images, with a path and a label in each line: ``images/test/0.jpg 3``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 __all__ = ["ImageList", "missing_images", "read_list"]
 
 MOST_TOLD = 5
-"""Of more wrong lines or missing images than this, the rest is counted."""
+"""The largest number of wrong lines or missing images to list; the rest is counted."""
 
 
 @dataclass(frozen=True)
 class ImageList:
-    """What one list holds.
+    """The content of one list.
 
     Attributes:
         path: The list.
@@ -36,18 +36,18 @@ def read_list(path: Path, root: Path, num_classes: int) -> tuple[ImageList | Non
 
     Args:
         path: The list.
-        root: What its paths are relative to.
-        num_classes: Labels have to be below this.
+        root: The folder that its paths are relative to.
+        num_classes: Number of classes, which all labels must be below.
 
     Returns:
-        The list and no problem, or ``None`` and a line for each problem.
+        The list and no problems, or ``None`` and a line for each problem.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        return None, [f"{path}: there is no such list"]
+        return None, [f"{path}: this list does not exist"]
     except (OSError, UnicodeDecodeError) as error:
-        return None, [f"{path}: not a list that can be read: {error}"]
+        return None, [f"{path}: cannot be read: {error}"]
     images: list[str] = []
     labels: list[int] = []
     wrong: list[str] = []
@@ -70,11 +70,11 @@ def read_list(path: Path, root: Path, num_classes: int) -> tuple[ImageList | Non
 
 
 def missing_images(found: ImageList) -> list[str]:
-    """Say which images of a list are not there; each folder is looked into once."""
+    """Return a line for each missing image of a list; each folder is read once."""
     present = {folder: _entries(folder) for folder in {os.path.dirname(p) for p in found.images}}
     gone = [p for p in found.images if os.path.basename(p) not in present[os.path.dirname(p)]]
-    told = [f"{found.path}: lists {path}, which is not there" for path in gone]
-    return _shortened(told, f"{found.path}: more images that are not there")
+    told = [f"{found.path}: lists {path}, which does not exist" for path in gone]
+    return _shortened(told, f"{found.path}: more missing images")
 
 
 def _entries(folder: str) -> Iterable[str]:

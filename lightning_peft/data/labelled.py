@@ -1,4 +1,4 @@
-"""The splits of what has its labels in a file, and what is counted of them."""
+"""Splits and statistics of images or texts whose labels are in a file."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = ["counted", "divided", "mean_and_deviation", "splits_of"]
 def splits_of(
     table: LabelsFile, root: Path, **options: Any
 ) -> dict[str, tuple[list[str], list[Any]]]:
-    """Divide labelled images into splits.
+    """Split labelled images.
 
     Args:
         table: The labels.
         root: The folder of the images.
-        **options: As of :func:`divided`.
+        **options: As for :func:`divided`.
 
     Returns:
         Paths and labels of each split.
 
     Raises:
-        DataError: As :func:`divided`.
+        DataError: As for :func:`divided`.
     """
     return {
         name: ([str(root / table.files[i]) for i in part], [table.labels[i] for i in part])
@@ -47,23 +47,23 @@ def divided(
     seed: int,
     labels_per_class: int | None,
 ) -> dict[str, list[int]]:
-    """Divide what is labelled: as the file says, and by hash where it does not.
+    """Split labelled items as the file says, or by hash if it does not say.
 
-    Classes are divided class by class; several labels or numbers all together.
+    Classes are split one by one; items with several labels or numbers are split all together.
 
     Args:
         table: The labels.
-        test_fraction: Part that tests, where the file has no column ``split``.
-        val_fraction: Part of the training images that validates, where no line says ``val``.
-        seed: Of the choice of validation and training images.
-        labels_per_class: Training images of each class.
+        test_fraction: Fraction for the test, if the file has no column ``split``.
+        val_fraction: Fraction of the training items for validation, if no line says ``val``.
+        seed: Seed of the choice of validation and training items.
+        labels_per_class: Training items of each class.
 
     Returns:
         The indices of each split.
 
     Raises:
-        DataError: If labels per class are asked for and there are no classes, nothing is for
-            training, a class has no training image, or too few.
+        DataError: If ``labels_per_class`` is given without classes, there are no training items, or
+            a class has none or too few of them.
     """
     classes = table.task in ("multiclass", "binary")
     noun = table.noun
@@ -103,9 +103,9 @@ def counted(labels: Sequence[Label], num_classes: int, task: Task) -> list[int]:
     """Count the images of each class or with each label.
 
     Args:
-        labels: Of the images.
+        labels: The labels of the images.
         num_classes: Number of classes or labels.
-        task: What they are; of numbers nothing is counted.
+        task: The task; numbers are not counted.
     """
     if task == "regression":
         return []
@@ -117,10 +117,10 @@ def counted(labels: Sequence[Label], num_classes: int, task: Task) -> list[int]:
 
 
 def mean_and_deviation(labels: Sequence[Label]) -> tuple[list[float], list[float]]:
-    """Give the mean and the standard deviation of each number.
+    """Return the mean and the standard deviation of each number.
 
     Args:
-        labels: Numbers, or tuples of as many.
+        labels: Numbers, or tuples of equally many numbers.
     """
     rows = [label if isinstance(label, tuple) else (float(label),) for label in labels]
     columns = [[row[k] for row in rows] for k in range(len(rows[0]))]

@@ -24,17 +24,16 @@ MOST_TOLD = 20
 
 @dataclasses.dataclass(frozen=True)
 class LabelsFile:
-    """What a labels file holds.
+    """The content of a labels file.
 
     Attributes:
         path: The file.
-        task: What the labels are; two classes are ``"multiclass"`` unless ``"binary"`` was asked
-            for.
+        task: The kind of labels; two classes are ``"multiclass"`` unless ``"binary"`` was given.
         names: The classes or labels, sorted; or the columns of numbers.
-        files: The images, as they are written in the file; or the texts.
-        labels: Of each.
-        splits: Of each ``"train"``, ``"val"`` or ``"test"``; empty without such a column.
-        noun: What is labelled.
+        files: The images, as written in the file; or the texts.
+        labels: The label of each.
+        splits: ``"train"``, ``"val"`` or ``"test"`` for each; empty without such a column.
+        noun: ``"images"`` or ``"texts"``.
     """
 
     path: Path
@@ -47,7 +46,7 @@ class LabelsFile:
 
 
 def find_labels(labels: str | Path, root: Path) -> Path:
-    """Find a labels file: as it is given, or below the folder of images.
+    """Find a labels file, at the given path or below the folder of images.
 
     Raises:
         DataError: If it is in neither place.
@@ -71,27 +70,27 @@ def read_labels(
     columns: Sequence[str] | None = None,
     key: str = FILE,
 ) -> LabelsFile:
-    """Read a labels file, and find out what its labels are.
+    """Read a labels file, and find out the kind of its labels.
 
     It has a header with ``file`` (paths below ``root``), optionally ``split`` (``train``, ``val``,
     ``test``), and labels: one column of words is classes; one column in which ``|`` separates words
     is several labels an image (an empty cell is none); several columns of 0 and 1 are the same;
-    one or several columns of numbers are regression. One column of whole numbers may be either, and
-    has to be told by ``task``.
+    one or several columns of numbers are regression. One column of whole numbers may be either:
+    ``task`` has to say which.
 
     Args:
         path: The file.
-        root: The folder of the images; None where what is labelled are texts.
-        task: What the labels are, instead of finding it.
+        root: The folder of the images; None for texts.
+        task: The kind of labels, instead of finding it.
         columns: The columns that hold labels; all others but ``key`` and ``split`` by default.
-        key: The column of what is labelled.
+        key: The column of the files or texts.
 
     Returns:
-        What it holds.
+        Its content.
 
     Raises:
-        DataError: Listing all: columns that are missing, images that are, cells that are empty or
-            no numbers, files that come twice, texts that come twice with other labels.
+        DataError: Listing all problems: missing columns or images, cells that are empty or not
+            numbers, files that appear twice, texts that appear twice with different labels.
     """
     if task is not None:
         check_task(task)
@@ -127,7 +126,7 @@ def read_column(path: Path, column: str) -> list[str]:
         column: Its name in the header.
 
     Raises:
-        DataError: If there is no such column, or nothing in one of its lines; all are listed.
+        DataError: If the column is missing or has empty cells; all are listed.
     """
     header, rows = _rows(path)
     problems = []
@@ -161,7 +160,7 @@ def _header_problems(header: Sequence[str], columns: Sequence[str] | None, key: 
     if key not in header:
         found.append(f"it has no column '{key}' in its first line. {near(key, header)}")
     found += [
-        f"column '{name}' is there {count} times"
+        f"column '{name}' appears {count} times"
         for name, count in Counter(header).items()
         if count > 1
     ]
@@ -188,13 +187,13 @@ def _row_problems(
         if not name:
             found.append(f"line {line}: no {key}")
         elif name in first and root is not None:
-            found.append(f"line {line}: '{name}' is in line {first[name]} already")
+            found.append(f"line {line}: '{name}' is already in line {first[name]}")
         elif name in first and cells[first[name] - 2] != cells[line - 2]:
             found.append(
-                f"line {line}: the text of line {first[name]} with another label: '{name[:40]}'"
+                f"line {line}: same text as line {first[name]}, other label: '{name[:40]}'"
             )
         elif root is not None and not (root / name).is_file():
-            found.append(f"line {line}: there is no file {root / name}")
+            found.append(f"line {line}: missing file {root / name}")
         first.setdefault(name, line)
         split = row.get(SPLIT, SPLITS[0])
         if split not in SPLITS:
@@ -203,7 +202,7 @@ def _row_problems(
 
 
 def _found_task(cells: Sequence[Sequence[str]], columns: Sequence[str], path: Path) -> Task:
-    """Say what labels are by how they look."""
+    """Return the kind of labels, by their form."""
     values = {value for row in cells for value in row if value}
     numbers = all(_number(value) is not None for value in values) and bool(values)
     if len(columns) > 1:
@@ -213,7 +212,7 @@ def _found_task(cells: Sequence[Sequence[str]], columns: Sequence[str], path: Pa
     if all(value.lstrip("+-").isdecimal() for value in values):
         raise DataError(
             f"Expected labels of one kind in {path}, got whole numbers in '{columns[0]}', which "
-            "may be classes or amounts: say task='multiclass' or task='regression' (on the command "
+            "may be classes or amounts: set task='multiclass' or task='regression' (on the command "
             "line data.task=...)."
         )
     return "regression"
@@ -223,7 +222,7 @@ def _numbers(
     cells: Sequence[Sequence[str]], columns: Sequence[str]
 ) -> tuple[tuple[str, ...], list[Label], list[str]]:
     wrong = [
-        f"line {line}: '{value}' in column '{name}' is no number"
+        f"line {line}: '{value}' in column '{name}' is not a number"
         for line, row in enumerate(cells, 2)
         for name, value in zip(columns, row, strict=True)
         if _number(value) is None
@@ -268,7 +267,7 @@ def _classes(
 
 
 def _order(name: str) -> tuple[float, str]:
-    """Numbers by their size, and before words: class 2 comes before class 10."""
+    """Return a sort key: numbers by size, before words, so class 2 comes before class 10."""
     number = _number(name)
     return (math.inf if number is None else number), name
 

@@ -1,8 +1,8 @@
 """The order in which training images are drawn, as a function of (seed, epoch, position).
 
-Lightning tells a sampler the epoch and saves nothing else about it. A sampler that is a function of
-the epoch therefore goes on after a resume as if the run had never stopped; one that draws from a
-random generator starts again with the first epoch's order.
+Lightning sets the epoch of a sampler and saves no other state of it. A sampler that is a function
+of the epoch therefore continues after a resume as if the run had never stopped; one that draws from
+a random generator starts again with the first epoch's order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Draw", "EpochSampler", "ResumableLoader", "loader_options", "train_l
 
 
 class Draw(NamedTuple):
-    """One image to load, and where in the run it is drawn: what its augmentation is seeded by.
+    """One image to load, and its place in the run, which seeds its augmentation.
 
     Attributes:
         image: Index of the image.
@@ -35,18 +35,18 @@ class Draw(NamedTuple):
 
 
 class EpochSampler(DistributedSampler[Draw]):
-    """Shuffles by (seed, epoch), shares the order among the ranks, and can start mid-epoch.
+    """A sampler that shuffles by (seed, epoch), shards over ranks, and can start mid-epoch.
 
-    It is a ``DistributedSampler``, so Lightning neither wraps nor replaces it under DDP, and tells
-    it the epoch.
+    It is a ``DistributedSampler``, so Lightning neither wraps nor replaces it under DDP, and sets
+    its epoch.
 
     Args:
         size: Number of images.
         seed: Seed of the order.
         samples: Draws in an epoch, over all ranks; ``size`` by default. More than ``size``
-            repeats the images, each pass in an order of its own: all are drawn equally often.
-        num_replicas: Number of ranks. The order is repeated from its start until they share it
-            evenly.
+            repeats the images, each pass in another order: all are drawn equally often.
+        num_replicas: Number of ranks. The order is repeated from its start until it divides evenly
+            among them.
         rank: This rank.
     """
 
@@ -59,13 +59,13 @@ class EpochSampler(DistributedSampler[Draw]):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        # the base class asks its dataset only for the length
+        # the base class only uses the length of its dataset
         super().__init__(range(size), num_replicas, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
         self.size = size
         self.samples = size if samples is None else samples
         self.num_samples = -(-self.samples // num_replicas)
         self.total_size = self.num_samples * num_replicas
-        self.start = 0  # draws of this rank to leave out: the loader sets it after a resume
+        self.start = 0  # draws of this rank to skip: the loader sets it after a resume
 
     def __iter__(self) -> Iterator[Draw]:
         random = generator("order", self.seed, self.epoch)
@@ -78,18 +78,17 @@ class EpochSampler(DistributedSampler[Draw]):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A loader that skips, without loading them, the batches that a resumed epoch has seen.
+    """A loader that skips the batches that a resumed epoch has seen, without loading them.
 
-    Lightning makes the first iterator before it tells the sampler the epoch, which with workers
-    would load the first epoch's images again after a resume. So nothing is read before the first
-    batch is asked for.
+    Lightning makes the first iterator before it sets the sampler's epoch, which with workers would
+    load the first epoch's images again after a resume. So nothing is read before the first batch is
+    requested.
 
     Args:
         *args: As for ``DataLoader``.
-        place: Says which epoch is running and how many of its batches are done; ``None`` where
-            nothing is trained. It is asked instead of trusting the epoch that Lightning tells the
-            sampler: with ``max_steps``, that is one too many after a resume from a checkpoint that
-            was written after validation.
+        place: Returns the running epoch and how many of its batches are done; ``None`` if nothing
+            is trained. It replaces the sampler's epoch from Lightning, which with ``max_steps`` is
+            one too many after a resume from a checkpoint that was written after validation.
         **kwargs: As for ``DataLoader``.
     """
 
@@ -112,14 +111,14 @@ class ResumableLoader(DataLoader[Any]):
                 self.sampler.start = done * (self.batch_size or 1)
         yield from super().__iter__()
 
-    # Lightning takes a loader with these two methods for one that resumes. The place comes from the
+    # Lightning treats a loader with these two methods as resumable. The place comes from the
     # trainer's own progress, which unlike this state is always restored.
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the place in the epoch is Lightning's own progress."""
+        """Return an empty state: the place in the epoch is part of Lightning's own progress."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing to restore."""
+        """Do nothing, since the state is empty."""
 
 
 def train_loader(
@@ -134,7 +133,7 @@ def train_loader(
     """Build the training loader of a data module.
 
     Args:
-        dataset: Takes :class:`Draw` as index.
+        dataset: A dataset that takes :class:`Draw` as index.
         trainer: The trainer that the data module is attached to, or None.
         seed: Seed of the order.
         batch_size: Images a batch, on each rank.
@@ -167,11 +166,11 @@ def train_loader(
 
 
 def loader_options(num_workers: int, pin_memory: bool | None) -> dict[str, Any]:
-    """Arguments that every loader of a data module shares.
+    """Return arguments that every loader of a data module shares.
 
     Args:
         num_workers: Processes that load.
-        pin_memory: Page-locked batches; where None, if there is a CUDA device.
+        pin_memory: Whether to page-lock batches; None does if there is a CUDA device.
 
     Returns:
         Arguments of ``DataLoader``.
@@ -180,7 +179,7 @@ def loader_options(num_workers: int, pin_memory: bool | None) -> dict[str, Any]:
         "num_workers": num_workers,
         "persistent_workers": num_workers > 0,
         "pin_memory": torch.cuda.is_available() if pin_memory is None else pin_memory,
-        # each pass over a loader draws a seed for its workers: not from the global generator, from
-        # which dropout draws
+        # each pass over a loader draws a seed for its workers: not from the global generator, which
+        # dropout uses
         "generator": generator("workers"),
     }

@@ -1,4 +1,4 @@
-"""Looking over a folder of images before anything is trained on it."""
+"""Reading and checking a folder of images before training."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lightning_peft.errors import DataError
 __all__ = ["Verify", "find_problems", "read_folder", "read_folders", "unreadable"]
 
 Verify = Literal["header", "decode", "none"]
-_PROGRESS_ABOVE = 2000  # files; fewer are done before a progress bar could be read
+_PROGRESS_ABOVE = 2000  # files; fewer are checked before a progress bar could be read
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """What one folder of class folders holds.
+    """The content of one folder of class folders.
 
     Attributes:
         root: The folder.
@@ -34,11 +34,11 @@ class Folder:
 
     @property
     def keys(self) -> list[str]:
-        """The path of each file below the root, the same on every system."""
+        """The path of each file relative to the root, the same on every system."""
         return [Path(path).relative_to(self.root).as_posix() for path in self.paths]
 
     def counts(self) -> list[int]:
-        """Number of images of each class."""
+        """Return the number of images of each class."""
         found = [0] * len(self.class_names)
         for label in self.labels:
             found[label] += 1
@@ -49,10 +49,10 @@ def read_folder(root: Path) -> Folder:
     """List the images of a folder that has a folder for each class, as torchvision reads it.
 
     Args:
-        root: The folder. Hidden folders below it are no classes.
+        root: The folder. Hidden folders below it are not classes.
 
     Returns:
-        What it holds; an empty class has no files.
+        Its content; an empty class has no files.
     """
     from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
@@ -74,7 +74,7 @@ def read_folders(root: Path) -> dict[str, Folder]:
         root: The folder.
 
     Returns:
-        What each split's folder holds; only ``"train"``, which is the root itself, without splits.
+        The content of each split's folder; without splits only ``"train"``, which is the root.
 
     Raises:
         DataError: If there is no such folder.
@@ -82,7 +82,7 @@ def read_folders(root: Path) -> dict[str, Folder]:
     if not root.is_dir():
         raise DataError(f"Expected a folder of class folders at {root}, got none: make it.")
     names = [name for name in ("train", "val", "test") if (root / name).is_dir()]
-    # a class may be called "train"; such a folder has no folders in it, and no "val" beside it
+    # a class may be called "train"; such a folder holds no folders, and no "val" is next to it
     if "train" not in names or (names == ["train"] and not _has_folders(root / "train")):
         return {"train": read_folder(root)}
     return {name: read_folder(root / name) for name in names}
@@ -93,7 +93,7 @@ def _has_folders(folder: Path) -> bool:
 
 
 def find_problems(folders: Sequence[Folder]) -> list[str]:
-    """Say what keeps folders from being the splits of one classification task.
+    """Find the reasons why folders cannot be the splits of one classification task.
 
     Args:
         folders: The training folder first, or the only one.
@@ -124,13 +124,13 @@ def find_problems(folders: Sequence[Folder]) -> list[str]:
 
 
 def unreadable(paths: Sequence[str], verify: Verify) -> list[str]:
-    """Find the files that are no readable images.
+    """Find the files that are not readable images.
 
     Args:
         paths: Image files.
         verify: ``"header"`` opens each file and checks what can be checked without decoding it (PNG
             checksums; of a JPEG only the header, so a truncated one passes). ``"decode"`` decodes
-            each in full. ``"none"`` looks at none.
+            each in full. ``"none"`` checks nothing.
 
     Returns:
         One line for each unreadable file.
@@ -155,7 +155,7 @@ def _problem(path: str, verify: Verify) -> str | None:
                 image.load()
             else:
                 image.verify()
-    except Exception as error:  # PIL raises whatever a broken file leads its decoders to
+    except Exception as error:  # a broken file can make PIL's decoders raise anything
         return f"{path}: {type(error).__name__}: {error}"
     return None
 

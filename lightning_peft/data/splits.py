@@ -1,7 +1,7 @@
 """Stratified samples, chosen by hash: the same on every machine and in every library version.
 
-Within a class, images are ranked by a hash of the seed and of what names the image. So a larger
-sample contains the smaller ones of the same seed, and a new image moves no other from its place.
+Within a class, images are ranked by a hash of the seed and the image's name. So a larger sample
+contains the smaller ones of the same seed, and a new image does not move others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def ranked_by_class(labels: Sequence[int], keys: Sequence[str], salt: str) -> di
     Args:
         labels: Class of each image.
         keys: A name of each image, unique within its class.
-        salt: What the order depends on besides.
+        salt: A string that also decides the order.
 
     Returns:
         Class to the indices of its images, in order.
@@ -40,20 +40,20 @@ def few_labels(
     class_names: Sequence[str],
     noun: str = "images",
 ) -> tuple[list[int], list[int]]:
-    """Take the validation images and then the labelled training images of each class.
+    """Select the validation images and then the labelled training images of each class.
 
     Args:
         ranked: Indices of each class, in the order in which they are taken.
         validation: Number of validation images of each class.
         labels_per_class: Number of training images of each class; None takes all that are left.
         class_names: Name of each class.
-        noun: What is divided, for the message.
+        noun: What the items are, for the message.
 
     Returns:
-        The training and the validation indices, sorted; they share none.
+        The training and the validation indices, sorted and disjoint.
 
     Raises:
-        DataError: If a class has fewer images than are asked for; all such classes are named.
+        DataError: If a class has too few images; all such classes are named.
     """
     if labels_per_class is not None and labels_per_class < 1:
         raise DataError(f"Expected labels_per_class of 1 or more, or None, got {labels_per_class}.")
@@ -68,9 +68,9 @@ def few_labels(
         )
         most = min(left.values())
         advice = (
-            f"Ask for at most labels_per_class={most}, or for less validation."
+            f"Use at most labels_per_class={most}, or less validation."
             if most > 0
-            else f"Give these classes more {noun}, or ask for less validation."
+            else f"Add {noun} to these classes, or use less validation."
         )
         raise DataError(
             f"Expected {wanted} or more labelled training {noun} of each class, but {counts}. "
@@ -106,19 +106,19 @@ def divide(
     Args:
         labels: Class of each image.
         keys: A name of each image, unique within its class.
-        test_fraction: Part of each class that tests.
-        val_fraction: Part of what is left that validates.
-        seed: Of the choice of validation and training images.
+        test_fraction: Fraction of each class for the test.
+        val_fraction: Fraction of the rest for validation.
+        seed: Seed of the choice of validation and training images.
         labels_per_class: Training images of each class; None takes all that are left.
         class_names: Name of each class.
-        noun: What is divided, for the message.
-        val_per_class: Images of each class that validate, instead of a fraction.
+        noun: What the items are, for the message.
+        val_per_class: Validation images of each class, instead of a fraction.
 
     Returns:
         The indices of each split, sorted.
 
     Raises:
-        DataError: If a class has fewer images than are asked for.
+        DataError: If a class has too few images.
     """
     fixed = ranked_by_class(labels, keys, "lightning-peft folder test")
     cut = {label: part_of(test_fraction, found) for label, found in fixed.items()}
@@ -141,5 +141,5 @@ def divide(
 
 
 def part_of(fraction: float, found: Sequence[int]) -> int:
-    """How many images a fraction of a class is: at least one, so that no split lacks a class."""
+    """Return how many images a fraction of a class is: at least one, so no split lacks a class."""
     return max(1, round(fraction * len(found))) if fraction else 0

@@ -1,4 +1,4 @@
-"""A dataset of images in memory that hands out whole batches."""
+"""A dataset of images in memory that returns whole batches."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["TensorImages", "as_is"]
 
 
 def as_is(batch: Any) -> Any:
-    """The ``collate_fn`` of a dataset that hands out batches."""
+    """Return a batch unchanged: the ``collate_fn`` of a dataset that returns batches."""
     return batch
 
 
 class TensorImages(Dataset[tuple[Tensor, Tensor]]):
     """Images in memory, augmented and normalised a batch at a time.
 
-    A ``DataLoader`` asks for all images of a batch at once (``__getitems__``), with
+    A ``DataLoader`` requests all images of a batch at once (``__getitems__``), with
     :func:`as_is` as ``collate_fn``.
 
     Args:
@@ -33,7 +33,7 @@ class TensorImages(Dataset[tuple[Tensor, Tensor]]):
         labels: Class of each image, shape ``(N,)``.
         mean: Mean of each channel.
         std: Standard deviation of each channel.
-        augment: Applied to what is asked for as a :class:`Draw`; a plain index is not augmented.
+        augment: The augmentation of images requested as a :class:`Draw`; a plain index gets none.
         seed: Seed of the augmentation.
     """
 

@@ -1,4 +1,4 @@
-"""Texts given as lists, and texts that come several times."""
+"""Texts given as lists, and removal of repeated texts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def listed(
     *,
     task: Task | None,
 ) -> LabelsFile:
-    """Lay lists out as a labels file would be read.
+    """Turn lists into the table that a labels file would give.
 
     Args:
         texts: The texts.
@@ -34,17 +34,17 @@ def listed(
         task: ``"multiclass"`` or ``"binary"``; None is the first.
 
     Returns:
-        The table; its ``path`` says that it is none.
+        The table; its ``path`` says that there is no file.
 
     Raises:
-        DataError: Listing all that is wrong.
+        DataError: Listing all problems.
     """
     wrong = []
     for name, values in (("labels", labels), ("splits", texts if splits is None else splits)):
         if len(values) != len(texts):
             wrong.append(f"expected as many {name} as texts, got {len(values)} and {len(texts)}")
     wrong += [
-        f"text {i}: expected words, got {text!r}"
+        f"text {i}: expected a non-empty string, got {text!r}"
         for i, text in enumerate(texts)
         if not isinstance(text, str) or not text.strip()
     ]
@@ -66,7 +66,7 @@ def listed(
         wrong.append(f"expected {'2' if task == 'binary' else '2 or more'} classes, got {names}")
     if wrong:
         more = [f"and {len(wrong) - MOST_TOLD} more"] if len(wrong) > MOST_TOLD else []
-        raise DataError("These lists cannot serve: " + "; ".join([*wrong[:MOST_TOLD], *more]) + ".")
+        raise DataError("Unusable lists: " + "; ".join([*wrong[:MOST_TOLD], *more]) + ".")
     numbered = tuple(int(v) if numbers else names.index(str(v)) for v in labels)
     return LabelsFile(
         Path("lists"), task or "multiclass", names, tuple(texts), numbered, tuple(splits or ()),
@@ -75,13 +75,13 @@ def listed(
 
 
 def without_repeats(table: LabelsFile) -> LabelsFile:
-    """Take a text that comes several times once: it would otherwise both train and test.
+    """Drop repeated texts, which could otherwise be in both training and test.
 
     Args:
         table: Texts and labels.
 
     Returns:
-        The table without what comes again; it is told how many those were.
+        The table with each text once; the number of dropped lines is logged.
 
     Raises:
         DataError: If a text has several labels, or is in several splits.
@@ -104,11 +104,11 @@ def without_repeats(table: LabelsFile) -> LabelsFile:
         told = "; ".join([*wrong[:MOST_TOLD], *more])
         raise DataError(
             f"Expected each text of {table.path} with one label and in one split, but {told}. "
-            "Correct them: a test on what was trained on says nothing."
+            "Correct them: testing on training texts is meaningless."
         )
     kept = sorted(first.values())
     log.warning(
-        "%d of %d texts come again and are left out", len(table.files) - len(kept), len(table.files)
+        "%d of %d texts are repeats and are dropped", len(table.files) - len(kept), len(table.files)
     )
     return dataclasses.replace(
         table,

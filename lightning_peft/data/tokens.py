@@ -1,4 +1,4 @@
-"""Texts as tokens: made once, padded a batch at a time."""
+"""Texts as tokens, made once and padded for each batch."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ __all__ = ["TokenisedTexts", "Tokens"]
 
 
 class Tokens:
-    """What a tokeniser makes of texts, without padding.
+    """The tokens of texts, without padding.
 
     Args:
         tokenizer: A tokeniser of transformers.
         texts: The texts.
-        max_length: Tokens at most, the special ones included; what is longer is cut.
+        max_length: The largest number of tokens, including special ones; longer texts are cut.
 
     Attributes:
-        cut: How many texts were cut.
+        cut: The number of texts that were cut.
     """
 
     def __init__(self, tokenizer: Any, texts: Sequence[str], max_length: int) -> None:
         collator = require("transformers", "text").DataCollatorWithPadding
         self._pad = collator(tokenizer, padding="longest")
-        # an empty list is no batch to a tokeniser
+        # a tokeniser does not take an empty list
         found = tokenizer(list(texts), truncation=True, max_length=max_length) if texts else {}
         self._columns: dict[str, list[list[int]]] = {name: found[name] for name in found}
         self.cut = sum(bool(e.overflowing) for e in getattr(found, "encodings", None) or ())
 
     def padded(self, indices: Iterable[int]) -> dict[str, Tensor]:
-        """Tensors ``(B, T)`` of some of the texts, T the longest of them."""
+        """Return tensors ``(B, T)`` of some texts, with T the length of the longest."""
         rows = [{name: column[i] for name, column in self._columns.items()} for i in indices]
         return dict(self._pad(rows))
 
 
 class TokenisedTexts(Dataset[tuple[dict[str, Tensor], Tensor]]):
-    """Tokens and labels; it hands out whole batches, with ``as_is`` as ``collate_fn``.
+    """Tokens and labels, returned as whole batches, with ``as_is`` as ``collate_fn``.
 
     Args:
         tokens: The texts.
-        labels: Of each.
-        task: What the labels are.
+        labels: The label of each.
+        task: The kind of labels.
     """
 
     def __init__(self, tokens: Tokens, labels: Sequence[Label], task: Task) -> None:

@@ -1,7 +1,7 @@
 """The nineteen tasks of VTAB-1k (Zhai et al., 2019): names, groups and numbers of classes.
 
 Names are those of the directories that the preparation script of NOAH (Zhang et al., 2022) writes;
-the repositories of Convpass, FacT, SSF and RepAdapter read the same.
+the repositories of Convpass, FacT, SSF and RepAdapter use the same names.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ TaskName = Literal[
 ]  # fmt: skip
 
 GROUPS = ("natural", "specialized", "structured")
-"""The groups; their means weigh alike in the usual average."""
+"""The groups, whose means have equal weights in the usual average."""
 
 _SIZES = (7, 4, 8)
 _CLASSES = (100, 102, 47, 102, 37, 10, 397, 2, 10, 45, 5, 8, 6, 6, 4, 16, 16, 18, 9)
 
 
 class Task(NamedTuple):
-    """One task: the group that it is of, and how many classes it has."""
+    """One task: its group and its number of classes."""
 
     group: str
     num_classes: int
@@ -37,4 +37,4 @@ TASKS: dict[str, Task] = {
     name: Task(group, classes)
     for name, group, classes in zip(get_args(TaskName), _OF_GROUP, _CLASSES, strict=True)
 }
-"""Every task by its name."""
+"""The tasks by name."""

@@ -1,1 +1,1 @@
-"""How good a model is, and what it costs: metrics, calibration, intervals, FLOPs and bytes."""
+"""Quality and cost of a model: metrics, calibration, intervals, FLOPs and bytes."""

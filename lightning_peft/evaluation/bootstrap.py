@@ -1,7 +1,7 @@
 """Percentile intervals of metrics by resampling the test images.
 
-A resample is told by how often it holds each image. So a metric that takes weights is worked out
-for a thousand resamples in a few tensor operations, and no image goes through a model again.
+A resample is represented by how often it holds each image. So a weighted metric is computed for a
+thousand resamples in a few tensor operations, and no image goes through a model again.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ __all__ = ["Interval", "Statistics", "intervals", "resamples"]
 Interval = tuple[float, float]
 
 Statistics = Callable[[Tensor], Mapping[str, Tensor]]
-"""Weights ``(R, N)``, how often each of R resamples holds each image, to metrics ``(R,)``."""
+"""Maps weights ``(R, N)``, how often each of R resamples holds each image, to metrics ``(R,)``."""
 
-_ELEMENTS = 2**21  # of the weights that are held at once
+_ELEMENTS = 2**21  # weights in memory at once
 
 
 def resamples(size: int, replicates: int, seed: int) -> Iterator[Tensor]:
-    """Draw with replacement, as many as there are.
+    """Resample the images with replacement, keeping their number.
 
     Args:
         size: Number of images N.
         replicates: Number of resamples.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Yields:
-        How often each image was drawn, float64, shape ``(R, N)``: pieces that are
-        ``replicates`` rows together.
+        How often each image was drawn, float64, shape ``(R, N)``, in pieces that have
+        ``replicates`` rows in total.
     """
     random = generator("bootstrap", seed)
     rows = max(1, _ELEMENTS // size)
@@ -53,21 +53,22 @@ def intervals(
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """Percentile bootstrap (Efron, "Bootstrap methods: another look at the jackknife", 1979).
+    """Compute percentile intervals of metrics.
 
-    It speaks of other test images from where these came, for this one trained model; of other
-    seeds it says nothing.
+    Efron, "Bootstrap methods: another look at the jackknife", 1979. The intervals
+    describe the variation over other test images from the same source, for this one trained model;
+    they do not describe the variation over seeds.
 
     Args:
         statistics: The metrics of weighted images.
         size: Number of images.
         replicates: Number of resamples.
-        level: Part of the resamples that lies within.
-        seed: Of the draws.
+        level: Fraction of the resamples inside the interval.
+        seed: Seed of the draws.
 
     Returns:
-        The lower and upper end of each metric; a metric that some resample does not have (a class
-        was not drawn) is judged by the others, and left out where more than half lack it.
+        The lower and upper end for each metric. Resamples for which a metric is undefined (a class
+        was not drawn) are skipped; a metric undefined for more than half of them is left out.
 
     Raises:
         DataError: If there are fewer than 2 images, fewer than 2 resamples, or the level is not

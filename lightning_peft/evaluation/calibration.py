@@ -1,4 +1,4 @@
-"""Whether confidence is what it says, and one number that mends it: pure functions."""
+"""Measuring calibration, and fitting the temperature that improves it: pure functions."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ __all__ = [
     "BINS",
     "MOST_LABELS",
     "ReliabilityBin",
+    "calibration_error",
     "confidences",
     "expected_error",
     "fit_temperature",
@@ -25,10 +26,10 @@ __all__ = [
 
 BINS = 15
 MOST_LABELS = 100
-"""The calibration error of more labels is left out: each has a metric of its own."""
+"""The calibration error of more labels is left out, since each needs its own metric."""
 
 LOW, HIGH = 0.02, 50.0
-"""A temperature beyond these is no calibration: the scores say nothing, or are all right."""
+"""Bounds of the temperature: beyond them, scores are uninformative or all correct."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,8 @@ class ReliabilityBin:
         low: Lower end of the bin.
         high: Upper end of it.
         confidence: Mean confidence of the predictions in it.
-        accuracy: Part of them that is right.
-        count: How many they are.
+        accuracy: Fraction of them that is correct.
+        count: Number of predictions in it.
     """
 
     low: float
@@ -59,15 +60,13 @@ def reliability(confidence: Tensor, right: Tensor, bins: int = BINS) -> tuple[Re
         bins: Number of bins.
 
     Returns:
-        The bins that hold any prediction, the lowest first. What lies on an edge is in the upper
-        bin, and 1 is in the last.
+        The bins that hold any prediction, the lowest first. A value on an edge is in the lower
+        bin, as in Guo et al. (ICML 2017) and scikit-learn; 0 is in the first, 1 in the last.
 
     >>> reliability(torch.tensor([0.6, 0.7, 0.9]), torch.tensor([1, 0, 1]), bins=2)[0].count
     3
     """
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float32)
-    values = confidence.float().cpu().contiguous()
-    place = torch.bucketize(values, edges, right=True).sub(1).clamp(0, bins - 1)
+    place = _bin_of(confidence, bins)
     count = torch.bincount(place, minlength=bins)
     sums = [
         torch.bincount(place, weights=values.double().cpu(), minlength=bins)
@@ -82,44 +81,70 @@ def reliability(confidence: Tensor, right: Tensor, bins: int = BINS) -> tuple[Re
     )
 
 
+def calibration_error(confidence: Tensor, right: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Return the expected calibration error over the bins of :func:`reliability`.
+
+    It is the mean gap between confidence and accuracy, weighted by the bins' counts (Naeini et al.,
+    AAAI 2015).
+
+    Args:
+        confidence: In [0, 1], shape ``(N,)``.
+        right: 1 where the prediction came true, else 0, shape ``(N,)``.
+        weights: How often each of R resamples holds each prediction, ``(R, N)``.
+
+    Returns:
+        A scalar, or ``(R,)`` with weights; float64, on the CPU.
+    """
+    gap = confidence.double().cpu() - right.double().cpu()
+    each = gap if weights is None else weights * gap
+    sums = gap.new_zeros(*each.shape[:-1], BINS).index_add_(-1, _bin_of(confidence, BINS), each)
+    return sums.abs().sum(-1) / (len(gap) if weights is None else weights.sum(-1))
+
+
 def expected_error(bins: Sequence[ReliabilityBin]) -> float:
-    """The expected calibration error: the mean gap of confidence and accuracy, by their counts."""
+    """Return the expected calibration error of bins from :func:`reliability`."""
     total = sum(found.count for found in bins)
     return sum(abs(b.confidence - b.accuracy) * b.count for b in bins) / max(total, 1)
 
 
-def label_errors(probabilities: Tensor, labels: Tensor) -> tuple[float, ...]:
-    """The expected calibration error of each label by itself.
+def _bin_of(confidence: Tensor, bins: int) -> Tensor:
+    """Return the index of each bin of equal width; bins are closed at their upper end."""
+    inner = torch.linspace(0, 1, bins + 1, dtype=torch.float32)[1:-1]
+    return torch.bucketize(confidence.float().cpu().contiguous(), inner)
 
-    Pooled over labels, one that is too sure and one that is not sure enough would cancel out.
+
+def label_errors(probabilities: Tensor, labels: Tensor) -> tuple[float, ...]:
+    """Return the expected calibration error of each label separately.
+
+    Pooled over labels, an overconfident one and an underconfident one would cancel out.
 
     Args:
         probabilities: Shape ``(N, L)``.
         labels: 0 and 1, shape ``(N, L)``.
 
     Returns:
-        One for each label.
+        One error for each label.
 
     >>> label_errors(torch.tensor([[0.75, 0.5], [0.75, 0.5]]), torch.tensor([[1, 1], [1, 0]]))
     (0.25, 0.0)
     """
     columns = zip(probabilities.unbind(1), labels.unbind(1), strict=True)
-    return tuple(expected_error(reliability(p, y.float())) for p, y in columns)
+    return tuple(float(calibration_error(p, y)) for p, y in columns)
 
 
 def confidences(task: Task, probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """What calibration looks at: how sure, and whether rightly.
+    """Return the confidences of predictions, and whether these are correct.
 
     Args:
         task: A task with classes.
-        probabilities: Shape ``(N, C)``, as
-            :class:`~lightning_peft.evaluation.outputs.Outputs` holds them.
+        probabilities: Shape ``(N, C)``, as from
+            :class:`~lightning_peft.evaluation.outputs.Outputs`.
         labels: ``(N,)``, or ``(N, C)`` of 0 and 1 for ``"multilabel"``.
 
     Returns:
-        Of ``"multiclass"`` the highest probability and whether that class is right, ``(N,)`` each;
-        of ``"binary"`` the probability of class 1 and whether it is that; of ``"multilabel"`` the
-        same of every label of every image, ``(N * C,)``.
+        For ``"multiclass"`` the highest probability and whether that class is correct, ``(N,)``
+        each; for ``"binary"`` the probability of class 1 and whether it is the true class; for
+        ``"multilabel"`` the same for every label of every image, ``(N * C,)``.
     """
     if task == "multiclass":
         confidence, called = probabilities.max(-1)
@@ -136,13 +161,13 @@ def fit_temperature(logits: Tensor, labels: Tensor, task: Task = "multiclass") -
     its derivative, so that the result depends on no starting point and no step.
 
     Args:
-        logits: Of the validation images, never of the test set: ``(N, C)``, ``(N, 1)`` of
-            ``"binary"``.
+        logits: Logits of the validation images, never of the test set: ``(N, C)``, or ``(N, 1)``
+            for ``"binary"``.
         labels: ``(N,)``, or ``(N, C)`` of 0 and 1 for ``"multilabel"``.
         task: A task with classes.
 
     Returns:
-        What logits are to be divided by.
+        The divisor of logits.
 
     Raises:
         DataError: If there is no image, or the task has no classes.
@@ -154,7 +179,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, task: Task = "multiclass") -
     scores = logits.detach().double().cpu()
     truth = labels.detach().cpu()
     low, high = (torch.tensor(end, dtype=torch.float64).log() for end in (1 / HIGH, 1 / LOW))
-    if _slope(scores, truth, task, low) >= 0:  # sharper is worse all the way: as flat as allowed
+    if _slope(scores, truth, task, low) >= 0:  # sharper is always worse: as flat as allowed
         return HIGH
     if _slope(scores, truth, task, high) <= 0:
         return LOW
@@ -168,7 +193,7 @@ def fit_temperature(logits: Tensor, labels: Tensor, task: Task = "multiclass") -
 
 
 def _slope(logits: Tensor, labels: Tensor, task: Task, log_sharpness: Tensor) -> float:
-    """The derivative of the cross entropy by the logarithm of 1 / T."""
+    """Return the derivative of the cross entropy by the logarithm of 1 / T."""
     place = log_sharpness.clone().requires_grad_()
     with torch.enable_grad():
         scaled = logits * place.exp()

@@ -1,4 +1,4 @@
-"""What training costs: parameters, bytes of gradients, optimizer and checkpoint, and FLOPs.
+"""The cost of training: parameters, bytes of gradients, optimizer and checkpoint, and FLOPs.
 
 Pure functions over modules and optimizers; ``EfficiencyMonitor`` decides when they are called.
 """
@@ -40,11 +40,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """How many scalars a module has in its parameters.
+    """The number of scalars in a module's parameters.
 
     Attributes:
-        trainable: In parameters that require a gradient.
-        frozen: In all others.
+        trainable: Scalars in parameters that require a gradient.
+        frozen: Scalars in all other parameters.
     """
 
     trainable: int
@@ -52,7 +52,7 @@ class ParameterCount:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Their sum."""
         return self.trainable + self.frozen
 
     @property
@@ -65,8 +65,8 @@ def count_parameters(module: nn.Module) -> ParameterCount:
     """Count the parameters of a module.
 
     A parameter that is used in several places counts once, a sharded one in full, and a quantized
-    one by the values that it stands for. Parameters on the ``meta`` device are counted like
-    others, those of a lazy module that has not run yet as nothing.
+    one by the values that it represents. Parameters on the ``meta`` device are counted like
+    others, those of a lazy module that has not run yet as 0.
 
     Args:
         module: The module.
@@ -81,7 +81,7 @@ def count_parameters(module: nn.Module) -> ParameterCount:
 
 
 def numel(parameter: Tensor) -> int:
-    """Count the scalars that a parameter stands for, over all devices.
+    """Count the scalars that a parameter represents, over all devices.
 
     Args:
         parameter: A parameter; a ``DTensor`` counts in full.
@@ -96,7 +96,7 @@ def numel(parameter: Tensor) -> int:
 
 
 def gradient_bytes(parameters: Iterable[Tensor]) -> int:
-    """Give the bytes that the gradients of some parameters take, whether they require one or not.
+    """Return the bytes of the gradients of parameters, whether these require one or not.
 
     A gradient has the shape and dtype of its parameter; integer (quantized) parameters have none.
 
@@ -109,7 +109,7 @@ def gradient_bytes(parameters: Iterable[Tensor]) -> int:
 
 
 def tensor_bytes(state: Any) -> int:
-    """Give the bytes of the tensors in a state dict, whatever its nesting; shared storage once.
+    """Return the bytes of the tensors in a nested state dict; shared storage counts once.
 
     Args:
         state: Mappings and sequences of tensors, and anything else.
@@ -133,7 +133,7 @@ def _collect(state: Any, sizes: dict[Any, int]) -> None:
 
 
 def optimizer_state_bytes(optimizer: Optimizer) -> int:
-    """Measure the bytes of an optimizer's state as it is now: nothing before its first step.
+    """Return the bytes of an optimizer's present state, which is empty before its first step.
 
     Args:
         optimizer: The optimizer.
@@ -144,14 +144,14 @@ def optimizer_state_bytes(optimizer: Optimizer) -> int:
 def predicted_optimizer_state_bytes(
     optimizer: Optimizer, parameters: Iterable[Tensor]
 ) -> int | None:
-    """Give the bytes of the state that an optimizer like this one would hold for some parameters.
+    """Predict the bytes of the state that an optimizer like this one would hold for parameters.
 
     A stand-in of the same class with the same options makes one step on a parameter of each shape
     and dtype: on the ``meta`` device, where this costs nothing, or, for an optimizer that looks at
-    values, with zeros on the CPU. The optimizer itself is not touched.
+    values, with zeros on the CPU. The optimizer itself is not changed.
 
     Args:
-        optimizer: The optimizer whose class and options count; a parameter that it has is predicted
+        optimizer: The optimizer whose class and options are used: a parameter that it has is taken
             with the options of its group, any other with those of the first group.
         parameters: The parameters, each once.
 
@@ -175,7 +175,7 @@ def predicted_optimizer_state_bytes(
             try:
                 total += times * _one_state(optimizer, index, shape, dtype, device)
                 break
-            except Exception:  # whatever a foreign optimizer raises says only "not this way"
+            except Exception:  # any error of a foreign optimizer only means that this way fails
                 continue
         else:
             return None
@@ -185,7 +185,7 @@ def predicted_optimizer_state_bytes(
 def _one_state(
     optimizer: Optimizer, index: int, shape: tuple[int, ...], dtype: torch.dtype, device: str
 ) -> int:
-    """Step a stand-in of the optimizer on one parameter, and give the bytes of its state."""
+    """Step a stand-in of the optimizer on one parameter, and return the bytes of its state."""
     parameter = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
     parameter.grad = torch.zeros_like(parameter)
     group = {key: value for key, value in optimizer.param_groups[index].items() if key != "params"}
@@ -206,13 +206,13 @@ def _one_state(
 
 
 class FlopCounter(TorchDispatchMode):
-    """Count the floating-point operations of what runs inside the context, by torch's own formulas.
+    """Count the floating-point operations inside the context, by torch's own formulas.
 
-    As ``torch.utils.flop_counter.FlopCounterMode``: matrix products, convolutions and attention
-    count, elementwise work does not, one multiply-add is two. Unlike it, it puts no hooks on
-    modules and runs what it has no formula for as it is (that mode skips custom Triton kernels,
-    which changes results), so that a real training step can be counted: forward and backward, with
-    the same result.
+    As in ``torch.utils.flop_counter.FlopCounterMode``: matrix products, convolutions and attention
+    count, elementwise work does not, one multiply-add is two. Unlike that mode, it puts no hooks
+    on modules and runs operations without a formula normally (that mode skips custom Triton
+    kernels, which changes results), so that a real training step, forward and backward, can be
+    counted without changing its result.
 
     Attributes:
         flops: The count so far.
@@ -232,7 +232,7 @@ class FlopCounter(TorchDispatchMode):
             return func(*args, **kwargs)
         formula = flop_registry.get(func._overloadpacket)
         if formula is None and func is not torch.ops.prim.device.default:
-            with self:  # under inference_mode, matmul and linear arrive here in one piece
+            with self:  # under inference_mode, matmul and linear arrive here undecomposed
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
@@ -246,9 +246,8 @@ def count_flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
     """Count the floating-point operations of one call, its backward included if it runs one.
 
     Args:
-        function: What is called. Compiled modules run uncompiled, since the kernels of a compiled
-        one
-            cannot be counted.
+        function: The function to call. Compiled modules run uncompiled, since their kernels cannot
+            be counted.
         *args: Its arguments.
         **kwargs: Its keyword arguments.
 
@@ -262,15 +261,15 @@ def count_flops(function: Callable[..., Any], *args: Any, **kwargs: Any) -> int:
 
 
 def uncompiled() -> AbstractContextManager[Any]:
-    """Let compiled functions run uncompiled inside the context; what is compiled is kept."""
+    """Run compiled functions uncompiled inside the context; compiled code is kept."""
     if "torch._dynamo" not in sys.modules:
-        return nullcontext()  # nothing can be compiled yet, and importing it takes seconds
+        return nullcontext()  # nothing is compiled yet, and importing it takes seconds
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
 
 
 def median(values: Iterable[float]) -> float:
-    """Give the median; not a number if there are no values."""
+    """Return the median; NaN if there are no values."""
     ordered = sorted(values)
     if not ordered:
         return math.nan
@@ -279,7 +278,7 @@ def median(values: Iterable[float]) -> float:
 
 
 def human_bytes(count: float) -> str:
-    """Write a number of bytes for people, in units of 1000.
+    """Format a number of bytes for people, in units of 1000.
 
     >>> human_bytes(1_234_567)
     '1.23 MB'

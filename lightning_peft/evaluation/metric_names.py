@@ -1,6 +1,6 @@
-"""What the name of a metric says: whether less of it is better, and how it is written.
+"""Facts that follow from the name of a metric: whether lower is better, and its format.
 
-It needs nothing of torch: tables of runs are made of names alone.
+This module does not import torch: tables of runs only need the names.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MAIN: dict[str, str] = {
     "multilabel": "accuracy",
     "regression": "rmse",
 }
-"""The metric that chooses the checkpoint of a task, without its stage."""
+"""The metric that selects the checkpoint of a task, without its stage."""
 
 KNOWN = (
     *("accuracy", "ap", "auroc", "balanced_accuracy", "ece", "f1", "f1_micro", "loss", "mae"),
     *("map", "pearson", "r2", "rmse", "spearman"),
 )
-"""What the ready modules measure on the validation set, of any task."""
+"""The metrics of the ready modules on the validation set, for any task."""
 
 LOWER = ("loss", "rmse", "mse", "mae", "ece", "error", "ece_uncalibrated")
 SHARES = (
@@ -35,22 +35,22 @@ SHARES = (
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether less of a metric is better, such as of ``"val/loss"`` and ``"test/rmse"``."""
+    """Whether lower is better for a metric, such as ``"val/loss"`` and ``"test/rmse"``."""
     return _bare(metric) in LOWER
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric is a part of 1 that is written in percent, such as ``"test/f1"``."""
+    """Whether a metric is a fraction that is shown as a percentage, such as ``"test/f1"``."""
     return _bare(metric) in SHARES
 
 
 def is_test(metric: str) -> bool:
-    """Whether a metric is measured on the test set, which must choose nothing."""
+    """Whether a metric is measured on the test set, and must not be used to choose anything."""
     return metric.partition("/")[0].strip().lower() == "test"
 
 
 def written(metric: str, value: float) -> str:
-    """Write a value, in percent where it is a part.
+    """Format a value, as a percentage if it is a fraction.
 
     >>> written("test/accuracy", 0.934), written("test/rmse", 0.934)
     ('93.4 %', '0.9340')

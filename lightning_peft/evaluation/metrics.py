@@ -1,4 +1,4 @@
-"""The metrics of each task, from torchmetrics."""
+"""The metrics of each task, from torchmetrics except for the calibration error."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from torchmetrics.classification import (
     BinaryAccuracy,
     BinaryAUROC,
     BinaryAveragePrecision,
-    BinaryCalibrationError,
     BinaryF1Score,
     BinaryStatScores,
     MulticlassAccuracy,
     MulticlassAUROC,
-    MulticlassCalibrationError,
     MulticlassF1Score,
     MultilabelAveragePrecision,
     MultilabelExactMatch,
@@ -31,10 +29,14 @@ from torchmetrics.regression import (
     SpearmanCorrCoef,
 )
 from torchmetrics.utilities import dim_zero_cat
-from torchmetrics.wrappers import MultioutputWrapper
 
 from lightning_peft.errors import DataError
-from lightning_peft.evaluation.calibration import BINS, MOST_LABELS
+from lightning_peft.evaluation.calibration import (
+    MOST_LABELS,
+    calibration_error,
+    confidences,
+    label_errors,
+)
 from lightning_peft.evaluation.metric_names import TASKS, Task
 from lightning_peft.evaluation.outputs import check_task
 
@@ -60,7 +62,7 @@ def metric_set(
     | --- | --- | --- |
     | `multiclass` | `accuracy` (of images), `balanced_accuracy` (mean recall of the classes), `f1` (macro), `ece`, `auroc` (one against the rest, mean of the classes) | probabilities `(B, C)`, classes `(B,)` |
     | `binary` | `accuracy`, `balanced_accuracy`, `f1` (of class 1), `auroc`, `ap`, `ece` | probability of class 1 `(B,)`, 0 or 1 `(B,)` |
-    | `multilabel` | `accuracy` (images whose labels are all right), `map` (macro), `f1` (macro), `f1_micro`, `ece` (the mean of the labels) | probabilities `(B, L)`, 0 or 1 `(B, L)` |
+    | `multilabel` | `accuracy` (images whose labels are all correct), `map` (macro), `f1` (macro), `f1_micro`, `ece` (the mean of the labels) | probabilities `(B, L)`, 0 or 1 `(B, L)` |
     | `regression` | `mae`, `rmse`, `r2`, `pearson`, `spearman`; of several outputs the mean | numbers `(B,)` or `(B, K)`, twice |
 
     Args:
@@ -68,7 +70,7 @@ def metric_set(
         num_classes: For ``"multiclass"``.
         num_labels: For ``"multilabel"``.
         num_outputs: For ``"regression"``.
-        ranking: With the multiclass AUROC, which keeps the probabilities of all images; above 100
+        ranking: Whether to include the multiclass AUROC, which keeps the probabilities of all images; above 100
             classes it is left out in any case, and above 100 labels their `ece`.
 
     Returns:
@@ -92,13 +94,13 @@ def metric_set(
 
 
 def values_of(metrics: MetricCollection) -> dict[str, Tensor]:
-    """Work out a collection, as scalars; what the images do not tell is NaN.
+    """Compute a collection, as scalars; a metric that is undefined on these images is NaN.
 
     Args:
-        metrics: As from :func:`metric_set`, in which at least one batch is.
+        metrics: As from :func:`metric_set`, updated with at least one batch.
     """
     with warnings.catch_warnings():
-        # a class that no image is of, or numbers that do not vary: the NaN says it
+        # a class without images, or numbers that do not vary: the NaN shows it
         warnings.filterwarnings("ignore", category=UserWarning, module="torchmetrics")
         warnings.filterwarnings("ignore", message=r".*(No (positive|negative) samples|nan|close)")
         found = metrics.compute()
@@ -106,10 +108,10 @@ def values_of(metrics: MetricCollection) -> dict[str, Tensor]:
 
 
 class Gathered(Metric):
-    """Keeps what is predicted of each image and what it is, over all batches and ranks."""
+    """Collects the outputs and targets of all images, over all batches and ranks."""
 
     is_differentiable = False
-    higher_is_better = None
+    higher_is_better: bool | None = None
     full_state_update = False
     outputs: list[Tensor]
     targets: list[Tensor]
@@ -125,7 +127,7 @@ class Gathered(Metric):
         self.targets.append(targets.detach())
 
     def compute(self) -> tuple[Tensor, Tensor]:
-        """All of both, on the CPU."""
+        """Return all outputs and targets, on the CPU."""
         return tuple(  # type: ignore[return-value]
             (found if isinstance(found, Tensor) else torch.cat(found)).cpu()
             for found in (self.outputs, self.targets)
@@ -133,25 +135,25 @@ class Gathered(Metric):
 
 
 class BinaryBalancedAccuracy(BinaryStatScores):
-    """Mean of the recalls of both classes; the recall of a class without images is 0."""
+    """The mean of the recalls of both classes; the recall of a class without images is 0."""
 
     higher_is_better = True
 
     def compute(self) -> Tensor:
-        """The value, in [0, 1]."""
+        """Return the value, in [0, 1]."""
         hits, false, rejected, missed = self._final_state()
         recalls = [hits / (hits + missed).clamp(min=1), rejected / (rejected + false).clamp(min=1)]
         return torch.stack(recalls).mean()
 
 
 class SeenAUROC(MulticlassAUROC):
-    """One against the rest, the mean over the classes that have images; NaN where none has."""
+    """The one-against-rest AUROC, averaged over the classes that have images; NaN if none has."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes, average=None)
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """The value, in [0, 1]."""
+        """Return the value, in [0, 1]."""
         labels = dim_zero_cat(self.target)
         count = torch.bincount(labels, minlength=self.num_classes)
         seen = (count > 0) & (count < len(labels))
@@ -159,52 +161,67 @@ class SeenAUROC(MulticlassAUROC):
 
 
 class SeenBinaryAUROC(BinaryAUROC):
-    """NaN, and not 0, where one of the classes has no image."""
+    """The AUROC, which is NaN and not 0 if one of the classes has no images."""
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """The value, in [0, 1]."""
+        """Return the value, in [0, 1]."""
         labels = dim_zero_cat(self.target)
         return super().compute() if 0 < labels.sum() < len(labels) else _nan(labels)
 
 
 class SeenBinaryAP(BinaryAveragePrecision):
-    """NaN, and not 0, where no image is of class 1."""
+    """The average precision, which is NaN and not 0 if no image is of class 1."""
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """The value, in [0, 1]."""
+        """Return the value, in [0, 1]."""
         labels = dim_zero_cat(self.target)
         return super().compute() if labels.sum() else _nan(labels)
 
 
 class SeenMAP(MultilabelAveragePrecision):
-    """The mean over the labels that some image has; NaN where there is none."""
+    """The average precision, averaged over the labels that some image has; NaN without any."""
 
     def __init__(self, num_labels: int) -> None:
         super().__init__(num_labels, average=None)
 
     def compute(self) -> Tensor:  # type: ignore[override]
-        """The value, in [0, 1]."""
+        """Return the value, in [0, 1]."""
         return super().compute()[dim_zero_cat(self.target).sum(0) > 0].mean()
 
 
-class LabelECE(MultioutputWrapper):
-    """The calibration error of each label by itself, and the mean over the labels."""
+class CalibrationError(Gathered):
+    """The expected calibration error over right-closed bins; for labels the mean of theirs.
+
+    This replaces torchmetrics', which puts a confidence of exactly 1 into a bin of its own.
+    """
 
     higher_is_better = False
 
-    def __init__(self, num_labels: int) -> None:
-        super().__init__(BinaryCalibrationError(n_bins=BINS), num_labels)
+    def __init__(self, task: Task) -> None:
+        super().__init__()
+        self.task = task
 
-    def compute(self) -> Tensor:
-        """The value, in [0, 1]."""
-        return super().compute().mean()
+    def update(self, probabilities: Tensor, labels: Tensor) -> None:
+        """Add a batch of probabilities and true labels."""
+        if self.task == "multiclass":  # one number for each image, however many classes
+            probabilities, labels = confidences(self.task, probabilities, labels)
+        super().update(probabilities, labels)
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        """Return the value, in [0, 1]."""
+        found, truth = super().compute()
+        if self.task == "multilabel":
+            error = torch.tensor(label_errors(found, truth)).mean()
+        else:
+            error = calibration_error(found, truth).float()
+        return error.to(self.device)
 
 
 class SafeR2(R2Score):
-    """R2 that is NaN, and no error, of a single image."""
+    """R2, which is NaN instead of an error for a single image."""
 
     def compute(self) -> Tensor:
-        """The mean over the outputs."""
+        """Return the mean over the outputs."""
         return super().compute() if self.total > 1 else _nan(self.total)
 
 
@@ -217,7 +234,7 @@ def _multiclass(classes: int, ranking: bool) -> Parts:
         "accuracy": MulticlassAccuracy(classes, average="micro"),
         "balanced_accuracy": MulticlassAccuracy(classes, average="macro"),
         "f1": MulticlassF1Score(classes, average="macro"),
-        "ece": MulticlassCalibrationError(classes, n_bins=BINS),
+        "ece": CalibrationError("multiclass"),
     }
     return found | ({"auroc": SeenAUROC(classes)} if ranking else {})
 
@@ -229,7 +246,7 @@ def _binary() -> Parts:
         "f1": BinaryF1Score(),
         "auroc": SeenBinaryAUROC(),
         "ap": SeenBinaryAP(),
-        "ece": BinaryCalibrationError(n_bins=BINS),
+        "ece": CalibrationError("binary"),
     }
 
 
@@ -240,11 +257,11 @@ def _multilabel(labels: int) -> Parts:
         "f1": MultilabelF1Score(labels, average="macro"),
         "f1_micro": MultilabelF1Score(labels, average="micro"),
     }
-    return found | ({"ece": LabelECE(labels)} if labels <= MOST_LABELS else {})
+    return found | ({"ece": CalibrationError("multilabel")} if labels <= MOST_LABELS else {})
 
 
 def _regression(outputs: int) -> Parts:
-    with warnings.catch_warnings():  # that it keeps all numbers, which are few bytes an image
+    with warnings.catch_warnings():  # the warning that it keeps all numbers, which are few bytes
         warnings.filterwarnings("ignore", message="Metric `Spearman")
         spearman = SpearmanCorrCoef(num_outputs=outputs)
     return {

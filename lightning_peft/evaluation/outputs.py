@@ -1,4 +1,4 @@
-"""From what a head gives to what a person is told: probabilities, or numbers with a unit."""
+"""Converting the outputs of a head to probabilities, or to numbers with a unit."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["Outputs", "check_task", "head_size"]
 
 
 def check_task(task: str, known: Sequence[str] = TASKS) -> None:
-    """Refuse a task that there is not.
+    """Refuse an unknown task.
 
     Raises:
-        DataError: With near names.
+        DataError: With similar names.
     """
     if task not in known:
         raise DataError(
@@ -28,21 +28,21 @@ def check_task(task: str, known: Sequence[str] = TASKS) -> None:
 
 
 def head_size(task: str, num_classes: int) -> int:
-    """How many outputs the head has: one for two classes that exclude each other, else as many."""
+    """Return the number of outputs of the head: 1 for a binary task, else ``num_classes``."""
     return 1 if task == "binary" else num_classes
 
 
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-    """How the outputs of a head are read.
+    """The conversion of the outputs of a head.
 
     Attributes:
         task: ``"multiclass"`` (softmax), ``"binary"`` (the sigmoid of one output is the probability
             of class 1), ``"multilabel"`` (a sigmoid for each label) or ``"regression"``.
-        temperature: What logits are divided by (Guo et al., "On Calibration of Modern Neural
-            Networks", ICML 2017); 1 leaves them.
+        temperature: The divisor of logits (Guo et al., "On Calibration of Modern Neural
+            Networks", ICML 2017); 1 leaves them unchanged.
         mean: Mean of each target in training, for ``"regression"``.
-        std: Standard deviation of each.
+        std: Standard deviation of each target, for ``"regression"``.
     """
 
     task: Task = "multiclass"
@@ -51,10 +51,10 @@ class Outputs:
     std: tuple[float, ...] | None = None
 
     def __call__(self, outputs: Tensor) -> Tensor:
-        """Probabilities or numbers, in float32.
+        """Return probabilities or numbers, in float32.
 
         Args:
-            outputs: What the head gives, shape ``(B, K)``.
+            outputs: The outputs of the head, shape ``(B, K)``.
 
         Returns:
             Shape ``(B, K)``; for ``"binary"`` ``(B, 2)``, the probabilities of both classes.
@@ -72,7 +72,7 @@ class Outputs:
         return torch.cat([(-values).sigmoid(), values.sigmoid()], -1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, which :meth:`from_dict` reads."""
+        """Return plain JSON types, which :meth:`from_dict` reads."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
@@ -80,7 +80,7 @@ class Outputs:
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any] | None) -> Outputs:
-        """Read what :meth:`to_dict` gave; None is a classifier's softmax.
+        """Rebuild from the result of :meth:`to_dict`; None is a classifier's softmax.
 
         Raises:
             DataError: If it is not such a mapping.

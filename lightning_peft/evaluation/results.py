@@ -1,4 +1,4 @@
-"""What a test found: class by class, label by label or number by number."""
+"""The results of a test, by class, label or number."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What a test found.
+    """The results of a test.
 
     Attributes:
-        metrics: Every metric of the task, by the name under which each is logged
+        metrics: Every metric of the task, by the name under which it is logged
             (``"test/accuracy"`` ...).
-        classes: Scores of each class or label; empty of numbers.
+        classes: Scores of each class or label; empty for numbers.
         confusion: Counts, shape ``(C, C)``: rows are the true, columns the predicted classes;
-            None where classes do not exclude each other.
+            None if classes do not exclude each other.
         task: The task.
-        outputs: What was predicted of each image: of ``"multiclass"`` the class, its probability,
+        outputs: The predictions for each image: for ``"multiclass"`` the class, its probability,
             and its probability before calibration ``(N, 3)``; otherwise the logits, or the
             numbers in their unit ``(N, K)``.
-        targets: What each image is: ``(N,)`` or ``(N, K)``.
-        temperature: What logits are divided by.
+        targets: The true value of each image: ``(N,)`` or ``(N, K)``.
+        temperature: The divisor of logits.
         numbers: Errors of each number of a regression.
     """
 
@@ -72,10 +72,10 @@ class Evaluation:
     numbers: tuple[NumberScores, ...] = ()
 
     def reliability(self, *, calibrated: bool = True) -> tuple[ReliabilityBin, ...]:
-        """The bins of a reliability diagram; none of a regression.
+        """Return the bins of a reliability diagram; empty for a regression.
 
         Args:
-            calibrated: After the division by the temperature, or before.
+            calibrated: Whether to take probabilities after the division by the temperature.
         """
         if self.task == "regression" or not len(self.outputs):
             return ()
@@ -86,10 +86,10 @@ class Evaluation:
         return reliability(*confidences(self.task, read(self.outputs), self.targets))
 
     def calibration_error(self, *, calibrated: bool = True) -> float:
-        """The expected calibration error; of labels the mean of theirs, NaN of a regression.
+        """Return the expected calibration error; the mean over labels, NaN for a regression.
 
         Args:
-            calibrated: After the division by the temperature, or before.
+            calibrated: Whether to take probabilities after the division by the temperature.
         """
         if self.task == "regression" or not len(self.outputs):
             return float("nan")
@@ -102,15 +102,15 @@ class Evaluation:
     def intervals(
         self, *, replicates: int = 1000, level: float = 0.95, seed: int = 0
     ) -> dict[str, Interval]:
-        """Percentile bootstrap intervals of the main metrics, over the test images.
+        """Return percentile bootstrap intervals of the main metrics, over the test images.
 
         Args:
             replicates: Number of resamples.
-            level: Part of the resamples that lies within.
-            seed: Of the draws.
+            level: Fraction of the resamples inside the interval.
+            seed: Seed of the draws.
 
         Returns:
-            Lower and upper end, by the names of ``metrics``.
+            The lower and upper end, by the names of ``metrics``.
         """
         outputs = self.outputs[:, :2]
         if self.task == "regression":
@@ -125,16 +125,16 @@ class Evaluation:
         return {f"test/{name}": ends for name, ends in found.items()}
 
     def write_csv(self, folder: str | Path) -> tuple[Path, ...]:
-        """Write the tables that this task has.
+        """Write the tables of the task.
 
-        ``per_class.csv``, ``confusion.csv`` and ``reliability.csv`` of classes; ``per_label.csv``
-        and ``reliability.csv`` of labels; ``per_number.csv`` of numbers.
+        ``per_class.csv``, ``confusion.csv`` and ``reliability.csv`` for classes; ``per_label.csv``
+        and ``reliability.csv`` for labels; ``per_number.csv`` for numbers.
 
         Args:
-            folder: Where to; it is made if it does not exist.
+            folder: The folder; created if it does not exist.
 
         Returns:
-            The files.
+            The paths of the files.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -160,18 +160,18 @@ def classified(
     num_classes: int,
     names: Sequence[str] | None,
 ) -> Evaluation:
-    """Make the tables of a test with classes.
+    """Compute the tables of a test with classes.
 
     Args:
-        read: How the outputs are read.
+        read: How the outputs are converted.
         scores: The metrics.
-        outputs: As :class:`Evaluation` has them.
-        targets: The same.
+        outputs: As in :class:`Evaluation`.
+        targets: As in :class:`Evaluation`.
         num_classes: Number of classes.
-        names: Name of each.
+        names: Name of each class.
 
     Returns:
-        What the test found.
+        The results.
     """
     if read.task == "multilabel":
         labels = per_label_table(read(outputs), targets, names)

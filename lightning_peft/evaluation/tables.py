@@ -23,13 +23,13 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class ClassScores:
-    """How well one class is recognised; every score is in [0, 1].
+    """The scores of one class; every score is in [0, 1].
 
     Attributes:
         name: Name of the class.
-        precision: Part of the images called this class that are of it; 0 if none was called so.
-        recall: Part of the images of this class that were called so; 0 if there is none.
-        f1: Harmonic mean of both; 0 if both are.
+        precision: Fraction of the images predicted as this class that belong to it; 0 if none was.
+        recall: Fraction of the images of this class that were predicted as it; 0 if there is none.
+        f1: Harmonic mean of both; 0 if both are 0.
         support: Number of images of this class.
     """
 
@@ -43,7 +43,7 @@ class ClassScores:
 def per_class_table(
     confusion: Tensor, class_names: Sequence[str] | None = None
 ) -> tuple[ClassScores, ...]:
-    """Work out precision, recall and F1 of each class.
+    """Compute precision, recall and F1 of each class.
 
     Args:
         confusion: Counts, shape ``(C, C)``: rows are the true, columns the predicted classes.
@@ -53,7 +53,7 @@ def per_class_table(
         One entry for each class.
 
     Raises:
-        DataError: If the matrix is not square, or the names are not as many as its rows.
+        DataError: If the matrix is not square, or the number of names differs from its rows.
 
     >>> import torch
     >>> [row.recall for row in per_class_table(torch.tensor([[3, 1], [0, 4]]))]
@@ -78,7 +78,7 @@ def per_class_table(
 
 @dataclasses.dataclass(frozen=True)
 class LabelScores(ClassScores):
-    """How well one label is recognised.
+    """The scores of one label.
 
     Attributes:
         ece: The expected calibration error of its probability.
@@ -90,11 +90,11 @@ class LabelScores(ClassScores):
 def per_label_table(
     probabilities: Tensor, labels: Tensor, names: Sequence[str] | None = None
 ) -> tuple[LabelScores, ...]:
-    """Work out precision, recall, F1 and calibration of labels that do not exclude each other.
+    """Compute precision, recall, F1 and calibration of labels that do not exclude each other.
 
     Args:
-        probabilities: Of each label; from above 0.5 the image is given it. Shape ``(N, L)``.
-        labels: 1 where it has it, shape ``(N, L)``.
+        probabilities: The probability of each label, predicted if above 0.5; shape ``(N, L)``.
+        labels: 1 where the image has the label, else 0; shape ``(N, L)``.
         names: Name of each label; its number by default.
 
     Returns:
@@ -113,14 +113,14 @@ def per_label_table(
 
 @dataclasses.dataclass(frozen=True)
 class NumberScores:
-    """How well one number is predicted, in the unit that it has.
+    """The errors of one number, in its own unit.
 
     Attributes:
         name: Name of the number.
         mae: Mean of the absolute error.
         rmse: Root of the mean squared error.
-        r2: Part of the variance that is explained; NaN if the number does not vary.
-        bias: Mean of prediction less truth.
+        r2: Fraction of the variance that is explained; NaN if the number does not vary.
+        bias: Mean of prediction minus truth.
         support: Number of images.
     """
 
@@ -135,12 +135,12 @@ class NumberScores:
 def per_number_table(
     outputs: Tensor, targets: Tensor, names: Sequence[str] | None = None
 ) -> tuple[NumberScores, ...]:
-    """Work out the errors of each number.
+    """Compute the errors of each number.
 
     Args:
         outputs: Predictions, shape ``(N, K)``.
         targets: Truth, shape ``(N, K)``.
-        names: Name of each number; its place by default.
+        names: Name of each number; its index by default.
 
     Returns:
         One entry for each.

@@ -1,7 +1,7 @@
-"""The metrics of each task for many resamples at once: what the bootstrap asks for.
+"""The metrics of each task for many resamples at once, for the bootstrap.
 
-Every function takes weights ``(R, N)`` (how often each of R resamples holds each image) and gives
-``(R,)``. With weights of 1 it is the metric that torchmetrics gives.
+Every function maps weights ``(R, N)`` (how often each of R resamples holds each image) to ``(R,)``.
+With weights of 1 it equals the metric of torchmetrics.
 
 Why not the libraries: of 10,000 images and 2,000 resamples, the metrics below take 0.5 s of a CPU
 core (10 classes) and 1.4 s (binary). The metrics of torchmetrics on images drawn by index take 14
@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_peft.evaluation.calibration import BINS, MOST_LABELS
+from lightning_peft.evaluation.calibration import MOST_LABELS, calibration_error
 from lightning_peft.evaluation.metric_names import Task
 
 __all__ = ["statistics_of"]
@@ -25,7 +25,7 @@ __all__ = ["statistics_of"]
 def statistics_of(
     task: Task, outputs: Tensor, targets: Tensor, num_classes: int
 ) -> Callable[[Tensor], dict[str, Tensor]]:
-    """Make the function that :func:`~lightning_peft.evaluation.bootstrap.intervals` takes.
+    """Build the function that :func:`~lightning_peft.evaluation.bootstrap.intervals` needs.
 
     Args:
         task: The task.
@@ -56,12 +56,12 @@ def _multiclass(
     right = (called == labels).double()
     hits = _grouped(weights * right, labels, classes)
     support, named = _grouped(weights, labels, classes), _grouped(weights, called, classes)
-    seen = (support + named) > 0  # as torchmetrics: a class that nothing speaks of is left out
+    seen = (support + named) > 0  # as torchmetrics: skip a class without images and predictions
     return {
         "accuracy": _mean(weights, right),
         "balanced_accuracy": _macro(_ratio(hits, support), seen),
         "f1": _macro(_ratio(2 * hits, support + named), seen),
-        "ece": _ece(weights, confidence, right),
+        "ece": calibration_error(confidence, right, weights),
     }
 
 
@@ -77,7 +77,7 @@ def _binary(weights: Tensor, probability: Tensor, labels: Tensor) -> dict[str, T
         "f1": _ratio(2 * hits, positives + weights @ called),
         "auroc": _auroc(weights, truth, *groups),
         "ap": _average_precision(weights, truth, *groups),
-        "ece": _ece(weights, probability, truth),
+        "ece": calibration_error(probability, truth, weights),
     }
 
 
@@ -100,14 +100,15 @@ def _multilabel(weights: Tensor, probabilities: Tensor, labels: Tensor) -> dict[
         "map": precision.nanmean(-1),
     }
     if count <= MOST_LABELS:
-        errors = [_ece(weights, probabilities[:, k], truth[:, k]) for k in range(count)]
+        columns = zip(probabilities.unbind(1), truth.unbind(1), strict=True)
+        errors = [calibration_error(p, y, weights) for p, y in columns]
         found["ece"] = torch.stack(errors, -1).mean(-1)
     return found
 
 
 def _regression(weights: Tensor, outputs: Tensor, truth: Tensor) -> dict[str, Tensor]:
     error = outputs - truth
-    # about the mean of all, or sums of squares of large numbers would lose their digits
+    # around the overall mean, or sums of squares of large numbers would lose digits
     x, y = outputs - outputs.mean(0), truth - truth.mean(0)
     total = weights.sum(-1, keepdim=True)
     mean_x, mean_y = weights @ x / total, weights @ y / total
@@ -140,16 +141,8 @@ def _grouped(weights: Tensor, index: Tensor, groups: int) -> Tensor:
     return weights.new_zeros(len(weights), groups).index_add_(1, index, weights)
 
 
-def _ece(weights: Tensor, confidence: Tensor, right: Tensor) -> Tensor:
-    edges = torch.linspace(0, 1, BINS + 1)
-    # as torchmetrics has it, whose last bin holds what is exactly 1
-    place = torch.bucketize(confidence.float().contiguous(), edges, right=True) - 1
-    gaps = _grouped(weights * (confidence - right), place, BINS + 1)
-    return gaps.abs().sum(-1) / weights.sum(-1)
-
-
 def _ranked(scores: Tensor) -> tuple[Tensor, int]:
-    """Give each image the rank of its score, the highest first; ties share one."""
+    """Return the rank of each image's score, the highest first; ties share a rank."""
     values, ranks = torch.unique(-scores, return_inverse=True)
     return ranks, len(values)
 

@@ -1,1 +1,1 @@
-"""An adapter or a checkpoint as data: how it is written, read, and checked before it is trusted."""
+"""Adapter directories and checkpoints as data: written, read, and checked before they are used."""

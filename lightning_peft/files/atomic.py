@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writing files completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["written_together", "written_whole"]
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside a file; what was written there takes the file's place.
+    """Yield a temporary name beside a file; the file written there replaces the first.
 
     It is flushed to the disk and renamed when the block ends: a crash leaves the old file or the
     new one, never half of one. An error inside the block leaves the old file.
 
     Args:
-        path: The file; its directory has to be there.
+        path: The file; its directory has to exist.
 
     Yields:
         The temporary name, with the file's own suffix.
@@ -30,10 +30,10 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def written_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Do as :func:`written_whole` does for several files: all are replaced, or none.
+    """Do the same as :func:`written_whole` for several files: all are replaced, or none.
 
     Args:
-        paths: The files; their directories have to be there.
+        paths: The files; their directories have to exist.
 
     Yields:
         A temporary name for each.
@@ -43,11 +43,11 @@ def written_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
         for temporary in aside.values():
             # opened here so that no other writer takes the name
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        # those of the file that is replaced, else of a new one
+        # the mode of the replaced file, else that of a new one
         modes = [(p if p.exists() else temporary).stat().st_mode for p, temporary in aside.items()]
         yield list(aside.values())
         for temporary, mode in zip(aside.values(), modes, strict=True):
-            temporary.chmod(mode)  # whoever wrote may have put a file of its own there
+            temporary.chmod(mode)  # the writer may have replaced the temporary file
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
         _replace(aside)
@@ -57,7 +57,7 @@ def written_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
 
 def _replace(aside: Mapping[Path, Path]) -> None:
-    """Rename each file to its place; if one cannot be, put the earlier ones back."""
+    """Rename each file to its final name; if one rename fails, undo the earlier ones."""
     *earlier, last = aside
     kept: dict[Path, Path | None] = {}
     try:
@@ -77,7 +77,7 @@ def _replace(aside: Mapping[Path, Path]) -> None:
 
 
 def _second_name(path: Path, name: Path) -> Path | None:
-    """Keep what a file holds now under a second name; where links are not known, it is lost."""
+    """Keep a file's present content under a second name; None if links are not supported."""
     try:
         os.link(path, name)
     except OSError:

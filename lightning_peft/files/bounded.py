@@ -1,7 +1,7 @@
-"""A limit on what is allocated while a model is changed as a file says.
+"""A limit on allocations while a model is changed according to a file.
 
-A config is a few bytes and may ask for a rank of a billion. The limit looks at each operation
-before it runs, so that the memory is refused and never taken.
+A config of a few bytes may ask for a rank of a billion. The limit checks each operation before it
+runs, so that the memory is never allocated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lightning_peft.errors import AdapterFileError
 __all__ = ["AllocationLimit"]
 
 # An initial value computed from a weight (a singular value decomposition) makes several tensors of
-# its size, and a projection that is drawn from a seed is in no file: the limit is for the absurd.
+# its size, and a projection that is drawn from a seed is in no file: the limit is a generous one.
 _TIMES = 16
 _ELEMENTS = 1 << 24
 _OPERATIONS = 10_000
@@ -28,15 +28,15 @@ _OPERATIONS_A_MODULE = 500
 
 
 class AllocationLimit(TorchDispatchMode):
-    """Refuses operations that make more than a model and a file together can account for.
+    """Refuse operations that allocate more than a model and a file together can account for.
 
     Args:
         model: The backbone.
-        held: The number of elements that the file holds.
-        where: What is being read, for the error.
+        held: The number of elements in the file.
+        where: The file's name, for the error.
 
     Raises:
-        AdapterFileError: From within, at the first operation beyond the limit.
+        AdapterFileError: Inside the context, at the first operation beyond the limit.
     """
 
     def __init__(self, model: nn.Module, held: int, where: str) -> None:
@@ -58,21 +58,21 @@ class AllocationLimit(TorchDispatchMode):
         if self._elements < 0 or self._operations < 0:
             raise AdapterFileError(
                 f"{self._where}: expected a config that fits the {self._held:,} elements in the "
-                "file, got one that asks for an adapter beyond any relation to them and to the "
-                "backbone. It was not built."
+                "file, got one that asks for an adapter far larger than them and the backbone. "
+                "It was not built."
             )
         return func(*args, **kwargs)
 
 
 @functools.cache
 def _makes_something(func: Any) -> bool:
-    """Whether an operation's result is new memory, and no view or change of what it is given."""
+    """Whether an operation's result takes new memory: it is not a view or a change in place."""
     return all(returned.alias_info is None for returned in func._schema.returns)
 
 
 def _elements_made(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Count the elements of an operation's result without computing it."""
-    # what makes parameters and reads samples of them, by the hundred: no need to try it out
+    # called by the hundred for parameters and samples of them: no need to try these out
     if func is torch.ops.aten.empty.memory_format:
         return math.prod(args[0])
     if func is torch.ops.aten.index.Tensor and args[0].dim() == len(args[1]) == 1:
@@ -87,7 +87,7 @@ def _elements_made(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     try:
         made = func(*given, **named)
     except (NotImplementedError, RuntimeError):
-        # what has no shape without its values (nonzero) has no more elements than it is given
+        # a result whose shape depends on values (nonzero) has no more elements than the input
         return sum(tensor.numel() for tensor in tree_leaves((args, kwargs)) if _is_tensor(tensor))
     return sum(tensor.numel() for tensor in tree_leaves(made) if _is_tensor(tensor))
 

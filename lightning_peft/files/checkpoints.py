@@ -1,7 +1,7 @@
-"""A checkpoint file from a stranger: looked through before anything is built from it.
+"""Checks of an untrusted checkpoint file, before anything is built from it.
 
-``torch.load(weights_only=True)`` runs no code. What is left to a file is to be no checkpoint, and
-to ask for memory: a few kilobytes that unpack to gigabytes. Both are refused here.
+``torch.load(weights_only=True)`` runs no code. Two dangers are left: a file that is not a
+checkpoint, and one of a few kilobytes that unpacks to gigabytes. Both are refused here.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from lightning_peft.files.atomic import written_whole
 __all__ = ["check_checkpoint_file", "keep_hyperparameters"]
 
 _FILLED_WHEN_MADE = ("builtins bytearray", "__builtin__ bytearray")
-"""What ``torch.load(weights_only=True)`` lets a pickle make in any size, and fill."""
+"""Types that ``torch.load(weights_only=True)`` lets a pickle create in any size, and fill."""
 
 _TABLES = ("state_dict", "hyper_parameters", "lightning_peft")
 
 
 def check_checkpoint_file(path: str | PathLike[str]) -> None:
-    """Refuse a local file that is not a whole checkpoint, or not one of plain data.
+    """Refuse a local file that is not a complete checkpoint of plain data.
 
-    Tensors are mapped, not read. An address (``s3://...``) is left to Lightning.
+    Tensors are memory-mapped, not read. An address (``s3://...``) is left to Lightning.
 
     Args:
         path: The file.
@@ -71,7 +71,7 @@ def check_checkpoint_file(path: str | PathLike[str]) -> None:
 
 
 def keep_hyperparameters(path: str | PathLike[str], **values: Any) -> None:
-    """Write hyperparameters into a checkpoint that is there, and leave everything else as it is.
+    """Write hyperparameters into an existing checkpoint; everything else stays as it is.
 
     Args:
         path: The file, replaced in one step; a sharded checkpoint, which is a directory, and one
@@ -89,7 +89,7 @@ def keep_hyperparameters(path: str | PathLike[str], **values: Any) -> None:
     if "hyper_parameters" not in checkpoint:
         return
     checkpoint["hyper_parameters"].update(values)
-    with written_whole(file.resolve()) as temporary:  # a link stays one
+    with written_whole(file.resolve()) as temporary:  # a link stays a link
         torch.save(checkpoint, temporary)
 
 

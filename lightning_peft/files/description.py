@@ -1,8 +1,8 @@
-"""How a backbone was adapted, as a file tells it: checked as data, then carried out.
+"""The description of an adaptation in a file, checked as data before it is carried out.
 
-A description comes from an adapter directory or a Lightning checkpoint, and either may come from a
-stranger. Before a model sees it, its types are checked, and what would read other files, import
-modules or take for ever is refused; while it is carried out, memory is limited.
+A description comes from an adapter directory or a Lightning checkpoint, and neither is trusted.
+Before a model is touched, its types are checked, and settings that would read other files, import
+modules or never end are refused; while it is carried out, memory is limited.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MOST_METHODS = 32
 _MOST_STRINGS = 20_000
 
 # Options of peft's configs that make it import a module, read a file that the config names, or
-# rebuild the model. None of them has a meaning for an adapter whose values are in its file.
+# rebuild the model. None of them is needed for an adapter whose values are in its file.
 _REACHING_OUT = {
     "megatron_config": "imports the module that megatron_core names",
     "corda_config": "reads a file that it names",
@@ -33,14 +33,14 @@ _REACHING_OUT = {
 
 
 def check_format(about: Mapping[str, Any], where: str) -> None:
-    """Refuse a format that this version does not know.
+    """Refuse a format version that this release cannot read.
 
     Args:
         about: The description.
-        where: What is being read, for the error.
+        where: The file's name, for the error.
 
     Raises:
-        AdapterFileError: If the number is of a later format, or is none.
+        AdapterFileError: If the number belongs to a later format, or is not a number.
     """
     number = about.get("format_version", FORMAT_VERSION)
     if type(number) is not int or not 1 <= number <= FORMAT_VERSION:
@@ -51,15 +51,15 @@ def check_format(about: Mapping[str, Any], where: str) -> None:
 
 
 def check_description(about: Mapping[str, Any], where: str) -> None:
-    """Check a description as data, before any model is looked at.
+    """Check a description as data, before any model is read.
 
     Args:
-        about: The description, as :meth:`Adaptation.describe` gives it.
-        where: What is being read, for the error.
+        about: The description, as from :meth:`Adaptation.describe`.
+        where: The file's name, for the error.
 
     Raises:
-        AdapterFileError: If an entry is of the wrong type, or the methods ask for what no file may
-            ask for; all problems at once.
+        AdapterFileError: If an entry has the wrong type, or a method has a setting that no file may
+            have; all problems at once.
     """
     problems = list(_type_problems(about))
     if not problems:
@@ -85,7 +85,7 @@ def _type_problems(about: Mapping[str, Any]) -> Iterable[str]:
         yield f"expected 'also_train' to be a list of names, got {about['also_train']!r:.80}"
     for key in ("batchnorm", "backbone_dropout"):
         if not isinstance(about.get(key, ""), str):
-            yield f"expected '{key}' to be a word, got {about[key]!r:.80}"
+            yield f"expected '{key}' to be a string, got {about[key]!r:.80}"
     if not all(map(math.isfinite, _floats(about.get("method")))):
         yield "expected settings that are finite numbers, got one that is not"
     fingerprint = about.get("fingerprint")
@@ -94,11 +94,11 @@ def _type_problems(about: Mapping[str, Any]) -> Iterable[str]:
         and isinstance(fingerprint.get("values", {}), Mapping)
         and isinstance(fingerprint.get("dtypes", {}), Mapping)
     ):
-        yield f"expected 'fingerprint' to be one, got {type(fingerprint).__name__}"
+        yield f"expected 'fingerprint' to be a fingerprint, got {type(fingerprint).__name__}"
 
 
 def _floats(value: Any) -> Iterable[float]:
-    """Give every float in plain data."""
+    """Yield every float in plain data."""
     if isinstance(value, float):
         yield value
     elif isinstance(value, Mapping):
@@ -113,7 +113,7 @@ def _are_strings(value: Any) -> bool:
 
 
 def method_configs(config: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
-    """Give a method's config and those of its parts, without recursion."""
+    """Yield a method's config and those of its parts, without recursion."""
     waiting = [config]
     for _ in range(_MOST_METHODS + 1):
         if not waiting:

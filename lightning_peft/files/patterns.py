@@ -1,7 +1,7 @@
-"""Whether a regular expression from a file can be matched in a bounded time.
+"""Checking that a regular expression from a file is matched in a bounded time.
 
-Python's engine tries one way after the other, and ``(a+)+$`` has exponentially many of them. The
-number of ways is bounded here from the parsed expression, before it is ever matched.
+Python's engine tries the ways to match one by one, and ``(a+)+$`` has exponentially many. Their
+number is bounded here from the parsed expression, before it is ever matched.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 __all__ = ["slow_patterns", "strings_in"]
 
 MOST_STEPS = 10**8
-"""A few seconds of matching, for all names of a model together."""
+"""Steps that take a few seconds, for all names of a model together."""
 
 
 def slow_patterns(patterns: Iterable[str], names: int, length: int) -> list[str]:
     """Find the regular expressions that may take too long.
 
     Args:
-        patterns: The expressions; what is none is passed over.
+        patterns: The expressions; invalid ones are skipped.
         names: How many names each would be matched with.
-        length: The length of the longest.
+        length: The length of the longest name.
 
     Returns:
         Those whose number of ways, times the names, is beyond :data:`MOST_STEPS`.
@@ -37,7 +37,7 @@ def slow_patterns(patterns: Iterable[str], names: int, length: int) -> list[str]
 
 
 def strings_in(value: Any) -> Iterator[str]:
-    """Give every string in plain data, the keys of mappings included."""
+    """Yield every string in plain data, including the keys of mappings."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -55,13 +55,13 @@ def _ways_of(text: str, length: int, most: int) -> int:
     try:
         return _ways(_parser.parse(text), length + 1, most)
     except (re.error, OverflowError):
-        return 1  # no expression: whoever compiles it says so
+        return 1  # not an expression: the error comes when it is compiled
     except RecursionError:
         return most + 1
 
 
 def _ways(parsed: Any, length: int, most: int) -> int:
-    """Bound the number of ways in which a sequence can match; never far beyond ``most``."""
+    """Return a bound on the number of ways to match a sequence, not far above ``most``."""
     ways = 1
     for code, value in parsed:
         ways *= _ways_of_one(code, value, length, most)

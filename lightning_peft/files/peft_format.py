@@ -1,4 +1,4 @@
-"""Between the names of an adapted model and those of a file that ``peft`` reads and writes."""
+"""Translation between the names in an adapted model and those in a file of ``peft``."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ _PREFIX = f"{_TUNER}model."
 def peft_form(
     model: nn.Module, method: Method, head: Sequence[str], wanted: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """Return what ``peft`` would write of an adapted model.
+    """Return the config and tensors that ``peft`` would write for an adapted model.
 
     Args:
         model: The adapted model.
         method: How it was adapted.
         head: Names of the head's modules.
-        wanted: The entries of its state dict that are to be kept.
+        wanted: The entries of its state dict to keep.
 
     Returns:
         The content of ``adapter_config.json`` and the trained tensors under the names that ``peft``
-        uses (what is shared, once), or ``None`` where ``peft`` has no words for what is trained (a
-        method of our own, several methods, single parameters of the backbone).
+        uses (a shared tensor once), or ``None`` if ``peft``'s format cannot express what is trained
+        (a method of our own, several methods, single parameters of the backbone).
     """
     if not isinstance(method, PeftMethod):
         return None
@@ -78,7 +78,7 @@ def _written_state(
 
 
 def to_peft_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add the prefix that a ``peft`` file has, but to what stands on the tuner itself."""
+    """Add the prefix of a ``peft`` file to all names except those of the tuner itself."""
     return {
         name if name.startswith(_TUNER) else f"{_PREFIX}{name}": tensor
         for name, tensor in state.items()
@@ -94,17 +94,17 @@ def from_peft_keys(
 ) -> dict[str, Tensor]:
     """Return the tensors of a ``peft`` file under the names of the adapted model.
 
-    An entry that the model does not know keeps the name that it has in the file.
+    An entry that the model does not have keeps its name from the file.
 
     Args:
-        tensors: What the file holds.
+        tensors: The tensors of the file.
         model: The adapted model.
         method: How it was adapted.
         head: Names of the head's modules.
-        wanted: The entries of its state dict that a file has to hold.
+        wanted: The entries of its state dict that a file must hold.
 
     Raises:
-        AdapterFileError: If two different entries have one name in the model.
+        AdapterFileError: If two different entries have the same name in the model.
     """
     names = _names_by_peft(model, (*head, *_saved_modules(method)), model.state_dict(), wanted)
     known = _derived(model)
@@ -124,19 +124,19 @@ def from_peft_keys(
 
 
 def described_by_peft(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Describe an adapter that ``peft`` wrote.
+    """Return the description of an adapter that ``peft`` wrote.
 
     Args:
-        config: The content of its ``adapter_config.json``. What names other files, models or code
-            in it (``base_model_name_or_path``, ``auto_mapping``, ``revision``) is not looked at.
-        path: Where it was read, for the error.
+        config: The content of its ``adapter_config.json``. Entries that name other files, models or
+            code (``base_model_name_or_path``, ``auto_mapping``, ``revision``) are not used.
+        path: The file, for the error.
 
     Returns:
         As :meth:`Adaptation.describe`, without a fingerprint, which ``peft`` does not keep.
 
     Raises:
-        AdapterFileError: If it is no config of ``peft``, or one of a ``peft`` that knows settings
-            which the installed one does not.
+        AdapterFileError: If it is not a config of ``peft``, or has settings that the installed
+            ``peft`` does not know.
     """
     kind = config.get("peft_type")
     if not isinstance(kind, str):
@@ -158,12 +158,12 @@ def described_by_peft(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they are about a training that is over
+            warnings.simplefilter("ignore")  # they are about training, which is over
             made = cls(**{key: value for key, value in config.items() if key in fields})
             method = HF.from_peft(made).to_config()
     except MethodError as error:
         raise AdapterFileError(f"{path}: {error}") from error
-    except Exception as error:  # a value of the wrong kind surfaces as anything
+    except Exception as error:  # a value of the wrong kind can raise anything
         raise AdapterFileError(f"{path}: peft cannot read it: {error}") from error
     saved = config.get("modules_to_save") or ()
     if not isinstance(saved, list | tuple):
@@ -172,7 +172,7 @@ def described_by_peft(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _derived(model: nn.Module) -> dict[str, Tensor]:
-    """Give what ``peft`` writes although every injection comes to the same: SHiRA's indices."""
+    """Return tensors that ``peft`` writes though any injection computes them: SHiRA's indices."""
     return {
         f"{name}.shira_indices": module.shira_indices[ADAPTER_NAME].cpu()
         for name, module in model.named_modules()
@@ -183,17 +183,17 @@ def _derived(model: nn.Module) -> dict[str, Tensor]:
 def _names_by_peft(
     model: nn.Module, saved: Sequence[str], own: dict[str, Tensor], wanted: Collection[str]
 ) -> dict[str, str]:
-    """Give, for each name that ``peft`` uses, the name in the model.
+    """Return the model's name for each name that ``peft`` uses.
 
     Args:
         model: The adapted model.
         saved: Names of modules that are saved whole.
         own: The model's state dict.
-        wanted: The names in it that are to be kept.
+        wanted: The names in it to keep.
     """
     from peft.functional import get_peft_model_state_dict
 
-    # peft hands on the tensors that it is given, so each can be recognised by identity
+    # peft returns the tensors that it is given, so each can be recognised by identity
     by_identity = {id(tensor): name for name, tensor in own.items()}
     shared = shared_entries(model, list(own))
     given = get_peft_model_state_dict(
@@ -203,7 +203,7 @@ def _names_by_peft(
         save_embedding_layers=False,
     )
     names = {key: by_identity[id(t)] for key, t in given.items() if id(t) in by_identity}
-    for alias, name in shared.items():  # where peft writes both, it reads either
+    for alias, name in shared.items():  # if peft writes both, it reads either
         names[alias.replace(f".{ADAPTER_NAME}", "")] = name
     roots = tuple(f"{name}." for name in saved)
     names.update({name: name for name in own if name.startswith(roots) and name in wanted})

@@ -1,8 +1,7 @@
-"""Reading an adapter directory: its files are data, and may come from a stranger.
+"""Reading an adapter directory: its files are data, and are not trusted.
 
-Everything is checked before the backbone is changed where it can be, and what cannot be checked
-before (whether the entries fit the adapted model) is checked with the way back at hand: after any
-error the backbone is as it was.
+As much as possible is checked before the backbone is changed. The rest (whether the entries fit the
+adapted model) is checked afterwards, and any error leaves the backbone as it was.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ _MOST_CONFIG_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class StoredAdapter:
-    """An adapter directory as it was read; nothing is held against a model yet.
+    """The content of an adapter directory, not yet compared with a model.
 
     Attributes:
         path: The directory.
-        config: What ``adapter_config.json`` holds.
+        config: The content of ``adapter_config.json``.
         tensors: The tensors, under the file's names.
         about: The adaptation's description: see :meth:`Adaptation.describe`.
     """
@@ -52,10 +51,10 @@ class StoredAdapter:
             model: The adapted model.
             method: How it was adapted.
             head: Names of the head's modules.
-            wanted: The entries of its state dict that a file has to hold.
+            wanted: The entries of its state dict that a file must hold.
 
         Raises:
-            AdapterFileError: If ``peft`` cannot read its own part of them.
+            AdapterFileError: If ``peft`` cannot read its part of the tensors.
         """
         if "peft_type" not in self.config:
             return dict(self.tensors)
@@ -63,7 +62,7 @@ class StoredAdapter:
             return from_peft_keys(self.tensors, model, method, head, wanted)
         except PEFTError:
             raise
-        except Exception as error:  # peft, of names and shapes that are not its own
+        except Exception as error:  # peft, for names and shapes that are not its own
             raise AdapterFileError(
                 f"{self.path / WEIGHTS_FILE}: expected entries that peft can read, got "
                 f"{type(error).__name__}: {error}"
@@ -71,17 +70,17 @@ class StoredAdapter:
 
 
 def read_adapter(directory: str | PathLike[str]) -> StoredAdapter:
-    """Read an adapter directory; adapters that ``peft`` wrote as well.
+    """Read an adapter directory of this package or of ``peft``.
 
     Args:
         directory: An adapter directory.
 
     Returns:
-        What it holds.
+        Its content.
 
     Raises:
-        AdapterFileError: If a file is missing, truncated, tampered with, of a newer format, or no
-            adapter's.
+        AdapterFileError: If a file is missing, truncated, tampered with, of a newer format, or not
+            part of an adapter.
     """
     path = Path(directory)
     config = _read_json(path / CONFIG_FILE)
@@ -106,7 +105,7 @@ def read_adapter(directory: str | PathLike[str]) -> StoredAdapter:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MOST_CONFIG_BYTES:
-            raise ValueError(f"{path.stat().st_size:,} bytes are no config")
+            raise ValueError(f"{path.stat().st_size:,} bytes are too many for a config")
         value = _parsed(path.read_bytes())
     except FileNotFoundError:
         raise AdapterFileError(_absent(path)) from None
@@ -138,16 +137,16 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
 
 
 def _parsed(text: str | bytes) -> Any:
-    """Read JSON that says each thing once, and no number that is none."""
+    """Parse JSON; refuse duplicate keys and NaN or infinity."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            raise ValueError("a key is there twice")
+            raise ValueError("a key appears twice")
         return found
 
     def refuse(word: str) -> Any:
-        raise ValueError(f"{word} is no number of JSON")
+        raise ValueError(f"{word} is not a number in JSON")
 
     return json.loads(text, object_pairs_hook=once, parse_constant=refuse)
 

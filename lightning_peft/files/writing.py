@@ -1,9 +1,9 @@
-"""The adapter on disk: its files, and how they are written.
+"""Writing an adapter directory.
 
-A directory with ``adapter_model.safetensors`` and ``adapter_config.json``. Where ``peft`` can say
-what was trained, it is ``peft``'s own format and ``peft`` loads it; otherwise the config has
-``lightning_peft`` in place of ``peft_type``. What lightning-peft needs beyond (the method's config,
-the backbone's fingerprint) stands in the safetensors header, which ``peft`` does not look at.
+It holds ``adapter_model.safetensors`` and ``adapter_config.json``. If ``peft``'s format can express
+what was trained, the files are in that format and ``peft`` loads them; otherwise the config has
+``lightning_peft`` in place of ``peft_type``. The additional data of lightning-peft (the method's
+config, the backbone's fingerprint) is in the safetensors header, which ``peft`` ignores.
 :mod:`lightning_peft.files.reading` reads it.
 """
 
@@ -43,10 +43,10 @@ def write_adapter(
     or a crash leaves the old files or the new ones, never half of one.
 
     Args:
-        directory: Where; made if it is not there.
+        directory: The directory; created if it does not exist.
         about: How the backbone was adapted: see :meth:`Adaptation.describe`.
-        state: What is kept, under the model's own names.
-        form: The config and the tensors as ``peft`` names them, where it can.
+        state: The tensors to save, under the model's own names.
+        form: The config and the tensors in ``peft``'s format, if it can express them.
 
     Raises:
         AdapterFileError: If the directory cannot be written.
@@ -69,14 +69,14 @@ def write_adapter(
             config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     except OSError as error:
         raise AdapterFileError(
-            f"cannot write the adapter to {target}: {error}. What was there before is left. Make "
-            "room or choose another directory, and save again."
+            f"cannot write the adapter to {target}: {error}. The previous files are unchanged. "
+            "Make room or choose another directory, and save again."
         ) from error
 
 
 def versions() -> dict[str, str]:
-    """Give the versions of what writes a file."""
+    """Return the versions of the packages that write a file."""
     return {name: _version(name) for name in ("lightning-peft", "torch", "peft")}
 
 
-_version = functools.cache(version)  # it reads files each time that it is asked
+_version = functools.cache(version)  # each call reads files

@@ -1,8 +1,8 @@
 """A convolution and its low-rank update as one autograd function.
 
-``peft``'s LoRA of a convolution is a convolution to ``rank`` channels and a 1 x 1 convolution after
-it. Their product is a kernel of the base's own shape, so that the sum of both is one convolution:
-the one that is there, with another weight.
+``peft``'s LoRA of a convolution is a convolution to ``rank`` channels, followed by a 1 x 1
+convolution. Their product is a kernel of the base's own shape, so the base convolution with another
+weight computes the sum of both.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ __all__ = ["Geometry", "low_rank_conv"]
 
 
 class Geometry(NamedTuple):
-    """How a convolution moves over its input: a number for each of its dimensions."""
+    """Stride, padding and dilation of a convolution, one number for each of its dimensions."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The convolution of ``x`` with a weight."""
+        """Return the convolution of ``x`` with a weight."""
         still = (0,) * len(self.stride)
         return torch.convolution(x, weight, bias, *self, False, still, 1)
 
     def back(self, grad: Tensor, x: Tensor, weight: Tensor, *, to_input: bool) -> Tensor:
-        """The gradient of its input, or of its weight."""
+        """Return the gradient of its input, or of its weight."""
         still = (0,) * len(self.stride)
         found = torch.ops.aten.convolution_backward(
             grad, x, weight, None, *self, False, still, 1, [to_input, not to_input, False]
@@ -53,8 +53,8 @@ def low_rank_conv(
 ) -> Tensor:
     """Compute ``conv(x, W) + bias + scale conv1x1(conv(x, A), B)`` for a frozen ``W``.
 
-    In float32 and float64 it is one convolution with ``W + scale B A``; in half precision, where
-    that sum may not be rounded, the update is added in place.
+    In float32 and float64 it is one convolution with ``W + scale B A``; in half precision, which
+    would round that sum too much, the update is added in place.
 
     Args:
         x: Input ``(N, n, ...)`` with one to three dimensions of space.
@@ -64,7 +64,7 @@ def low_rank_conv(
         b: ``B``, ``(m, r, 1...)``.
         scale: The factor s.
         geometry: Stride, padding and dilation of ``W`` and ``A``.
-        memory: What may be made again in the backward pass instead of being kept.
+        memory: Which tensors may be recomputed in the backward pass instead of being kept.
 
     Returns:
         ``(N, m, ...)``.
@@ -151,5 +151,5 @@ class _LowRankConv(torch.autograd.Function):
 
 
 def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
-    """The 1 x 1 convolution of ``(N, n, ...)`` with ``(m, n, 1...)``."""
+    """Return the 1 x 1 convolution of ``(N, n, ...)`` with ``(m, n, 1...)``."""
     return (weight.flatten(1) @ x.flatten(2)).view(len(x), len(weight), *x.shape[2:])

@@ -1,4 +1,4 @@
-"""``peft``'s LoRA layers with the fast forward, where it applies."""
+"""Subclasses of ``peft``'s LoRA layers that use the fast forward where it applies."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from lightning_peft.kernels.rebuild import Memory
 __all__ = ["MEMORY", "REBUILDS", "fast_classes", "memory_of"]
 
 SMALL = 200_000
-"""Numbers that a linear layer reads and writes, below which ``peft``'s forward is the faster one.
+"""Number of values that a linear layer reads and writes, below which ``peft``'s forward is faster.
 
-On a CPU, an autograd function in Python costs what it saves in passes over memory at about this
-size: ``benchmarks/small_layers.py``.
+At about this size, an autograd function in Python costs as much time on a CPU as it saves in passes
+over memory: ``benchmarks/small_layers.py``.
 """
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""What ``A`` and ``B`` are of where nobody has wrapped, sharded or parametrised them."""
+"""The classes of ``A`` and ``B`` that are not wrapped, sharded or parametrised."""
 
 MEMORY = "_lightning_peft_memory"
-"""The attribute of a layer that holds the setting it was given."""
+"""The attribute of a layer that holds its setting of ``memory``."""
 
 REBUILDS = "_lightning_peft_rebuilds"
-"""The attribute of a layer that holds what it may make again itself."""
+"""The attribute of a layer that holds which tensors it may recompute itself."""
 
 
 def memory_of(layer: nn.Module) -> Memory:
-    """The setting that a layer was given."""
+    """Return the setting of ``memory`` of a layer."""
     memory: Memory = layer.__dict__.get(MEMORY, "default")
     return memory
 
 
 def _rebuilds(layer: nn.Module) -> Memory:
-    """What a layer may make again."""
+    """Return which tensors a layer may recompute."""
     rebuilds: Memory = layer.__dict__.get(REBUILDS, "default")
     return rebuilds
 
 
 def _active(layer: Any, downs: Any) -> str | None:
-    """Name the one adapter that the fast forward may use now, if it may be used."""
+    """Return the adapter for which the fast forward may be used now, or None."""
     if layer.disable_adapters or layer.merged_adapters:
         return None
     if _is_transformed():
@@ -66,8 +66,8 @@ def _active(layer: Any, downs: Any) -> str | None:
 
 
 def _is_transformed() -> bool:
-    """Whether what runs is a transform or a trace that knows no autograd function in Python."""
-    if torch._C._are_functorch_transforms_active():  # such as gradients by sample
+    """Whether a transform or a trace is running that does not support Python autograd functions."""
+    if torch._C._are_functorch_transforms_active():  # such as per-sample gradients
         return True
     if torch.compiler.is_compiling():
         return False
@@ -75,8 +75,8 @@ def _is_transformed() -> bool:
 
 
 def _parts(layer: Any, name: str) -> tuple[nn.Module, ...] | None:
-    """The modules whose work the fast forward does; ``None`` if one may do something else."""
-    if name not in layer.lora_A:  # an embedding, whose matrices are no modules
+    """Return the modules that the fast forward replaces; ``None`` if one may do something else."""
+    if name not in layer.lora_A:  # an embedding, whose matrices are not modules
         return (layer.base_layer,)
     down, up, dropout = layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]
     if type(down) not in _PLAIN or type(up) not in _PLAIN:  # such as one that is sharded
@@ -96,7 +96,7 @@ def _is_hooked(part: nn.Module) -> bool:
 
 
 def _is_small(layer: Any, x: Tensor) -> bool:
-    """Whether there is so little to do that the plain forward is as good."""
+    """Whether the input is so small that the plain forward is as fast."""
     if (
         x.device.type != "cpu"
         or torch.compiler.is_compiling()
@@ -107,13 +107,13 @@ def _is_small(layer: Any, x: Tensor) -> bool:
 
 
 def _dropout(layer: Any, name: str) -> float:
-    """The probability with which the input of an adapter is dropped now."""
+    """Return the probability with which an entry of an adapter's input is dropped now."""
     dropout = layer.lora_dropout[name]
     return dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
 
 
 def __getattr__(name: str) -> Any:
-    # for pickles, which name the class; peft takes seconds to import, and only its users pay
+    # pickles name the class; importing peft takes seconds, which only its users should pay
     for fast in fast_classes().values() if name.startswith("Fast") else ():
         if fast.__name__ == name:
             return fast
@@ -122,7 +122,7 @@ def __getattr__(name: str) -> Any:
 
 @functools.cache
 def fast_classes() -> dict[type, type]:
-    """Give the fast class of each class of ``peft`` that has one; made when ``peft`` is there."""
+    """Return the fast class of each class of ``peft`` that has one; made when ``peft`` is there."""
     from peft.tuners.lora import layer as lora
 
     class FastLinear(lora.Linear):

@@ -1,4 +1,4 @@
-"""Giving ``peft``'s LoRA layers the fast forward, in place."""
+"""Switching ``peft``'s LoRA layers to the fast forward, in place."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["Acceleration", "accelerate", "acceleration_of", "holds_lora", "memor
 
 @dataclass(frozen=True)
 class Acceleration:
-    """Which layers are fast, and why others are not.
+    """Which LoRA layers of a model are fast, and why others are not.
 
     Attributes:
         fast: Names of the layers.
-        plain: For each other LoRA layer, the reason.
-        memory: What the fast layers may make again in the backward pass; ``"mixed"`` where parts of
-            the model were accelerated in different ways.
+        plain: The reason for each other LoRA layer, by name.
+        memory: Which tensors the fast layers may recompute in the backward pass; ``"mixed"`` if
+            parts of the model have different settings.
     """
 
     fast: tuple[str, ...]
@@ -33,7 +33,7 @@ class Acceleration:
     memory: Memory | Literal["mixed"] = "default"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give it as plain JSON types: counts, and how many layers each reason keeps."""
+        """Return plain JSON types: counts, and the number of layers for each reason."""
         reasons = dict(Counter(self.plain.values()))
         return {"fast": len(self.fast), "plain": reasons, "memory": self.memory}
 
@@ -42,7 +42,7 @@ class Acceleration:
             "default": "",
             "low": ", low in memory",
             "lowest": ", lowest in memory",
-            "high": ", nothing made again",
+            "high": ", nothing recomputed",
             "mixed": ", mixed settings of memory",
         }
         lines = [f"{len(self.fast)} LoRA layers with the fast forward{what[self.memory]}"]
@@ -52,26 +52,25 @@ class Acceleration:
 
 
 def accelerate(model: nn.Module, memory: Memory = "default") -> Acceleration:
-    """Let ``peft``'s LoRA layers compute forward and backward with fewer passes over memory.
+    """Make ``peft``'s LoRA layers faster: forward and backward with fewer passes over memory.
 
     Works on any model that ``peft`` has put LoRA into, adapted by this package or not: linear
     layers, convolutions and embeddings. Outputs and gradients are those of ``peft`` up to rounding.
-    Whenever something is going on that the fast forward does not know (several active adapters,
-    mixed batches, a merged or disabled adapter, hooks on the base layer), a layer uses ``peft``'s
-    own; nothing has to be switched. Doing so twice is as good as once, and copies, pickles and
-    state dicts are as before.
+    In situations that the fast forward does not support (several active adapters, mixed batches, a
+    merged or disabled adapter, hooks on the base layer), a layer uses ``peft``'s own forward by
+    itself. Calling it again has no effect. Copies, pickles and state dicts are as before.
 
     Args:
         model: A model with LoRA layers, changed in place: their class becomes a subclass of theirs.
-        memory: What a layer makes again in the backward pass from what the graph keeps in any case:
-            ``"default"`` the output of an activation function (GELU, SiLU, a gate) that feeds it;
-            ``"low"`` that of a layer norm as well, and in the first quarter of the layers what is
-            below; ``"lowest"`` in all of them also what an activation function is given, where that
-            comes from an adapted layer (an MLP's first), at the price of one more of its products;
-            ``"high"`` nothing.
+        memory: Which tensors a layer recomputes in the backward pass, from tensors that the graph
+            keeps in any case: ``"default"`` the output of an activation function (GELU, SiLU, a
+            gate) that feeds it; ``"low"`` the output of a layer norm as well, and in the first
+            quarter of the layers as ``"lowest"``; ``"lowest"`` also the input of an activation
+            function if it comes from an adapted layer (an MLP's first), at the price of one more of
+            that layer's products; ``"high"`` nothing.
 
     Returns:
-        What was done.
+        Which layers are fast now.
 
     Raises:
         MethodError: If ``memory`` is none of these.
@@ -93,7 +92,7 @@ def accelerate(model: nn.Module, memory: Memory = "default") -> Acceleration:
         else:
             plain[name] = reason
     for number, layer in enumerate(fast.values()):
-        # the share of the products that "low" makes again is a compromise: see the benchmarks
+        # the share of the products that "low" recomputes is a compromise: see the benchmarks
         low = "lowest" if number < len(fast) / 4 else "low"
         layer.__dict__[MEMORY] = memory
         layer.__dict__[REBUILDS] = low if memory == "low" else memory
@@ -101,13 +100,13 @@ def accelerate(model: nn.Module, memory: Memory = "default") -> Acceleration:
 
 
 def acceleration_of(model: nn.Module) -> Acceleration | None:
-    """Say which LoRA layers of a model are fast now, without changing one.
+    """Report which LoRA layers of a model are fast now, without changing the model.
 
     Args:
         model: Any model.
 
     Returns:
-        What :func:`accelerate` came to, or ``None`` for a model without LoRA layers.
+        As from :func:`accelerate`, or ``None`` for a model without LoRA layers.
     """
     if not holds_lora(model.modules()):
         return None
@@ -117,7 +116,7 @@ def acceleration_of(model: nn.Module) -> Acceleration | None:
     quick = tuple(fast_classes().values())
     fast = tuple(name for name, layer in layers.items() if isinstance(layer, quick))
     plain = {
-        name: _reason(layer) or "nobody accelerated it"
+        name: _reason(layer) or "it is not accelerated yet"
         for name, layer in layers.items()
         if name not in fast
     }
@@ -126,8 +125,8 @@ def acceleration_of(model: nn.Module) -> Acceleration | None:
 
 
 def holds_lora(modules: Iterable[nn.Module]) -> bool:
-    """Say whether ``peft``'s LoRA, or a layer derived from it, is among modules."""
-    if "peft.tuners.lora" not in sys.modules:  # then nobody has made such a layer
+    """Whether any module is a LoRA layer of ``peft``, or derived from one."""
+    if "peft.tuners.lora" not in sys.modules:  # then there is no such layer
         return False
     from peft.tuners.lora import LoraLayer
 
@@ -135,14 +134,14 @@ def holds_lora(modules: Iterable[nn.Module]) -> bool:
 
 
 def memory_problem(memory: Any) -> str | None:
-    """Say what is wrong with a value of ``memory``, if anything."""
+    """Return what is wrong with a value of ``memory``, or None."""
     if isinstance(memory, str) and memory in get_args(Memory):
         return None
     return f"memory: expected 'default', 'low', 'lowest' or 'high', got {memory!r}."
 
 
 def _reason(layer: Any) -> str | None:
-    """Say why a layer keeps ``peft``'s forward, or ``None`` where it can be fast."""
+    """Return why a layer keeps ``peft``'s forward, or ``None`` if it can be fast."""
     base = layer.get_base_layer()
     fast = fast_classes()
     if type(layer) not in fast and type(layer) not in fast.values():
@@ -153,7 +152,8 @@ def _reason(layer: Any) -> str | None:
     if not base.weight.is_floating_point():
         return "its base is quantised"
     if layer.lora_variant:
-        return f"it is a variant of LoRA ({', '.join(sorted(set(layer.lora_variant)))})"
+        names = sorted({type(variant).__name__ for variant in layer.lora_variant.values()})
+        return f"it is a variant of LoRA ({', '.join(names)})"
     if any(layer.lora_bias.values()):
         return "its update has a bias"
     return _reason_of_convolution(base)

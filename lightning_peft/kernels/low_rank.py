@@ -1,11 +1,11 @@
 """``x W^T + b + s x A^T B^T`` as one autograd function, with the cheaper order of its products.
 
 The plain forward makes two more tensors of the output's size (the update, and the sum), and its
-backward as many of the input's. Here the update is added into the product that is there already
-(``addmm``), or, where there are many rows, folded into the weight first: then forward and the
-gradient of the input are one product each. Only what the backward pass needs is kept: ``x`` if
-``A`` is trained (or what ``x`` was made from, see :mod:`lightning_peft.kernels.rebuild`),
-``x A^T`` of ``rank`` features otherwise, never the update.
+backward two of the input's. Here the update is added into the base product (``addmm``), or, if
+there are many rows, folded into the weight first: then forward and the gradient of the input are
+one product each. Only what the backward pass needs is kept: ``x`` if ``A`` is trained (or the
+tensors that ``x`` was made from, see :mod:`lightning_peft.kernels.rebuild`), ``x A^T`` of ``rank``
+features otherwise, never the update.
 
 The orders of the products are in :mod:`lightning_peft.kernels.products`.
 """
@@ -63,11 +63,11 @@ def low_rank_linear(
         a: ``A``, ``(r, n)``.
         b: ``B``, ``(m, r)``.
         scale: The factor s.
-        dropout: Probability with which the input of ``A`` is dropped.
-        memory: What may be made again in the backward pass instead of being kept.
-        training: Then, of an activation function whose result is made again, the backward pass is
-            run here too and in place. ``torch.autograd.grad`` does not see that result as a part of
-            the graph; tensor hooks and ``retain_grad`` that are on it by now are respected.
+        dropout: Probability with which an entry of the input of ``A`` is dropped.
+        memory: Which tensors may be recomputed in the backward pass instead of being kept.
+        training: Whether to run the backward pass of an activation function here too, in place, if
+            its result is recomputed. ``torch.autograd.grad`` does not see that result as a part of
+            the graph; tensor hooks and ``retain_grad`` that it has by now are respected.
 
     Returns:
         ``(..., m)``.
@@ -101,7 +101,7 @@ def low_rank_linear(
 
 
 def _chained(recipe: Recipe) -> Recipe:
-    """Let an activation's input be made again as well, if it comes from a layer of this kind."""
+    """Recompute an activation's input as well, if it comes from a layer of this kind."""
     (value,) = recipe.tensors
     node: Any = None if value is None else value.grad_fn
     if type(node).__name__ == "ViewBackward0":  # that gives the output its shape
@@ -115,7 +115,7 @@ def _chained(recipe: Recipe) -> Recipe:
     weight, bias, a, b, mask, _, x, *made_from = node.saved_tensors
     how = node.recipe and node.recipe.with_tensors(made_from)
     if (x is None and how is None) or (how is not None and how.inner is not None):
-        return recipe  # the other layer keeps no input, or has a product to make itself
+        return recipe  # the other layer keeps no input, or has to recompute a product itself
     if how is not None and how.shared is not None:
         how.shared.users += 1
     options = (node.scale, node.dropout, value.shape)
@@ -146,7 +146,7 @@ class _LowRank(torch.autograd.Function):
                 given, mask = torch.native_dropout(x, dropout, True)
             out, hidden = updated(x, weight, bias, down, up, scale, given)
             trains_a = ctx.needs_input_grad[3]
-            # with x there for A, x A^T is cheaper to compute again than to keep
+            # x is kept for A, so x A^T is cheaper to recompute than to keep
             if trains_a:
                 hidden = None
             elif hidden is None:
@@ -186,7 +186,7 @@ class _LowRank(torch.autograd.Function):
                 grad_b = (given.T @ grad).T.mul(ctx.scale).to(b.dtype)
             if needs_a:
                 grad_a = (grad_hidden.T @ x).to(a.dtype)
-            del x  # made again, it is as large as the gradient that comes now
+            del x  # recomputed, it is as large as the gradient that is computed next
             if merged:
                 grad_x = grad @ torch.addmm(weight, up, down, alpha=ctx.scale)
             elif needs_x and mask is None:

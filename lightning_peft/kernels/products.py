@@ -1,4 +1,4 @@
-"""The products of a low-rank layer, without autograd: which order is cheaper, in which dtype.
+"""The products of a low-rank layer, without autograd, in the cheaper order and the right dtype.
 
 The orders are F1, F2, B1 and B5 of Cherniuk et al., "Run LoRA Run: Faster and Lighter LoRA
 Implementations", 2023 (https://arxiv.org/abs/2312.03415).
@@ -25,11 +25,11 @@ __all__ = [
 ]
 
 EXACT = (torch.float32, torch.float64)
-"""Dtypes in which the sum ``W + s B A`` may be rounded: not half precision."""
+"""Dtypes that are exact enough for the sum ``W + s B A``: not half precision."""
 
 
 def autocast_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """The dtype to multiply in: that of autocast, where it is on, or the weight's."""
+    """Return the dtype to multiply in: autocast's if it is on, otherwise the weight's."""
     device = x.device.type
     castable = weight.dtype in (torch.float32, torch.bfloat16)
     if device != "meta" and castable and torch.is_autocast_enabled(device):
@@ -38,7 +38,7 @@ def autocast_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
 
 
 def exactly(device: str) -> AbstractContextManager[Any]:
-    """Switch autocast off: the dtypes are chosen already, and the backward has to use the same."""
+    """Switch autocast off: the dtypes are already chosen, and the backward must use the same."""
     if device == "meta" or not torch.is_autocast_enabled(device):
         return nullcontext()
     return torch.autocast(device, enabled=False)
@@ -50,7 +50,7 @@ def merges_forward(rows: int, inputs: int, outputs: int) -> bool:
 
 
 def merges_backward(rows: int, outputs: int) -> bool:
-    """Whether it is the cheaper gradient of the input (B5 before B1)."""
+    """Whether the same gives the cheaper gradient of the input (B5 before B1)."""
     return rows > 2 * outputs
 
 
@@ -72,10 +72,10 @@ def updated(
         down: ``A``, ``(r, n)``.
         up: ``B``, ``(m, r)``.
         scale: The factor s.
-        given: What A is given, if that is not ``x`` itself.
+        given: The input of ``A``, if it is not ``x`` itself.
 
     Returns:
-        ``(rows, m)``, and ``given A^T`` of ``(rows, r)`` where it was computed on the way.
+        ``(rows, m)``, and ``given A^T`` of ``(rows, r)`` if it was computed.
     """
     if given is None and x.dtype in EXACT and merges_forward(len(x), *reversed(weight.shape)):
         return F.linear(x, torch.addmm(weight, up, down, alpha=scale), bias), None
@@ -84,7 +84,7 @@ def updated(
 
 
 def dropped(x: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """Drop what ``mask`` drops, and scale the rest, as dropout does."""
+    """Return ``x`` with dropout by a given mask: masked entries zero, the others scaled."""
     if mask is None:
         return x
     return x * mask * (1 / (1 - dropout) if dropout < 1 else 0.0)
@@ -94,15 +94,14 @@ def refuse_second(not_kept: bool) -> None:
     """Refuse a second derivative (``create_graph=True``) that would miss a part of the graph.
 
     Args:
-        not_kept: Whether the backward pass has not got the layer's input, but makes it again or
-            does without.
+        not_kept: Whether the layer's input is not kept, but recomputed or not used.
 
     Raises:
-        RuntimeError: Where the backward pass that is under way is to be differentiated itself.
+        RuntimeError: If the running backward pass is to be differentiated itself.
     """
     if not_kept and torch.is_grad_enabled():
         raise RuntimeError(
             "A second derivative through a fast LoRA layer: expected the layer's input to be kept, "
-            "but it is made again in the backward pass, or A is frozen. Choose memory='high', and "
+            "but it is recomputed in the backward pass, or A is frozen. Choose memory='high', and "
             "train A as well as B."
         )

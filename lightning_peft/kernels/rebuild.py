@@ -1,10 +1,9 @@
-"""Making an activation again in the backward pass, instead of keeping it.
+"""Recomputing an activation in the backward pass instead of keeping it.
 
-What feeds an adapted layer is often made by an operation that costs little and whose own input the
-graph keeps in any case: GELU keeps what it is given, and so does a layer norm. Then the layer need
-not keep the result as well; it makes it again from what is there. And where what GELU is given
-comes from another adapted layer (the first of an MLP), that need not be kept either: for the price
-of that layer's product it is made again too.
+The input of an adapted layer is often the result of a cheap operation whose own input the graph
+keeps in any case, such as GELU or a layer norm. Then the adapted layer recomputes that result
+instead of keeping it. If the input of GELU comes from another adapted layer (the first of an MLP),
+it need not be kept either: it is recomputed too, at the price of that layer's product.
 """
 
 from __future__ import annotations
@@ -21,18 +20,17 @@ from lightning_peft.kernels.products import EXACT, dropped, exactly, updated
 __all__ = ["Held", "Memory", "Recipe", "Shared", "is_looked_at", "is_plain", "parted", "recipe_of"]
 
 Memory = Literal["default", "low", "lowest", "high"]
-"""What is made again: activation functions; layer norms as well (``low``); the first products of
-MLPs as well (``lowest``; of a layer, for which ``low`` means that they are not); nothing
-(``high``)."""
+"""What is recomputed: activation functions; layer norms as well (``low``); the first products of
+MLPs as well (``lowest``; for a single layer, ``low`` means without them); nothing (``high``)."""
 
 
 class Held:
-    """A tensor that somebody watches being kept, with ``saved_tensors_hooks(..., Held.let_go)``.
+    """A saved tensor in a wrapper that ``saved_tensors_hooks(..., Held.let_go)`` unpacks.
 
-    Other hooks on saved tensors decide what is kept, and nothing is made again under them.
+    Under any other hooks on saved tensors, these decide what is kept, and nothing is recomputed.
 
     Attributes:
-        tensor: What is kept.
+        tensor: The saved tensor.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -40,12 +38,12 @@ class Held:
 
     @staticmethod
     def let_go(held: Held) -> Tensor:
-        """Give the tensor back."""
+        """Return the tensor."""
         return held.tensor
 
 
 class Shared:
-    """A tensor that several layers make again: made once, and gone after the last of them.
+    """A tensor that several layers need again: computed once, and released after the last of them.
 
     Attributes:
         users: How many layers need it.
@@ -57,7 +55,7 @@ class Shared:
         self._value: Tensor | None = None
 
     def get(self, make: Callable[[], Tensor]) -> Tensor:
-        """The tensor, made by the first who asks."""
+        """Return the tensor; the first call computes it."""
         value = self._value
         if value is None:
             value = make()
@@ -68,14 +66,14 @@ class Shared:
 
 
 class Recipe(NamedTuple):
-    """How a tensor is made from others that are kept already.
+    """How to compute a tensor from others that are kept already.
 
     Attributes:
         kind: The name of the operation.
-        options: Its arguments that are no tensors.
-        tensors: What it is made from, shaped as they were; ``None`` for what is absent.
-        inner: How the first of these is made, where it is not kept.
-        shared: By all who make the same.
+        options: Its arguments that are not tensors.
+        tensors: Its tensor arguments, in their original shapes; ``None`` for an absent one.
+        inner: How to compute the first of these, if it is not kept.
+        shared: The result, shared by all layers that need it.
     """
 
     kind: str
@@ -86,32 +84,32 @@ class Recipe(NamedTuple):
 
     @property
     def slopes(self) -> bool:
-        """Whether :meth:`back` knows the gradient."""
+        """Whether :meth:`back` can compute the gradient."""
         return self.kind in ("gelu", "silu")
 
     @property
     def all_tensors(self) -> tuple[Tensor | None, ...]:
-        """Those of the inner recipes as well."""
+        """The tensors of this recipe and of the inner ones."""
         return self.tensors + (self.inner.all_tensors if self.inner else ())
 
     def with_tensors(self, tensors: Sequence[Tensor | None]) -> Recipe:
-        """The same with other tensors, such as the saved ones; in the order of all_tensors."""
+        """Return the same recipe with other tensors, in the order of all_tensors."""
         mine, others = tuple(tensors[: len(self.tensors)]), tensors[len(self.tensors) :]
         inner = None if self.inner is None else self.inner.with_tensors(others)
         return self._replace(tensors=mine, inner=inner)
 
     def detached(self) -> Recipe:
-        """The same from tensors without a history; changes in place are still seen."""
+        """Return the same recipe with detached tensors, which still show changes in place."""
         return self.with_tensors([None if t is None else t.detach() for t in self.all_tensors])
 
     def opened(self) -> Recipe:
-        """The same with its first tensor there."""
+        """Return the same recipe with its first tensor computed."""
         if self.inner is None:
             return self
         return self._replace(tensors=(self.inner.make(), *self.tensors[1:]), inner=None)
 
     def make(self) -> Tensor:
-        """The tensor, made again."""
+        """Compute the tensor."""
 
         def make() -> Tensor:
             made = self.opened()
@@ -120,7 +118,7 @@ class Recipe(NamedTuple):
         return make() if self.shared is None else self.shared.get(make)
 
     def back(self, grad: Tensor) -> Tensor:
-        """The gradient of what it is made from, written over that of what is made."""
+        """Return the gradient of its input, written over the gradient of its result."""
         value = self.tensors[0]
         assert value is not None
         grad = grad.to(value.dtype).view(value.shape)
@@ -177,22 +175,22 @@ _MADE: dict[str, Callable[..., Tensor]] = {
 
 
 def recipe_of(x: Tensor, memory: Memory) -> Recipe | None:
-    """Find out how ``x`` was made, if it is cheap to make again and costs no memory of its own.
+    """Find out how ``x`` was made, if recomputing it is cheap and takes no memory of its own.
 
     Args:
-        x: What a layer is given.
-        memory: What may be made again.
+        x: The input of a layer.
+        memory: What may be recomputed.
 
     Returns:
-        The recipe, from tensors with their history; ``None`` where ``x`` has to be kept: its
-        history is another, or something else (activation checkpointing, offloading, a compiler)
-        decides what is kept; and where no backward pass will come.
+        The recipe, from tensors with their history; ``None`` if ``x`` has to be kept (its history
+        is another one, or something else decides what is kept: activation checkpointing,
+        offloading, a compiler) or if no backward pass will come.
     """
     if memory == "high" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
     if x.grad_fn is None:
         return None
-    if x._version:  # written to under no_grad: made again, it would be what it was before
+    if x._version:  # written to under no_grad: recomputed, it would have its former values
         return None
     node: Any = x.grad_fn
     kind = type(node).__name__.removesuffix("Backward0")
@@ -214,23 +212,23 @@ _KEPT = {
     "Mul": ("self", "other"),  # a gate: each side keeps the other
     "NativeLayerNorm": ("input",),
 }
-"""What each operation that is known here keeps for its own backward pass."""
+"""The tensors that each operation known here keeps for its own backward pass."""
 
 
 def is_plain(saved: Any) -> bool:
-    """Whether nobody has a hook on a saved tensor: looking at it would run theirs."""
+    """Whether a saved tensor has no hooks: reading it would run them."""
     return saved.unpack_hook in (None, Held.let_go)
 
 
 def parted(recipe: Recipe | None) -> tuple[Recipe | None, tuple[Tensor | None, ...]]:
-    """Part a recipe into words and tensors, which an autograd function has to be given apart."""
+    """Split a recipe from its tensors, which an autograd function has to receive separately."""
     if recipe is None:
         return None, ()
     return recipe.with_tensors([None] * len(recipe.all_tensors)), recipe.all_tensors
 
 
 def is_looked_at(x: Tensor) -> bool:
-    """Whether somebody has asked for the gradient of ``x`` itself."""
+    """Whether the gradient of ``x`` itself is observed, by a hook or ``retain_grad``."""
     return bool(x._backward_hooks) or x.retains_grad
 
 
@@ -246,7 +244,7 @@ def _layer_norm(node: Any) -> Recipe | None:
     if len(node._saved_normalized_shape) != 1:
         return None
     kept = (value, node._saved_result1, node._saved_result2, weight, bias)
-    # query, key and value are given the same
+    # query, key and value have the same input
     shared = node.metadata.setdefault("lightning_peft", Shared())
     shared.users += 1
     return Recipe("layer_norm", (), kept, shared=shared)

@@ -1,1 +1,1 @@
-"""When things happen in Lightning: hooks, checkpoints, schedules, callbacks, ready modules."""
+"""Everything that needs Lightning: hooks, checkpoints, schedules, callbacks, ready modules."""

@@ -1,6 +1,6 @@
-"""Adaptation as a part of a LightningModule's life: injected, saved slim, loaded back.
+"""Attaching an adaptation to a LightningModule: injection, slim checkpoints, loading.
 
-The callback and the mixin both do this and nothing else; they differ in who carries the settings.
+The callback and the mixin both use this module; they only differ in where the settings are.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ATTRIBUTE = "_lightning_peft_attachment"
 
 @dataclass(frozen=True)
 class Attachment:
-    """How the backbone of a LightningModule is adapted; calling it on the module does it, once.
+    """The settings of an adaptation; calling it on a LightningModule adapts the backbone, once.
 
     Attributes:
         method: The method.
@@ -49,10 +49,10 @@ class Attachment:
         batchnorm: As for :func:`adapt`.
         backbone_dropout: As for :func:`adapt`.
         strict_backbone: Whether a checkpoint of another backbone is an error.
-        memory: As for :func:`adapt`; ``None`` leaves a backbone that is adapted already as it is.
+        memory: As for :func:`adapt`; ``None`` leaves a backbone that is already adapted as it is.
 
     Raises:
-        MethodError: If ``memory`` is unknown, or not for this method.
+        MethodError: If ``memory`` is unknown, or not supported by this method.
     """
 
     method: Method
@@ -69,11 +69,12 @@ class Attachment:
             check_memory(self.method, self.memory)
 
     def __call__(self, pl_module: nn.Module) -> None:
-        """Adapt the module's backbone, unless it is adapted so already.
+        """Adapt the module's backbone, unless it is already adapted in the same way.
 
         Raises:
-            MethodError: If the backbone is adapted in another way, or as :func:`adapt` raises.
-            TargetError: If there is no backbone, or more than one and no word which.
+            MethodError: If the backbone is adapted in another way, or from :func:`adapt`.
+            TargetError: If there is no backbone, or if there are several and ``backbone`` does not
+                say which.
         """
         path, backbone = backbone_of(pl_module, self.backbone)
         standing = find_adaptation(backbone)
@@ -92,18 +93,18 @@ class Attachment:
             raise MethodError(
                 f"the backbone '{path or type(pl_module).__name__}' is adapted with "
                 f"{standing.method} already: expected the same method again, got {self.method}. "
-                "Build the module anew, or give both methods as one list."
+                "Build a new module, or pass both methods as one list."
             )
         elif self.memory is not None:
             standing.set_memory(self.memory)
 
 
 def attach(pl_module: nn.Module, attachment: Attachment) -> None:
-    """Make the adaptation a part of this module's hooks.
+    """Add the adaptation to this module's hooks.
 
     Args:
         pl_module: The LightningModule.
-        attachment: How its backbone is adapted; it replaces what was attached before.
+        attachment: The settings; they replace an earlier attachment.
     """
     pl_module.__dict__[_ATTRIBUTE] = attachment
     before_configure_model(pl_module, _KEY, _before_sharding)
@@ -116,7 +117,7 @@ def attach(pl_module: nn.Module, attachment: Attachment) -> None:
 
 
 def attachment_of(pl_module: nn.Module) -> Attachment | None:
-    """Give what is attached to a module, if anything is."""
+    """Return the attachment of a module, or None."""
     found = pl_module.__dict__.get(_ATTRIBUTE)
     return found if isinstance(found, Attachment) else None
 
@@ -124,18 +125,18 @@ def attachment_of(pl_module: nn.Module) -> Attachment | None:
 def restore_adaptations(
     pl_module: nn.Module, checkpoint: dict[str, Any], memory: Memory | None = None
 ) -> list[Adaptation]:
-    """Adapt a fresh module as a checkpoint says, so that its keys can be loaded.
+    """Adapt a fresh module according to a checkpoint, so that its keys can be loaded.
 
     Args:
         pl_module: A LightningModule whose network is built and not adapted.
-        checkpoint: A checkpoint that lightning-peft made.
+        checkpoint: A checkpoint of lightning-peft.
         memory: As for :func:`adapt`.
 
     Returns:
-        The adaptations; the checkpoint's values are not loaded yet.
+        The adaptations, without the checkpoint's values.
 
     Raises:
-        CheckpointError: If the checkpoint does not say how it was adapted.
+        CheckpointError: If the checkpoint does not describe an adaptation.
     """
     recorded = recorded_in(checkpoint)
     if recorded is None:
@@ -184,7 +185,7 @@ def _refuse_shards(pl_module: nn.Module, path: str, backbone: nn.Module) -> None
 
 
 def _before_sharding(pl_module: nn.Module) -> None:
-    """Adapt a network that is there already before the module's own code shards it."""
+    """Adapt an existing network before the module's own code shards it."""
     strategy = _strategy(pl_module)
     if is_a(strategy, "FSDPStrategy"):
         raise MethodError(
@@ -197,7 +198,7 @@ def _before_sharding(pl_module: nn.Module) -> None:
 
 
 def _shard(pl_module: nn.Module) -> None:
-    """Shard what the module did not shard itself, and read trained-only checkpoints."""
+    """Shard the parts that the module did not shard, and enable trained-only checkpoints."""
     strategy = _strategy(pl_module)
     if not is_a(strategy, "ModelParallelStrategy"):
         return
@@ -215,7 +216,7 @@ def _strategy(pl_module: nn.Module) -> Any:
 
 
 def _held(state: Any) -> int:
-    """Count the bytes behind the tensors of a state: each storage once, whatever shapes it has."""
+    """Count the bytes of a state's tensors; each storage counts once."""
     tensors = state.values() if isinstance(state, dict) else ()
     storages = [t.untyped_storage() for t in tensors if isinstance(t, Tensor) and not t.is_sparse]
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
@@ -224,7 +225,7 @@ def _held(state: Any) -> int:
 def _save(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
     save_average(pl_module, checkpoint)
     slim_checkpoint(pl_module, checkpoint)
-    if "optimizer_states" in checkpoint and CHECKPOINT_KEY in checkpoint:  # a run can go on from it
+    if "optimizer_states" in checkpoint and CHECKPOINT_KEY in checkpoint:  # a run can resume here
         checkpoint[CHECKPOINT_KEY]["steppers"] = {
             path: [stepper.state_dict() for stepper in adaptation.steppers()]
             for path, adaptation in find_adaptations(pl_module).items()

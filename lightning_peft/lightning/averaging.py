@@ -1,15 +1,15 @@
-"""Averages of weights, for a module that is adapted after Lightning's callbacks have copied it.
+"""Weight averaging for a module that is adapted after Lightning's callbacks have copied it.
 
-``StochasticWeightAveraging`` copies the module before there is an adapter. And both of Lightning's
-averaging callbacks hand the average over when training ends; a run that was killed behind its last
-checkpoint has nothing left to train when it is resumed, and Lightning then hands over nothing.
+``StochasticWeightAveraging`` copies the module before it has an adapter. And both of Lightning's
+averaging callbacks copy the average into the module when training ends; but if a run was killed
+after its last checkpoint, the resumed run has nothing left to train, and Lightning skips this.
 
 ``WeightAveraging`` keeps a second model and averages all of it. A frozen parameter averaged with
-itself is off by rounding after a few steps (``0.999 x + 0.001 x`` is not ``x``), an index in an
-integer buffer is cut down to the next lower one, and validation and the end of training put these
-into the backbone. So what an adaptation holds frozen is one tensor of both models, and is left out.
-And its weights-only checkpoints hold the weights of the moment, although validation has judged the
-average: here they hold the average.
+itself is off by rounding after a few steps (``0.999 x + 0.001 x`` is not ``x``), an integer buffer
+is rounded down, and validation and the end of training copy these values into the backbone. So both
+models share the frozen tensors of an adaptation, which are not averaged. And its weights-only
+checkpoints hold the current weights, although validation has scored the average: here they hold the
+average.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _TRAINED = "_lightning_peft_trained"
 
 
 def keep_averages(pl_module: nn.Module) -> None:
-    """Let the averaging callbacks of a run work on the adapted module, to its very end.
+    """Make the averaging callbacks of a run work on the adapted module, until its end.
 
     Args:
-        pl_module: The LightningModule; asking twice changes nothing.
+        pl_module: The LightningModule; calling it again has no effect.
     """
     after_configure_model(pl_module, _KEY, _average_the_adapted)
     after_hook(pl_module, "on_fit_start", _KEY, _begin)
@@ -43,7 +43,7 @@ def keep_averages(pl_module: nn.Module) -> None:
 
 
 def _average_the_adapted(pl_module: nn.Module) -> None:
-    """Let averaging that copied the module before it was adapted copy it once more."""
+    """Make averaging callbacks copy the module again if they copied it before the adaptation."""
     trainer = pl_module.__dict__.get("_trainer")
     for callback in getattr(trainer, "callbacks", ()):
         if not is_a(callback, "StochasticWeightAveraging"):
@@ -54,7 +54,7 @@ def _average_the_adapted(pl_module: nn.Module) -> None:
 
 
 def save_average(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Put the average into a weights-only checkpoint, as Lightning does with a full one.
+    """Write the average into a weights-only checkpoint, as Lightning does for a full one.
 
     Args:
         pl_module: The LightningModule that is being saved.
@@ -62,21 +62,21 @@ def save_average(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
     """
     trainer: Any = pl_module.__dict__.get("_trainer")
     if "callbacks" in checkpoint or trainer is None:
-        return  # the callback itself sees to a full one
+        return  # the callback itself does so for a full one
     if trainer.state.fn == "fit" and trainer.state.status == "running":
         for average in _averages(trainer):
             checkpoint["state_dict"] = average.module.state_dict()
 
 
 def _averages(trainer: Any) -> list[Any]:
-    """Give the averaged models of ``WeightAveraging`` and its subclasses."""
+    """Return the averaged models of ``WeightAveraging`` and its subclasses."""
     callbacks = getattr(trainer, "callbacks", ())
     found = [c._average_model for c in callbacks if is_a(c, "WeightAveraging")]
     return [average for average in found if average is not None]
 
 
 def _share_what_is_frozen(pl_module: nn.Module) -> None:
-    """Let the averaged model have the very tensors of the module where nothing is trained."""
+    """Make the averaged model share the frozen tensors of the module."""
     for average in _averages(pl_module.trainer):
         for path, adaptation in find_adaptations(pl_module).items():
             _share(adaptation, average.module.get_submodule(path))
@@ -92,11 +92,11 @@ def _share(adaptation: Adaptation, copied: nn.Module) -> None:
         adaptation.model.named_parameters(remove_duplicate=False),
         adaptation.model.named_buffers(remove_duplicate=False),
     )
-    # by identity: a trained tensor may have other names, which are not among those of its state
+    # by identity: a trained tensor may have further names, which are not in its state
     own = {id(tensor) for name, tensor in tensors if name in kept}
     twins = dict(copied.named_modules(remove_duplicate=False))
     for path, part in adaptation.model.named_modules(remove_duplicate=False):
-        if path not in twins:  # what a callback has put in since the copy was made
+        if path not in twins:  # added by a callback since the copy was made
             continue
         for key, parameter in part._parameters.items():
             if id(parameter) not in own:
@@ -107,7 +107,7 @@ def _share(adaptation: Adaptation, copied: nn.Module) -> None:
 
 
 class _OfWhatDiffers:
-    """An averaging function of torch's ``AveragedModel`` that leaves one tensor of both alone."""
+    """An averaging function for torch's ``AveragedModel`` that skips shared tensors."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
@@ -130,7 +130,7 @@ class _OfWhatDiffers:
 
 def _begin(pl_module: nn.Module) -> None:
     pl_module.__dict__[_TRAINED] = False
-    _share_what_is_frozen(pl_module)  # what BackboneFreeze will train later is known by now
+    _share_what_is_frozen(pl_module)  # BackboneFreeze's stages are known by now
 
 
 def _train(pl_module: nn.Module) -> None:
@@ -143,7 +143,7 @@ def _hand_over(pl_module: nn.Module) -> None:
     if pl_module.__dict__.pop(_TRAINED) or trainer.ckpt_path is None:
         return
     for callback in trainer.callbacks:
-        # with BatchNorm the other one has an epoch of its own for the statistics, which it runs
+        # with BatchNorm the other callback runs an extra epoch for the statistics
         plain = is_a(callback, "StochasticWeightAveraging") and not (
             callback._model_contains_batch_norm
         )

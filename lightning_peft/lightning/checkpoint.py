@@ -1,4 +1,4 @@
-"""Lightning checkpoints that hold what is trained, verified both ways when they are loaded."""
+"""Lightning checkpoints with only the trained state, checked both ways when they are loaded."""
 
 from __future__ import annotations
 
@@ -31,21 +31,25 @@ _COMPILED = "_orig_mod."
 
 
 def slim_checkpoint(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Take the frozen part of every adapted backbone out of a checkpoint.
+    """Remove the frozen part of every adapted backbone from a checkpoint.
 
-    What stays is what each adaptation says is its state, and everything outside of the backbones.
+    The state of each adaptation, and everything outside the backbones, remains.
 
     Args:
         pl_module: The LightningModule that is being saved.
         checkpoint: Lightning's checkpoint; changed in place. The key ``lightning_peft`` is added:
             the format's version, how each backbone was adapted, its fingerprint, and package
             versions.
+
+    Raises:
+        MethodError: If an adapter is merged: what was trained in place would have it twice.
     """
     adaptations = find_adaptations(pl_module)
     if not adaptations:
         return
     drop: set[str] = set()
     for path, adaptation in adaptations.items():
+        adaptation.refuse_if_merged("saving a checkpoint")
         keep = adaptation.state_names()
         drop |= {_join(path, name) for name in adaptation.model.state_dict() if name not in keep}
     for holder, section in _sections(checkpoint):
@@ -60,25 +64,28 @@ def slim_checkpoint(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
 def complete_checkpoint(
     pl_module: nn.Module, checkpoint: dict[str, Any], *, strict_backbone: bool = True
 ) -> None:
-    """Check a checkpoint against an adapted module, and put the frozen part back into it.
+    """Check a checkpoint against an adapted module, and add the frozen part to it.
 
     Frozen entries come from the module itself, so that Lightning's own strict loading finds every
-    key. A checkpoint from before lightning-peft was added has no adapter; it is taken as the
+    key. A checkpoint without an adapter, from before lightning-peft was added, is loaded as the
     backbone's weights, and the adapter keeps its initial values.
 
     Args:
         pl_module: The adapted LightningModule.
-        checkpoint: A checkpoint that was just read; changed in place.
+        checkpoint: The loaded checkpoint; changed in place.
         strict_backbone: Whether another backbone is an error (``True``) or a warning.
 
     Raises:
         CheckpointError: If it was made with another method, or keys are missing or unknown; all of
             them are listed.
         BackboneMismatchError: If the adapter was trained on another backbone.
+        MethodError: If an adapter is merged.
     """
     adaptations = find_adaptations(pl_module)
     if not adaptations or "state_dict" not in checkpoint:
         return
+    for adaptation in adaptations.values():
+        adaptation.refuse_if_merged("loading a checkpoint")
     recorded = recorded_in(checkpoint)
     _check_sections(checkpoint)
     if recorded is not None:
@@ -95,9 +102,9 @@ def complete_checkpoint(
 
 
 def _sections(checkpoint: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
-    """Find where a checkpoint holds weights of the whole module, as a mapping and a key.
+    """Find the places of a checkpoint with weights of the whole module, as mapping and key.
 
-    Averaging keeps a second set: ``WeightAveraging`` beside the first,
+    Averaging keeps a second set: ``WeightAveraging`` next to the first,
     ``StochasticWeightAveraging`` in its own state.
     """
     callbacks = checkpoint.get("callbacks")
@@ -108,16 +115,16 @@ def _sections(checkpoint: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
 
 
 def recorded_in(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Give what lightning-peft put into a checkpoint, checked as data.
+    """Return the entry of lightning-peft in a checkpoint, checked as data.
 
     Args:
-        checkpoint: A checkpoint that was just read.
+        checkpoint: The loaded checkpoint.
 
     Returns:
         Its entry ``lightning_peft``, or ``None`` if it has none.
 
     Raises:
-        CheckpointError: If it is of a later format, or an entry is of the wrong type.
+        CheckpointError: If it has a later format, or an entry has the wrong type.
     """
     recorded = checkpoint.get(CHECKPOINT_KEY)
     if recorded is None:
@@ -167,15 +174,15 @@ def _check_sections(checkpoint: dict[str, Any]) -> None:
 def check_recorded(
     adaptations: Mapping[str, Adaptation], recorded: Mapping[str, Any], strict_backbone: bool
 ) -> None:
-    """Compare what a checkpoint says of its adaptations with those of a module.
+    """Compare the adaptations of a checkpoint with those of a module.
 
     Args:
-        adaptations: The module's, by the path of the backbone.
-        recorded: What stands in the checkpoint under its key.
+        adaptations: The module's adaptations, by the path of the backbone.
+        recorded: The entry of lightning-peft in the checkpoint.
         strict_backbone: Whether a checkpoint of another backbone is an error or a warning.
 
     Raises:
-        CheckpointError: If it is of a newer format, or was made with another method.
+        CheckpointError: If it has a newer format, or was made with another method.
         BackboneMismatchError: If the adapter was trained on another backbone.
     """
     now = {_plain(path): adaptation for path, adaptation in adaptations.items()}
@@ -208,7 +215,7 @@ def check_recorded(
 def _renamed(
     state: Mapping[str, Tensor], adaptations: Mapping[str, Adaptation]
 ) -> dict[str, Tensor]:
-    """Give the entries of a checkpoint from before the adaptation the names that they have now."""
+    """Return the entries of a checkpoint from before the adaptation, by their present names."""
     names = {
         _join(path, before): _join(path, now)
         for path, adaptation in adaptations.items()
@@ -220,13 +227,13 @@ def _renamed(
 def needed_keys(
     pl_module: nn.Module, own: Mapping[str, Tensor], *, fresh: bool = False
 ) -> set[str]:
-    """Name what a checkpoint has to hold for a module.
+    """Return the names of the entries that a checkpoint must hold for a module.
 
     Args:
         pl_module: The adapted module.
         own: Its state dict.
-        fresh: Whether the checkpoint is from before the adaptation, so that an adapter may be
-            absent and the backbone may not.
+        fresh: Whether the checkpoint is from before the adaptation, so that it must hold the
+            backbone and no adapter.
     """
     optional: set[str] = set()
     for path, adaptation in find_adaptations(pl_module).items():
@@ -241,10 +248,10 @@ def needed_keys(
 
 
 def refuse_unfit(problems: Sequence[str]) -> None:
-    """Refuse a checkpoint that does not fit, if there is a problem.
+    """Refuse a checkpoint that does not fit, if there are problems.
 
     Raises:
-        CheckpointError: It names all of them.
+        CheckpointError: Listing all of them.
     """
     if problems:
         raise CheckpointError(
@@ -257,7 +264,7 @@ def refuse_unfit(problems: Sequence[str]) -> None:
 def _filled(
     state: dict[str, Tensor], own: Mapping[str, Tensor], pl_module: nn.Module, fresh: bool
 ) -> dict[str, Tensor]:
-    """Check the keys and add what may be absent: frozen entries, or a fresh adapter's."""
+    """Check the keys, and add entries that may be absent: frozen ones, or a new adapter's."""
     problems = key_problems(state, own, needed_keys(pl_module, own, fresh=fresh))
     refuse_unfit([*problems, *value_problems(state, own)])
     shared = {
@@ -266,7 +273,7 @@ def _filled(
         for name, first in shared_names(adaptation.model).items()
     }
     filled = {name: state.get(name, tensor) for name, tensor in own.items()}
-    # a tensor of several names is saved under one: the others must not bring the old value back
+    # a shared tensor is saved under one name: the others must not restore its old value
     filled.update({name: filled[first] for name, first in shared.items() if name not in state})
     return filled
 
@@ -276,5 +283,5 @@ def _join(path: str, name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """Take out what ``torch.compile`` adds to a name: a module may be compiled only here."""
+    """Remove the parts that ``torch.compile`` adds to a name: only one side may be compiled."""
     return name.replace(_COMPILED, "").removesuffix("._orig_mod")

@@ -1,4 +1,4 @@
-"""What an object of Lightning is, by the name of its class."""
+"""Checking the class of a Lightning object by name."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 __all__ = ["SHARDING", "is_a"]
 
 SHARDING = ("FSDPStrategy", "ModelParallelStrategy", "DeepSpeedStrategy")
-"""Strategies that keep a part of the model on each process."""
+"""Strategies that keep only a part of the model on each process."""
 
 
 def is_a(instance: Any, *names: str) -> bool:
-    """Say whether an object is of a class, by the class's name.
+    """Whether an object is an instance of a class with one of the names.
 
-    Each of Lightning's two namespaces has a class of its own under the same name, and importing a
-    strategy's module only to compare with it is not free.
+    Lightning's two namespaces have different classes of the same name, and importing a strategy's
+    module only for a comparison takes time.
     """
     return any(cls.__name__ in names for cls in type(instance).__mro__)

@@ -1,10 +1,10 @@
-"""When adaptation happens in the life of a LightningModule.
+"""Hooks of a LightningModule, and the point at which its backbone is adapted.
 
 The adapted model has to exist right after ``configure_model`` and before any checkpoint is
 restored, any optimizer is made and any strategy wraps the model. Earlier, a module that builds its
 network in ``setup`` or ``configure_model`` has nothing to adapt; later, the optimizer and the
 wrapped model do not know the adapter. So the one point of injection is the end of
-``configure_model``, and the callback reaches it by standing in for that hook on the instance.
+``configure_model``, and the callback reaches it by replacing that hook on the instance.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ Action = Callable[..., None]
 
 
 class _InstanceHook:
-    """Stands in for one hook of one LightningModule: what comes before, the original, the actions.
+    """A replacement for one hook of one module: first actions, the original, last actions.
 
-    An object, not a closure: a deep copy of the module (as weight averaging makes) carries its own,
-    and the module can still be pickled.
+    It is an object, not a closure: a deep copy of the module (as weight averaging makes) has its
+    own, and the module can still be pickled.
     """
 
     def __init__(self, module: nn.Module, name: str) -> None:
         self.module = module
         self.name = name
-        self.original = module.__dict__.get(name)  # an instance attribute of the user's own
+        self.original = module.__dict__.get(name)  # an instance attribute set by the user
         self.before: dict[str, Action] = {}
         self.actions: dict[str, Action] = {}
 
     @property
     def __code__(self) -> CodeType:
-        # Lightning asks "is this hook overridden?" by comparing code objects
+        # Lightning compares code objects to find out whether a hook is overridden
         return type(self).__call__.__code__
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -57,8 +57,8 @@ def after_hook(pl_module: nn.Module, hook: str, key: str, action: Action) -> Non
     Args:
         pl_module: The module.
         hook: The hook's name, such as ``"on_save_checkpoint"``.
-        key: Who asks; asking again under the same key replaces the action.
-        action: Called as ``action(pl_module, *hook_arguments)``. Has to be picklable.
+        key: The caller's key; a second call with the same key replaces the action.
+        action: Called as ``action(pl_module, *hook_arguments)``. It has to be picklable.
     """
     _stand_in(pl_module, hook).actions[key] = action
 
@@ -84,7 +84,7 @@ def after_configure_model(pl_module: nn.Module, key: str, action: Action) -> Non
 
     Args:
         pl_module: The LightningModule.
-        key: Who asks; asking again under the same key replaces the action.
-        action: Called as ``action(pl_module)``. Has to be picklable.
+        key: The caller's key; a second call with the same key replaces the action.
+        action: Called as ``action(pl_module)``. It has to be picklable.
     """
     after_hook(pl_module, "configure_model", key, action)

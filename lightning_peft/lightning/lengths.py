@@ -1,4 +1,4 @@
-"""Lengths inside a run: a part of it, optimizer steps or epochs, and never a guess which."""
+"""Lengths in a run with an explicit unit: a fraction of it, optimizer steps or epochs."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Length:
     """A length with its unit.
 
     Attributes:
-        amount: How much: in [0, 1] of a run, or a number of steps or epochs from 0.
-        unit: Of what.
+        amount: A fraction of the run in [0, 1], or a number of steps or epochs from 0.
+        unit: The unit.
 
     >>> as_length("10%", "warmup").steps(250), as_length("2 epochs", "warmup").steps(None, 25)
     (25, 50)
@@ -44,15 +44,15 @@ class Length:
     unit: Unit
 
     def steps(self, total_steps: int | None, epoch_steps: Sequence[int] | int | None = None) -> int:
-        """Give the length in optimizer steps of one run; what is no whole step is rounded.
+        """Return the length in optimizer steps of one run, rounded to whole steps.
 
         Args:
-            total_steps: The optimizer steps of the run; ``None`` if nobody knows.
+            total_steps: The optimizer steps of the run; ``None`` if unknown.
             epoch_steps: The optimizer steps of an epoch, or of each of the first epochs where they
-                differ (the last number is that of all later ones); ``None`` if nobody knows.
+                differ (the last number is for all later ones); ``None`` if unknown.
 
         Raises:
-            ScheduleError: If that is not known which this length is counted in.
+            ScheduleError: If the number that this unit needs is not known.
         """
         if self.unit == "steps":
             return int(self.amount)
@@ -81,12 +81,12 @@ class Length:
 
 
 def as_length(value: object, name: str) -> Length:
-    """Read a length.
+    """Parse a length.
 
     Args:
-        value: A float in [0, 1) is a part of the run, an int is optimizer steps, and a string says
-            its unit: ``"10%"``, ``"500 steps"``, ``"2 epochs"``.
-        name: What the setting is called, for the error.
+        value: A float in [0, 1) is a fraction of the run, an int is optimizer steps, and a string
+            has a unit: ``"10%"``, ``"500 steps"``, ``"2 epochs"``.
+        name: The name of the setting, for the error.
 
     Returns:
         The length.

@@ -1,4 +1,4 @@
-"""For those who own the LightningModule: the adaptation as a part of the class."""
+"""``PEFTMixin``, which makes the adaptation part of a LightningModule class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_peft.files.checkpoints import check_checkpoint_file
 from lightning_peft.kernels import Memory
 from lightning_peft.lightning.attachment import Attachment, attach, restore_adaptations
 from lightning_peft.lightning.checkpoint import complete_checkpoint
-from lightning_peft.lightning.steppers import EachStep
+from lightning_peft.lightning.steppers import DriveSteppers
 from lightning_peft.methods.union import as_method
 
 __all__ = ["PEFTMixin", "load_from_checkpoint"]
@@ -23,16 +23,16 @@ T = TypeVar("T", bound=nn.Module)
 
 
 class PEFTMixin:
-    """Adapt the backbone of a LightningModule; checkpoints hold what is trained.
+    """Adapt the backbone of a LightningModule; checkpoints hold the trained parameters.
 
-    Put it before ``LightningModule`` among the bases and say the method as a class attribute, or
+    Put it before ``LightningModule`` among the bases and set the method as a class attribute, or
     return it from :meth:`configure_peft`::
 
         class Mine(lp.PEFTMixin, L.LightningModule):
             peft = lp.LoRA(rank=8)
 
     The network may be built in ``__init__``, ``setup`` or ``configure_model``. With the mixin,
-    ``Mine.load_from_checkpoint(path)`` needs nothing more: the module knows how it is adapted.
+    ``Mine.load_from_checkpoint(path)`` works unchanged: the module knows how it is adapted.
 
     Attributes:
         peft: A method's name, a :class:`Method`, a ``peft.PeftConfig``, a list of these, or a
@@ -46,20 +46,20 @@ class PEFTMixin:
         attach(self, _Deferred())  # type: ignore[arg-type]
 
     def configure_peft(self) -> Any:
-        """Say how to adapt; override it where the method depends on hyperparameters.
+        """Return how to adapt; override it if the method depends on hyperparameters.
 
         Returns:
-            Whatever ``peft`` may be.
+            Any value that ``peft`` may have.
         """
         return self.peft
 
     def configure_callbacks(self) -> Any:
-        """Add what some methods (AdaLoRA) need at each step; keep it where you override this."""
-        return [*super().configure_callbacks(), EachStep()]  # type: ignore[misc]
+        """Add the callback for methods that act at each step (AdaLoRA); keep it in an override."""
+        return [*super().configure_callbacks(), DriveSteppers()]  # type: ignore[misc]
 
 
 class _Deferred:
-    """The attachment of a mixin: asks the module for its settings when they are needed first."""
+    """The attachment of a mixin, which reads the module's settings at the first call."""
 
     def __call__(self, pl_module: nn.Module) -> None:
         attachment = _attachment(pl_module.configure_peft())  # type: ignore[operator]
@@ -83,18 +83,18 @@ def load_from_checkpoint(
     memory: Memory | None = None,
     **kwargs: Any,
 ) -> T:
-    """Load a checkpoint that the ``PEFT`` callback made, into a class that knows nothing of it.
+    """Load a checkpoint of the ``PEFT`` callback into a class without the mixin.
 
-    ``LightningModule.load_from_checkpoint`` runs no callbacks, so the class alone cannot know that
-    its backbone is to be adapted. The checkpoint does.
+    ``LightningModule.load_from_checkpoint`` runs no callbacks, so the class alone does not know
+    that its backbone has to be adapted. The checkpoint does.
 
     Args:
         module_class: The LightningModule class.
         checkpoint_path: The checkpoint.
-        memory: As for :func:`adapt`; no checkpoint says it. ``None`` is ``"default"``, or what a
-            class with the mixin says.
+        memory: As for :func:`adapt`; it is not in checkpoints. ``None`` is ``"default"``, or the
+            setting of a class with the mixin.
         **kwargs: As for ``LightningModule.load_from_checkpoint``. Unlike there, ``weights_only`` is
-            ``True`` wherever the file lies: no code in it is run.
+            ``True`` for any file: no code in it is run.
 
     Returns:
         The module, adapted, in the state of the checkpoint.
@@ -103,7 +103,7 @@ def load_from_checkpoint(
         CheckpointError: If lightning-peft did not make the checkpoint, it is damaged, its keys do
             not fit, or the class cannot be built from the hyperparameters in it.
         BackboneMismatchError: If the class builds another backbone.
-        MethodError: If ``memory`` is unknown, or not for the checkpoint's method.
+        MethodError: If ``memory`` is unknown, or not supported by the checkpoint's method.
     """
 
     def on_load_checkpoint(self: nn.Module, checkpoint: dict[str, Any]) -> None:
@@ -125,7 +125,7 @@ def load_from_checkpoint(
         module: T = load(checkpoint_path, **kwargs)
     except PEFTError:
         raise
-    except Exception as error:  # a hyperparameter of the wrong kind surfaces as anything
+    except Exception as error:  # a hyperparameter of the wrong kind can raise anything
         raise CheckpointError(
             f"{checkpoint_path}: expected a checkpoint that {module_class.__name__} can be built "
             f"and loaded from, got {type(error).__name__}: {error}"

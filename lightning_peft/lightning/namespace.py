@@ -1,8 +1,8 @@
-"""Lightning under the name by which the user imported it.
+"""Importing Lightning under the name that the user's program uses.
 
 ``lightning.pytorch`` and ``pytorch_lightning`` are two copies of one library, and each refuses the
-modules of the other. Whoever imported one must not pay for importing the other, so the choice is
-made once, by what is loaded already.
+modules of the other. A program that imported one must not pay for importing the other, so the
+choice is made once, by which of them is already imported.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The random state as a part of checkpoints: a resumed run draws what it would have drawn.
+"""Random states in checkpoints, so that a resumed run draws the same numbers.
 
-Lightning keeps none of it, so that dropout and the order of shuffled data differ after a resume.
+Lightning does not save them, so dropout and the order of shuffled data differ after a resume.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ __all__ = ["resume_random_state"]
 
 _KEY = "lightning_peft.random"
 _ALONE = "lightning_peft_random"
-"""Where it stands in a checkpoint of a module that is not adapted."""
+"""The key in a checkpoint of a module that is not adapted."""
 
 _ATTRIBUTE = "_lightning_peft_random_state"
 
 
 def resume_random_state(pl_module: nn.Module) -> None:
-    """Make the random state of every process a part of this module's checkpoints.
+    """Add the random state of every process to this module's checkpoints.
 
     Args:
-        pl_module: The LightningModule; asking twice changes nothing.
+        pl_module: The LightningModule; calling it again has no effect.
     """
     after_hook(pl_module, "on_save_checkpoint", _KEY, _save)
     after_hook(pl_module, "on_load_checkpoint", _KEY, _load)
@@ -38,7 +38,7 @@ def resume_random_state(pl_module: nn.Module) -> None:
 
 
 def _save(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
-    if "optimizer_states" not in checkpoint:  # no run goes on from it
+    if "optimizer_states" not in checkpoint:  # no run resumes from it
         return
     kept = checkpoint.get(CHECKPOINT_KEY)
     if kept is None:
@@ -53,10 +53,10 @@ def _load(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
 
 
 def _go_on(pl_module: nn.Module) -> None:
-    """Put the random state back just before the first iterator over the data draws from it."""
+    """Restore the random state just before the first iterator over the data draws from it."""
     states = pl_module.__dict__.pop(_ATTRIBUTE, None) or []
     trainer: Any = pl_module.trainer
-    # the state of one process must not become that of every process
+    # the state of one process must not be restored in all of them
     if trainer.ckpt_path is None or trainer.world_size != len(states):
         return
     state = states[trainer.global_rank]
@@ -66,15 +66,16 @@ def _go_on(pl_module: nn.Module) -> None:
         restore_random_state(state)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"the checkpoint's random state cannot be put back: {error}. Was it tampered with?"
+            f"the checkpoint's random state cannot be restored: {error}. Was it tampered with?"
         ) from error
     _draw_anew(trainer)
 
 
 def _draw_anew(trainer: Any) -> None:
-    """Make the iterator over the data again, if it was made before the state was put back.
+    """Make the iterator over the data again, if it was made before the state was restored.
 
-    It draws when it is made. A schedule that asks for the run's length has Lightning make it early.
+    It draws when it is made, and a schedule that needs the run's length makes Lightning create it
+    early.
     """
     fetcher = trainer.fit_loop._data_fetcher
     if fetcher is None:
@@ -85,15 +86,15 @@ def _draw_anew(trainer: Any) -> None:
 
 
 def _of_every_rank() -> list[Any]:
-    """Collect the random states of all processes; nothing where there is one alone."""
+    """Collect the random states of all processes; empty if there is only one."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return []
     size = distributed.get_world_size()
-    # a checkpoint that an exception makes may be made on one rank only: the others never answer
+    # after an exception, a checkpoint may be made on one rank only: the others never answer
     if size == 1 or sys.exc_info()[0] is not None:
         return []
     buffer = io.BytesIO()
-    torch.save(random_state(), buffer)  # tensors in a pickle of torch.distributed's do not survive
+    torch.save(random_state(), buffer)  # tensors in torch.distributed's own pickles do not survive
     gathered: list[Any] = [None] * size
     distributed.all_gather_object(gathered, buffer.getvalue())
     return [torch.load(io.BytesIO(part), weights_only=True) for part in gathered]

@@ -1,7 +1,7 @@
 """Learning-rate schedules as functions: step -> multiplier of each group's own rate.
 
-A schedule never says what the rate is, only what part of it is used, so groups with rates of their
-own (LoRA+, layer-wise decay, a faster head) keep their proportions.
+A schedule does not set the rate itself, only the fraction of it that is used, so groups with
+different rates (LoRA+, layer-wise decay, a faster head) keep their proportions.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def lr_multiplier(
     final: float = 0.0,
     decay_fraction: float = 0.1,
 ) -> float:
-    r"""Give the part of the full learning rate that is used at one optimizer step.
+    r"""Return the fraction of the full learning rate that is used at one optimizer step.
 
     With step :math:`s`, total :math:`T`, warm-up :math:`W`, final :math:`f` and
     :math:`D = \mathrm{round}(\mathtt{decay\_fraction} \cdot T)`:
@@ -60,14 +60,14 @@ def lr_multiplier(
         total_steps: The optimizer steps of the whole run.
         warmup_steps: How many of them warm up.
         kind: The shape after the warm-up.
-        final: The part of the rate that is left at the end.
-        decay_fraction: The part of the run that decays; for ``"warmup_stable_decay"`` only.
+        final: The fraction of the rate that is left at the end.
+        decay_fraction: The fraction of the run that decays; for ``"warmup_stable_decay"`` only.
 
     Returns:
         The multiplier, in (0, 1] for every step before ``total_steps``.
 
     Raises:
-        ScheduleError: If the arguments make no schedule.
+        ScheduleError: If the arguments are invalid.
 
     >>> [lr_multiplier(step, 6, 2, "linear") for step in range(7)]
     [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0]
@@ -86,11 +86,11 @@ class Multiplier:
         total_steps: The optimizer steps of the whole run.
         warmup_steps: How many of them warm up.
         kind: The shape after the warm-up.
-        final: The part of the rate that is left at the end.
-        decay_fraction: The part of the run that decays; for ``"warmup_stable_decay"`` only.
+        final: The fraction of the rate that is left at the end.
+        decay_fraction: The fraction of the run that decays; for ``"warmup_stable_decay"`` only.
 
     Raises:
-        ScheduleError: If these make no schedule; all that is wrong is said at once.
+        ScheduleError: If the values are invalid; all problems are listed at once.
     """
 
     total_steps: int
@@ -137,11 +137,11 @@ class Multiplier:
 
     @property
     def stable_until(self) -> int:
-        """The first step that decays, of a schedule that decays over its last part only."""
+        """The first step of the decay, for a schedule that only decays at its end."""
         return self.total_steps - round(self.decay_fraction * self.total_steps)
 
     def __call__(self, step: int) -> float:
-        """Give the multiplier at a step, counted from 0."""
+        """Return the multiplier at a step, counted from 0."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         if self.kind == "constant":
@@ -156,22 +156,21 @@ class Multiplier:
 
 
 class MultiplierLR(LRScheduler):
-    """Set ``lr = initial_lr * multiplier(step)`` in every parameter group there is.
+    """Set ``lr = initial_lr * multiplier(step)`` in every parameter group.
 
-    Unlike torch's own schedulers it keeps no list with one entry a group: each group's full rate
-    is its own ``initial_lr``, so a group that is added in the middle of a run is scheduled from
-    its first step on with the rate that it was added with, and per-group rates keep their
-    proportions.
+    Unlike torch's own schedulers it keeps no list with one entry for each group: each group's full
+    rate is its own ``initial_lr``, so a group that is added during a run is scheduled from its
+    first step on with the rate that it was added with, and groups keep their proportions.
 
-    Only the position is restored from a state dict; the shape is this object's own. A run that
-    goes on with another length or another shape follows the new one.
+    Only the position is restored from a state dict; the shape is this object's own. A run that is
+    resumed with another length or shape follows the new one.
 
     Args:
         optimizer: The optimizer, with the full rates in its groups.
         multiplier: The schedule.
 
     Attributes:
-        restored: The schedule that the last loaded state was saved with.
+        restored: The schedule of the last loaded state.
     """
 
     def __init__(self, optimizer: Optimizer, multiplier: Multiplier) -> None:
@@ -183,15 +182,15 @@ class MultiplierLR(LRScheduler):
         self._new_groups = optimizer.register_step_pre_hook(self._before_step)
 
     def get_lr(self) -> list[float | Tensor]:
-        """Give the rate of every group at the current step."""
+        """Return the rates of all groups at the current step."""
         factor = self.multiplier(max(self.last_epoch, 0))
         return [_full_rate(group) * factor for group in self.optimizer.param_groups]
 
     def refresh(self, step: int | None = None) -> None:
-        """Set the rates of all groups anew.
+        """Set the rates of all groups again.
 
         Args:
-            step: The optimizer step to go to; the current one if not given.
+            step: The optimizer step to move to; None is the current one.
         """
         if step is not None:
             self.last_epoch = step
@@ -201,7 +200,7 @@ class MultiplierLR(LRScheduler):
         self.base_lrs = [_full_rate(group) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the position, and the shape for whoever reads the checkpoint."""
+        """Return the position, and the shape for information."""
         return {
             "last_epoch": self.last_epoch,
             "_step_count": self._step_count,
@@ -209,7 +208,7 @@ class MultiplierLR(LRScheduler):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to a saved position. The optimizer's state has to be loaded before.
+        """Move to a saved position; the optimizer's state has to be loaded before.
 
         Raises:
             ScheduleError: If the state is another scheduler's.
@@ -230,7 +229,7 @@ class MultiplierLR(LRScheduler):
 
 
 def _full_rate(group: dict[str, Any]) -> Any:
-    """Give a group's own full rate; a group that is new has it in ``lr``."""
+    """Return a group's full rate; a new group has it in ``lr``."""
     if "initial_lr" not in group:
         group["initial_lr"] = _copy(group["lr"])
     return _copy(group["initial_lr"])

@@ -1,7 +1,7 @@
-"""Trained-only checkpoints of a sharded module, read back on any number of processes.
+"""Loading trained-only checkpoints into a sharded module, on any number of processes.
 
-Lightning's ``ModelParallelStrategy`` reads a checkpoint straight into the sharded module, and wants
-every key of it. Ours holds what is trained, so this stands in for that one call.
+Lightning's ``ModelParallelStrategy`` reads a checkpoint directly into the sharded module, and
+requires all of its keys. Ours only hold trained state, so this module replaces that one call.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STATE = "state_dict"
 
 
 class TrainedOnlyLoad:
-    """Stands in for ``ModelParallelStrategy.load_checkpoint``.
+    """A replacement for ``ModelParallelStrategy.load_checkpoint``.
 
     Args:
         strategy: The strategy.
@@ -46,14 +46,14 @@ class TrainedOnlyLoad:
         """Read a checkpoint into the sharded module and the optimizers.
 
         Args:
-            checkpoint_path: A distributed checkpoint, or a file with a whole one.
+            checkpoint_path: A distributed checkpoint, or a file with a full one.
             weights_only: As for ``Trainer.fit``; ``None`` unpickles plain types only.
 
         Returns:
-            What else the checkpoint holds.
+            The rest of the checkpoint.
 
         Raises:
-            CheckpointError: If it is no checkpoint, or does not fit the adapted module.
+            CheckpointError: If it is not a checkpoint, or does not fit the adapted module.
         """
         path = Path(self.strategy.broadcast(checkpoint_path))
         return read_trained_only(
@@ -72,20 +72,20 @@ def read_trained_only(
     weights_only: bool = True,
     strict_backbone: bool = True,
 ) -> dict[str, Any]:
-    """Read a checkpoint into a sharded module: what is trained from it, what is frozen as it is.
+    """Read trained state from a checkpoint into a sharded module; frozen state stays as it is.
 
     Args:
-        path: A distributed checkpoint, or a file with a whole one.
+        path: A distributed checkpoint, or a file with a full one.
         module: The sharded module, adapted.
         optimizers: Optimizers whose state is read too.
         weights_only: Whether to unpickle plain types only.
         strict_backbone: Whether a checkpoint of another backbone is an error or a warning.
 
     Returns:
-        What else the checkpoint holds.
+        The rest of the checkpoint.
 
     Raises:
-        CheckpointError: If it is no checkpoint, or does not fit the adapted module.
+        CheckpointError: If it is not a checkpoint, or does not fit the adapted module.
         BackboneMismatchError: If it was trained on another backbone.
     """
     if (path / _METADATA).is_file():
@@ -100,7 +100,7 @@ def read_trained_only(
         return dict(whole)
     raise CheckpointError(
         f"expected a distributed checkpoint or a file with a whole one, got {path}: it is neither. "
-        "A run that was stopped while it wrote leaves one without its last file."
+        "A run that was stopped while writing leaves one without its last file."
     )
 
 
@@ -158,7 +158,7 @@ def _read_whole(
 def _chosen(
     there: Mapping[str, torch.Tensor], module: nn.Module, own: Mapping[str, Any]
 ) -> list[str]:
-    """Check keys and shapes both ways, and give the keys that are read."""
+    """Check keys and shapes both ways, and return the keys to read."""
     refuse_unfit(key_problems(there, own, needed_keys(module, own)))
     return [name for name in own if name in there]
 
@@ -166,7 +166,7 @@ def _chosen(
 def _by_name(
     saved: Mapping[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Any]:
-    """Give an optimizer's state under the parameters' names; elsewhere they are numbered."""
+    """Return an optimizer's state under the parameters' names; elsewhere they are numbered."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     own = [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
     numbers = list(chain.from_iterable(group["params"] for group in saved["param_groups"]))

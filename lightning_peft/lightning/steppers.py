@@ -1,4 +1,4 @@
-"""What some adapters need at each step of a training, done by Lightning's hooks."""
+"""A callback for the adapters that act at each training step."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from lightning_peft.errors import CheckpointError, MethodError
 from lightning_peft.lightning.namespace import pl
 from lightning_peft.methods.base import Stepper
 
-__all__ = ["EachStep"]
+__all__ = ["DriveSteppers"]
 
 
-class EachStep(pl.Callback):
-    """Drives the steppers of every adaptation of a module; its checkpoints keep their state."""
+class DriveSteppers(pl.Callback):
+    """Drive the steppers of all adaptations of a module; its checkpoints keep their state."""
 
     def __init__(self) -> None:
         self._steppers: list[Stepper] = []
         self._done = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the steppers, tell them the length of the run, and give back what was restored."""
+        """Find the steppers, set the length of the run, and restore their states."""
         adaptations = find_adaptations(pl_module).values()
         self._steppers = [stepper for a in adaptations for stepper in a.steppers()]
         self._done = trainer.global_step
@@ -58,7 +58,7 @@ class EachStep(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Let them act once the optimizer has made a step; the gradients are still there."""
+        """Call the steppers after an optimizer step, while the gradients still exist."""
         if self._steppers and trainer.global_step > self._done:
             self._done = trainer.global_step
             for stepper in self._steppers:

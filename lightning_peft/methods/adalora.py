@@ -1,4 +1,4 @@
-"""AdaLoRA: LoRA whose ranks move to where they matter while it is trained."""
+"""AdaLoRA: LoRA whose ranks are reallocated during training to where they matter most."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ __all__ = ["AdaLoRA"]
 @register_method
 @dataclass(frozen=True)
 class AdaLoRA(PeftMethod):
-    """LoRA as ``P diag(E) Q``, whose entries of ``E`` are taken away where they matter least.
+    """Add LoRA as ``P diag(E) Q``, whose least important entries of ``E`` are pruned in training.
 
     Zhang et al., "AdaLoRA: Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning", 2023
     (https://arxiv.org/abs/2303.10512). Starts with ``initial_rank`` everywhere and ends with
     ``rank`` on average. ``E`` is zero at first, so step 0 is the identity; mergeable. The ``PEFT``
-    callback and the mixin do what has to be done at each step (the penalty for P and Q that are not
-    orthogonal, the allocation after the optimizer's step) and keep its state in checkpoints; in a
-    loop of your own, see :meth:`Adaptation.steppers`.
+    callback and the mixin perform the actions of each step (the penalty for P and Q that are not
+    orthogonal, the allocation after the optimizer's step) and keep their state in checkpoints; for
+    a loop of your own, see :meth:`Adaptation.steppers`.
 
     Attributes:
         rank: The average rank at the end.
         initial_rank: The rank of each update at the start.
         alpha: An update is scaled by ``alpha / initial_rank``; ``None`` is a scale of 1.
-        dropout: Probability with which the input of the update is dropped, in [0, 1).
-        warmup: Part of the run before the first rank is taken away, in [0, 1).
-        final: Part of the run after the last was taken away, in [0, 1).
+        dropout: Probability of dropping an entry of the update's input, in [0, 1).
+        warmup: Fraction of the run before the first rank is pruned, in [0, 1).
+        final: Fraction of the run after the last rank is pruned, in [0, 1).
         interval: Steps from one allocation to the next.
         orthogonality: Weight of the penalty.
-        targets: Where. ``"auto"`` is every linear layer of the blocks.
-        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        targets: The adapted layers. ``"auto"`` is every linear layer of the blocks.
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
     """
 
@@ -88,8 +88,8 @@ class AdaLoRA(PeftMethod):
             yield f"expected alpha to be positive, or None for a scale of 1, got {self.alpha!r}"
         if not (self.warmup >= 0 and self.final >= 0 and self.warmup + self.final < 1):
             yield (
-                "expected warmup and final to be parts of the run that leave some of it for the "
-                f"allocation, got {self.warmup!r} and {self.final!r}"
+                "expected warmup and final to be fractions of the run that leave some of it for "
+                f"the allocation, got {self.warmup!r} and {self.final!r}"
             )
         if not self.orthogonality >= 0:
             yield f"expected orthogonality to be 0 or positive, got {self.orthogonality!r}"

@@ -1,4 +1,4 @@
-"""Adapter+: a bottleneck behind each block, with a trained scale for each channel."""
+"""Adapter+: a bottleneck after each block, with a trained scale for each channel."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BehindBlock(ChildAdapter):
 
     def connect(self, model: nn.Module, site: Site) -> None:
         """See :meth:`ChildAdapter.connect`."""
-        # before prompts that share the block leave it
+        # before prompts on the same block are removed
         model.get_submodule(site.module).register_forward_hook(self.after, prepend=True)
 
     def after(self, host: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -55,9 +55,9 @@ class BehindBlock(ChildAdapter):
 @register_method
 @dataclass(frozen=True)
 class AdapterPlus(ChildMethod):
-    """Put a bottleneck behind each block: ``x + s * up(gelu(down(x)))``, ``s`` for each channel.
+    """Add a bottleneck after each block: ``x + s * up(gelu(down(x)))``, ``s`` for each channel.
 
-    Steitz and Roth, "Adapters Strike Back", 2024 (https://arxiv.org/abs/2406.06820): behind the
+    Steitz and Roth, "Adapters Strike Back", 2024 (https://arxiv.org/abs/2406.06820): after the
     block's last residual sum, no norm, a trained scale for each channel, drop-path. The paper
     starts ``up`` at small random values; here it starts at zero, so that step 0 is the identity.
     Not mergeable.
@@ -66,14 +66,14 @@ class AdapterPlus(ChildMethod):
         bottleneck: Width of the bottleneck; the paper's 1 to 32.
         dropout: Probability of dropping a unit of the bottleneck, in [0, 1).
         drop_path: Probability of skipping the adapter for a sample; the paper's 0.1.
-        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Blocks to leave out.
     """
 
     name: ClassVar[str] = "adapter_plus"
     family: ClassVar[str] = "bottleneck"
     formula: ClassVar[str] = "x + s * up(gelu(down(x))), s for each channel"
-    summary: ClassVar[str] = "bottlenecks behind the blocks, scaled by channel"
+    summary: ClassVar[str] = "bottlenecks after the blocks, scaled by channel"
     reference: ClassVar[str] = "https://arxiv.org/abs/2406.06820"
 
     bottleneck: int = 8

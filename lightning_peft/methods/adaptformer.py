@@ -1,4 +1,4 @@
-"""AdaptFormer: a bottleneck beside the MLP."""
+"""AdaptFormer: a bottleneck parallel to the MLP."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _NORM_BEHIND_MLP = re.compile(r"ResPost|V2Block|V2Layer|Swinv2")
 
 
 class ParallelToMLP(BesideAdapter):
-    """Adds ``bottleneck(x)`` to a block's output, where ``x`` is what its last norm is given."""
+    """Adds ``bottleneck(x)`` to a block's output, where ``x`` is the input of its last norm."""
 
-    prepend = True  # before prompts that share the block leave it
+    prepend = True  # before prompts on the same block are removed
 
     def __init__(self, features: int, width: int, **options: Any) -> None:
         super().__init__()
@@ -47,26 +47,26 @@ class ParallelToMLP(BesideAdapter):
 @register_method
 @dataclass(frozen=True)
 class AdaptFormer(ChildMethod):
-    """Put a bottleneck beside each MLP: ``x + MLP(norm(x)) + scale up(relu(down(x)))``.
+    """Add a bottleneck parallel to each MLP: ``x + MLP(norm(x)) + scale up(relu(down(x)))``.
 
     Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition", 2022
-    (https://arxiv.org/abs/2205.13535). The bottleneck sees what comes out of the attention, before
-    the norm, and its result is added outside of drop-path and layer-scale. ``up`` starts at zero,
+    (https://arxiv.org/abs/2205.13535). The bottleneck reads the output of the attention, before the
+    norm, and its result is added outside drop-path and layer-scale. ``up`` starts at zero,
     so step 0 is the identity. Not mergeable.
 
     Attributes:
         bottleneck: Width of the bottleneck.
-        scale: Factor of what is added; the paper's 0.1.
+        scale: Factor of the bottleneck's output; the paper's 0.1.
         dropout: Probability of dropping a unit of the bottleneck; the paper's 0.1.
         activation: ``"relu"`` as in the paper, ``"gelu"``, ``"quick_gelu"`` or ``"none"``.
-        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Blocks to leave out.
     """
 
     name: ClassVar[str] = "adaptformer"
     family: ClassVar[str] = "bottleneck"
     formula: ClassVar[str] = "x + MLP(norm(x)) + s up(relu(down(x)))"
-    summary: ClassVar[str] = "a bottleneck beside the MLP"
+    summary: ClassVar[str] = "a bottleneck parallel to the MLP"
     reference: ClassVar[str] = "https://arxiv.org/abs/2205.13535"
 
     bottleneck: int = 64

@@ -1,4 +1,4 @@
-"""What a method is: a frozen description of how to adapt a backbone."""
+"""The interface of a method, a frozen description of how to adapt a backbone."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ __all__ = [
 ]
 
 Names = str | tuple[str, ...] | None
-"""Which modules: a preset, a name, a glob, ``"re:<regex>"``, or several of them."""
+"""A choice of modules: a preset, a name, a glob, ``"re:<regex>"``, or several of them."""
 
 Layers = str | int | tuple[int, ...] | None
-"""Which blocks: an index, several, or a range such as ``"last:4"``."""
+"""A choice of blocks: an index, several, or a range such as ``"last:4"``."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place that is adapted: a module's name and what is done there.
+    """One adapted place: a module's name and the kind of change.
 
     Attributes:
         module: The module's name.
-        kind: What is done, in a word or two.
-        parts: Names of further modules that the adapter there works with.
+        kind: The kind of change, in a word or two.
+        parts: Names of further modules that the adapter uses.
     """
 
     module: str
@@ -51,14 +51,14 @@ class Site:
 
 
 class Adapter(Protocol):
-    """What an adaptation asks of the adapter at one site."""
+    """The interface of the adapter at one site."""
 
     @property
     def enabled(self) -> bool:
         """Whether the adapter takes part in the forward."""
 
     def set_enabled(self, enabled: bool) -> None:
-        """Switch the adapter on or off; what is trained does not change."""
+        """Switch the adapter on or off; the trained parameters stay the same."""
 
     def merge(self) -> float:
         """Fold the adapter into the backbone's weights, computed in float32.
@@ -68,18 +68,18 @@ class Adapter(Protocol):
             weight.
 
         Raises:
-            NotImplementedError: If the adapter is no linear change of a weight.
+            NotImplementedError: If the adapter is not a linear change of a weight.
         """
 
     def unmerge(self) -> None:
-        """Take the adapter out of the weights again."""
+        """Take the adapter out of the weights."""
 
     def unload(self) -> None:
-        """Put the backbone's own module back in its place."""
+        """Restore the backbone's own module."""
 
 
 class Stepper(ABC):
-    """What an adapter needs at each step of a training, beside its forward.
+    """The actions of an adapter at each training step, besides its forward.
 
     Attributes:
         model: The adapted backbone.
@@ -89,41 +89,41 @@ class Stepper(ABC):
 
     @abstractmethod
     def begin(self, total_steps: int) -> None:
-        """Learn the length of the run in optimizer steps, before the first of them."""
+        """Set the length of the run in optimizer steps, before the first step."""
 
     def penalty_gradients(self) -> dict[str, Tensor]:
-        """Give the gradients of a loss term of the method's own, by parameter name.
+        """Return the gradients of a loss term of the method's own, by parameter name.
 
-        They are added after the backward pass, which is the same as adding the term to the loss and
-        leaves the user's training step alone.
+        They are added after the backward pass, which is equivalent to adding the term to the loss
+        and does not change the user's training step.
         """
         return {}
 
     @abstractmethod
     def after_step(self, step: int) -> None:
-        """Act after an optimizer step, while the gradients that led to it are there.
+        """Act after an optimizer step, while its gradients still exist.
 
         Args:
-            step: How many steps have been made.
+            step: The number of steps so far.
         """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Give what a checkpoint has to keep: tensors and plain types."""
+        """Return the state for a checkpoint: tensors and plain types."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Restore the result of :meth:`state_dict`."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a method is about to do to one backbone; nothing is changed yet.
+    """The changes that a method will make to one backbone; nothing is changed yet.
 
     Attributes:
         sites: The modules to adapt.
         train: Names of the backbone's own parameters that the method trains in place.
-        steps: The methods that have something to inject, each with its own sites.
+        steps: The methods that inject an adapter, each with its sites.
     """
 
     sites: tuple[Site, ...] = ()
@@ -138,14 +138,14 @@ class Method(ABC):
     Attributes:
         name: The name in the registry.
         summary: One line for tables and ``--help``.
-        family: What kind of method it is, such as ``"low-rank"`` or ``"bottleneck"``.
-        formula: What is computed or trained, for the catalogue.
-        reference: Where the method comes from.
-        changes_backbone: Whether trained parameters are the backbone's own, so that the original
-            output can only be had back from a copy of them.
+        family: The kind of method, such as ``"low-rank"`` or ``"bottleneck"``.
+        formula: The computation or the trained parameters, for the catalogue.
+        reference: The paper that introduced the method.
+        changes_backbone: Whether the backbone's own parameters are trained, so that the original
+            output needs a copy of them.
         keeps_original: Whether that copy is kept (it is small), so that ``disabled()`` works.
-        mergeable: Whether what is added is a linear change of weights that can be folded in.
-        accelerated: Whether it brings LoRA layers with the fast forward of
+        mergeable: Whether the adapter is a linear change of weights that can be folded in.
+        accelerated: Whether it adds LoRA layers with the fast forward of
             :mod:`lightning_peft.kernels`, which the setting ``memory`` is for.
     """
 
@@ -160,7 +160,7 @@ class Method(ABC):
     accelerated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        # Hydra hands over its own list and mapping types; they are neither hashable nor JSON
+        # Hydra passes its own list and mapping types; they are neither hashable nor JSON
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _frozen(getattr(self, field.name)))
         problems = list(self.problems())
@@ -168,15 +168,15 @@ class Method(ABC):
             raise MethodError(f"{type(self).__name__}: " + "; ".join(problems) + ".")
 
     def problems(self) -> Iterable[str]:
-        """Yield what is wrong with the settings themselves, each as 'expected ..., got ...'."""
+        """Yield the problems of the settings themselves, each as 'expected ..., got ...'."""
         return ()
 
     @abstractmethod
     def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
-        """Say what would be done to a backbone, without changing it.
+        """Plan the changes to a backbone, without making them.
 
         Args:
-            anatomy: What the backbone is made of.
+            anatomy: The backbone's anatomy.
             model: The backbone, not yet adapted.
 
         Returns:
@@ -184,30 +184,30 @@ class Method(ABC):
 
         Raises:
             TargetError: If the selection of modules does not fit the backbone.
-            MethodError: If the method cannot serve this backbone.
+            MethodError: If the method does not support this backbone.
         """
 
     def inject(self, model: nn.Module, sites: tuple[Site, ...]) -> None:  # noqa: B027
         """Add the adapter to the model at the sites of the plan.
 
-        What requires a gradient afterwards is what the method trains.
+        The parameters that require a gradient afterwards are those that the method trains.
 
         Args:
             model: The backbone; changed in place.
-            sites: The sites that :meth:`plan` gave for this method.
+            sites: The sites of this method from :meth:`plan`.
         """
 
     def adapters(self, model: nn.Module, sites: tuple[Site, ...]) -> list[Adapter]:
-        """Give the handles on what :meth:`inject` added, in the order of the sites.
+        """Return the handles on the adapters that :meth:`inject` added, in the order of the sites.
 
         Args:
             model: The adapted backbone.
-            sites: The sites that were injected into.
+            sites: The sites with an adapter.
         """
         return []
 
     def steppers(self, model: nn.Module) -> list[Stepper]:
-        """Give what has to be done at each step of a training; most methods need nothing.
+        """Return the objects that act at each training step; most methods have none.
 
         Args:
             model: The adapted backbone.
@@ -215,13 +215,13 @@ class Method(ABC):
         return []
 
     def to_config(self) -> dict[str, Any]:
-        """Give the method as plain JSON types: its name and every setting."""
+        """Return the method as plain JSON types: its name and all settings."""
         settings = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return {"name": self.name, **settings}
 
     @classmethod
     def _from_settings(cls, settings: dict[str, Any]) -> Method:
-        """Rebuild the method from the settings that :meth:`to_config` wrote; they are known."""
+        """Rebuild the method from the settings of :meth:`to_config`, whose names are valid."""
         return cls(**settings)
 
     def __add__(self, other: Method) -> Method:
@@ -232,12 +232,12 @@ _together: list[Callable[[tuple[Method, ...]], Method]] = []
 
 
 def add_methods_with(make: Callable[[tuple[Method, ...]], Method]) -> None:
-    """Set what ``method + method`` makes: the module that does needs this one."""
+    """Set the function behind ``method + method``, whose module imports this one."""
     _together[:] = [make]
 
 
 def plain(value: Any) -> Any:
-    """Turn a setting into plain JSON types (sets are sorted, tuples become lists)."""
+    """Convert a setting to plain JSON types (sets are sorted, tuples become lists)."""
     if isinstance(value, Method):
         return value.to_config()
     if isinstance(value, Mapping):
@@ -259,7 +259,7 @@ def plain(value: Any) -> Any:
 
 
 def _frozen(value: Any) -> Any:
-    """Turn any mapping into a dict and any sequence into a tuple, all the way down."""
+    """Convert any mapping to a dict and any sequence to a tuple, recursively."""
     if isinstance(value, str | bytes | Method) or dataclasses.is_dataclass(value):
         return value
     if isinstance(value, Mapping) or (hasattr(value, "keys") and hasattr(value, "__getitem__")):

@@ -21,15 +21,15 @@ __all__ = ["BitFit"]
 @register_method
 @dataclass(frozen=True)
 class BitFit(Method):
-    """Train every bias of the backbone, and nothing else of it.
+    """Train all biases of the backbone, and no other parameter of it.
 
     Ben Zaken et al., "BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Masked
     Language-models", 2022 (https://arxiv.org/abs/2106.10199). The identity at step 0; costs nothing
     at inference, since the biases are trained in place.
 
     Attributes:
-        targets: Where: modules below which biases are trained; ``None`` for the whole backbone.
-        layers: Which blocks, such as ``"last:4"``; ``None`` for everything.
+        targets: Modules below which biases are trained; ``None`` for the whole backbone.
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for everything.
         exclude: Modules to leave out.
     """
 
@@ -62,5 +62,5 @@ class BitFit(Method):
 
 
 def is_bias(key: str, parameter: nn.Parameter) -> bool:
-    """Say whether a module's own parameter is an additive bias (``bias``, ``q_bias``...)."""
+    """Whether a module's own parameter is an additive bias (``bias``, ``q_bias``...)."""
     return parameter.ndim == 1 and (key == "bias" or key.endswith("_bias"))

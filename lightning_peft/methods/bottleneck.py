@@ -1,4 +1,4 @@
-"""The bottleneck that several adapters are made of."""
+"""The bottleneck that several adapters use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class QuickGELU(nn.Module):
     """``x * sigmoid(1.702 x)``, the approximation that CLIP uses."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply it elementwise."""
+        """Apply the activation elementwise."""
         return x * (1.702 * x).sigmoid()
 
 
@@ -30,7 +30,7 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 class Bottleneck(nn.Module):
     """``scale * up(dropout(act(down(x))))``; zero at the start, since ``up`` is zero.
 
-    The weights of ``up`` are zero and those of ``down`` are not: were both zero, no weight would
+    The weights of ``up`` are zero and those of ``down`` are not: if both were zero, no weight would
     ever get a gradient.
 
     Shape:
@@ -58,12 +58,12 @@ class Bottleneck(nn.Module):
             nn.init.zeros_(zero)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply it to the last dimension, in the adapter's own dtype."""
+        """Apply the bottleneck to the last dimension, in the adapter's own dtype."""
         hidden = self.dropout(self.act(self.down(x.to(self.down.weight.dtype))))
         return F.linear(hidden, self.up.weight, self.up.bias) * self.scale
 
 
 def activation_problems(activation: Any) -> Iterable[str]:
-    """Yield what is wrong with the name of an activation."""
+    """Yield the problems of the name of an activation."""
     if activation not in _ACTIVATIONS:
         yield f"expected activation to be one of {', '.join(_ACTIVATIONS)}, got {activation!r}"

@@ -1,6 +1,6 @@
-"""The engine for methods of our own: an adapter is a child of the module that it adapts.
+"""The basis of our own methods: an adapter is a child of the module that it adapts, the host.
 
-It acts through hooks of its host. Nothing of the backbone is renamed or wrapped, so a plain
+It acts through hooks of its host. No part of the backbone is renamed or wrapped, so a plain
 checkpoint of the backbone loads before and after, and copies, pickles, ``torch.compile`` and
 ``torch.export`` see an ordinary module with hooks.
 """
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
+from lightning_peft.methods.finite import refuse_not_finite
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy
@@ -35,12 +36,12 @@ __all__ = [
 class ChildAdapter(nn.Module):
     """The trainable part at one site.
 
-    Subclasses make their parameters in ``__init__`` and override :meth:`connect`, which registers
-    bound methods as hooks. A hook asks :attr:`active` before it does anything.
+    Subclasses create their parameters in ``__init__`` and override :meth:`connect`, which registers
+    bound methods as hooks. A hook does nothing unless :attr:`active` is true.
 
     Attributes:
         enabled: Whether it takes part in the forward.
-        folded: Whether it is merged into the host's weights at this moment.
+        folded: Whether it is currently merged into the host's weights.
     """
 
     def __init__(self) -> None:
@@ -50,11 +51,11 @@ class ChildAdapter(nn.Module):
 
     @property
     def active(self) -> bool:
-        """Whether the hooks act."""
+        """Whether the hooks have an effect."""
         return self.enabled and not self.folded
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave what is on its way between two hooks out of copies and pickles."""
+        """Leave values that one hook keeps for another out of copies and pickles."""
         state = dict(self.__dict__)
         return {**state, **{key: None for key in state if isinstance(state[key], Tensor)}}
 
@@ -63,7 +64,7 @@ class ChildAdapter(nn.Module):
         """Register the hooks on the host, ``model.get_submodule(site.module)``, and around it."""
 
     def merged(self, host: nn.Module) -> dict[str, Tensor]:
-        """Compute what the host's own parameters are with the adapter folded in.
+        """Compute the host's own parameters with the adapter folded in.
 
         Args:
             host: The adapted module; not changed.
@@ -72,19 +73,19 @@ class ChildAdapter(nn.Module):
             New values by the parameters' names in the host, in float32 or finer.
 
         Raises:
-            NotImplementedError: If the adapter is no linear change of them; the message says why.
+            NotImplementedError: If the adapter is not a linear change of them, with the reason.
         """
-        raise NotImplementedError("it is not linear, so no weight can take its place")
+        raise NotImplementedError("it is not linear, so no weight can replace it")
 
 
 class BesideAdapter(ChildAdapter):
-    """Adds :meth:`change` of what one module is given to what another gives.
+    """Adds :meth:`change` of one module's input to another module's output.
 
-    The first is ``site.parts[0]``, the second the host.
+    The first is ``site.parts[0]``, the second is the host.
     """
 
     prepend: ClassVar[bool] = False
-    """Whether it acts on the host's output before the hooks that are there already."""
+    """Whether it acts on the host's output before the existing hooks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +93,7 @@ class BesideAdapter(ChildAdapter):
 
     @abstractmethod
     def change(self, x: Tensor) -> Tensor:
-        """Compute what is added."""
+        """Compute the added tensor."""
 
     def connect(self, model: nn.Module, site: Site) -> None:
         """See :meth:`ChildAdapter.connect`."""
@@ -101,18 +102,18 @@ class BesideAdapter(ChildAdapter):
         host.register_forward_hook(self.after, prepend=self.prepend)
 
     def keep(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Keep what the first module is given until the host's output is there."""
+        """Keep the input of the first module until the host's output is computed."""
         if self.active:
             self._x = args[0]
 
     def after(self, host: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Add to the host's output."""
+        """Add the change to the host's output."""
         x, self._x = self._x, None
         if not self.active or x is None:
             return output
         y = first(output)
         change = self.change(x).to(y.dtype)
-        return with_first(output, y + change.reshape(y.shape))  # Swin flattens maps on the way
+        return with_first(output, y + change.reshape(y.shape))  # Swin flattens its feature maps
 
 
 class ChildMethod(Method):
@@ -124,16 +125,16 @@ class ChildMethod(Method):
 
     @property
     def key(self) -> str:
-        """The name of an adapter in its host."""
+        """The name of the adapter in its host."""
         return f"adapter_{self.name}"
 
     @abstractmethod
     def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
-        """Say which modules are adapted; raises where the method cannot serve them."""
+        """Return the modules to adapt; raise if the method does not support them."""
 
     @abstractmethod
     def build(self, model: nn.Module, sites: tuple[Site, ...]) -> Iterator[ChildAdapter]:
-        """Make the adapter of each site, in order; the model is not changed."""
+        """Build the adapter of each site, in order; the model is not changed."""
 
     def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
         """See :meth:`Method.plan`."""
@@ -147,13 +148,13 @@ class ChildMethod(Method):
     def attach(
         self, model: nn.Module, sites: tuple[Site, ...], adapters: list[ChildAdapter]
     ) -> None:
-        """Make each adapter a child of its host, where its host is, and connect it."""
+        """Add each adapter to its host, on the host's device, and connect it."""
         for site, adapter in zip(sites, adapters, strict=True):
             host = model.get_submodule(site.module)
             like = next(_floats(host), None)
             if like is None:
                 like = next(_floats(model), torch.empty(0))
-            # a half-precision adapter loses its updates: it stays in float32, as with peft
+            # a half-precision adapter would lose its updates: it stays in float32, as with peft
             dtype = torch.float32 if like.dtype in (torch.float16, torch.bfloat16) else like.dtype
             host.add_module(self.key, adapter.to(device=like.device, dtype=dtype))
             adapter.train(host.training)
@@ -165,7 +166,7 @@ class ChildMethod(Method):
 
 
 class ChildHandle:
-    """One adapter by its place in the model, so that a deep copy of the model has its own.
+    """A handle on one adapter by its place in the model, so a deep copy of the model has its own.
 
     Args:
         model: The adapted backbone.
@@ -199,11 +200,21 @@ class ChildHandle:
     def merge(self) -> float:
         """See :class:`Adapter`; the host's values are kept, so that unmerging is exact."""
         host, child = self.model.get_submodule(self.host), self.child
+        values = child.merged(host)
+        codes = [name for name in values if not host.get_parameter(name).is_floating_point()]
+        if codes:
+            dtype = host.get_parameter(codes[0]).dtype
+            raise ValueError(
+                f"expected weights of floating-point numbers, got codes of {dtype} in "
+                f"{self.host}.{codes[0]}, which cannot hold the sum"
+            )
+        rounded = {name: v.to(host.get_parameter(name).dtype) for name, v in values.items()}
+        refuse_not_finite(rounded, f"the merged weights of {self.host}")
         worst = 0.0
-        for name, value in child.merged(host).items():
+        for name, value in values.items():
             parameter = host.get_parameter(name)
             self._kept[name] = parameter.data
-            parameter.data = value.to(parameter.dtype)
+            parameter.data = rounded[name]
             if value.numel():
                 lost = (parameter.data.to(value.dtype) - value).abs().max()
                 worst = max(worst, float(lost / value.abs().max().clamp_min(1e-30)))
@@ -230,7 +241,7 @@ class ChildHandle:
 
 
 def features_of(module: nn.Module) -> tuple[int, int]:
-    """Give the features (or channels) that a layer takes and gives.
+    """Return the numbers of input and output features (or channels) of a layer.
 
     Args:
         module: A linear layer, transformers' ``Conv1D``, a convolution, a norm, or
@@ -251,34 +262,34 @@ def features_of(module: nn.Module) -> tuple[int, int]:
     weight = getattr(module, "weight", None)
     if isinstance(weight, Tensor) and weight.ndim == 1:
         return len(weight), len(weight)
-    raise TypeError(f"{type(module).__name__} says nothing of its features")
+    raise TypeError(f"{type(module).__name__} does not say how many features it has")
 
 
 def is_transposed(module: nn.Module) -> bool:
-    """Say whether a layer is GPT-2's ``Conv1D``, a linear with features in before features out."""
+    """Whether a layer is GPT-2's ``Conv1D``, a linear layer with a transposed weight."""
     return type(module).__name__ == "Conv1D"
 
 
 def channels_last(host: nn.Module) -> bool:
-    """Say whether a layer has its features in the last dimension, as all but 2d layers have."""
+    """Whether a layer has its features in the last dimension, as all except 2d layers have."""
     if isinstance(host, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.modules.batchnorm._BatchNorm):
         return False
     return not isinstance(host, nn.GroupNorm) and type(host).__name__ not in _CHANNELS_FIRST
 
 
 _CHANNELS_FIRST = ("LayerNorm2d", "RmsNorm2d", "SimpleNorm2d", "LayerNormExp2d")
-"""timm's norms over the channels of feature maps ``(B, C, H, W)``."""
+"""The classes of timm's norms over the channels of feature maps ``(B, C, H, W)``."""
 
 
 def first(value: Any) -> Tensor:
-    """Give the tensor of an output: the first entry where it is a tuple (attention does so)."""
+    """Return the tensor of an output: the first entry if it is a tuple, as for attention."""
     found = value[0] if isinstance(value, tuple | list) else value
     assert isinstance(found, Tensor)
     return found
 
 
 def with_first(value: Any, tensor: Tensor) -> Any:
-    """Put another tensor in the place of :func:`first`."""
+    """Return an output with the tensor of :func:`first` replaced."""
     if isinstance(value, tuple | list):
         return type(value)((tensor, *value[1:]))
     return tensor

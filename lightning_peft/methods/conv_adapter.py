@@ -1,4 +1,4 @@
-"""Conv-Adapter: a small convolution beside the large ones of a convolutional network."""
+"""Conv-Adapter: small convolutions parallel to those of a convolutional network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class BesideConv(ChildAdapter):
     def __init__(self, host: nn.Conv2d, reduction: int) -> None:
         super().__init__()
         width = max(1, host.in_channels // reduction)
-        while host.in_channels % width:  # as many groups as channels, and they have to fit
+        while host.in_channels % width:  # as many groups as channels, which must divide the host's
             width -= 1
         self.conv = nn.Conv2d(
             host.in_channels,
@@ -53,7 +53,7 @@ class BesideConv(ChildAdapter):
         model.get_submodule(site.module).register_forward_hook(self.after)
 
     def after(self, host: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Add to the host's output."""
+        """Add the adapter's output to the host's."""
         if not self.active:
             return output
         x = args[0].to(self.alpha.dtype)
@@ -64,7 +64,7 @@ class BesideConv(ChildAdapter):
 @register_method
 @dataclass(frozen=True)
 class ConvAdapter(ChildMethod):
-    """Put a grouped convolution and a pointwise one beside each spatial convolution of the blocks.
+    """Add a grouped and a pointwise convolution parallel to each spatial convolution of the blocks.
 
     Chen et al., "Conv-Adapter: Exploring Parameter Efficient Transfer Learning for ConvNets", 2022
     (https://arxiv.org/abs/2208.07463), the variant parallel to the convolution: ``y + alpha *
@@ -73,15 +73,15 @@ class ConvAdapter(ChildMethod):
     convolution's output, before the norm that follows. Not mergeable.
 
     Attributes:
-        reduction: Channels of the host over those of the adapter; the paper's 8.
-        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        reduction: Channels of the host divided by those of the adapter; the paper's 8.
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
     """
 
     name: ClassVar[str] = "conv_adapter"
     family: ClassVar[str] = "bottleneck"
     formula: ClassVar[str] = "y + alpha * pointwise(relu(conv(x)))"
-    summary: ClassVar[str] = "small convolutions beside those of the blocks"
+    summary: ClassVar[str] = "small convolutions parallel to those of the blocks"
     reference: ClassVar[str] = "https://arxiv.org/abs/2208.07463"
 
     reduction: int = 8

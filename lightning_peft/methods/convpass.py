@@ -1,4 +1,4 @@
-"""Convpass: convolutional bypasses beside attention and MLP."""
+"""Convpass: convolutional bypasses parallel to attention and MLP."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Convpass"]
 
 
 class Bypass(BesideAdapter):
-    """``scale up(act(conv(act(down(x)))))`` beside a branch, with the patches laid out as an image.
+    """``scale up(act(conv(act(down(x)))))`` parallel to a branch, with the patches as an image.
 
     Class and register tokens go through the convolution one by one, each as an image of one pixel.
     """
@@ -38,7 +38,7 @@ class Bypass(BesideAdapter):
         self.dropout = nn.Dropout(dropout)
         self.prefix, self.size, self.scale = grid.prefix, grid.size, scale
         nn.init.xavier_uniform_(self.down.weight)
-        nn.init.dirac_(self.conv.weight)  # the centre tap alone: each token by itself
+        nn.init.dirac_(self.conv.weight)  # only the centre tap: each token by itself
         for zero in (self.down.bias, self.conv.bias, self.up.weight, self.up.bias):
             assert zero is not None
             nn.init.zeros_(zero)
@@ -57,7 +57,7 @@ class Bypass(BesideAdapter):
         return self.up(self.dropout(self.act(torch.cat(parts, 1)))) * self.scale
 
     def _layout(self, patches: int) -> tuple[int, int]:
-        """Lay the patches out; an image of another size than the backbone's has to be square."""
+        """Return rows and columns; an image of another size than the backbone's must be square."""
         if patches == self.size[0] * self.size[1]:
             return self.size
         side = round(patches**0.5)
@@ -72,7 +72,7 @@ class Bypass(BesideAdapter):
 @register_method
 @dataclass(frozen=True)
 class Convpass(ChildMethod):
-    """Put a convolutional bottleneck beside each attention and each MLP of a vision transformer.
+    """Add a convolutional bottleneck parallel to each attention and each MLP of a ViT.
 
     Jie and Deng, "Convolutional Bypasses Are Better Vision Transformer Adapters", 2022
     (https://arxiv.org/abs/2207.07039): ``x + f(LN x) + scale up(act(conv3x3(act(down(LN x)))))``.
@@ -80,17 +80,17 @@ class Convpass(ChildMethod):
 
     Attributes:
         bottleneck: Channels of the convolution.
-        scale: Factor of what is added; the paper chooses it from 0.01 to 100 for each task.
+        scale: Factor of the added term; the paper chooses it from 0.01 to 100 for each task.
         dropout: Probability of dropping a channel before ``up``; the paper's 0.1.
-        attention_only: Leave the MLPs out.
-        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        attention_only: Adapt the attention only, not the MLPs.
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
     """
 
     name: ClassVar[str] = "convpass"
     family: ClassVar[str] = "bottleneck"
     formula: ClassVar[str] = "x + f(norm(x)) + s up(act(conv(act(down(norm(x))))))"
-    summary: ClassVar[str] = "convolutional bypasses beside attention and MLP"
+    summary: ClassVar[str] = "convolutional bypasses parallel to attention and MLP"
     reference: ClassVar[str] = "https://arxiv.org/abs/2207.07039"
 
     bottleneck: int = 8

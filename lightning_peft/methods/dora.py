@@ -1,4 +1,4 @@
-"""DoRA: LoRA on the direction of a weight, with its magnitude trained apart."""
+"""DoRA: LoRA on the direction of a weight, with its magnitude trained separately."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class DoRA(LoRA):
     """Train the direction of each targeted weight with LoRA and its magnitude as a vector.
 
     Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024 (https://arxiv.org/abs/2402.09353).
-    The identity at step 0 up to rounding, since the magnitude is divided by the norm that it was
-    set to. Merges. Slower than LoRA: each step computes the norm of every adapted weight. The
+    The identity at step 0 up to rounding, since the magnitude is divided by the norm that it
+    starts from. Merges. Slower than LoRA: each step computes the norm of every adapted weight. The
     settings are those of :class:`LoRA`.
     """
 

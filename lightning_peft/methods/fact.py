@@ -30,9 +30,9 @@ __all__ = ["FacTTK", "FacTTT"]
 
 
 class Factors(ChildAdapter):
-    """What all sites share: ``U`` (r, D), ``V`` (D, r) and, for Tucker, the core and ``P``.
+    """The factors of all sites: ``U`` (r, D), ``V`` (D, r) and, for Tucker, the core and ``P``.
 
-    It is a child of the backbone itself and acts on nothing by itself.
+    It is a child of the backbone and has no effect by itself.
     """
 
     def __init__(self, width: int, rank: int, matrices: int, tucker: bool) -> None:
@@ -67,7 +67,7 @@ class SharedUpdate(ChildAdapter):
         own: bool,
     ) -> None:
         super().__init__()
-        self.__dict__["_factors"] = (factors,)  # a reference, no child: its names exist once
+        self.__dict__["_factors"] = (factors,)  # a reference, not a child: its names exist once
         self.numbers = (numbers.start, numbers.stop)
         self.tall = features_of(host)[1] >= features_of(host)[0]
         self.scale = scale
@@ -83,12 +83,12 @@ class SharedUpdate(ChildAdapter):
 
     @property
     def factors(self) -> Factors:
-        """What is shared with the other sites."""
+        """The factors shared with the other sites."""
         found: Factors = self.__dict__["_factors"][0]
         return found
 
     def matrices(self) -> Tensor:
-        """Give ``S_j`` for the blocks of this site, shape (blocks, r, r)."""
+        """Return ``S_j`` for the blocks of this site, shape (blocks, r, r)."""
         if hasattr(self, "inner"):
             return self.inner
         chosen = self.factors.p[slice(*self.numbers)]
@@ -100,11 +100,11 @@ class SharedUpdate(ChildAdapter):
             return output
         inner, u, v = self.matrices(), self.factors.u.weight, self.factors.v.weight
         x: Tensor = args[0].to(u.dtype)
-        if self.tall:  # blocks of rows: each has outputs of its own
+        if self.tall:  # blocks of rows: each has its own outputs
             hidden = self.dropout(torch.einsum("...d,rd->...r", x, u))
             hidden = torch.einsum("...r,jsr->...js", hidden, inner)
             change = torch.einsum("...js,ds->...jd", hidden, v).flatten(-2)
-        else:  # blocks of columns: each has inputs of its own
+        else:  # blocks of columns: each has its own inputs
             blocks = x.unflatten(-1, (len(inner), -1))
             hidden = self.dropout(torch.einsum("...jd,rd->...jr", blocks, u))
             hidden = torch.einsum("...jr,jsr->...s", hidden, inner)
@@ -173,7 +173,7 @@ class _FacT(ChildMethod):
         return tuple(Site(name, "shared update") for name in names)
 
     def build(self, model: nn.Module, sites: tuple[Site, ...]) -> Iterator[ChildAdapter]:
-        """See :meth:`ChildMethod.build`: what is shared comes first."""
+        """See :meth:`ChildMethod.build`: the shared factors come first."""
         sizes = [features_of(model.get_submodule(site.module)) for site in sites]
         width = min(min(size) for size in sizes)
         counts = [max(size) // width for size in sizes]
@@ -210,8 +210,8 @@ class FacTTT(_FacT):
         rank: Size r of the inner matrices; the paper's 4 to 16.
         scale: Factor of the update; the paper chooses it from 0.01 to 100 for each task.
         dropout: Probability of dropping an entry between ``U`` and ``S``; the paper's 0.1.
-        targets: Where; ``"auto"`` is every linear layer of the blocks.
-        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        targets: The adapted layers; ``"auto"`` is every linear layer of the blocks.
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
     """
 
@@ -225,7 +225,7 @@ class FacTTT(_FacT):
 @register_method
 @dataclass(frozen=True)
 class FacTTK(_FacT):
-    """Update all weights by one Tucker tensor: as :class:`FacTTT`, the ``S_j`` from one core.
+    """Update all weights by one Tucker tensor: as :class:`FacTTT`, with the ``S_j`` from one core.
 
     Jie and Deng, "FacT: Factor-Tuning for Lightweight Adaptation on Vision Transformer", 2023
     (https://arxiv.org/abs/2212.03145). ``S_j = (C x_3 p_j)^T`` with ``C`` (r, r, r) and one ``p_j``
@@ -235,8 +235,8 @@ class FacTTK(_FacT):
         rank: Size r of the core; the paper's 16 and 32.
         scale: Factor of the update; the paper chooses it from 0.01 to 100 for each task.
         dropout: Probability of dropping an entry between ``U`` and ``S``; the paper's 0.1.
-        targets: Where; ``"auto"`` is every linear layer of the blocks.
-        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        targets: The adapted layers; ``"auto"`` is every linear layer of the blocks.
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
     """
 

@@ -1,4 +1,4 @@
-"""Which parameters are the second factor of a low-rank update, the one that begins at zero."""
+"""Finding the second factors of low-rank updates, which start at zero."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["second_factors"]
 
 
 def second_factors(model: nn.Module) -> set[str]:
-    """Name the factor ``B`` of every low-rank update ``B A``: those of ``peft``'s LoRA and ours.
+    """Return the names of the factor ``B`` of all low-rank updates ``B A``, of ``peft`` and ours.
 
     Args:
         model: A model, adapted or not.
     """
-    layers = sys.modules.get("peft.tuners.lora.layer")  # nobody has a layer of it before
+    layers = sys.modules.get("peft.tuners.lora.layer")  # no such layer exists before
     names: set[str] = set()
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""

@@ -21,7 +21,8 @@ __all__ = ["Full"]
 class Full(Method):
     """Train every parameter of the backbone.
 
-    Here it is asked for by name; no other method trains a backbone parameter that it did not say.
+    This has to be chosen explicitly; all other methods train only the backbone parameters that they
+    name.
     """
 
     name: ClassVar[str] = "full"

@@ -1,7 +1,7 @@
-"""The engine for everything in Hugging Face ``peft``, through its integration API.
+"""Any tuner of Hugging Face ``peft`` as a method, through its integration API.
 
-``peft`` builds the layers, owns their forward, their state dict and their merge; this file says
-where they go, checks before anything is changed, and lets ``peft`` work. ``lp.LoRA`` and its like
+``peft`` builds the layers and implements their forward, state dict and merge; this module chooses
+their places, checks everything before a change, and calls ``peft``. ``lp.LoRA`` and similar methods
 are typed fronts on it.
 """
 
@@ -40,16 +40,16 @@ __all__ = ["HF"]
 @register_method
 @dataclass(frozen=True, init=False)
 class HF(PeftMethod):
-    """Any tuner of ``peft`` by its own name, with its own settings.
+    """Use any tuner of ``peft`` by its own name, with its own settings.
 
     ``lp.HF("loha", r=4)`` is ``peft.LoHaConfig(r=4)`` with targets resolved by lightning-peft.
-    :func:`lightning_peft.methods.list_tuners` names them. Initial output, mergeability and cost are
-    the tuner's own.
+    :func:`lightning_peft.methods.list_tuners` lists them. Initial output, mergeability and cost
+    depend on the tuner.
 
     Attributes:
         tuner: A name of ``peft.PeftType``, in any case.
-        targets: Where; ``None`` leaves ``target_modules`` to the options, as ``peft`` reads it.
-        layers: Which blocks, such as ``"last:4"``.
+        targets: The adapted layers; ``None`` leaves ``target_modules`` in the options to ``peft``.
+        layers: The adapted blocks, such as ``"last:4"``.
         exclude: Modules to leave out.
         options: The settings of the tuner's config class.
     """
@@ -87,7 +87,7 @@ class HF(PeftMethod):
 
     @classmethod
     def from_peft(cls, config: PeftConfig) -> HF:
-        """Take a ``peft`` config as it is: its targets are matched by ``peft``'s own rules.
+        """Create the method from a ``peft`` config; its targets follow ``peft``'s own rules.
 
         Args:
             config: Any ``peft.PeftConfig``; it is copied, not kept.
@@ -111,7 +111,7 @@ class HF(PeftMethod):
         }
         targets: Names = "auto" if getattr(config, "target_modules", None) is None else None
         if options.get("target_modules") == "all-linear":
-            # peft's own reading of it adapts the new head of every model not from transformers
+            # peft's own rule also adapts the new head of models that are not from transformers
             targets = "all-linear"
             options.pop("target_modules")
         tuner = config.peft_type
@@ -139,8 +139,8 @@ class HF(PeftMethod):
 
     @property
     def accelerated(self) -> bool:  # type: ignore[override]
-        """Whether it is LoRA itself; its variants have another forward."""
-        return self.tuner == "LORA" and not any(map(self.options.get, _VARIANTS))
+        """Whether it is LoRA; each layer shows whether it is a variant with another forward."""
+        return self.tuner == "LORA"
 
     @classmethod
     def _from_settings(cls, settings: dict[str, Any]) -> HF:
@@ -178,7 +178,7 @@ class HF(PeftMethod):
             raise TargetError(
                 "; ".join(f"modules_to_save has no module '{e}'. {near(e, names)}" for e in lost)
             )
-        # peft trains a copy beside the original; training in place is the same and half the memory
+        # peft trains a copy of it; training in place is equivalent and takes half the memory
         train = tuple(name for name, _ in model.named_parameters() if roots and inside(name, roots))
         return dataclasses.replace(plan, train=train)
 
@@ -201,9 +201,7 @@ class HF(PeftMethod):
             options["target_modules"] = target_spec(model, names)
             if self.tuner == "IA3" and "feedforward_modules" not in options:
                 options["feedforward_modules"] = []
-        if (
-            self.tuner == "FROD"
-        ):  # its projections come from the weights, and stand in no state dict
+        if self.tuner == "FROD":  # its projections come from the weights, and are in no state dict
             options.setdefault("save_projection", False)
         fields = {field.name for field in dataclasses.fields(cls)}
         if "fan_in_fan_out" in fields and "fan_in_fan_out" not in options:
@@ -222,10 +220,7 @@ class HF(PeftMethod):
         return [RankAllocation(model)]
 
 
-# options of peft's LoRA that give every layer another forward
-_VARIANTS = ("use_dora", "lora_bias", "alora_invocation_tokens", "arrow_config")
-
-# what peft writes into a config by itself, or what has no meaning for a backbone that is in memory
+# entries that peft adds to a config, or that have no meaning for a backbone in memory
 _MANAGED = frozenset(
     {
         "peft_type",
@@ -239,14 +234,14 @@ _MANAGED = frozenset(
 
 
 def _thawed(value: Any) -> Any:
-    """Give ``peft`` the lists and dicts that its configs expect."""
+    """Return a setting with the lists and dicts that ``peft``'s configs expect."""
     if isinstance(value, Mapping):
         return {key: _thawed(item) for key, item in value.items()}
     return [_thawed(item) for item in value] if isinstance(value, tuple) else value
 
 
 def _plain_or_none(value: Any) -> Any:
-    """Give a default as plain JSON types, or ``None`` where it has none."""
+    """Return a default as plain JSON types, or ``None`` if there is none."""
     try:
         return plain(value)
     except MethodError:

@@ -1,4 +1,4 @@
-"""Hydra: a low-rank update beside a linear layer and one behind it."""
+"""Hydra: a low-rank update parallel to a linear layer and one after it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BesideAndBehind(ChildAdapter):
         model.get_submodule(site.module).register_forward_hook(self.after)
 
     def after(self, host: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Add to the host's output."""
+        """Add both updates to the host's output."""
         if not self.active:
             return output
         return output + (self.beside(args[0]) + self.behind(output)).to(output.dtype)
@@ -46,7 +46,7 @@ class BesideAndBehind(ChildAdapter):
         weight, bias = host._parameters["weight"], host._parameters["bias"]
         assert weight is not None
         if bias is None:
-            raise NotImplementedError(f"{type(host).__name__} has no bias to take the shift")
+            raise NotImplementedError(f"{type(host).__name__} has no bias to absorb the shift")
         transposed = is_transposed(host)
         old = weight.float().T if transposed else weight.float()
         beside, beside_bias = _affine(self.beside)
@@ -61,7 +61,7 @@ class BesideAndBehind(ChildAdapter):
 @register_method
 @dataclass(frozen=True)
 class Hydra(ChildMethod):
-    """Add a low-rank update beside the last layer of each branch, and another behind it.
+    """Add a low-rank update parallel to the last layer of each branch, and another after it.
 
     Kim et al., "Hydra: Multi-head Low-rank Adaptation for Parameter Efficient Fine-tuning", 2023
     (https://arxiv.org/abs/2309.06922): ``z + B A x + D C z`` with ``z = W x + b``, on the output
@@ -69,18 +69,18 @@ class Hydra(ChildMethod):
     exactly into layers with a bias; then it costs nothing at inference.
 
     Attributes:
-        rank: The rank of each of the two updates; the authors' code has 2.
-        scale: Factor of both.
+        rank: The rank of each of the two updates; the authors' code uses 2.
+        scale: Factor of both updates.
         dropout: Probability of dropping a unit between the two matrices, in [0, 1).
-        targets: Where; ``None`` is the output layers of attention and MLP.
-        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        targets: The adapted layers; ``None`` is the output layers of attention and MLP.
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
     """
 
     name: ClassVar[str] = "hydra"
     family: ClassVar[str] = "low-rank"
     formula: ClassVar[str] = "z + B A x + D C z, z = W x + b"
-    summary: ClassVar[str] = "low-rank updates beside and behind a layer, mergeable"
+    summary: ClassVar[str] = "low-rank updates parallel to and after a layer, mergeable"
     reference: ClassVar[str] = "https://arxiv.org/abs/2309.06922"
     mergeable: ClassVar[bool] = True
 
@@ -122,7 +122,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _affine(bottleneck: Bottleneck) -> tuple[Tensor, Tensor]:
-    """Give a linear bottleneck as one matrix and one bias."""
+    """Return a linear bottleneck as one matrix and one bias."""
     up, down = bottleneck.up, bottleneck.down
     matrix = up.weight.float() @ down.weight.float()
     bias = up.weight.float() @ down.bias.float() + up.bias.float()

@@ -31,13 +31,13 @@ class IA3(PeftMethod):
 
     Liu et al., "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context
     Learning", 2022 (https://arxiv.org/abs/2205.05638). The scales start at one, so step 0 is the
-    identity. Merges. The paper scales keys, values and the input of the MLP's second layer; a fused
-    ``qkv`` is scaled whole, queries included.
+    identity. Merges. The paper scales keys, values and the input of the MLP's second layer; in a
+    fused ``qkv`` the queries are scaled too.
 
     Attributes:
         targets: The modules whose output is scaled.
         feedforward: The modules whose input is scaled instead.
-        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
     """
 

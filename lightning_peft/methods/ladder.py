@@ -1,4 +1,4 @@
-"""Ladder side-tuning: a narrow transformer beside the backbone, which keeps no graph."""
+"""Ladder side-tuning: a narrow transformer next to a backbone that keeps no graph."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TEMPERATURE = 0.1
 
 
 class Ladder(ChildAdapter):
-    """A side network of width d that reads what each block gives, and is added behind the last.
+    """A side network of width d that reads the output of each block, and is added after the last.
 
     ``h <- side_i(g_i h + (1 - g_i) down_i(x_i))`` with ``g_i = sigmoid(alpha_i / 0.1)``; then
     ``x + up(norm(h))``.
@@ -51,7 +51,7 @@ class Ladder(ChildAdapter):
         self._seen: dict[int, Tensor] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave what was seen out of copies and pickles."""
+        """Leave recorded outputs out of copies and pickles."""
         return {**super().__getstate__(), "_seen": {}}
 
     def connect(self, model: nn.Module, site: Site) -> None:
@@ -62,19 +62,19 @@ class Ladder(ChildAdapter):
         model.get_submodule(site.parts[-1]).register_forward_hook(self.after)
 
     def begin(self, block: nn.Module, args: tuple[Any, ...]) -> None:
-        """Start with what the first block is given."""
+        """Start with the input of the first block."""
         self._seen = {0: args[0].detach()} if self.active else {}
 
     def see(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Keep what a block gives, without its graph."""
+        """Keep the output of a block, without its graph."""
         if self.active and self._seen:
             self._seen[id(block)] = first(output).detach()
 
     def after(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Run the side network, and add it to what the last block gives."""
+        """Run the side network, and add its output to that of the last block."""
         seen = list(self._seen.values())
         if not torch.is_grad_enabled():
-            self._seen = {}  # otherwise gradient checkpointing comes here again
+            self._seen = {}  # otherwise gradient checkpointing gets here again
         if not self.active or not seen:
             return output
         x = first(output)
@@ -90,7 +90,7 @@ class Ladder(ChildAdapter):
 @register_method
 @dataclass(frozen=True)
 class LadderSideTuning(ChildMethod):
-    """Train a narrow transformer beside the backbone; no gradient flows through the backbone.
+    """Train a narrow transformer next to the backbone; no gradient flows through the backbone.
 
     Sung et al., "LST: Ladder Side-Tuning for Parameter and Memory Efficient Transfer Learning",
     2022 (https://arxiv.org/abs/2206.06522), on the blocks of a vision transformer. The side network
@@ -101,7 +101,7 @@ class LadderSideTuning(ChildMethod):
     prunes the backbone for them). Not mergeable.
 
     Attributes:
-        reduction: Width of the backbone over that of the side network; the paper's 8.
+        reduction: Width of the backbone divided by that of the side network; the paper's 8.
     """
 
     name: ClassVar[str] = "ladder"
@@ -109,7 +109,7 @@ class LadderSideTuning(ChildMethod):
     formula: ClassVar[str] = "h <- side_i(g_i h + (1 - g_i) down_i(x_i))"
     summary: ClassVar[str] = "a narrow side network; no graph through the backbone"
     reference: ClassVar[str] = "https://arxiv.org/abs/2206.06522"
-    shares_host: ClassVar[bool] = False  # it would see the prompts of others
+    shares_host: ClassVar[bool] = False  # it would read other methods' prompts
 
     reduction: int = 8
 

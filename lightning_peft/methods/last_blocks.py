@@ -22,15 +22,15 @@ __all__ = ["LastBlocks"]
 @register_method
 @dataclass(frozen=True)
 class LastBlocks(Method):
-    """Train the last blocks of the backbone, and what follows them, in full.
+    """Train the last blocks of the backbone, and the layers after them, in full.
 
     Yosinski et al., "How transferable are features in deep neural networks?", 2014
     (https://arxiv.org/abs/1411.1792). Everything before the blocks stays frozen, so no gradient is
-    computed there. What follows the blocks (a final norm, a pooler) is what the model registers
-    after them.
+    computed there. The layers after the blocks (a final norm, a pooler) are those that the model
+    registers after them.
 
     Attributes:
-        n: How many blocks, counted from the end.
+        n: Number of blocks, counted from the end.
     """
 
     name: ClassVar[str] = "last_blocks"

@@ -22,8 +22,8 @@ class LinearProbe(Method):
     """Train the head only; the backbone stays as it is.
 
     Alain and Bengio, "Understanding intermediate layers using linear classifier probes", 2017
-    (https://arxiv.org/abs/1610.01644). The head is trained by every method; here it is all there
-    is, so a backbone in which no head is found is refused.
+    (https://arxiv.org/abs/1610.01644). Every method trains the head; this one trains nothing
+    else, so a backbone in which no head is found is refused.
     """
 
     name: ClassVar[str] = "linear_probe"

@@ -1,4 +1,4 @@
-"""LoRA: low-rank updates beside frozen weights."""
+"""LoRA: low-rank updates next to frozen weights."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ class LoRA(PeftMethod):
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022
     (https://arxiv.org/abs/2106.09685). ``A`` is drawn at random and ``B`` is zero, so step 0 is the
     identity. Merges into the weight; then it costs nothing at inference. A thin front on
-    ``peft.LoraConfig``: what is not here is to be had with ``lp.HF("lora", ...)``.
+    ``peft.LoraConfig``; for its other options use ``lp.HF("lora", ...)``.
 
     Attributes:
         rank: The rank of the update, at most the smaller side of the weight.
         alpha: The update is scaled by ``alpha / rank``; ``None`` means ``alpha = rank``, a scale of
             1.
-        dropout: Probability with which the input of the update is dropped, in [0, 1).
-        targets: Where. ``"auto"`` is every linear layer of the blocks, or the convolutions of a
-            backbone without linear layers.
-        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        dropout: Probability of dropping an entry of the update's input, in [0, 1).
+        targets: The adapted layers. ``"auto"`` is every linear layer of the blocks, or the
+            convolutions of a backbone without linear layers.
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
         rslora: Scale by ``alpha / sqrt(rank)`` instead (https://arxiv.org/abs/2312.03732); with
             ``alpha=None`` the scale is 1 either way.
@@ -54,7 +54,7 @@ class LoRA(PeftMethod):
     name: ClassVar[str] = "lora"
     family: ClassVar[str] = "low-rank"
     formula: ClassVar[str] = "W + (alpha / r) B A"
-    summary: ClassVar[str] = "low-rank updates beside frozen weights"
+    summary: ClassVar[str] = "low-rank updates added to frozen weights"
     reference: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
     accelerated: ClassVar[bool] = True
 

@@ -18,7 +18,7 @@ __all__ = ["LoRAFA"]
 @register_method
 @dataclass(frozen=True)
 class LoRAFA(LoRA):
-    """LoRA whose ``A`` stays at its random value; only ``B`` is trained.
+    """Add LoRA whose ``A`` stays at its random values; only ``B`` is trained.
 
     Zhang et al., "LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models
     Fine-tuning", 2023 (https://arxiv.org/abs/2308.03303). The gradient of ``B`` needs ``A x``, of
@@ -29,10 +29,10 @@ class LoRAFA(LoRA):
         rank: The rank of the update, at most the smaller side of the weight.
         alpha: The update is scaled by ``alpha / rank``; ``None`` means ``alpha = rank``, a scale of
             1.
-        dropout: Probability with which the input of the update is dropped, in [0, 1).
-        targets: Where. ``"auto"`` is every linear layer of the blocks, or the convolutions of a
-            backbone without linear layers.
-        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        dropout: Probability of dropping an entry of the update's input, in [0, 1).
+        targets: The adapted layers. ``"auto"`` is every linear layer of the blocks, or the
+            convolutions of a backbone without linear layers.
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
         rslora: Scale by ``alpha / sqrt(rank)`` instead (https://arxiv.org/abs/2312.03732).
     """

@@ -51,18 +51,18 @@ class SliceUpdate(ChildAdapter):
         model.get_submodule(site.module).register_forward_hook(self.after)
 
     def after(self, host: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Add to the host's output."""
+        """Add the updates to the host's output."""
         if not self.active:
             return output
         x = self.dropout(args[0])
         down, up = self.a.flatten(0, 1).to(x.dtype), self.up().to(output.dtype)
         hidden = F.linear(x, down).flatten(0, -2).to(output.dtype)
-        # one pass over the output, whichever slices of it change
+        # one pass over the output, whichever slices change
         changed = torch.addmm(output.flatten(0, -2), hidden, up.T, alpha=self.scale)
         return changed.view_as(output)
 
     def up(self) -> Tensor:
-        """Put the slices' B into one matrix for the whole output."""
+        """Return the slices' B as one matrix for the whole output."""
         if len(self.b) == 1:
             return self.b[0]
         rank = self.b.shape[-1]
@@ -83,7 +83,7 @@ class SliceUpdate(ChildAdapter):
 @register_method
 @dataclass(frozen=True)
 class LoRAQV(ChildMethod):
-    """LoRA on query and value alone, also where both are slices of one fused ``qkv`` layer.
+    """Add LoRA to query and value only, even if both are slices of one fused ``qkv`` layer.
 
     Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022
     (https://arxiv.org/abs/2106.09685) adapt query and value; ``lp.LoRA(targets="qkv")`` on a fused
@@ -93,8 +93,8 @@ class LoRAQV(ChildMethod):
     Attributes:
         rank: The rank of each update.
         alpha: An update is scaled by ``alpha / rank``; ``None`` means ``alpha = rank``.
-        dropout: Probability with which the input of an update is dropped, in [0, 1).
-        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        dropout: Probability of dropping an entry of an update's input, in [0, 1).
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
     """
 

@@ -1,4 +1,4 @@
-"""Which methods the setting ``memory`` is for, and what is wrong with a value of it."""
+"""Checks of the setting ``memory`` and of the methods that support it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from lightning_peft.methods.registry import list_methods, method_class
 __all__ = ["check_memory", "refuse_no_fast_layer"]
 
 SAVING = ("low", "lowest")
-"""The settings that make no sense without a fast layer."""
+"""The settings that have no effect without a fast layer."""
 
 
 def check_memory(method: Method, memory: Any) -> None:
-    """Check a value of ``memory`` before a model is looked at.
+    """Check a value of ``memory``, before a model is needed.
 
     Args:
-        method: The method that it is given with.
-        memory: What was asked for.
+        method: The method.
+        memory: The value.
 
     Raises:
-        MethodError: If it is none of the four, or ``"low"`` or ``"lowest"`` with a method that has
-            no fast layer, so that nothing would be saved.
+        MethodError: If it is none of the four, or is ``"low"`` or ``"lowest"`` with a method that
+            has no fast layers, so that no memory would be saved.
     """
     problem = memory_problem(memory)
     if problem is not None:
@@ -38,10 +38,10 @@ def check_memory(method: Method, memory: Any) -> None:
 
 
 def refuse_no_fast_layer(method: Method, done: Acceleration) -> None:
-    """Refuse to save memory where, on this backbone, not one layer is fast.
+    """Refuse to save memory if no layer of this backbone is fast.
 
     Raises:
-        MethodError: It says why each layer is not.
+        MethodError: With the reason for each layer.
     """
     if done.memory in SAVING and not done.fast:
         raise MethodError(

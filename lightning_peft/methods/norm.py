@@ -27,11 +27,11 @@ class Norm(Method):
     2023 (https://arxiv.org/abs/2304.01917); for BatchNorm networks: Frankle et al., "Training
     BatchNorm and Only BatchNorm", 2021 (https://arxiv.org/abs/2003.00152). The identity at step 0;
     costs nothing at inference. A BatchNorm whose scale and shift are both trained also updates its
-    running statistics, as it does in full fine-tuning.
+    running statistics, as in full fine-tuning.
 
     Attributes:
-        targets: Which normalisation layers.
-        layers: Which blocks, such as ``"last:4"``; ``None`` for everything.
+        targets: The trained normalisation layers.
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for everything.
         exclude: Modules to leave out.
     """
 

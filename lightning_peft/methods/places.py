@@ -1,4 +1,4 @@
-"""Where in a block the adapters of the literature go, whatever the library calls it."""
+"""The places of adapters in a block, independent of the names that libraries give them."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ def outputs_of(
     layers: Layers,
     exclude: Names,
 ) -> tuple[str, ...]:
-    """Find the modules whose output is that of a block's attention or MLP.
+    """Find the modules whose output is the output of a block's attention or MLP.
 
-    That is the last linear layer of the branch, or the whole of an ``nn.MultiheadAttention``, whose
-    own output layer is never called.
+    That is the last linear layer of the branch, or a whole ``nn.MultiheadAttention``, whose own
+    output layer is never called.
 
     Args:
         branches: ``"attention"``, ``"mlp"`` or both.
-        anatomy: What the backbone is made of.
+        anatomy: The backbone's anatomy.
         model: The backbone.
         method: The method's name, for the error.
-        layers: Which blocks.
-        exclude: What to leave out.
+        layers: The choice of blocks.
+        exclude: Modules to leave out.
 
     Returns:
         Their names, in model order.
@@ -85,7 +85,7 @@ def adapted_blocks(
 
 @dataclass(frozen=True)
 class Grid:
-    """How the tokens of a vision transformer lie.
+    """The layout of the tokens of a vision transformer.
 
     Attributes:
         prefix: Tokens before the patches: class, distillation and register tokens.
@@ -102,19 +102,19 @@ _POSITION_IN_ATTENTION = re.compile(r"rel(ative)?_pos|rope|position_bias")
 
 
 def token_grid(anatomy: Anatomy, model: nn.Module) -> Grid | None:
-    """Say how the tokens lie, if this is a plain vision transformer.
+    """Return the layout of the tokens, if the model is a plain vision transformer.
 
-    Plain means that all blocks see the same tokens ``(B, N, D)`` and tell them apart only by what
-    was added at the beginning, so that a token more or less does not matter: timm's and
+    Plain means that all blocks see the same tokens ``(B, N, D)`` and distinguish them only by the
+    embeddings added at the beginning, so that tokens can be added or removed: timm's and
     torchvision's ``VisionTransformer``, transformers' ViT, DeiT and their like.
 
     Args:
-        anatomy: What the backbone is made of.
+        anatomy: The backbone's anatomy.
         model: The backbone.
 
     Returns:
-        The grid; ``None`` for windows, relative positions, rotary positions, and everything that
-        is no vision transformer.
+        The grid; ``None`` for windows, relative positions, rotary positions, and any model that is
+        not a vision transformer.
     """
     if not anatomy.blocks or not anatomy.roles["qkv"]:
         return None
@@ -138,10 +138,10 @@ def token_grid(anatomy: Anatomy, model: nn.Module) -> Grid | None:
 
 
 def grid_of(method: str, anatomy: Anatomy, model: nn.Module) -> Grid:
-    """Say how the tokens lie, or refuse the backbone.
+    """Return the layout of the tokens, or refuse the backbone.
 
     Raises:
-        MethodError: If this is no plain vision transformer.
+        MethodError: If it is not a plain vision transformer.
     """
     grid = token_grid(anatomy, model)
     if grid is None:

@@ -1,4 +1,4 @@
-"""Every method under one name, as timm does it for models."""
+"""The registry of methods by name, like timm's for models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_peft.methods.base import Method
 __all__ = ["create_method", "list_methods", "method_from_config", "register_method"]
 
 PLUGINS = "lightning_peft.methods"
-"""The group of entry points under which other packages name their methods."""
+"""The group of entry points in which other packages list their methods."""
 
 _METHODS: dict[str, type[Method]] = {}
 _seen: set[str] = set()
@@ -23,7 +23,7 @@ T = TypeVar("T", bound=type[Method])
 
 
 def register_method(cls: T) -> T:
-    """Make a method known by its ``name``; use as a class decorator.
+    """Register a method by its ``name``; use as a class decorator.
 
     Args:
         cls: A frozen dataclass derived from :class:`Method`.
@@ -32,7 +32,7 @@ def register_method(cls: T) -> T:
         The class, unchanged.
 
     Raises:
-        MethodError: If another class has that name already.
+        MethodError: If another class already has that name.
     """
     standing = _METHODS.get(cls.name)
     if standing is not None and standing is not cls:
@@ -45,9 +45,9 @@ def register_method(cls: T) -> T:
 
 
 def load_plugins() -> None:
-    """Register the methods of installed packages that name them as entry points.
+    """Register the methods that installed packages list as entry points.
 
-    A plug-in that cannot be loaded is a warning, and the others are loaded all the same.
+    A plug-in that cannot be loaded causes a warning; the others are loaded nevertheless.
     """
     for entry in entry_points(group=PLUGINS):
         if entry.value in _seen:
@@ -58,7 +58,7 @@ def load_plugins() -> None:
             if not (isinstance(cls, type) and issubclass(cls, Method)):
                 raise MethodError(f"expected a class derived from Method, got {cls!r}")
             register_method(cls)
-        except Exception as error:  # whatever another package raises must not stop this one
+        except Exception as error:  # no error of another package may stop this one
             package = entry.dist.name if entry.dist is not None else "a package"
             warnings.warn(
                 f"the method '{entry.name}' of {package} ({entry.value}) cannot be loaded: {error}",
@@ -67,7 +67,7 @@ def load_plugins() -> None:
 
 
 def list_methods(pattern: str = "*") -> list[str]:
-    """List the registered methods, those of installed plug-ins included.
+    """List the registered methods, including those of installed plug-ins.
 
     Args:
         pattern: A glob on the name, such as ``"l*"``.
@@ -83,10 +83,10 @@ def list_methods(pattern: str = "*") -> list[str]:
 
 
 def method_class(name: str) -> type[Method]:
-    """Give the class that is registered under a name.
+    """Return the class that is registered under a name.
 
     Raises:
-        MethodError: If there is none; near names are listed.
+        MethodError: If there is none; similar names are listed.
     """
     if name not in _METHODS:
         load_plugins()
@@ -96,7 +96,7 @@ def method_class(name: str) -> type[Method]:
 
 
 def create_method(name: str, **settings: Any) -> Method:
-    """Make a method by its name.
+    """Create a method by its name.
 
     Args:
         name: A name from :func:`list_methods`.
@@ -136,10 +136,10 @@ def _check_settings(cls: type[Method], settings: Mapping[str, Any]) -> None:
 
 
 def method_from_config(config: Mapping[str, Any]) -> Method:
-    """Rebuild a method from :meth:`Method.to_config`.
+    """Rebuild a method from the result of :meth:`Method.to_config`.
 
-    The config is data: a name that is looked up in the registry, and settings of plain types.
-    Nothing in it is imported or executed.
+    The config is data: a name for the registry, and settings of plain types. Nothing in it is
+    imported or executed.
 
     Raises:
         MethodError: If the name or a setting is unknown.

@@ -42,7 +42,7 @@ class LinearBefore(ChildAdapter):
         model.get_submodule(site.module).register_forward_pre_hook(self.before)
 
     def before(self, host: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """Change the host's input; that of an attention is query, key and value at once."""
+        """Change the host's input; for an attention module query, key and value at once."""
         if not self.active:
             return None
         x: Tensor = args[0]
@@ -58,7 +58,7 @@ class LinearBefore(ChildAdapter):
         weight, bias = host._parameters[f"{kind}weight"], host._parameters[f"{kind}bias"]
         assert weight is not None
         if bias is None:
-            raise NotImplementedError(f"{type(host).__name__} has no bias to take the shift")
+            raise NotImplementedError(f"{type(host).__name__} has no bias to absorb the shift")
         up = torch.block_diag(*self.up_weight.float())
         matrix = self.scale * up @ self.down.weight.float()
         shift = self.scale * (up @ self.down.bias.float() + self.up_bias.float())
@@ -72,20 +72,20 @@ class LinearBefore(ChildAdapter):
 @register_method
 @dataclass(frozen=True)
 class RepAdapter(ChildMethod):
-    """Put a linear bottleneck before each attention and each MLP: ``x + scale B(A x + a) + b``.
+    """Add a linear bottleneck before each attention and each MLP: ``x + scale B(A x + a) + b``.
 
     Luo et al., "Towards Efficient Visual Adaption via Structural Re-parameterization", 2023
-    (https://arxiv.org/abs/2302.08106). It sits behind the norm, before ``qkv`` and before the first
+    (https://arxiv.org/abs/2302.08106). It is after the norm, before ``qkv`` and before the first
     layer of the MLP; ``B`` is in groups and starts at zero, so step 0 is the identity. Merges
-    exactly into layers with a bias; then it costs nothing at inference. Where query, key and value
-    are layers of their own, each has an adapter of its own.
+    exactly into layers with a bias; then it costs nothing at inference. If query, key and value
+    are separate layers, each has its own adapter.
 
     Attributes:
         bottleneck: Width of the bottleneck.
         groups: Groups of ``B``; the width and the features must be multiples.
-        scale: Factor of what is added; the paper chooses it from 0.1 to 10 for each task.
+        scale: Factor of the bottleneck's output; the paper chooses it from 0.1 to 10 for each task.
         dropout: Probability of dropping a unit of the bottleneck; the paper's 0.1.
-        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
     """
 

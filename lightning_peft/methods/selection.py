@@ -1,4 +1,4 @@
-"""Which parts of a backbone an in-place method looks at."""
+"""The parts of a backbone that an in-place method selects."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class _Selection(Protocol):
 def selected_modules(
     method: _Selection, anatomy: Anatomy, model: nn.Module
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the backbone's modules, without the head, that a method's selection holds.
+    """Yield the backbone's modules, except the head, that a method selects.
 
     Args:
         method: Anything with ``targets``, ``layers`` and ``exclude``. Without targets and layers
             the whole backbone is selected.
-        anatomy: What the backbone is made of.
+        anatomy: The backbone's anatomy.
         model: The backbone.
 
     Yields:
-        The name and the module, in model order; modules inside a selected one included.
+        The name and the module, in model order, including modules inside a selected one.
     """
     roots: tuple[str, ...] = ("",)
     if method.targets is not None or method.layers is not None:

@@ -1,4 +1,4 @@
-"""Bottlenecks behind the attention and the MLP: the adapters of Houlsby et al. and of Pfeiffer."""
+"""Bottlenecks after the attention and the MLP: the adapters of Houlsby et al. and Pfeiffer."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class SerialAdapter(ChildAdapter):
         model.get_submodule(site.module).register_forward_hook(self.after)
 
     def after(self, host: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Add to the host's output."""
+        """Add the bottleneck's output to the host's."""
         if not self.active:
             return output
         z = first(output)
@@ -54,25 +54,25 @@ class SerialAdapter(ChildAdapter):
 @register_method
 @dataclass(frozen=True)
 class Houlsby(ChildMethod):
-    """Put a bottleneck behind each attention and each MLP: ``z + scale up(act(down(z)))``.
+    """Add a bottleneck after each attention and each MLP: ``z + scale up(act(down(z)))``.
 
     Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", 2019
     (https://arxiv.org/abs/1902.00751). ``up`` starts at zero, so step 0 is the identity (the paper
-    starts near it). Not mergeable: at inference it costs two thin layers a branch.
+    starts near it). Not mergeable: at inference it costs two thin layers for each branch.
 
     Attributes:
         bottleneck: Width of the bottleneck.
         activation: ``"gelu"``, ``"relu"``, ``"quick_gelu"`` or ``"none"``.
         dropout: Probability of dropping a unit of the bottleneck, in [0, 1).
-        scale: Factor of what is added.
-        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        scale: Factor of the bottleneck's output.
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
     """
 
     name: ClassVar[str] = "houlsby"
     family: ClassVar[str] = "bottleneck"
-    formula: ClassVar[str] = "z + s up(act(down(z))), behind attention and MLP"
-    summary: ClassVar[str] = "bottlenecks behind attention and MLP"
+    formula: ClassVar[str] = "z + s up(act(down(z))), after attention and MLP"
+    summary: ClassVar[str] = "bottlenecks after attention and MLP"
     reference: ClassVar[str] = "https://arxiv.org/abs/1902.00751"
     branches: ClassVar[tuple[str, ...]] = ("attention", "mlp")
 
@@ -110,7 +110,7 @@ class Houlsby(ChildMethod):
 @register_method
 @dataclass(frozen=True)
 class Pfeiffer(Houlsby):
-    """Put a bottleneck behind each MLP, and none behind the attention.
+    """Add a bottleneck after each MLP, and none after the attention.
 
     Pfeiffer et al., "AdapterFusion: Non-Destructive Task Composition for Transfer Learning", 2021
     (https://arxiv.org/abs/2005.00247). Half the parameters of :class:`Houlsby`, and otherwise the
@@ -120,14 +120,14 @@ class Pfeiffer(Houlsby):
         bottleneck: Width of the bottleneck.
         activation: ``"gelu"``, ``"relu"``, ``"quick_gelu"`` or ``"none"``.
         dropout: Probability of dropping a unit of the bottleneck, in [0, 1).
-        scale: Factor of what is added.
-        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        scale: Factor of the bottleneck's output.
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
     """
 
     name: ClassVar[str] = "pfeiffer"
     family: ClassVar[str] = "bottleneck"
-    formula: ClassVar[str] = "z + s up(act(down(z))), behind the MLP"
-    summary: ClassVar[str] = "bottlenecks behind the MLP"
+    formula: ClassVar[str] = "z + s up(act(down(z))), after the MLP"
+    summary: ClassVar[str] = "bottlenecks after the MLP"
     reference: ClassVar[str] = "https://arxiv.org/abs/2005.00247"
     branches: ClassVar[tuple[str, ...]] = ("mlp",)

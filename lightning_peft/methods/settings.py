@@ -1,4 +1,4 @@
-"""What may be wrong with the settings of a method."""
+"""Checks of the settings that several methods have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["size_problems"]
 
 
 def size_problems(**settings: Any) -> Iterable[str]:
-    """Yield what is wrong with widths (whole numbers from 1), dropout and scale."""
+    """Yield the problems of widths (whole numbers from 1), dropout and scale."""
     for name, value in settings.items():
         if name in ("dropout", "drop_path"):
             if not isinstance(value, int | float) or not 0 <= value < 1:

@@ -1,4 +1,4 @@
-"""SSF: scale and shift the features behind every layer."""
+"""SSF: scale and shift the features after every layer."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class ScaleShift(ChildAdapter):
         weight, bias = host._parameters.get("weight"), host._parameters.get("bias")
         if weight is None or bias is None:
             raise NotImplementedError(
-                f"{type(host).__name__} has no {'weight' if weight is None else 'bias'} to take "
+                f"{type(host).__name__} has no {'weight' if weight is None else 'bias'} to absorb "
                 f"the {'scale' if weight is None else 'shift'}"
             )
         if isinstance(getattr(host, "act", None), nn.Module) and not isinstance(
             host.act, nn.Identity
         ):
             raise NotImplementedError(
-                f"{type(host).__name__} ends in an activation, and the scale comes behind it"
+                f"{type(host).__name__} ends in an activation, and the scale comes after it"
             )
         rows = self.scale.float()
         if weight.ndim > 1:
@@ -90,9 +90,9 @@ class SSF(ChildMethod):
     it is. Merges exactly into layers with a bias; then it costs nothing at inference.
 
     Attributes:
-        targets: Where; ``None`` is every linear layer of the blocks, every norm and every
-            convolution.
-        layers: Which blocks, such as ``"last:4"``; ``None`` for everything.
+        targets: The adapted layers; ``None`` is every linear layer of the blocks, every norm and
+            every convolution.
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for everything.
         exclude: Modules to leave out.
         init_std: Standard deviation of the initial values.
     """
@@ -100,7 +100,7 @@ class SSF(ChildMethod):
     name: ClassVar[str] = "ssf"
     family: ClassVar[str] = "scaling"
     formula: ClassVar[str] = "gamma * y + beta"
-    summary: ClassVar[str] = "scale and shift behind every layer"
+    summary: ClassVar[str] = "scale and shift after every layer"
     reference: ClassVar[str] = "https://arxiv.org/abs/2210.08823"
     mergeable: ClassVar[bool] = True
 

@@ -1,4 +1,4 @@
-"""Several methods on one backbone."""
+"""Combining several methods on one backbone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Union", "as_method"]
 
 
 def _get_along(parts: list[Method]) -> bool:
-    """Say whether several methods may act on one module: ours do, since none takes its place."""
+    """Whether several methods may act on one module: ours do, since none replaces it."""
     names = {part.name for part in parts}
     return len(parts) == 1 or (
         len(names) == len(parts)
@@ -42,10 +42,10 @@ class Union(Method):
 
     ``LoRA() + BitFit()`` makes one, and so does ``["lora", "bitfit"]`` wherever a method is
     expected. Each part keeps its own targets. Two parts on the same module are refused if one of
-    them, as those of ``peft`` do, takes the module's place.
+    them replaces the module, as those of ``peft`` do.
 
     Attributes:
-        methods: The parts, by name or as methods; unions among them are flattened.
+        methods: The parts, as names or methods; nested unions are flattened.
     """
 
     name: ClassVar[str] = "union"
@@ -75,7 +75,7 @@ class Union(Method):
 
     @property
     def keeps_original(self) -> bool:  # type: ignore[override]
-        """Whether every part keeps what it changes in place."""
+        """Whether every part keeps copies of the parameters that it changes in place."""
         return all(part.keeps_original for part in self.methods if part.changes_backbone)
 
     @property
@@ -90,7 +90,7 @@ class Union(Method):
 
     @property
     def accelerated(self) -> bool:  # type: ignore[override]
-        """Whether any part brings fast LoRA layers."""
+        """Whether any part adds fast LoRA layers."""
         return any(part.accelerated for part in self.methods)
 
     def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
@@ -125,7 +125,7 @@ class Union(Method):
 
 
 def as_method(method: Any, **settings: Any) -> Method:
-    """Turn whatever a user may pass for a method into one.
+    """Convert anything that a user may pass as a method to a method.
 
     Args:
         method: A name, a :class:`Method`, a ``peft.PeftConfig``, or a sequence of these.
@@ -135,13 +135,13 @@ def as_method(method: Any, **settings: Any) -> Method:
         The method.
 
     Raises:
-        MethodError: If it is none of these, or settings come with something that has its own.
+        MethodError: If it is none of these, or settings are passed without a name.
     """
     if isinstance(method, str):
         return create_method(method, **settings)
     if settings:
         raise MethodError(
-            f"{', '.join(settings)}: settings go with a method's name, got "
+            f"{', '.join(settings)}: settings need a method's name, got "
             f"{type(method).__name__}. Put them into the {type(method).__name__} itself."
         )
     if isinstance(method, Method):

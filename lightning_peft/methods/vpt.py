@@ -23,11 +23,11 @@ __all__ = ["VPTDeep", "VPTShallow"]
 
 
 class Prompt(ChildAdapter):
-    """Tokens that join before one block and leave behind another (or the same).
+    """Tokens that are appended before one block and removed after another (or the same).
 
-    They stand behind all other tokens: to the attention of a plain vision transformer the order is
-    nothing, and the class token stays where its readers look for it. Since they have left before
-    the pooling, they are no part of an average.
+    They come after all other tokens: the attention of a plain vision transformer ignores the order,
+    and the class token keeps its place. Since they are removed before the pooling, they are not
+    part of an average.
     """
 
     def __init__(self, length: int, width: int, bound: float, dropout: float) -> None:
@@ -52,7 +52,7 @@ class Prompt(ChildAdapter):
         return (torch.cat([x, prompt], 1), *args[1:])
 
     def leave(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Take the prompt away again."""
+        """Remove the prompt from the tokens."""
         if not self._joined:
             return output
         self._joined = False
@@ -62,16 +62,16 @@ class Prompt(ChildAdapter):
 @register_method
 @dataclass(frozen=True)
 class VPTDeep(ChildMethod):
-    """Give each block prompts of its own: trained tokens beside the image's.
+    """Add trained prompt tokens to the image's tokens, different ones in each block.
 
     Jia et al., "Visual Prompt Tuning", 2022 (https://arxiv.org/abs/2203.12119). The prompts are
     drawn from U(-v, v) with v = sqrt(6 / (fan-in of the patch embedding + D)), so step 0 is *not*
-    the identity. Not mergeable: the blocks go on computing with more tokens.
+    the identity. Not mergeable: the blocks always compute with more tokens.
 
     Attributes:
         prompt_length: Tokens in each block.
         dropout: Probability of dropping an entry of a prompt, in [0, 1).
-        layers: Which blocks, such as ``"last:4"``; ``None`` for all.
+        layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Blocks to leave out.
     """
 
@@ -112,15 +112,15 @@ class VPTDeep(ChildMethod):
 @register_method
 @dataclass(frozen=True)
 class VPTShallow(VPTDeep):
-    """Add prompts before the first block, which all blocks go on computing with.
+    """Add prompts before the first block, which all blocks process.
 
-    Jia et al., "Visual Prompt Tuning", 2022 (https://arxiv.org/abs/2203.12119). As
-    :class:`VPTDeep` otherwise: not the identity at step 0, not mergeable.
+    Jia et al., "Visual Prompt Tuning", 2022 (https://arxiv.org/abs/2203.12119). Otherwise
+    like :class:`VPTDeep`: not the identity at step 0, not mergeable.
 
     Attributes:
         prompt_length: Tokens.
         dropout: Probability of dropping an entry of the prompt, in [0, 1).
-        layers: Between the first and the last of these blocks the prompts are there; ``None`` for
+        layers: The prompts are present from the first to the last of these blocks; ``None`` for
             all.
         exclude: Blocks to leave out.
     """
@@ -138,5 +138,5 @@ class VPTShallow(VPTDeep):
 
 
 def _stem(anatomy: Anatomy) -> str:
-    """Name the patch embedding, whose fan-in sets the scale of the prompts."""
+    """Return the name of the patch embedding, whose fan-in sets the scale of the prompts."""
     return anatomy.roles["convs"][0]

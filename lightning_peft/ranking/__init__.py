@@ -1,7 +1,7 @@
-"""Choosing the pretrained model by measurement: what its frozen features are worth on a task.
+"""Choosing a pretrained model by measuring how useful its frozen features are for a task.
 
 Each score is a function of features ``(N, D)`` and labels ``(N,)``; :func:`rank_candidates`
-computes the features of each candidate once and asks them all.
+computes the features of each candidate once and then all scores.
 """
 
 from lightning_peft.ranking.candidates import Candidate, find_candidates

@@ -1,4 +1,4 @@
-"""What every score does to its arguments first: check them, and count classes from 0."""
+"""Checks and conversions of features and labels that all scores share."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def checked(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
         labels: Whole numbers, shape ``(N,)``; they need not be contiguous.
 
     Returns:
-        The features in float64, the labels as numbers from 0 without gaps, and how many classes
-        there are.
+        The features in float64, the labels as numbers from 0 without gaps, and the number of
+        classes.
 
     Raises:
         DataError: If the shapes do not fit, a feature is not finite, or there are fewer than two
@@ -47,6 +47,6 @@ def checked(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Turn labels ``(N,)`` into targets ``(N, classes)`` of 0 and 1, in float64."""
+    """Convert labels ``(N,)`` to targets ``(N, classes)`` of 0 and 1, in float64."""
     targets: Tensor = F.one_hot(labels, classes).to(torch.float64)
     return targets

@@ -1,4 +1,4 @@
-"""Which backbones are compared: names, patterns on names, files of weights, random weights."""
+"""Candidates for a ranking: names, patterns on names, files of weights, random weights."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["Candidate", "build", "count_parameters", "find_candidates", "most_li
 
 RANDOM = "random"
 SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
-"""How timm marks a name that is not one of its own; what follows the colon is part of the name."""
+"""Prefixes with which timm marks names of other sources; the rest is part of the name."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A backbone to look at.
+    """A backbone to rank.
 
     Attributes:
         name: As for ``timm.create_model``.
@@ -38,7 +38,7 @@ class Candidate:
 
     @classmethod
     def parse(cls, text: str) -> Candidate:
-        """Read ``NAME``, ``NAME:random`` or ``NAME:FILE``.
+        """Parse ``NAME``, ``NAME:random`` or ``NAME:FILE``.
 
         >>> Candidate.parse("resnet18:random"), Candidate.parse("hf-hub:timm/resnet18")
         (Candidate(resnet18:random), Candidate(hf-hub:timm/resnet18))
@@ -50,12 +50,12 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """What the candidate is called in tables: as it is typed."""
+        """The candidate's name in tables, as it is typed."""
         return self.name if self.weights == "pretrained" else f"{self.name}:{self.weights}"
 
     @property
     def file(self) -> Path | None:
-        """The file of weights, if there is one."""
+        """The file of weights, or None."""
         return None if self.weights in ("pretrained", RANDOM) else Path(self.weights)
 
     def __repr__(self) -> str:
@@ -63,18 +63,18 @@ class Candidate:
 
 
 def find_candidates(texts: Sequence[str]) -> list[Candidate]:
-    """Resolve what was typed to candidates.
+    """Resolve names and patterns to candidates.
 
     Args:
         texts: Names of timm, ``NAME:random``, ``NAME:FILE``, and patterns such as ``vit_tiny*``,
-            which stand for every pretrained model of timm whose name fits.
+            which select every pretrained model of timm whose name matches.
 
     Returns:
-        The candidates in the order in which they were named, each once.
+        The candidates in the order of ``texts``, each once.
 
     Raises:
-        DataError: If there is nothing to compare; a name is unknown, a pattern fits no name or a
-            file does not exist: all that is wrong is named.
+        DataError: If there is nothing to compare; a name is unknown, a pattern matches no name or
+            a file does not exist; all problems are listed.
     """
     found: dict[Candidate, None] = {}
     problems: list[str] = []
@@ -83,7 +83,7 @@ def find_candidates(texts: Sequence[str]) -> list[Candidate]:
         if _is_pattern(candidate.name):
             matches = _matching(candidate)
             if not matches:
-                problems.append(f"no pretrained model of timm is called like '{text}'.")
+                problems.append(f"no pretrained model of timm matches '{text}'.")
             found.update(dict.fromkeys(matches))
             continue
         try:
@@ -93,7 +93,7 @@ def find_candidates(texts: Sequence[str]) -> list[Candidate]:
         if candidate.file is not None and not candidate.file.is_file():
             problems.append(
                 f"expected a file of weights at {candidate.file}, got none. "
-                f"Written after a colon are a file, or '{RANDOM}'."
+                f"After a colon, write a file or '{RANDOM}'."
             )
         found[candidate] = None
     if not found and not problems:
@@ -126,7 +126,7 @@ def build(candidate: Candidate, *, weights: bool = True, seed: int = 0) -> nn.Mo
 
     Args:
         candidate: The candidate.
-        weights: Load its weights; without, it has random ones, as is enough to time it.
+        weights: Load its weights; otherwise they are random, which is enough for timing.
         seed: Seed of random weights.
 
     Returns:
@@ -134,7 +134,7 @@ def build(candidate: Candidate, *, weights: bool = True, seed: int = 0) -> nn.Mo
 
     Raises:
         DataError: If a file of weights is not this model's.
-        Exception: Whatever timm raises where weights cannot be downloaded.
+        Exception: Any error of timm if weights cannot be downloaded.
     """
     import timm
 
@@ -148,7 +148,7 @@ def build(candidate: Candidate, *, weights: bool = True, seed: int = 0) -> nn.Mo
 
 
 def most_likely_reason(error: BaseException) -> str:
-    """Say in a line why a candidate could not be built."""
+    """Return one line that says why a candidate could not be built."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     if isinstance(error, DataError):
         return first
@@ -159,7 +159,7 @@ def most_likely_reason(error: BaseException) -> str:
 
 
 def _load(model: nn.Module, path: Path, name: str) -> None:
-    """Load a file of weights; its head may be there or not, all else has to fit."""
+    """Load a file of weights, with or without a head; everything else has to fit."""
     from timm.models import load_state_dict
 
     try:
@@ -204,7 +204,7 @@ def _matching(candidate: Candidate) -> list[Candidate]:
     register()
     names = timm.list_models(pretrained=candidate.weights != RANDOM)
     pattern = candidate.name
-    # without a dot, the pattern is one on the architecture: all its pretrained weights are meant
+    # without a dot, the pattern is for the architecture, with all its pretrained weights
     key = (lambda name: name) if "." in pattern else (lambda name: name.partition(".")[0])
     return [
         Candidate(name, candidate.weights) for name in names if fnmatch.fnmatch(key(name), pattern)

@@ -1,4 +1,4 @@
-"""Encoders of texts as candidates: names of Hugging Face, directories, random weights."""
+"""Text encoders as candidates: names of Hugging Face, directories, random weights."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ["MeanOfTokens", "build_encoder", "count_encoder_parameters", "find_en
 class MeanOfTokens(nn.Module):
     """An encoder whose features are the mean of its last hidden states over the tokens of a text.
 
-    Reimers and Gurevych, "Sentence-BERT", 2019 (https://arxiv.org/abs/1908.10084), find the mean to
-    be worth more than the state of the first token where the encoder is not trained further.
+    Reimers and Gurevych, "Sentence-BERT", 2019 (https://arxiv.org/abs/1908.10084), find the mean
+    better than the state of the first token if the encoder is not trained further.
 
     Args:
         encoder: A model of transformers, without a head.
@@ -33,25 +33,24 @@ class MeanOfTokens(nn.Module):
         self.encoder = encoder
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Features ``(B, D)`` of what a tokeniser gives, tensors ``(B, T)``."""
+        """Return features ``(B, D)`` for a tokeniser's output, tensors ``(B, T)``."""
         states: Tensor = self.encoder(**inputs).last_hidden_state
         mask = inputs["attention_mask"].to(states.dtype).unsqueeze(-1)
         return (states * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 def find_encoders(texts: Sequence[str]) -> list[Candidate]:
-    """Resolve what was typed to candidates.
+    """Resolve names to candidates.
 
     Args:
         texts: Names on the Hugging Face hub or local directories, ``NAME:random`` for one with
             random weights.
 
     Returns:
-        The candidates in the order in which they were named, each once.
+        The candidates in the order of ``texts``, each once.
 
     Raises:
-        DataError: If there is nothing to compare, or a name is of no model: all that is wrong is
-            named.
+        DataError: If there is nothing to compare, or a name is unknown; all problems are listed.
         MissingExtraError: If transformers is not installed.
     """
     found: dict[Candidate, None] = {}
@@ -89,18 +88,18 @@ def build_encoder(candidate: Candidate, *, weights: bool = True, seed: int = 0) 
 
     Args:
         candidate: The candidate.
-        weights: Load its weights; without, it has random ones, as is enough to time it.
+        weights: Load its weights; otherwise they are random, which is enough for timing.
         seed: Seed of random weights.
 
     Returns:
-        A module that maps what a tokeniser gives to features ``(B, D)``.
+        A module that maps a tokeniser's output to features ``(B, D)``.
 
     Raises:
-        DataError: If most of the weights are not in its file.
-        Exception: Whatever transformers raises where weights cannot be downloaded.
+        DataError: If most of the weights are missing in its file.
+        Exception: Any error of transformers if weights cannot be downloaded.
     """
     pretrained = weights and candidate.weights != RANDOM
-    # the same random weights wherever the directory lies
+    # the same random weights wherever the directory is
     with seeded("rank", seed, Path(candidate.name).name):
         encoder: Any = load_encoder(candidate.name, pretrained=pretrained)
     return MeanOfTokens(encoder).requires_grad_(False).eval()

@@ -16,7 +16,7 @@ from lightning_peft.errors import DataError
 __all__ = ["Features", "Inputs", "extract", "milliseconds_each"]
 
 Inputs = Tensor | Mapping[str, Tensor]
-"""Images ``(B, C, H, W)``, or what a tokeniser makes of texts: tensors ``(B, T)`` by name."""
+"""Images ``(B, C, H, W)``, or a tokeniser's output for texts: tensors ``(B, T)`` by name."""
 
 TIMED = 32
 LEAST_RUNS = 3
@@ -25,7 +25,7 @@ MOST_SECONDS = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What a frozen backbone makes of images or texts.
+    """The features of images or texts from a frozen backbone.
 
     Attributes:
         values: Shape ``(N, D)``, float32, on the CPU.
@@ -43,13 +43,13 @@ def extract(model: nn.Module, batches: Iterable[Any], device: torch.device | str
     Args:
         model: Maps a batch to features ``(B, D)``; it is put into evaluation mode.
         batches: Pairs of images or texts and labels.
-        device: Where to compute.
+        device: The device to compute on.
 
     Returns:
         The features, in the order of the batches.
 
     Raises:
-        DataError: If the model gives no features of shape ``(B, D)``.
+        DataError: If the model does not return features of shape ``(B, D)``.
     """
     model.eval().to(device)
     values, labels = [], []
@@ -70,11 +70,10 @@ def milliseconds_each(model: nn.Module, inputs: Inputs, device: torch.device | s
     Args:
         model: Maps a batch to features.
         inputs: A batch; at most 32 of its images or texts are used.
-        device: Where to compute.
+        device: The device to compute on.
 
     Returns:
-        The median over a few passes, after one that is not counted, in milliseconds an image or
-        text.
+        The median over a few passes, after an untimed one, in milliseconds for one image or text.
     """
     model.eval().to(device)
     inputs = _on(inputs, device, TIMED)
@@ -91,7 +90,7 @@ def milliseconds_each(model: nn.Module, inputs: Inputs, device: torch.device | s
 
 
 def _on(inputs: Inputs, device: torch.device | str, most: int | None = None) -> Inputs:
-    """Bring a batch, or the first of it, to a device."""
+    """Copy a batch, or its first items, to a device."""
     if isinstance(inputs, Tensor):
         return inputs[:most].to(device)
     return {name: tensor[:most].to(device) for name, tensor in inputs.items()}

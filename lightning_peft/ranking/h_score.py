@@ -1,17 +1,18 @@
-"""H-score: how far apart the classes lie, in units of the features' own spread."""
+"""H-score: the distance between classes, in units of the features' own spread."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from lightning_peft.errors import require
 from lightning_peft.ranking.arrays import checked, one_hot
 
-__all__ = ["h_score", "ledoit_wolf"]
+__all__ = ["h_score"]
 
 
 def h_score(features: Tensor, labels: Tensor, *, shrinkage: bool = True) -> float:
-    r"""The between-class covariance, measured by the covariance of all features.
+    r"""Return the between-class covariance relative to the covariance of all features.
 
     .. math::
 
@@ -21,23 +22,25 @@ def h_score(features: Tensor, labels: Tensor, *, shrinkage: bool = True) -> floa
 
     where :math:`\Sigma_f` is the covariance of the features and :math:`\Sigma_z` that of the class
     means, each image having the mean of its class. Without shrinkage and with as many features as
-    images, every backbone gets the highest score there is (classes - 1).
+    images, every backbone gets the highest possible score (classes - 1).
 
     Bao et al., "An Information-Theoretic Approach to Transferability in Task Transfer Learning",
     ICIP 2019 (https://arxiv.org/abs/2212.10082). With shrinkage: Ibrahim, Ponomareva and Mazumder,
     "Newer is not always better: Rethinking transferability metrics, their peculiarities, stability
-    and performance", 2021 (https://arxiv.org/abs/2110.06893); :math:`\alpha` is Ledoit and Wolf's.
+    and performance", 2021 (https://arxiv.org/abs/2110.06893); :math:`\alpha` is Ledoit and Wolf's
+    (scikit-learn's).
 
     Args:
         features: Shape ``(N, D)``.
         labels: Shape ``(N,)``.
-        shrinkage: Shrink the covariance, as is needed where there are few images for D features.
+        shrinkage: Shrink the covariance, as is needed for few images and many features.
 
     Returns:
         The score, in [0, classes - 1]; higher is better.
 
     Raises:
         DataError: If features and labels do not fit together.
+        MissingExtraError: If the covariance is shrunk and scikit-learn is not installed.
     """
     values, numbers, classes = checked(features, labels)
     n, width = values.shape
@@ -53,32 +56,8 @@ def h_score(features: Tensor, labels: Tensor, *, shrinkage: bool = True) -> floa
     spread = covariance.diagonal().mean()
     if not spread > 0:  # all images have the same features
         return 0.0
-    alpha = ledoit_wolf(centred)
+    estimators = require("sklearn.covariance", "data")
+    alpha = float(estimators.ledoit_wolf_shrinkage(centred.numpy(), assume_centered=True))
     shrunk = (1 - alpha) * covariance + alpha * spread * torch.eye(width, dtype=values.dtype)
     solved = torch.linalg.lstsq(shrunk, weighted.T, driver="gelsd").solution
     return float((1 - alpha) * (weighted.T * solved).sum())
-
-
-def ledoit_wolf(centred: Tensor) -> float:
-    r"""Ledoit and Wolf's estimate of how much a covariance should be shrunk.
-
-    .. math::
-
-        \alpha = \min\left(1,\ \frac{\frac{1}{N^2} \sum_i \lVert x_i x_i^\top - S \rVert_F^2}
-                                    {\lVert S - \frac{\mathrm{tr}\,S}{D} I \rVert_F^2}\right)
-
-    Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance matrices",
-    Journal of Multivariate Analysis 88, 2004.
-
-    Args:
-        centred: Features less their mean, shape ``(N, D)``.
-
-    Returns:
-        The shrinkage, in [0, 1].
-    """
-    n, width = centred.shape
-    covariance = centred.T @ centred / n
-    # |x x' - S|^2 summed over images is the sum of |x|^4 less N |S|^2
-    noise = (centred.square().sum(1).square().sum() / n - covariance.square().sum()) / n
-    distance = covariance.square().sum() - covariance.trace().square() / width
-    return 1.0 if distance <= noise else max(0.0, float(noise / distance))

@@ -17,7 +17,7 @@ LEAST_NOISE = 1e-12
 
 
 def logme(features: Tensor, labels: Tensor) -> float:
-    r"""The largest log evidence of the labels an image, averaged over the classes.
+    r"""Return the largest log evidence of the labels per image, averaged over the classes.
 
     For the one-hot column :math:`y` of a class and features :math:`F`, with the prior
     :math:`w \sim N(0, \alpha^{-1} I)` and :math:`y \sim N(F w, \beta^{-1} I)`,
@@ -32,7 +32,7 @@ def logme(features: Tensor, labels: Tensor) -> float:
 
     The paper finds the maximum by a fixed-point iteration. Here :math:`\beta` is eliminated (given
     the ratio :math:`r = \alpha / \beta` its best value has a closed form) and the maximum over the
-    one number that is left is searched for directly: it cannot stop at a lower one.
+    one remaining number is searched for directly: it cannot stop at a lower one.
 
     Args:
         features: Shape ``(N, D)``.

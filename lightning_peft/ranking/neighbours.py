@@ -1,4 +1,4 @@
-"""Nearest neighbours: whether images of a class lie together, without training anything."""
+"""Nearest neighbours: whether images of a class are close to each other, without training."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ CHUNK = 1024
 
 
 def nearest_neighbours(features: Tensor, labels: Tensor, k: int = 5) -> float:
-    """Classify each image by the k others whose features point the same way most.
+    """Classify each image by the k others with the most similar directions of their features.
 
     Leave-one-out: no image votes for itself. The neighbours have one vote each, as in Wu et al.,
-    2018 (https://arxiv.org/abs/1805.01978) without its weights; among classes with as many votes
+    2018 (https://arxiv.org/abs/1805.01978) without its weights; among classes with equal votes
     the one with the larger summed cosine similarity wins.
 
     Args:
         features: Shape ``(N, D)``.
         labels: Shape ``(N,)``.
-        k: Neighbours; where there are fewer other images, all of them.
+        k: Number of neighbours; all other images if there are fewer.
 
     Returns:
         The accuracy, in [0, 1].
@@ -43,7 +43,7 @@ def nearest_neighbours(features: Tensor, labels: Tensor, k: int = 5) -> float:
         similarity = directions[rows] @ directions.T
         similarity[torch.arange(len(rows)), rows] = -torch.inf
         closeness, nearest = similarity.topk(k, dim=1)
-        # the cosines, from -1 to 1, add up to less than half a vote: they only part equals
+        # the cosines, from -1 to 1, add up to less than half a vote: they only break ties
         votes = torch.zeros(len(rows), classes, dtype=values.dtype)
         votes.scatter_add_(1, numbers[nearest], 1 + closeness / (4 * k))
         right += int((votes.argmax(1) == numbers[rows]).sum())

@@ -18,20 +18,20 @@ IMAGES_PER_CLUSTER = 5
 
 
 def nleep(features: Tensor, labels: Tensor, *, clusters: int | None = None, seed: int = 0) -> float:
-    """LEEP of the soft clusters that a Gaussian mixture finds in the features.
+    """Return LEEP with soft clusters of the features from a Gaussian mixture.
 
     The features are reduced to the principal components that hold 80 % of their variance, a mixture
-    of Gaussians is fitted, and the probability of each component takes the place of a source class
-    in :func:`leep`. The Gaussians are axis-parallel in the principal components: full covariances
-    need more images than a task with few labels has.
+    of Gaussians is fitted, and the probabilities of its components replace those of the source
+    classes in :func:`leep`. The Gaussians are axis-parallel in the principal components: full
+    covariances need more images than a task with few labels has.
 
     Li et al., "Ranking Neural Checkpoints", CVPR 2021 (https://arxiv.org/abs/2011.11200).
 
     Args:
         features: Shape ``(N, D)``.
         labels: Shape ``(N,)``.
-        clusters: Components of the mixture; by default 5 a class as in the paper, but no more than
-            one for 5 images, and no fewer than one a class.
+        clusters: Components of the mixture; by default 5 per class as in the paper, but at most one
+            for 5 images, and at least one per class.
         seed: Seed of the mixture's start.
 
     Returns:
@@ -65,7 +65,7 @@ def nleep(features: Tensor, labels: Tensor, *, clusters: int | None = None, seed
 
 
 def leep(probabilities: Tensor, labels: Tensor) -> float:
-    r"""The mean log-likelihood of the labels, predicted through a source model's classes.
+    r"""Return the mean log-likelihood of the labels, predicted from a source model's classes.
 
     .. math::
 
@@ -76,7 +76,7 @@ def leep(probabilities: Tensor, labels: Tensor) -> float:
     Learned Representations", ICML 2020 (https://arxiv.org/abs/2002.12462).
 
     Args:
-        probabilities: What the source model predicts, shape ``(N, Z)``; rows sum to 1.
+        probabilities: Predictions of the source model, shape ``(N, Z)``; rows sum to 1.
         labels: Shape ``(N,)``.
 
     Returns:

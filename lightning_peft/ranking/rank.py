@@ -1,4 +1,4 @@
-"""Ranking backbones by what their frozen features are worth on a task."""
+"""Ranking backbones by how useful their frozen features are for a task."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_peft.errors import DataError, MissingExtraError, near
+from lightning_peft.errors import DataError, near, require
 from lightning_peft.randomness import generator
 from lightning_peft.ranking.candidates import Candidate
-from lightning_peft.ranking.features import Features
 from lightning_peft.ranking.h_score import h_score
 from lightning_peft.ranking.linear_probe import Probe, linear_probe
 from lightning_peft.ranking.logme import logme
@@ -28,28 +27,28 @@ SCORES: dict[str, Callable[[Tensor, Tensor], float]] = {
     "h_score": h_score,
     "nleep": nleep,
 }
-"""The scores beside the probe, by name; of all, higher is better."""
+"""The scores besides the probe, by name; higher is better for all of them."""
 
 BY = ("probe", *SCORES)
-"""What a ranking can go by."""
+"""The criteria of a ranking."""
 
 RESAMPLES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One backbone and what was measured of it.
+    """One backbone with its measurements.
 
     Attributes:
-        label: What the candidate is called.
+        label: The candidate's name.
         parameters: Parameters without the head.
-        milliseconds: An image or text, forward, on this machine.
+        milliseconds: Forward time for one image or text on this machine.
         width: Number of features.
         probe: Cross-validated accuracy of the linear probe, in [0, 1].
         deviation: Its standard deviation over the folds.
-        first: How often its probe is the best one when the images or texts are
-            resampled, in [0, 1].
-        scores: The scores by name; None where its extra is not installed.
+        first: Fraction of resamples of the images or texts in which its probe is the best, in
+            [0, 1].
+        scores: The scores by name.
     """
 
     label: str
@@ -59,10 +58,10 @@ class Row:
     probe: float
     deviation: float
     first: float
-    scores: dict[str, float | None]
+    scores: dict[str, float]
 
-    def value(self, by: str) -> float | None:
-        """What a ranking by this name goes by."""
+    def value(self, by: str) -> float:
+        """Return the value that a ranking by this criterion uses."""
         return self.probe if by == "probe" else self.scores[by]
 
 
@@ -71,12 +70,12 @@ class Ranking:
     """The backbones, the best first.
 
     Attributes:
-        by: What they are ranked by.
+        by: The criterion.
         rows: The backbones.
-        skipped: The candidates that are over a budget or could not be loaded.
-        images: Labelled images or texts.
-        classes: Classes among them.
-        folds: Folds of the cross-validation.
+        skipped: The candidates that exceed a budget or could not be loaded.
+        images: Number of labelled images or texts.
+        classes: Number of classes.
+        folds: Number of folds of the cross-validation.
         noun: ``"images"`` or ``"texts"``.
     """
 
@@ -106,26 +105,27 @@ def rank_candidates(
 
     Args:
         candidates: The backbones.
-        batches_for: Gives the data as a candidate expects it: batches of images ``(B, C, H, W)``,
-            or of what its tokeniser makes of texts, and labels ``(B,)``, of the same images or
-            texts in the same order for all.
-        by: What to rank by: ``"probe"`` or a name of :data:`SCORES`.
-        max_parameters: Leave out backbones of more parameters; nothing of them is loaded.
-        max_milliseconds: Leave out backbones that take longer an image or text on this machine;
+        batches_for: Returns the data for a candidate: batches of images ``(B, C, H, W)``, or of its
+            tokeniser's output, and labels ``(B,)``, with the same images or texts in the same order
+            for all.
+        by: The criterion: ``"probe"`` or a name of :data:`SCORES`.
+        max_parameters: Leave out backbones with more parameters, without loading them.
+        max_milliseconds: Leave out backbones that take longer for an image or text on this machine;
             they are timed before their weights are downloaded.
         folds: Folds of the probe's cross-validation.
         seed: Seed of the folds, of the resampling and of random weights.
-        device: Where the features are computed.
-        told: Called with a line whenever a candidate is done or left out.
-        noun: Whether the backbones are of images (timm) or of texts (Hugging Face).
+        device: The device to compute the features on.
+        told: Called with a line whenever a candidate is finished or left out.
+        noun: Whether the backbones are for images (timm) or texts (Hugging Face).
 
     Returns:
-        The ranking. A candidate that cannot be loaded is among those skipped.
+        The ranking. Candidates that cannot be loaded are among ``skipped``.
 
     Raises:
-        DataError: If there is no such score, or the data does not serve.
-        MissingExtraError: If the score to rank by needs an extra that is not installed.
+        DataError: If there is no such score, or the data is not suitable.
+        MissingExtraError: If scikit-learn is not installed.
     """
+    require("sklearn", "data")  # before any features are computed
     if by not in BY:
         raise DataError(f"There is no score '{by}'. {near(by, BY)}")
     source = BACKBONES_OF[noun]
@@ -148,7 +148,7 @@ def rank_candidates(
             )
         labels = features.labels
         probe = linear_probe(features.values, labels, folds=folds, seed=seed)
-        scores = {name: _score(name, features, needed=name == by) for name in SCORES}
+        scores = {name: score(features.values, labels) for name, score in SCORES.items()}
         probes.append(probe)
         rows.append(
             Row(
@@ -159,24 +159,24 @@ def rank_candidates(
         told(f"{candidate.label}: {100 * probe.accuracy:.1f} % of {len(labels)} {noun}")
     found = chances([probe.correct for probe in probes], seed) if probes else []
     rows = [dataclasses.replace(row, first=first) for row, first in zip(rows, found, strict=True)]
-    rows.sort(key=lambda row: (-_known(row.value(by)), -row.probe, row.parameters))
+    rows.sort(key=lambda row: (-row.value(by), -row.probe, row.parameters))
     images = 0 if labels is None else len(labels)
     classes = 0 if labels is None else len(labels.unique())
     return Ranking(by, tuple(rows), tuple(skipped), images, classes, folds, noun)
 
 
 def chances(correct: Sequence[Tensor], seed: int = 0) -> list[float]:
-    """Resample the images, and count how often each backbone is right most often.
+    """Resample the images, and count how often each backbone has the highest accuracy.
 
     A paired bootstrap (Efron, 1979): all backbones are judged on the same resampled images, so
     images that are hard for all of them do not blur the comparison.
 
     Args:
-        correct: For each backbone, whether it is right on each image, ``(N,)``.
+        correct: Whether each backbone is correct on each image, one ``(N,)`` per backbone.
         seed: Seed of the resampling.
 
     Returns:
-        The part of the resamples in which each is the best; those that tie share one.
+        The fraction of the resamples in which each is the best; ties are shared.
     """
     table = torch.stack(list(correct)).double()  # (backbones, N)
     n = table.shape[1]
@@ -189,16 +189,3 @@ def chances(correct: Sequence[Tensor], seed: int = 0) -> list[float]:
         best = right == right.max()
         wins += best / best.sum()
     return [float(share) for share in wins / RESAMPLES]
-
-
-def _score(name: str, features: Features, *, needed: bool) -> float | None:
-    try:
-        return SCORES[name](features.values, features.labels)
-    except MissingExtraError:
-        if needed:
-            raise
-        return None
-
-
-def _known(value: float | None) -> float:
-    return float("-inf") if value is None else value

@@ -1,4 +1,4 @@
-"""Where backbones of images and of texts come from, and what a candidate comes to."""
+"""The sources of backbones for images and for texts, and the measurement of a candidate."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = ["BACKBONES_OF", "Budgets", "Noun", "Skipped", "Source"]
 Noun = Literal["images", "texts"]
 
 Budgets = tuple[float | None, float | None]
-"""Most parameters, and most milliseconds an image or text."""
+"""The largest number of parameters, and of milliseconds for an image or text."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """A candidate that was left out, and why."""
+    """A candidate that was left out, with the reason."""
 
     label: str
     reason: str
@@ -36,11 +36,11 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where backbones of a kind come from.
+    """A source of backbones for one kind of input.
 
     Attributes:
-        each: What one of its inputs is called.
-        count: Counts the parameters of a backbone by its name.
+        each: The phrase for one input, such as ``"an image"``.
+        count: Returns the number of parameters of a backbone, by its name.
         build: Builds a candidate, frozen; see :func:`build`.
     """
 
@@ -56,7 +56,7 @@ class Source:
         seed: int,
         device: torch.device | str,
     ) -> tuple[Features, int, float] | Skipped:
-        """Give the features, the parameters and the time an input of a candidate, or why not."""
+        """Return a candidate's features, parameters and time for an input, or why it is skipped."""
         most_parameters, most_milliseconds = budgets
         parameters = self.count(candidate.name)
         if most_parameters is not None and parameters > most_parameters:
@@ -70,7 +70,7 @@ class Source:
         try:
             model = self.build(candidate, seed=seed)
         except Exception as error:
-            # a download can fail in as many ways as there are hubs: the others are still ranked
+            # a download can fail in many ways: the others are still ranked
             return Skipped(candidate.label, most_likely_reason(error))
         taken = milliseconds_each(model, inputs, device)
         return extract(model, batches, device), parameters, taken

@@ -17,10 +17,19 @@ from torch import nn
 
 import lightning_peft as lp
 from lightning_peft.cli.config.paths import conf_dir
+from tests.support.fast import nothing_too_small
 from tests.support.runs import Classifier, equal, images, state_of, trainer
 from tests.support.zoo import build, example_input
 
+pytestmark = pytest.mark.usefixtures("fast_forward")
 LAYERS = 8  # of the zoo's ViT: two blocks of qkv, proj, fc1 and fc2
+
+
+@pytest.fixture(scope="module")
+def fast_forward():
+    """It is the fast forward whose memory this is about."""
+    with nothing_too_small():
+        yield
 
 
 def memory_of(model):
@@ -165,7 +174,7 @@ def test_the_callback_and_the_loaders_refuse_it_too(tmp_path):
     assert memory_of(model) == "default"
 
 
-@pytest.mark.parametrize("method", ["bitfit", "dora", "adalora", lp.HF("lora", use_dora=True)])
+@pytest.mark.parametrize("method", ["bitfit", "dora", "adalora"])
 def test_low_is_refused_where_no_layer_is_fast(method):
     model = build("vit")
     before = list(model.state_dict())
@@ -190,6 +199,20 @@ def test_low_is_refused_on_a_backbone_whose_layers_cannot_be_fast():
 
     adaptation = lp.adapt(model, lp.LoRA(rank=2, targets="0"))
     with pytest.raises(lp.MethodError, match="is dilated"):
+        adaptation.set_memory("low")
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"init_lora_weights": "mica"}], ids=str)
+def test_low_is_refused_for_a_variant_of_lora(options):
+    model, method = build("vit"), lp.HF("lora", r=2, **options)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(lp.MethodError, match=r"on this backbone: 0 LoRA .*LinearVariant"):
+        lp.adapt(model, method, memory="low")
+    assert {k: torch.equal(v, before[k]) for k, v in model.state_dict().items()} == dict.fromkeys(
+        before, True
+    )
+    adaptation = lp.adapt(model, method)
+    with pytest.raises(lp.MethodError, match="variant of LoRA"):
         adaptation.set_memory("low")
 
 

@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import lightning_peft as lp
 from lightning_peft.adaptation.plan import on_meta
+from tests.support.fast import nothing_too_small
 from tests.support.zoo import build, example_input
 
 
@@ -79,6 +80,7 @@ def test_activations_are_those_that_autograd_keeps(method):
 
 
 @pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # of torch 2.11
+@nothing_too_small()
 def test_what_is_made_again_is_not_among_them():
     model, inputs = build("vit").train(), example_input("vit")
     planned = {}

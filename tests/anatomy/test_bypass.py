@@ -211,6 +211,84 @@ class Indexed(Base):
         return self.layers[1](F.linear(x, self.layers[0].weight))
 
 
+class Twice(Base):
+    def forward(self, x):
+        return linear(linear(x, self.a.weight), self.b.weight)
+
+
+class ByName(Base):
+    def forward(self, x):
+        return F.linear(x, getattr(self, "a").weight)  # noqa: B009
+
+
+class ByUnknownName(Base):
+    def forward(self, x):
+        return getattr(self, "ab"[x.shape[0] % 2])(F.linear(x, self.a.weight))
+
+
+class ByUnknownIndex(Base):
+    def forward(self, x):
+        x = F.linear(x, self.layers[0].weight)
+        return self.layers[x.shape[0] % 2](x)
+
+
+class EitherOfTwo(Base):
+    def forward(self, x):
+        if x.sum() > 0:  # noqa: SIM108
+            layer = self.a
+        else:
+            layer = self.b
+        return layer(F.linear(x, self.a.weight + self.b.weight))
+
+
+class InAList(Base):
+    def forward(self, x):
+        for layer, other in zip(self.layers, [self.a, self.b], strict=False):
+            x = other(F.linear(x, layer.weight))
+        return x
+
+
+class CallsTheWhole(Base):
+    def __init__(self):
+        super().__init__(sequence=nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+
+    def forward(self, x):
+        return self.sequence(F.linear(x, self.sequence[0].weight))
+
+
+class OnlyAsked(Base):
+    def forward(self, x):
+        if isinstance(self.a, nn.Linear) and hasattr(self.a, "weight"):
+            return F.linear(x, self.a.weight)
+        return x
+
+
+class Changes(Base):
+    def forward(self, x):
+        count = 0
+        for _ in range(x.shape[0]):
+            count += 1
+        return self.a(x) if count > 0 else F.linear(x, self.a.weight)
+
+
+class Table(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(4))
+
+    def added(self, x):
+        return x + self.table
+
+
+class OtherMethod(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Table()
+
+    def forward(self, x):
+        return self.inner.added(x)
+
+
 class Nested(nn.Module):
     def __init__(self):
         super().__init__()
@@ -243,6 +321,16 @@ class Nested(nn.Module):
         (Comprehension(), {"layers.0", "layers.1"}),
         (Handed(), set()),
         (Indexed(), {"layers.0"}),
+        (Twice(), {"a", "b"}),
+        (ByName(), {"a"}),
+        (ByUnknownName(), set()),
+        (ByUnknownIndex(), set()),
+        (EitherOfTwo(), set()),
+        (InAList(), {"layers.0", "layers.1"}),
+        (CallsTheWhole(), set()),
+        (OnlyAsked(), {"a"}),
+        (Changes(), set()),
+        (OtherMethod(), {"inner"}),
         (Nested(), {"inner.a"}),
     ],
     ids=lambda case: type(case).__name__ if isinstance(case, nn.Module) else "",

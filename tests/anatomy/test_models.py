@@ -251,10 +251,10 @@ def test_what_is_named_head_plays_no_role(model_of):
 
 def test_a_head_that_is_not_there_and_one_without_parameters(model_of):
     with pytest.raises(
-        TargetError, match="(?s)'heed' is no module.*'head'.*'pos_drop' has no param"
+        TargetError, match="(?s)'heed' is not a module.*'head'.*'pos_drop' has no param"
     ):
         anatomy(model_of("vit"), head=["heed", "pos_drop"])
-    with pytest.raises(TargetError, match="3 is no name of a module"):
+    with pytest.raises(TargetError, match="3 is not the name of a module"):
         anatomy(model_of("vit"), head=[3])
 
 

@@ -166,13 +166,13 @@ def test_layer_indices(layers, expected):
         ("first:0", "'first:0' is out of range"),
         ("5-12", "'5-12' is out of range"),
         ("5-2", "'5-2' runs backwards"),
-        ("middle:3", "'middle:3' is no choice of layers"),
-        ("", "'' is no choice of layers"),
+        ("middle:3", "'middle:3' is not a choice of layers"),
+        ("", "'' is not a choice of layers"),
         ([], "no layer is chosen"),
-        (True, "True is no index of a layer"),
-        (1.5, "1.5 is no index of a layer"),
-        ([0, 99, "x"], "layer 99 is out of range; 'x' is no choice"),
-        ({"a": 1}, "is no index of a layer"),
+        (True, "True is not the index of a layer"),
+        (1.5, "1.5 is not the index of a layer"),
+        ([0, 99, "x"], "layer 99 is out of range; 'x' is not a choice"),
+        ({"a": 1}, "is not the index of a layer"),
     ],
     ids=str,
 )
@@ -234,7 +234,7 @@ def test_all_problems_at_once(vit):
     lines = str(caught.value)
     for problem in (
         "'nope'",
-        "'re:(' is no regular",
+        "'re:(' is not a regular",
         "'attn' is Attention",
         "'never'",
         "layer 9 is",

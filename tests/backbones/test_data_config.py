@@ -53,7 +53,7 @@ def test_unknown_tag():
 
 
 def test_a_module_that_does_not_say():
-    with pytest.raises(DataError, match=r"Linear does not say .* Give a mapping"):
+    with pytest.raises(DataError, match=r"Linear does not say .* Pass a mapping"):
         data_config(nn.Linear(2, 2))
 
 

@@ -107,7 +107,7 @@ def test_a_connection_around_the_split_is_found():
     with PrefixCache(Net(wiring), say=said.append) as cache:
         cache.backbone(rows())
     # the body alone could be skipped if the stem ran, but nothing before it could
-    assert "reads more of what comes before" in said[0]
+    assert "reads more from the first part" in said[0]
     assert not cache.count.batches
 
 
@@ -119,7 +119,7 @@ def test_a_part_that_mixes_the_samples_of_a_batch_is_found():
     said = []
     with PrefixCache(Net(wiring), say=said.append) as cache:
         cache.backbone(rows())
-    assert "depends on the other samples of its batch" in said[0]
+    assert "depend on the other samples of its batch" in said[0]
 
 
 def test_a_layer_that_computes_otherwise_while_it_is_watched_is_no_reason_against():
@@ -252,7 +252,7 @@ def test_compiled_and_scripted_backbones_are_left_alone():
 
 def test_a_second_cache_is_refused():
     net = Net()
-    with PrefixCache(net), pytest.raises(ValueError, match="has a feature cache already"):
+    with PrefixCache(net), pytest.raises(ValueError, match="already has a feature cache"):
         PrefixCache(net).install()
 
 

@@ -23,6 +23,17 @@ TINY = (
 )
 
 
+def study_in(directory):
+    """Read the study of a search as Optuna itself does, without the package."""
+    import optuna
+
+    path = directory / "study.journal"
+    assert path.is_file()  # Optuna would make it
+    journal = optuna.storages.journal.JournalFileBackend(str(path))
+    storage = optuna.storages.JournalStorage(journal)
+    return optuna.load_study(study_name="search", storage=storage)
+
+
 @pytest.fixture
 def command(tmp_path, monkeypatch, capfd):
     """Run ``lightning-peft`` in an empty directory: ``(status, stdout, stderr)``."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -13,9 +16,10 @@ from torch import nn
 import lightning_peft as lp
 from lightning_peft.adaptation.handle import Adaptation
 from lightning_peft.adaptation.modes import is_held
+from lightning_peft.anatomy import anatomy
 from tests.contract import tuners
 from tests.contract.cases import CASES, REFUSED, Case
-from tests.support.zoo import ZOO, build, example_input, output_of
+from tests.support.zoo import ZOO, build, example_input, output_of, pristine
 
 pytestmark = pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias term")
 
@@ -33,12 +37,12 @@ NOT_MERGEABLE: dict[tuple[str, str], str] = {
     },
     **{("hf:beft", backbone): "Base layer has no bias" for backbone in ("llama", "t5")},
     **{
-        (method, backbone): "has no bias to take the shift"
+        (method, backbone): "has no bias to absorb the shift"
         for method in ("hydra", "repadapter", "ssf")
         for backbone in ("llama", "t5")
     },
     **{
-        ("ssf", backbone): "Conv2d has no bias to take the shift"
+        ("ssf", backbone): "Conv2d has no bias to absorb the shift"
         for backbone in ("resnet", "tv_resnet", "efficientnet")
     },
 }
@@ -78,6 +82,59 @@ def evaluated(model: nn.Module, case: Case) -> torch.Tensor:
         return output_of(model, case.backbone)
 
 
+@functools.cache
+def backbone_output(case_backbone: str) -> torch.Tensor:
+    """Return the output of a backbone that was never adapted.
+
+    It is frozen: torch multiplies in another way by a weight that requires a gradient.
+    """
+    with torch.no_grad():
+        return output_of(build(case_backbone).requires_grad_(False), case_backbone)
+
+
+class Subject:
+    """One case, adapted once and moved, for all promises that only look at it."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.model, self.adaptation = adapted(case)
+        self.at_step_0 = evaluated(self.model, case)
+        self._head = self._head_values()
+        move(self.adaptation)
+        self.moved = evaluated(self.model, case)
+
+    def _head_values(self) -> dict[str, torch.Tensor]:
+        names = self.adaptation.head_names()
+        return {name: self.model.get_parameter(name).detach().clone() for name in names}
+
+    def _set(self, values: dict[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self.model.get_parameter(name).data.copy_(value)
+
+    @contextmanager
+    def with_the_backbones_head(self) -> Iterator[None]:
+        """Undo the move of the head for a while."""
+        moved = self._head_values()
+        self._set(self._head)
+        yield
+        self._set(moved)
+
+
+_last: list[Subject] = []
+
+
+def subject_of(case: Case) -> Subject:
+    """Return the subject of a case: the last one again, or else a new one."""
+    if not _last or _last[0].case != case:
+        _last[:] = [Subject(case)]
+    return _last[0]
+
+
+def forget_subject() -> None:
+    """Let the next promise make its subject anew."""
+    _last.clear()
+
+
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-12))
 
@@ -93,37 +150,34 @@ def test_refused_before_anything_is_changed(case: Case) -> None:
     assert lp.find_adaptation(model) is None
 
 
-@pytest.mark.parametrize("case", marked(PASSING), ids=str)
-def test_step_0_is_the_identity_and_every_parameter_is_accounted_for(case: Case) -> None:
-    pristine = build(case.backbone)
-    expected = evaluated(pristine, case)
-    model, adaptation = adapted(case)
+# the scope makes pytest run all promises of a case one after the other, on one subject
+of_each_case = pytest.mark.parametrize("case", marked(PASSING), ids=str, scope="module")
 
+
+@of_each_case
+def test_step_0_is_the_identity_and_every_parameter_is_accounted_for(case: Case) -> None:
+    backbone, expected = pristine(case.backbone), backbone_output(case.backbone)
+    subject = subject_of(case)
+    model, adaptation, got = subject.model, subject.adaptation, subject.at_step_0
     # up to rounding: fast layers add the update into another product, and torch has a kernel for a
     # weight that requires a gradient and another for one that does not
     if case.label not in NOT_IDENTITY:
-        assert relative(evaluated(model, case), expected) < 3e-6
+        assert relative(got, expected) < 3e-6
 
     trained = set(adaptation.trained_names())
     assert trained == {n for n, p in model.named_parameters() if p.requires_grad}
     assert trained
-    backbone = {n for n, _ in pristine.named_parameters()}
+    own, added = {n for n, _ in backbone.named_parameters()}, set(adaptation.adapter_names())
     renamed = {now: before for before, now in adaptation.base_names.items()}
     for name, _ in model.named_parameters():  # new, or the backbone's own under a known name
-        assert (name in adaptation.adapter_names()) != (renamed.get(name) in backbone)
+        assert (name in added) != (renamed.get(name) in own)
     in_place = {renamed[name] for name in trained if name in renamed}
-    asked = set(case.method.plan(_anatomy(pristine), pristine).train)
-    head = {n for n, _ in pristine.named_parameters() if n.startswith(adaptation.head)}
+    asked = set(case.method.plan(anatomy(backbone), backbone).train)
+    head = {n for n in own if n.startswith(adaptation.head)}
     assert in_place <= asked | (head if adaptation.head else set())
 
 
-def _anatomy(model: nn.Module):
-    from lightning_peft.anatomy import anatomy
-
-    return anatomy(model)
-
-
-@pytest.mark.parametrize("case", marked(PASSING), ids=str)
+@of_each_case
 def test_gradients_reach_everything_trained_and_everything_trained_matters(case: Case) -> None:
     model, adaptation = adapted(case)
     model.eval()  # dropout of some models is on in training mode
@@ -180,11 +234,10 @@ def without_effect(case: Case, name: str) -> bool:
     return any(str(case).startswith(own) and re.search(p, name) for own, p in WITHOUT_EFFECT)
 
 
-@pytest.mark.parametrize("case", marked(PASSING), ids=str)
+@of_each_case
 def test_saved_and_loaded_into_a_fresh_backbone_it_is_bit_equal(case: Case, tmp_path) -> None:
-    model, adaptation = adapted(case)
-    move(adaptation)
-    expected = evaluated(model, case)
+    subject = subject_of(case)
+    model, adaptation, expected = subject.model, subject.adaptation, subject.moved
     adaptation.save(tmp_path / "adapter")
 
     fresh = build(case.backbone)
@@ -195,21 +248,18 @@ def test_saved_and_loaded_into_a_fresh_backbone_it_is_bit_equal(case: Case, tmp_
     handle.load_state_dict(adaptation.state_dict())
     assert torch.equal(evaluated(again, case), expected)
 
-    if any(
-        not p.requires_grad
-        for n, p in model.named_parameters()
-        if n not in adaptation.adapter_names()
-    ):
+    added = set(adaptation.adapter_names())
+    if any(not p.requires_grad for n, p in model.named_parameters() if n not in added):
         other = build(case.backbone, seed=5)
         flags = [p.requires_grad for p in other.parameters()]
         with pytest.raises(lp.BackboneMismatchError, match="trained on another backbone: values"):
             lp.load_adapter(other, tmp_path / "adapter")
         assert lp.find_adaptation(other) is None
         assert [p.requires_grad for p in other.parameters()] == flags
-        assert set(other.state_dict()) == set(build(case.backbone).state_dict())
+        assert set(other.state_dict()) == set(pristine(case.backbone).state_dict())
 
 
-@pytest.mark.parametrize("case", marked(PASSING), ids=str)
+@of_each_case
 def test_merged_it_is_the_same_function_and_then_a_plain_model(case: Case) -> None:
     model, adaptation = adapted(case)
     move(adaptation, 0.03 if (case.label, case.backbone) in FAR else 0.1)
@@ -237,14 +287,15 @@ def test_merged_it_is_the_same_function_and_then_a_plain_model(case: Case) -> No
 
     plain = adaptation.merge_and_unload()
     assert relative(evaluated(plain, case), expected) < 1e-5
-    assert set(plain.state_dict()) == set(build(case.backbone).state_dict())
+    assert set(plain.state_dict()) == set(pristine(case.backbone).state_dict())
     assert lp.find_adaptation(plain) is None
     build(case.backbone).load_state_dict(plain.state_dict())
 
 
-@pytest.mark.parametrize("case", marked(PASSING), ids=str)
+@of_each_case
 def test_disabled_it_is_the_backbone_and_afterwards_as_before(case: Case) -> None:
-    model, adaptation = adapted(case)
+    subject = subject_of(case)
+    model, adaptation = subject.model, subject.adaptation
     if case.method.changes_backbone and not case.method.keeps_original:
         with (
             pytest.raises(lp.MethodError, match="keeps no copy of the original"),
@@ -252,28 +303,23 @@ def test_disabled_it_is_the_backbone_and_afterwards_as_before(case: Case) -> Non
         ):
             pass
         return
-    head = {n: model.get_parameter(n).detach().clone() for n in adaptation.head_names()}
-    move(adaptation)
-    for name, value in head.items():
-        model.get_parameter(name).data.copy_(value)
-    # torch multiplies by a weight in another way where that requires a gradient
-    plain = build(case.backbone).requires_grad_(False)
-    expected, mine = evaluated(plain, case), evaluated(model, case)
-    flags = [p.requires_grad for p in model.parameters()]
-    with adaptation.disabled():
-        assert torch.equal(evaluated(model, case), expected)
+    expected = backbone_output(case.backbone)
+    with subject.with_the_backbones_head():
+        mine = evaluated(model, case)
+        flags = [p.requires_grad for p in model.parameters()]
         with adaptation.disabled():
             assert torch.equal(evaluated(model, case), expected)
-        assert torch.equal(evaluated(model, case), expected)  # the inner one restored what it found
-    assert torch.equal(evaluated(model, case), mine)
-    assert [p.requires_grad for p in model.parameters()] == flags
+            with adaptation.disabled():
+                assert torch.equal(evaluated(model, case), expected)
+            assert torch.equal(evaluated(model, case), expected)  # the inner one restored its find
+        assert torch.equal(evaluated(model, case), mine)
+        assert [p.requires_grad for p in model.parameters()] == flags
 
 
-@pytest.mark.parametrize("case", marked(PASSING), ids=str)
+@of_each_case
 def test_copied_and_pickled_it_lives_on_by_itself(case: Case) -> None:
-    model, adaptation = adapted(case)
-    move(adaptation)
-    expected = evaluated(model, case)
+    subject = subject_of(case)
+    model, adaptation, expected = subject.model, subject.adaptation, subject.moved
     if case.label in NO_WAY_BACK:
         with pytest.raises(AttributeError, match="Can't pickle local object"):
             pickle.dumps(model)

@@ -133,9 +133,9 @@ def test_all_problems_at_once(folder):
     )
     with pytest.raises(
         DataError,
-        match=r"(?s)6 reason.*line 3: 'a/0.png' is in line 2.*line 3: split 'trian'. Did you mean "
-        r"'train'.*line 4: there is no file .*none.png.*line 5: no file.*'two' in column 'v' is "
-        r"no number.*line 4: 'nan'",
+        match=r"(?s)6 reason.*line 3: 'a/0.png' is already in line 2.*line 3: split 'trian'. Did "
+        r"you mean 'train'.*line 4: missing file .*none.png.*line 5: no file.*'two' in column 'v' "
+        r"is not a number.*line 4: 'nan'",
     ):
         read_labels(folder / "labels.csv", folder, task="regression")
 
@@ -152,7 +152,7 @@ def test_many_problems_are_cut(folder):
         ("", r"no column 'file'.*no column of labels"),
         ("fille,label\na/0.png,x", r"no column 'file' in its first line. Did you mean 'fille'"),
         ("file,split\na/0.png,train", r"no column of labels: add one"),
-        ("file,x,x\na/0.png,1,1", r"column 'x' is there 2 times"),
+        ("file,x,x\na/0.png,1,1", r"column 'x' appears 2 times"),
         ("file,label\n", r"no line after the header"),
         ("file,label\na/0.png,\na/1.png,b", r"line 2: no class.*2 or more classes, found b"),
         ("file,tags\na/0.png,x|\na/1.png,", r"2 or more labels, found \['x'\]"),

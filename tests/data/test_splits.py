@@ -67,7 +67,7 @@ def test_more_labels_than_there_are():
 
 
 def test_every_short_class_is_named():
-    with pytest.raises(DataError, match=r"'b' has 1 .*'c' has 0 .*Give these classes more images"):
+    with pytest.raises(DataError, match=r"'b' has 1 .*'c' has 0 .*Add images to these classes"):
         few_labels(
             {0: [0, 1, 2, 3], 1: [4, 5], 2: [6]},
             validation={0: 1, 1: 1, 2: 1},

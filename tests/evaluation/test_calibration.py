@@ -7,15 +7,19 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
-from torchmetrics.functional.classification import binary_calibration_error
 
 from lightning_peft.errors import DataError
 from lightning_peft.evaluation.calibration import (
+    calibration_error,
     confidences,
     expected_error,
     fit_temperature,
+    label_errors,
     reliability,
 )
+from lightning_peft.evaluation.metrics import metric_set, values_of
+from lightning_peft.evaluation.results import Evaluation
+from lightning_peft.evaluation.weighted import statistics_of
 from lightning_peft.randomness import generator
 
 
@@ -27,18 +31,53 @@ def logits(n=400, classes=5, sharpness=3.0):
     return sharpness * scores, labels
 
 
-def test_bins_are_scikit_learns():
+@pytest.mark.parametrize("on_edges", [False, True])
+def test_bins_are_scikit_learns(on_edges):
     random = generator("bins")
     confidence = torch.rand(500, generator=random)
+    if on_edges:  # 0 and 1 among them
+        confidence = (confidence * 16).round() / 16
     right = (torch.rand(500, generator=random) < confidence**2).float()
-    bins = reliability(confidence, right, bins=10)
-    truth, mean = calibration_curve(right.numpy(), confidence.numpy(), n_bins=10)
+    bins = reliability(confidence, right, bins=8)
+    truth, mean = calibration_curve(right.numpy(), confidence.numpy(), n_bins=8)
     np.testing.assert_allclose([b.accuracy for b in bins], truth, atol=1e-6)
     np.testing.assert_allclose([b.confidence for b in bins], mean, atol=1e-6)
     assert sum(b.count for b in bins) == 500
     assert all(b.low <= b.confidence <= b.high for b in bins)
-    expected = binary_calibration_error(confidence, right.int(), n_bins=10)
-    assert expected_error(bins) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_the_error_is_that_of_the_bins_of_scikit_learn():
+    random = generator("error")
+    confidence = torch.rand(300, generator=random).clamp(max=0.95)
+    confidence[:20] = 1.0
+    right = (torch.rand(300, generator=random) < confidence**2).float()
+    weights = torch.randint(4, (3, 300), generator=random)
+    weights[0] = 1
+    found = calibration_error(confidence, right, weights.double())
+    assert found[0] == pytest.approx(float(calibration_error(confidence, right)))
+    for row, counts in zip(found, weights, strict=True):
+        p, y = (part.repeat_interleave(counts).double().numpy() for part in (confidence, right))
+        truth, mean = calibration_curve(y, p, n_bins=15)
+        count = np.histogram(p, np.linspace(0, 1, 16))[0]
+        expected = np.sum(np.abs(truth - mean) * count[count > 0]) / len(p)
+        assert float(row) == pytest.approx(expected, abs=1e-9)
+
+
+def test_certain_predictions_have_one_error_wherever_it_is_said():
+    # 5 that are certain, of which 4 are right, and 5 that are sure by 95 %: all in the last bin
+    p = torch.tensor([1.0] * 5 + [0.95] * 5)
+    y = torch.tensor([0] + [1] * 9)
+    metrics = metric_set("binary")
+    metrics.update(p, y)
+    evaluation = Evaluation({}, task="binary", outputs=p.double().logit()[:, None], targets=y)
+    found = [
+        float(values_of(metrics)["ece"]),
+        evaluation.calibration_error(),
+        expected_error(reliability(p, y)),
+        label_errors(p[:, None], y[:, None])[0],
+        float(statistics_of("binary", p[:, None], y, 2)(torch.ones(1, 10).double())["ece"]),
+    ]
+    assert found == pytest.approx([0.075] * 5, abs=1e-6)
 
 
 def test_certainty_is_in_the_last_bin_and_empty_bins_are_left_out():

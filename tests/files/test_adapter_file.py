@@ -222,7 +222,7 @@ def test_a_full_disk_leaves_both_files_as_they_were(name, calls, tmp_path, monke
 
 def test_a_full_disk_leaves_an_empty_directory_empty(tmp_path, monkeypatch) -> None:
     full_after(monkeypatch, "fsync", 1)
-    with pytest.raises(lp.AdapterFileError, match="What was there before is left"):
+    with pytest.raises(lp.AdapterFileError, match="The previous files are unchanged"):
         lp.adapt(build("vit"), lp.LoRA(rank=2)).save(tmp_path / "new")
     assert not list((tmp_path / "new").iterdir())
 

@@ -329,7 +329,7 @@ def test_with_dropout_the_gradients_are_those_of_finite_differences(needs):
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"use_dora": True}, "it is a variant of LoRA (default)"),
+        ({"use_dora": True}, "it is a variant of LoRA (DoraLinearVariant)"),
         ({"lora_bias": True}, "its update has a bias"),
     ],
 )

@@ -21,7 +21,7 @@ ARGUMENTS = {
 SAYS = {
     "one_callback.py": "test_accuracy",
     "with_the_mixin.py": "loaded as Digits again",
-    "plain_pytorch.py": "merged, without a trace of the adapter",
+    "plain_pytorch.py": "merged into a plain model",
     "text_classifier.py": "the helicopter over the bay: ",
     "digits_as_folders.py": "1,797 images in digits",
 }

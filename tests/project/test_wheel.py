@@ -11,10 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PLUGINS = "hydra_plugins"
-BUILT_FROM = (
-    *("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"),
-    *("lightning_peft", PLUGINS, "conf"),
-)
+PACKED = ("lightning_peft", PLUGINS, "conf")
+LEFT_OUT = ("tools", "examples", "benchmarks")
+BUILT_FROM = ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", *PACKED, *LEFT_OUT)
 
 
 @pytest.fixture(scope="module")

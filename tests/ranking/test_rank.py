@@ -1,6 +1,7 @@
 """Backbones of a known order come out in that order."""
 
 import dataclasses
+import sys
 
 import pytest
 import timm
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 
 import lightning_peft as lp
 from lightning_peft.errors import DataError, MissingExtraError
-from lightning_peft.ranking import SCORES, Candidate, find_candidates, rank_candidates
+from lightning_peft.ranking import Candidate, find_candidates, rank_candidates
 from lightning_peft.ranking import rank as ranking
 from lightning_peft.ranking.candidates import build, count_parameters, most_likely_reason
 from lightning_peft.ranking.features import extract, milliseconds_each
@@ -151,21 +152,19 @@ def test_all_that_is_wrong_with_candidates_is_told_at_once(tmp_path):
         find_candidates(names)
     text = str(caught.value)
     assert "timm has no model 'resnet81'. Did you mean" in text
-    assert "no pretrained model of timm is called like 'nothing*'" in text
+    assert "no pretrained model of timm matches 'nothing*'" in text
     assert "expected a file of weights at" in text
     with pytest.raises(DataError, match="expected one or more models, got none"):
         find_candidates([])
 
 
-def test_a_score_whose_extra_is_missing_is_left_open_unless_it_is_what_ranks(digits, monkeypatch):
-    def missing(features, labels):
-        raise MissingExtraError("`sklearn` is needed")
+def test_without_scikit_learn_the_extra_is_named_before_anything_is_computed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(MissingExtraError, match=r"`sklearn` is needed.*lightning-peft\[data\]"):
+        rank_candidates([Candidate("glyph_vit")], lambda candidate: pytest.fail("was read"))
 
-    monkeypatch.setitem(SCORES, "nleep", missing)
-    found = rank_candidates([Candidate("glyph_vit")], digits)
-    assert found.rows[0].scores["nleep"] is None
-    with pytest.raises(MissingExtraError, match="sklearn"):
-        rank_candidates([Candidate("glyph_vit")], digits, by="nleep")
+
+def test_a_score_that_there_is_not_is_refused():
     with pytest.raises(DataError, match="There is no score 'logmee'. Did you mean 'logme'"):
         rank_candidates([], digits, by="logmee")
 

@@ -7,6 +7,8 @@ are imported inside the factories: only a test that builds a model pays for its 
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -195,10 +197,17 @@ def hf_vit() -> nn.Module:
 
 
 def tv_resnet() -> nn.Module:
-    """torchvision ResNet of basic blocks, one a stage."""
+    """torchvision ResNet of basic blocks, one a stage; torchvision has no setting for the width."""
     from torchvision.models.resnet import BasicBlock, ResNet
 
-    return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=CLASSES, width_per_group=64)
+    model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=CLASSES)
+    model.inplanes = 16
+    model.conv1 = nn.Conv2d(3, 16, kernel_size=7, stride=2, padding=3, bias=False)
+    model.bn1 = nn.BatchNorm2d(16)
+    for stage, (planes, stride) in enumerate(((16, 1), (16, 2), (32, 2), (32, 2)), 1):
+        setattr(model, f"layer{stage}", model._make_layer(BasicBlock, planes, 1, stride))
+    model.fc = nn.Linear(32, CLASSES)
+    return model
 
 
 def tv_vit() -> nn.Module:
@@ -273,12 +282,9 @@ HEADS: dict[str, tuple[str, ...]] = {
 """The last layers of each model, by hand."""
 
 
-def build(name: str, seed: int = 0) -> nn.Module:
-    """Build a model from a fixed seed, in eval mode, without moving the global random state.
-
-    The last layers get larger weights than their libraries give them (zero or nearly so), for a
-    change of the features to show in the output.
-    """
+@functools.cache
+def pristine(name: str, seed: int = 0) -> nn.Module:
+    """Build a model once a process, to be read and never changed: see `build`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ZOO[name]().eval()
@@ -294,6 +300,15 @@ def build(name: str, seed: int = 0) -> nn.Module:
             assert isinstance(weight, Tensor)
             nn.init.normal_(weight, std=0.5)
     return model
+
+
+def build(name: str, seed: int = 0) -> nn.Module:
+    """Return a model of a fixed seed, in eval mode, without moving the global random state.
+
+    The last layers get larger weights than their libraries give them (zero or nearly so), for a
+    change of the features to show in the output.
+    """
+    return copy.deepcopy(pristine(name, seed))
 
 
 def example_input(name: str, seed: int = 0) -> Tensor | dict[str, Tensor]:

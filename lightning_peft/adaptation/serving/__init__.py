@@ -1,1 +1,1 @@
-"""An adapted model after training: exported, averaged, switched, predicting."""
+"""Adapted models after training: export, averaging, switching between adapters, prediction."""

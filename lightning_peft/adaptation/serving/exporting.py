@@ -1,13 +1,13 @@
-"""A trained model as a file that serves without lightning-peft.
+"""Exporting a trained model to a file that can be used without lightning-peft.
 
-| format | what is written | for |
+| format | content | for |
 |---|---|---|
 | ``safetensors`` | the merged backbone under its own names | timm, transformers |
-| ``adapter`` | the adapter alone, in ``peft``'s format where it has words for it | this, peft |
-| ``torch-export`` | the graph of the model, merged where it can be | torch |
+| ``adapter`` | the adapter alone, in ``peft``'s format if it can express it | this, peft |
+| ``torch-export`` | the graph of the model, merged if it can be | torch |
 | ``onnx`` | the same graph | onnxruntime and others |
 
-Beside each stands a small JSON file that says what the model expects and what it answers.
+A small JSON file beside each describes the inputs and outputs of the model.
 """
 
 from __future__ import annotations
@@ -45,23 +45,23 @@ __all__ = ["FORMATS", "ExportReport", "card_path", "check_format", "export_model
 FORMATS = ("safetensors", "adapter", "torch-export", "onnx")
 CARD_VERSION = 1
 _EXAMPLES = 2
-_TOLERATED = 0.1  # rounding to half precision stays below it; a graph that lost something does not
+_TOLERATED = 0.1  # rounding to half precision stays below it; a wrong graph does not
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
-    """What was written.
+    """The result of an export.
 
     Attributes:
         format: One of :data:`FORMATS`.
         path: The file, or the adapter's directory.
         card: The JSON file beside it.
-        bytes: The size of what was written, without the JSON file.
-        merged: Whether no adapter is left in it.
+        bytes: The size of the export, without the JSON file.
+        merged: Whether the adapter is merged, so that none is left in it.
         output_difference: The largest difference between the output of the file, read back, and
-            that of the model, relative to the largest output; ``None`` where nothing was run.
-        any_batch: Whether it takes any number of samples; of graphs alone in doubt.
-        note: Why it is not as one might expect; empty if it is.
+            that of the model, relative to the largest output; ``None`` if nothing was run.
+        any_batch: Whether it takes any number of samples; only a graph may not.
+        note: Why it differs from what one might expect; empty if it does not.
     """
 
     format: str
@@ -91,21 +91,22 @@ def export_model(
 
     Args:
         model: An adaptation, an adapted backbone, or a plain model.
-        path: The file, or for ``"adapter"`` the directory; what is there is replaced.
+        path: The file, or for ``"adapter"`` the directory; an existing one is replaced.
         format: One of :data:`FORMATS`.
         example_inputs: A batch for the model's forward (a tensor, a tuple of positional or a
-            mapping of keyword arguments); random images where the model says which it expects.
-        preprocessing: How images are prepared; by default what the backbone says of itself.
-        class_names: What the outputs stand for.
-        outputs: How they are read (which the file itself does not do): the task, the temperature,
-            the mean and deviation of numbers.
+            mapping of keyword arguments); by default random images, if the model says
+            which it expects.
+        preprocessing: How images are prepared; by default the backbone's own configuration.
+        class_names: The meaning of each output.
+        outputs: How outputs are read (which the file itself does not do): the task, the
+            temperature, the mean and deviation of numbers.
 
     Returns:
-        What was written, and how near to the model its output is.
+        The written files, and the difference between their output and the model's.
 
     Raises:
         ExportError: If there is no such format, the model cannot be written in it, example inputs
-            are needed and missing, the file cannot be written, or it computes something else.
+            are needed and missing, the file cannot be written, or its output differs.
         AdapterFileError: If an adapter is to be written and it is merged.
         MissingExtraError: For ``"onnx"``, without its packages.
     """
@@ -135,17 +136,17 @@ def export_model(
 
 
 def check_format(format: str) -> None:
-    """Refuse a format that there is not.
+    """Refuse an unknown format.
 
     Raises:
-        ExportError: With near names.
+        ExportError: With similar names.
     """
     if format not in FORMATS:
         raise ExportError(f"there is no format '{format}'. {near(format, FORMATS)}")
 
 
 def card_path(path: Path, format: str) -> Path:
-    """Say where the JSON file of an export stands."""
+    """Return the path of the JSON file of an export."""
     return path / "export.json" if format == "adapter" else path.with_name(f"{path.name}.json")
 
 
@@ -209,7 +210,7 @@ def _write_file(
 
 
 def _merged_copy(network: nn.Module) -> tuple[nn.Module, str]:
-    """Copy a model and fold its adapter in; where that cannot be, say why."""
+    """Copy a model and fold its adapter in; return the copy, and why this failed if it did."""
     twin = copy.deepcopy(network)
     adaptation = find_adaptation(twin)
     if adaptation is None:
@@ -223,8 +224,8 @@ def _merged_copy(network: nn.Module) -> tuple[nn.Module, str]:
 def _save_weights(plain: nn.Module, path: Path) -> None:
     from safetensors.torch import save_file
 
-    # copies: safetensors refuses tensors that share memory, and tied weights have to be found
-    # under each of their names by a plain load_state_dict
+    # copies: safetensors refuses tensors that share memory, and a plain load_state_dict needs tied
+    # weights under each of their names
     state = {n: t.detach().cpu().contiguous().clone() for n, t in plain.state_dict().items()}
     save_file(state, path, metadata={"format": "pt"})
 
@@ -271,13 +272,14 @@ def _examples(
     if format == "safetensors":
         return None
     raise ExportError(
-        f"{format}: expected example_inputs, since {type(network).__name__} does not say what it "
-        "takes: pass a batch for its forward, such as a tensor or a mapping of keyword arguments."
+        f"{format}: expected example_inputs, since {type(network).__name__} does not say which "
+        "inputs it takes: pass a batch for its forward, such as a tensor or a mapping of "
+        "keyword arguments."
     )
 
 
 def _by_name(network: nn.Module, inputs: Any) -> dict[str, Any] | None:
-    """Give inputs under the names of the arguments of the model's forward."""
+    """Return inputs by the names of the arguments of the model's forward, or None."""
     if inputs is None or isinstance(inputs, Mapping):
         return None if inputs is None else dict(inputs)
     given = inputs if isinstance(inputs, tuple) else (inputs,)

@@ -1,4 +1,4 @@
-"""The mean of low-rank updates, at the rank of each of them."""
+"""The mean of low-rank updates, reduced to the rank of a single one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["low_rank_layers", "mean_factors"]
 
 
 def low_rank_layers(adaptation: Adaptation) -> list[tuple[str, str]]:
-    """Name the factors ``A`` and ``B`` of every LoRA layer.
+    """Return the names of the factors ``A`` and ``B`` of every LoRA layer.
 
     Args:
         adaptation: The adapted backbone.
 
     Raises:
-        MethodError: If a layer's update is not ``B A`` alone, or there is no such layer.
+        MethodError: If a layer's update is not exactly ``B A``, or there is no such layer.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -31,7 +31,7 @@ def low_rank_layers(adaptation: Adaptation) -> list[tuple[str, str]]:
         for key in module.lora_A:
             second = module.lora_B[key]
             grouped = getattr(module.get_base_layer(), "groups", 1) != 1
-            if module.lora_magnitude_vector or grouped or not hasattr(second, "weight"):
+            if module.lora_variant or grouped or not hasattr(second, "weight"):
                 other.append(path)
             pairs.append((f"{path}.lora_A.{key}.weight", f"{path}.lora_B.{key}.weight"))
         if len(module.lora_embedding_A):
@@ -48,7 +48,7 @@ def low_rank_layers(adaptation: Adaptation) -> list[tuple[str, str]]:
 def mean_factors(
     firsts: Sequence[Tensor], seconds: Sequence[Tensor], shares: Sequence[float]
 ) -> tuple[Tensor, Tensor, float, float]:
-    """Give the factors of the nearest matrix of rank ``r`` to the mean of ``B A``.
+    """Return the factors of the nearest matrix of rank ``r`` to the mean of ``B A``.
 
     With the members' factors side by side, the mean is one product ``[s1 B1 ...] [A1; ...]``. Two
     QR decompositions leave a square matrix of ``r`` times the number of members between them.
@@ -56,10 +56,10 @@ def mean_factors(
     Args:
         firsts: ``A`` of each member, ``(r, in)``, or ``(r, in, height, width)`` of a convolution.
         seconds: ``B`` of each member, ``(out, r)`` or ``(out, r, 1, 1)``.
-        shares: The share of each.
+        shares: The share of each member.
 
     Returns:
-        ``A`` and ``B``, the norm of what is left out, and the norm of the mean.
+        ``A`` and ``B``, the norm of the difference to the mean, and the norm of the mean.
     """
     rank = firsts[0].shape[0]
     left = torch.cat([s * b.flatten(1).double() for s, b in zip(shares, seconds, strict=True)], 1)

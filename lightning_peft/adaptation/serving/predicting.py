@@ -1,4 +1,4 @@
-"""Classes of image files or texts, a batch at a time; an unreadable file loses no other."""
+"""Predictions for image files or texts, a batch at a time; unreadable files are reported."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ __all__ = ["Prediction", "image_files", "predict_files", "predict_texts"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image or text.
+    """The prediction for one image or text.
 
     Attributes:
-        path: The file; None of a text.
-        classes: The most probable classes, best first; empty where the file was not read.
+        path: The file; None for a text.
+        classes: The most probable classes, best first; empty if the file was not read.
         probabilities: The probability of each.
-        values: The probability of each label, or each number; empty of classes that exclude each
+        values: The probability of each label, or each number; empty for classes that exclude each
             other.
-        error: Why it was not read; empty if it was.
+        error: Why the file was not read; empty if it was.
     """
 
     path: Path | None
@@ -55,7 +55,7 @@ class _Files(Dataset[tuple[int, Tensor | None, str]]):
         try:
             with Image.open(self.paths[index]) as image:
                 return index, self.transform(image.convert(self.mode)), ""
-        except Exception as error:  # PIL raises whatever a broken file leads its decoders to
+        except Exception as error:  # a broken file can make PIL's decoders raise anything
             return index, None, f"{type(error).__name__}: {error}"
 
 
@@ -88,17 +88,17 @@ def predict_files(
     """Predict the classes, labels or numbers of image files, in their order.
 
     Args:
-        model: Images ``(B, C, H, W)`` to outputs ``(B, K)``, in evaluation mode.
+        model: Maps images ``(B, C, H, W)`` to outputs ``(B, K)``; in evaluation mode.
         paths: The files.
-        mode: PIL mode in which they are read, ``"L"`` or ``"RGB"``.
-        transform: PIL image to tensor ``(C, H, W)``, as the model was evaluated with.
-        top: How many classes of each.
+        mode: PIL mode to read them in, ``"L"`` or ``"RGB"``.
+        transform: Maps a PIL image to a tensor ``(C, H, W)``, as in the evaluation of the model.
+        top: Number of classes to return for each.
         batch_size: Images at a time.
-        num_workers: Processes that read.
+        num_workers: Processes that read files.
         outputs: How the outputs are read; a softmax over classes by default.
 
     Yields:
-        One prediction for each file, whether it could be read or not.
+        One prediction for each file, readable or not.
     """
     read = Outputs() if outputs is None else outputs
     device = next(model.parameters()).device
@@ -133,11 +133,11 @@ def predict_texts(
     """Predict the classes or labels of texts, in their order.
 
     Args:
-        model: What ``tokenise`` gives, as keyword arguments, to outputs ``(B, K)``, in evaluation
-            mode.
+        model: Maps the result of ``tokenise``, as keyword arguments, to outputs ``(B, K)``; in
+            evaluation mode.
         texts: The texts.
-        tokenise: Texts to tensors ``(B, T)``, as the model was evaluated with.
-        top: How many classes of each.
+        tokenise: Maps texts to tensors ``(B, T)``, as in the evaluation of the model.
+        top: Number of classes to return for each.
         batch_size: Texts at a time.
         outputs: How the outputs are read; a softmax over classes by default.
 

@@ -1,14 +1,14 @@
-"""Soups: one adapter out of several, by averaging their weights.
+"""Soups: averaging the weights of several adapters into one.
 
 Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves accuracy
 without increasing inference time", ICML 2022 (https://arxiv.org/abs/2203.05482). The members share
-one pretrained backbone and one method; what is averaged is what was trained.
+one pretrained backbone and one method; the trained parameters are averaged.
 
-Averaging the factors of low-rank updates is not averaging the updates: with two members,
+Averaging the factors of low-rank updates does not average the updates: with two members,
 ``mean(B) mean(A)`` has a quarter of each member's update and of their cross terms ``B1 A2`` and
-``B2 A1``. Members of one run are close to each other, and the difference is small; members that
-started from different random ``A`` have nothing in common in the cross terms, and their updates are
-to be averaged instead (:func:`average_updates`).
+``B2 A1``. Members of one run are close to each other, so the difference is small. For members that
+started from different random ``A`` the cross terms are meaningless: average their updates instead
+(:func:`average_updates`).
 """
 
 from __future__ import annotations
@@ -32,23 +32,22 @@ State = Mapping[str, Tensor]
 
 
 def soup(states: Sequence[State], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
-    """Average states entry by entry: the uniform soup, or a weighted one.
+    """Average states entry by entry, uniformly or weighted.
 
-    Sums are computed in float64 and rounded once. Of an entry that is no floating-point number,
-    such as the count of batches that a BatchNorm has seen, the first state's is taken.
+    Sums are computed in float64 and rounded once. An entry without floating-point
+    numbers, such as the batch counter of a BatchNorm, is taken from the first state.
 
     Args:
-        states: Tensors by name, such as :meth:`Adaptation.state_dict` gives.
-        weights: A weight for each state, from 0; they are divided by their sum. The same for all
-            by default.
+        states: Tensors by name, as from :meth:`Adaptation.state_dict`.
+        weights: A weight for each state, from 0; they are divided by their sum. Equal by default.
 
     Returns:
         The average; the states are unchanged.
 
     Raises:
-        CheckpointError: If the states differ in names, shapes or dtypes; everything that does is
+        CheckpointError: If the states differ in names, shapes or dtypes; all differences are
             listed.
-        MethodError: If there is no state, or the weights are none.
+        MethodError: If there is no state, or the weights are invalid.
 
     >>> soup([{"w": torch.tensor([1.0])}, {"w": torch.tensor([4.0])}], [2, 1])
     {'w': tensor([2.])}
@@ -79,8 +78,8 @@ def average_updates(
 
     The average of updates of rank ``r`` has a rank of up to ``r`` times their number. Here it is
     the nearest matrix of rank ``r`` (Eckart and Young, 1936), from a singular value decomposition
-    of the small matrix between the factors; the update itself is never formed. Everything beside
-    the factors, such as the head, is averaged as :func:`soup` does.
+    of the small matrix between the factors; the update itself is never formed. All other tensors,
+    such as the head, are averaged as in :func:`soup`.
 
     Args:
         adaptation: The adapted backbone, for its layers; unchanged.
@@ -88,8 +87,8 @@ def average_updates(
         weights: As for :func:`soup`.
 
     Returns:
-        The state, and the part of the average update that its rank cannot hold: the norm of what is
-        left out by the norm of the whole, over all layers.
+        The state, and the share of the average update that its rank cannot hold: the norm of the
+        rest divided by the norm of the whole, over all layers.
 
     Raises:
         MethodError: If the method is not LoRA on linear layers or ungrouped convolutions.
@@ -113,20 +112,20 @@ def greedy_soup(
     scores: Sequence[float],
     score: Callable[[Sequence[int]], float],
 ) -> tuple[list[int], float]:
-    """Choose members one by one, the best first: who does not lower the score of the soup stays in.
+    """Add candidates one by one, the best first; keep those that do not lower the soup's score.
 
-    Algorithm 1 of Wortsman et al. The score is one of validation; a test set is for the end.
+    Algorithm 1 of Wortsman et al. Use a validation score; the test set must not choose members.
 
     Args:
-        states: The candidates, for their number.
-        scores: The validation score of each by itself; the higher, the better.
-        score: The validation score of the soup of these members (places in ``states``).
+        states: The candidates; only their number is used.
+        scores: The validation score of each candidate alone; higher is better.
+        score: Returns the validation score of the soup of some members (indices into ``states``).
 
     Returns:
-        The members in the order in which they came in, and the score of their soup.
+        The members in the order in which they were added, and the score of their soup.
 
     Raises:
-        MethodError: If there is no candidate, or not one score for each.
+        MethodError: If there is no candidate, or not exactly one score for each.
     """
     if not states or len(states) != len(scores):
         raise MethodError(
@@ -154,12 +153,12 @@ def average_adapters(
     Args:
         model: The backbone that they were trained on; as for :func:`load_adapter`.
         directories: The adapter directories.
-        weights: A weight for each; the same for all by default.
-        of: ``"parameters"`` averages what is stored; ``"updates"`` averages LoRA's updates, see
+        weights: A weight for each; equal by default.
+        of: ``"parameters"`` averages the stored tensors; ``"updates"`` averages LoRA's updates, see
             :func:`average_updates`.
 
     Returns:
-        The adaptation, with the average in it.
+        The adaptation, which holds the average.
 
     Raises:
         MethodError: If they were made with different methods, or there are none.
@@ -205,7 +204,7 @@ def _differences(states: Sequence[State]) -> Iterable[str]:
     first = states[0]
     for number, state in enumerate(states[1:], 2):
         for name in sorted(first.keys() ^ state.keys()):
-            yield f"'{name}' is in member {1 if name in first else number} alone"
+            yield f"'{name}' is only in member {1 if name in first else number}"
         for name in sorted(first.keys() & state.keys()):
             one, two = first[name], state[name]
             if one.shape != two.shape or one.dtype != two.dtype:

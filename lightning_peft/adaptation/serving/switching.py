@@ -1,8 +1,8 @@
-"""Several adapters on one backbone: one held in memory, each request with the adapter it asks for.
+"""Several adapters on one backbone in memory, one of them chosen for each request or sample.
 
-The adapters are of one structure, so that changing them is changing which values the same
-parameters hold: a few pointers, no copy, no new kernel, and exact for every method. A batch whose
-samples want different adapters is run a group at a time.
+The adapters have the same structure, so switching only changes which tensors the parameters point
+to: no copy, no new kernel, and exact for every method. A batch whose samples use different adapters
+is run one adapter at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["AdapterSwitch"]
 
 
 class AdapterSwitch:
-    """Holds several adapters on one backbone and lets each request choose.
+    """Several adapters on one backbone, of which each request chooses one.
 
     ::
 
@@ -35,20 +35,20 @@ class AdapterSwitch:
             logits = backbone(images)
         logits = adapters(images, ["birds", "cars", "birds"])     # one adapter a sample
 
-    The adapters share method, settings, head and whatever else was trained; their heads may have
-    different numbers of classes. Each costs the memory of its own tensors, the backbone is held
-    once. Requests of several threads take turns.
+    The adapters must have the same method, settings and set of trained parameters; only the number
+    of classes of their heads may differ. Each takes the memory of its own tensors, the backbone is
+    held once. Requests from several threads run one after another.
 
     Args:
         backbone: The backbone that all of them were trained on, not yet adapted; changed in place.
         adapters: Adapter directories by name; at least one. The first is active.
-        strict_backbone: Whether another backbone than that of an adapter is an error.
+        strict_backbone: Whether a backbone other than an adapter's own is an error.
 
     Raises:
-        AdapterFileError: If a directory is no adapter, or an adapter is of another structure than
-            the first; all of them are listed, with what differs.
+        AdapterFileError: If a directory is not an adapter, or an adapter has another structure than
+            the first; all of them are listed, with the differences.
         BackboneMismatchError: If one was trained on another backbone.
-        MethodError: If there is none, or the method cannot be applied to this model.
+        MethodError: If there is no adapter, or the method cannot be applied to this model.
     """
 
     def __init__(
@@ -94,20 +94,20 @@ class AdapterSwitch:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The adapters that are held."""
+        """The names of the adapters."""
         return tuple(self._held)
 
     @property
     def active(self) -> str | None:
-        """The adapter that the model computes with at this moment."""
+        """The name of the active adapter."""
         return self._active
 
     def add(self, name: str, directory: str | PathLike[str]) -> None:
-        """Hold one more adapter, or another one under a name that is there and not active.
+        """Add an adapter, or replace one that is not active.
 
         Args:
-            name: What requests call it.
-            directory: Its directory.
+            name: The name for requests.
+            directory: The adapter's directory.
 
         Raises:
             AdapterFileError: As for the class.
@@ -126,7 +126,7 @@ class AdapterSwitch:
                 self._point(before)
 
     def remove(self, name: str) -> None:
-        """Forget an adapter that is not active.
+        """Remove an adapter that is not active.
 
         Raises:
             MethodError: If there is no such adapter, or it is active.
@@ -137,26 +137,26 @@ class AdapterSwitch:
             del self._held[name]
 
     def activate(self, name: str) -> None:
-        """Let the model compute with an adapter from now on.
+        """Make an adapter the active one.
 
         Raises:
-            MethodError: If there is no such adapter, or the one in the model is merged.
+            MethodError: If there is no such adapter, or the active one is merged.
         """
         self._refuse_unknown([name])
         with self._lock:
             if self.adaptation.merged:
                 raise MethodError(
                     "the active adapter is merged into the weights: call adaptation.unmerge() "
-                    "before another one is chosen."
+                    "before switching."
                 )
             if name != self._active:
                 self._point(name)
 
     @contextmanager
     def use(self, name: str) -> Iterator[nn.Module]:
-        """Let the model compute with an adapter inside the context; for inference.
+        """Use an adapter inside the context; for inference.
 
-        Other threads wait until the context is left.
+        Other threads wait until the context ends.
 
         Args:
             name: The adapter.
@@ -178,13 +178,13 @@ class AdapterSwitch:
                     self.activate(before)
 
     def __call__(self, inputs: Any, names: str | Sequence[str]) -> Tensor:
-        """Run a batch whose samples may want different adapters; without gradients.
+        """Run a batch whose samples may use different adapters, without gradients.
 
-        Each group of samples goes through the model with its adapter, as if it came alone.
+        The samples of each adapter go through the model as a batch of their own.
 
         Args:
             inputs: A tensor, a tuple of positional or a mapping of keyword arguments of the model's
-                forward; the first size of each tensor is B.
+                forward; the first dimension of each tensor is B.
             names: The adapter of each sample, B names; or one for all.
 
         Returns:
@@ -192,7 +192,7 @@ class AdapterSwitch:
 
         Raises:
             MethodError: If there are not as many names as samples, an adapter is unknown, or the
-                outputs are of different shapes, as those of heads for other numbers of classes.
+                outputs have different shapes, as from heads with other numbers of classes.
         """
         found = self.groups(inputs, names)
         outputs = [output for _, output in found.values()]
@@ -200,17 +200,17 @@ class AdapterSwitch:
             shapes = ", ".join(f"{n} {tuple(o.shape[1:])}" for n, (_, o) in found.items())
             raise MethodError(
                 f"expected outputs of one shape for one batch, got those of {shapes}. Call "
-                "groups(), which gives the output of each adapter by itself."
+                "groups(), which returns the output of each adapter separately."
             )
         order = torch.cat([index for index, _ in found.values()])
         return torch.cat(outputs)[order.argsort().to(outputs[0].device)]
 
     def groups(self, inputs: Any, names: str | Sequence[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Run a batch as :meth:`__call__` does and give the output of each adapter by itself.
+        """Run a batch like :meth:`__call__`, and return the output of each adapter separately.
 
         Returns:
-            For each adapter that was asked for, the places of its samples in the batch ``(G,)``,
-            and their output ``(G, ...)``.
+            For each requested adapter, the indices of its samples in the batch ``(G,)``, and their
+            output ``(G, ...)``.
 
         Raises:
             MethodError: If there are not as many names as samples, or an adapter is unknown.
@@ -232,12 +232,12 @@ class AdapterSwitch:
         return found
 
     def _hold(self, name: str, stored: StoredAdapter) -> None:
-        """Verify an adapter against the model, in which no adapter is active, and keep it."""
+        """Check an adapter against the model, in which no adapter is active, and keep it."""
         own = self.adaptation
         state = stored.state_for(own.model, own.method, own.head, own.state_names())
         for key in (self.adaptation.state_names() | state.keys()) & self._tensors.keys():
             self._originals.setdefault(key, self._tensor(key).data)
-        # a head for another number of classes is the one thing that may be of another shape
+        # only the head may have another shape, for another number of classes
         resized = [
             key
             for key in self.adaptation.head_names() & state.keys()
@@ -250,15 +250,15 @@ class AdapterSwitch:
         finally:
             for key in resized:
                 self._tensor(key).data = self._originals[key]
-        # memory of our own: that of the file is aligned otherwise, and kernels round by alignment
+        # a copy: the file's memory has another alignment, and kernels round by alignment
         self._held[name] = {
             key: self._originals[key].new_empty(tensor.shape).copy_(tensor)
             for key, tensor in state.items()
         }
 
     def _point(self, name: str | None) -> None:
-        """Let the parameters hold the values of an adapter; of none, what they held at first."""
-        if self._active is not None:  # they may have moved to another device since
+        """Point the parameters to the tensors of an adapter, or to the original ones for None."""
+        if self._active is not None:  # they may have moved to another device
             for key in self._held[self._active]:
                 self._held[self._active][key] = self._tensor(key).data
         values = {} if name is None else self._held[name]
@@ -283,13 +283,13 @@ class AdapterSwitch:
     def _refuse_active(self, name: str, what: str) -> None:
         if name == self._active:
             raise MethodError(
-                f"expected an adapter that is not active to be {what}, got '{name}', which is: "
-                "activate another one first."
+                f"expected an adapter that is not active to be {what}, got '{name}', which is "
+                "active: activate another one first."
             )
 
 
 def _owners(model: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
-    """Say which dictionary holds each parameter and buffer."""
+    """Return the dictionary and key that hold each parameter and buffer, by name."""
     found: dict[str, tuple[dict[str, Any], str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         for holder in (module._parameters, module._buffers):
@@ -300,7 +300,7 @@ def _owners(model: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
 
 
 def _refuse_different(first: StoredAdapter, others: Mapping[str, StoredAdapter]) -> None:
-    """Refuse adapters that are not of the structure of the first, all of them at once."""
+    """Refuse adapters with another structure than the first, all of them at once."""
     problems = []
     for name, stored in others.items():
         found = []
@@ -320,7 +320,7 @@ def _refuse_different(first: StoredAdapter, others: Mapping[str, StoredAdapter])
         raise AdapterFileError(
             f"expected adapters of one structure, that of {first.path}: "
             + "; ".join(problems)
-            + ". Hold each structure on a backbone of its own."
+            + ". Use a separate backbone for each structure."
         )
 
 
@@ -330,13 +330,13 @@ def _batch_size(inputs: Any) -> int:
     sizes = {len(value) for value in values if isinstance(value, Tensor) and value.ndim}
     if len(sizes) != 1:
         raise MethodError(
-            f"expected tensors of one number of samples, got {sorted(sizes) or 'no tensor'}."
+            f"expected tensors with the same number of samples, got {sorted(sizes) or 'no tensor'}."
         )
     return int(sizes.pop())
 
 
 def _chosen(inputs: Any, index: Tensor | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Choose samples of a batch; all of them without an index, and then nothing is copied."""
+    """Select samples of a batch; without an index all of them, and nothing is copied."""
 
     def choose(value: Any) -> Any:
         if index is None or not isinstance(value, Tensor) or not value.ndim:

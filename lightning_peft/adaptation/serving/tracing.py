@@ -1,4 +1,4 @@
-"""A model as a graph in a file: ``torch.export`` and ONNX."""
+"""Writing a model as a graph: ``torch.export`` and ONNX."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ONNX_LIMIT = 2_000_000_000
 """Bytes of weights that one ONNX file can hold: protobuf's limit, rounded down."""
 
 OUTPUT = "output"
-"""What an ONNX file calls its output."""
+"""The name of the output in an ONNX file."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Trace:
     Attributes:
         program: The exported program.
         inputs: Example inputs by name, as they were traced.
-        any_batch: Whether the graph takes any number of samples, or only that of the examples.
+        any_batch: Whether the graph takes any number of samples, not only that of the examples.
     """
 
     program: torch.export.ExportedProgram
@@ -40,7 +40,7 @@ class Trace:
 
     def write_torch_export(self, path: Path) -> None:
         """Write a ``.pt2`` file."""
-        with path.open("wb") as file:  # by its name, it would have to end in .pt2
+        with path.open("wb") as file:  # given a path, torch requires the suffix .pt2
             torch.export.save(self.program, file)
 
     def write_onnx(self, path: Path) -> None:
@@ -73,11 +73,11 @@ class Trace:
 def trace(model: nn.Module, inputs: Mapping[str, Any], *, positional: bool) -> Trace:
     """Trace a model in evaluation mode.
 
-    Where the model allows it, the graph takes any number of samples, and of integer inputs
-    ``(B, L)`` (the tokens of a text) any length.
+    If the model allows it, the graph takes any number of samples, and any length of integer inputs
+    ``(B, L)`` (the tokens of a text).
 
     Args:
-        model: The model; its modes are put back.
+        model: The model; its modes are restored.
         inputs: Example inputs by the names of the arguments of its forward.
         positional: Whether the graph is called by position or by these names.
 
@@ -87,17 +87,17 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], *, positional: bool) -> T
     Raises:
         ExportError: If ``torch.export`` cannot follow the model.
     """
-    # torch.export takes a dimension of 0 or 1 for a constant
+    # torch.export treats a dimension of 0 or 1 as a constant
     several = {name: _at_least_two(value) for name, value in inputs.items()}
     modes = [(module, module.training) for module in model.modules()]
-    # graphs know no output classes and no caches; a hook leaves the names of the arguments alone
+    # graphs support no output classes and no caches; a hook keeps the names of the arguments
     hook = model.register_forward_hook(lambda module, args, output: first_tensor(output))
     model.eval()
     try:
         try:
             program, any_batch = _export(model, several, positional, _free_sizes(several)), True
-        except Exception:  # whatever a model does with its sizes; the second try says if it is that
-            # copies: torch.export has marked the tensors of the first try
+        except Exception:  # perhaps the model's use of sizes; the second try tells
+            # copies: torch.export marked the tensors of the first try
             exact = {k: v.clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}
             program, any_batch = _export(model, exact, positional, None), False
     except Exception as error:
@@ -114,7 +114,7 @@ def trace(model: nn.Module, inputs: Mapping[str, Any], *, positional: bool) -> T
 
 
 def run_torch_export(path: Path, inputs: Mapping[str, Any], *, positional: bool) -> Tensor:
-    """Load a ``.pt2`` file and run it; gives its output, in float32 on the CPU."""
+    """Load a ``.pt2`` file and run it; return its output, in float32 on the CPU."""
     with path.open("rb") as file:
         program: Callable[..., Tensor] = torch.export.load(file).module()
     with torch.no_grad():
@@ -123,7 +123,7 @@ def run_torch_export(path: Path, inputs: Mapping[str, Any], *, positional: bool)
 
 
 def run_onnx(path: Path, inputs: Mapping[str, Any]) -> Tensor:
-    """Load an ``.onnx`` file into onnxruntime and run it; gives its output, in float32 on the CPU.
+    """Load an ``.onnx`` file into onnxruntime and run it; return its output, in float32 on the CPU.
 
     Raises:
         MissingExtraError: Without ``onnxruntime``.
@@ -141,7 +141,7 @@ def _export(
     args = tuple(inputs.values()) if positional else ()
     kwargs = None if positional else inputs
     with torch.no_grad(), warnings.catch_warnings():
-        # what a module notes down during its forward is not part of the graph, and need not be
+        # attributes that a module sets during its forward are not part of the graph
         warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during")
         return torch.export.export(model, args, kwargs=kwargs, dynamic_shapes=sizes)
 
@@ -153,7 +153,7 @@ def _at_least_two(value: Any) -> Any:
 
 
 def _free_sizes(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Say which sizes may vary: the first of every tensor, and the length of a text."""
+    """Return which sizes may vary: the first of every tensor, and the length of a text."""
     free: dict[str, Any] = {}
     for name, value in inputs.items():
         free[name] = None
@@ -166,7 +166,7 @@ def _free_sizes(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Leave out what the exporter says about itself."""
+    """Silence the exporter's messages about itself."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,7 +1,6 @@
-"""A small interpreter that follows the source of a module's forward without running it.
+"""Finding what a module's forward reads and calls, from its source, without running it.
 
-It notes whose weights the forward reads and which modules it calls. `values` is what it knows of
-values, `source` finds the syntax trees, `expressions` evaluates, `reader` follows statements.
+`values` evaluates expressions as far as possible and finds functions, `reader` follows them.
 """
 
 from __future__ import annotations

@@ -1,160 +1,231 @@
-"""Follow the statements of a module's forward and of what it calls."""
+"""Following the statements of a module's forward and of the functions that it calls."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
 
-from lightning_peft.anatomy.source.expressions import Evaluator
-from lightning_peft.anatomy.source.functions import class_of, code_of, method_of, tree_of
 from lightning_peft.anatomy.source.values import (
     UNKNOWN,
     Method,
-    OneOf,
-    Scope,
+    View,
     Weight,
-    either,
-    items_of,
-    truth_of,
+    evaluate,
+    method_of,
+    tree_of,
 )
+from lightning_peft.anatomy.tree import is_container, unwrap
 
 __all__ = ["Reader"]
 
+Scope = dict[str, Any]
 _DEPTH = 12
+_GLOBALS, _WITHIN = "<globals>", "<within>"  # entries of a scope besides the names of the function
+
+# Attributes that do not use a tensor's values: `x.to(self.wo.weight.dtype)`.
+_METADATA = frozenset(
+    (
+        *("dtype", "device", "shape", "ndim", "size", "dim", "numel", "nelement", "element_size"),
+        *("requires_grad", "layout", "is_cuda", "is_meta", "is_sparse", "is_quantized", "stride"),
+        *("is_floating_point", "is_contiguous", "data_ptr", "untyped_storage", "type"),
+    )
+)
+_LOOKS_ONLY = frozenset({"isinstance", "hasattr", "callable", "type", "id", "len", "print", "repr"})
 
 
-class Reader(Evaluator):
-    """What the forward of one module reads and calls; see `Evaluator` for the attributes.
+class Reader:
+    """The weights that the forward of one module reads, and the modules that it calls.
 
-    A condition that can be told from the module's attributes leaves one branch, any other leaves
-    both. Loops are followed once, for all their elements together.
+    A condition that the module's attributes decide (`if self.q_bias is None`) leaves one branch,
+    any other leaves both.
 
     Args:
-        module: The module. Its class's forward is read, whatever stands in the instance.
+        module: The module. The forward of its class is read, even if the instance has another.
+
+    Attributes:
+        reads: The weight's name for each other module (by `id`) whose weight is used as a tensor.
+        calls: The modules (by `id`) that are called, or passed to something that may call them.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        super().__init__(module)
-        self._active: list[tuple[CodeType, nn.Module | None]] = []
-        self._done: set[tuple[object, ...]] = set()
-        forward = method_of(type(module), "forward")
-        if isinstance(forward, FunctionType):
-            self.enter(Method(module, forward), [], {})
+        self.reads: dict[int, str] = {}
+        self.calls: set[int] = set()
+        self._module = module
+        self._active: list[CodeType] = []
+        self._done: set[tuple[CodeType, str]] = set()
+        forward = method_of(View(module, {}), "forward")
+        if forward is not None:
+            self._enter(forward, [], {})
 
-    def enter(self, function: Method | FunctionType, args: list[Any], kwargs: Scope) -> bool:
-        """Follow a function; False if its source is not there."""
-        owner = function.owner if isinstance(function, Method) else None
-        found = code_of(function.function if isinstance(function, Method) else function)
-        tree = tree_of(found[0]) if found is not None else None
-        if found is None or tree is None:
+    def _enter(self, callee: Method | FunctionType, args: Sequence[Any], named: Scope) -> bool:
+        """Follow a function; return False if its source is not available."""
+        function = callee.function() if isinstance(callee, Method) else callee
+        tree = None if function is None else tree_of(function.__code__)
+        if function is None or tree is None:
             return False
-        code, names = found
-        if any(code is running for running, _ in self._active) or len(self._active) >= _DEPTH:
+        code = function.__code__
+        if code in self._active or len(self._active) >= _DEPTH:
             return True
-        if isinstance(function, Method) and not function.static:
-            args = [function.owner, *args]
-        scope: Scope = {"": names}
-        parameters = [*tree.args.posonlyargs, *tree.args.args]
-        given = dict(zip((p.arg for p in parameters), args, strict=False)) | kwargs
-        for parameter in [*parameters, *tree.args.kwonlyargs]:
-            scope[parameter.arg] = given.pop(parameter.arg, UNKNOWN)
-        for rest in (tree.args.vararg, tree.args.kwarg):
-            if rest is not None:
-                scope[rest.arg] = UNKNOWN
-        for value in (*args[len(parameters) :], *given.values()):
-            self.note(value)  # into *args and **kwargs, where it is lost from sight
-        ours = [v for k, v in scope.items() if k and isinstance(v, (nn.Module, Weight, OneOf))]
-        key = (code, *(id(value) for value in ours if isinstance(value, nn.Module)))
-        if key in self._done and all(isinstance(value, nn.Module) for value in ours):
-            return True
-        self._done.add(key)
-        self._active.append((code, owner))
-        self._body(tree.body, scope)
-        self._active.pop()
+        within = callee if isinstance(callee, Method) else None
+        if within is not None and not isinstance(within.found, staticmethod):
+            args = [UNKNOWN if isinstance(within.found, classmethod) else within.owner, *args]
+        positional = [*tree.args.posonlyargs, *tree.args.args]
+        given = dict(zip((p.arg for p in positional), args, strict=False)) | named
+        scope = {name: given.pop(name, UNKNOWN) for name in _own_names(tree)}
+        self._note([*args[len(positional) :], *given.values()])  # in *args they cannot be followed
+        key = (code, repr(scope))
+        if key not in self._done:
+            self._done.add(key)
+            self._active.append(code)
+            self._body(tree.body, scope | {_GLOBALS: function.__globals__, _WITHIN: within})
+            self._active.pop()
         return True
 
-    def bind(self, target: ast.expr, value: Any, scope: Scope) -> None:
-        """Assign a value to a name, or its parts to several."""
-        if isinstance(value, OneOf) and len(value.options) == 1:
-            value = value.options[0]
-        if isinstance(target, ast.Name):
-            scope[target.id] = value
-        elif isinstance(target, (ast.Tuple, ast.List)):
-            values = value if isinstance(value, tuple) else ()
-            for index, part in enumerate(target.elts):
-                self.bind(part, values[index] if index < len(values) else UNKNOWN, scope)
-        else:
-            self.note(value)  # into an attribute or an element, where it is lost from sight
+    def _note(self, value: Any) -> None:
+        """Record the use of a value: a weight is read, a module may be called."""
+        if isinstance(value, Weight):
+            owner = value.weight_owner.viewed_module
+            if owner is not self._module and self.reads.get(id(owner)) != "weight":
+                self.reads[id(owner)] = value.weight_name
+        elif isinstance(value, View):
+            module = value.viewed_module
+            self.calls.add(id(module))
+            if is_container(module) or module is self._module:
+                self.calls.update(id(unwrap(child)) for child in module.children())
+        elif isinstance(value, Method):
+            self._enter(value, [], {})
+        elif isinstance(value, (tuple, list)):
+            for part in value:
+                self._note(part)
 
-    def super_method(self, name: str, scope: Scope) -> Any:
-        """Find the method that `super()` has under a name."""
-        code, owner = self._active[-1]
-        place = class_of(type(owner), code) if owner is not None else None
-        found = method_of(type(owner), name, after=place) if place is not None else None
-        if isinstance(found, FunctionType) and owner is not None:
-            return Method(owner, found)
-        return UNKNOWN
+    def _value(self, node: ast.AST | None, scope: Scope) -> Any:
+        """Return what is known of an expression, without recording uses."""
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Call):
+            within = scope[_WITHIN] if ast.unparse(node.value.func) == "super" else None
+            found = within and method_of(within.owner, node.attr, after=within.place)
+            if found is not None:
+                return found
+        return evaluate(
+            node, lambda name: scope[name] if name in scope else scope[_GLOBALS].get(name, UNKNOWN)
+        )
+
+    def _taken(self, node: ast.AST | None, scope: Scope) -> Any:
+        """Return what is known of an expression; if nothing is, record the use of its parts."""
+        value = self._value(node, scope)
+        if value is UNKNOWN and node is not None:
+            self._use(node, scope)
+        return value
+
+    def _use(self, node: ast.AST, scope: Scope) -> None:
+        """Record what an expression uses."""
+        value = self._value(node, scope)
+        if isinstance(node, ast.Call):
+            self._call(node, scope)
+        elif value is not UNKNOWN:
+            self._note(value)
+        elif isinstance(node, ast.Attribute):
+            base = self._taken(node.value, scope)
+            found = method_of(base, node.attr) if isinstance(base, View) else None
+            if found is not None and isinstance(found.found, property):
+                self._enter(found, [], {})
+            elif isinstance(base, Weight) and node.attr not in _METADATA:
+                self._note(base)  # `weight.t()`, `weight.data`: its values
+        elif isinstance(node, ast.IfExp) and self._value(node.test, scope) is not UNKNOWN:
+            self._use(node.body if self._value(node.test, scope) else node.orelse, scope)
+        else:
+            inner = scope | dict.fromkeys(_own_names(node), UNKNOWN)
+            for child in ast.iter_child_nodes(node):
+                self._use(child, inner)
+
+    def _call(self, node: ast.Call, scope: Scope) -> None:
+        """Follow a call; arguments of code that cannot be followed count as used."""
+        callee = self._taken(node.func, scope)
+        args = [self._taken(arg, scope) for arg in node.args]
+        named = {word.arg or "": self._taken(word.value, scope) for word in node.keywords}
+        given = [*args, *named.values()]
+        if isinstance(node.func, ast.Name) and node.func.id in _LOOKS_ONLY:
+            return
+        if isinstance(callee, Method):
+            if callee.name == "forward" and callee.owner.viewed_module is not self._module:
+                callee = callee.owner
+            elif self._enter(callee, args, named):
+                return
+        elif isinstance(callee, FunctionType) and not callee.__module__.startswith("torch."):
+            ours = any(isinstance(value, (View, Weight, list, tuple)) for value in given)
+            if ours and self._enter(callee, args, named):
+                return
+        self._note([callee, *given])
 
     def _body(self, statements: list[ast.stmt], scope: Scope) -> bool:
-        """Follow statements; True if they surely return or raise."""
+        """Follow statements; return True if they certainly return or raise."""
         return any(self._statement(statement, scope) for statement in statements)
 
-    def _statement(self, node: ast.stmt, scope: Scope) -> bool:
+    def _statement(self, node: ast.AST, scope: Scope) -> bool:
         if isinstance(node, ast.If):
             return self._if(node, scope)
         if isinstance(node, ast.Return):
-            if node.value is not None:
-                self.use(node.value, scope)
+            self._note(self._taken(node.value, scope))
             return True
         if isinstance(node, ast.Raise):
-            return True  # what an error message reads is not what the forward computes with
-        if isinstance(node, ast.Assign):
-            value = self.evaluate(node.value, scope)
-            for target in node.targets:
-                self.bind(target, value, scope)
-        elif isinstance(node, ast.AnnAssign):
-            if node.value is not None:
-                self.bind(node.target, self.evaluate(node.value, scope), scope)
-        elif isinstance(node, (ast.For, ast.AsyncFor)):
-            items = items_of(self.evaluate(node.iter, scope))
-            iterated = isinstance(items, OneOf)
-            self.bind(node.target, items if iterated else UNKNOWN, scope)
-            self._body(node.body, scope)
+            return True  # the forward does not compute with what an error message reads
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            value = self._taken(node.value, scope)
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                self._bind(target, value, scope)
+        elif isinstance(node, ast.For):
+            items = self._taken(node.iter, scope)
+            for item in items if isinstance(items, (list, tuple, View)) else [UNKNOWN]:
+                self._bind(node.target, item, scope)
+                self._body(node.body, scope)
             self._body(node.orelse, scope)
-        elif isinstance(node, (ast.With, ast.AsyncWith)):
+        elif isinstance(node, ast.With):
             for item in node.items:
-                self.use(item.context_expr, scope)
+                self._use(item.context_expr, scope)
             return self._body(node.body, scope)
         elif isinstance(node, ast.FunctionDef):
-            arguments = {argument.arg: UNKNOWN for argument in node.args.args}
-            self._body(node.body, dict(scope) | arguments)
-        elif not isinstance(node, (ast.Assert, ast.ClassDef, ast.Import, ast.ImportFrom)):
-            self._parts(node, scope)
+            self._body(node.body, scope | dict.fromkeys(_own_names(node), UNKNOWN))
+        elif not isinstance(node, (ast.Assert, ast.ClassDef)):
+            for child in ast.iter_child_nodes(node):  # of a while, a try, a match, an expression
+                (self._use if isinstance(child, ast.expr) else self._statement)(child, scope)
+            if isinstance(node, ast.AugAssign):
+                self._bind(node.target, UNKNOWN, scope)
         return False
 
-    def _parts(self, node: ast.AST, scope: Scope) -> None:
-        """Follow what is in a while, a try, a match, an augmented assignment, an expression."""
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.stmt):
-                self._statement(child, scope)
-            elif isinstance(child, ast.expr):
-                self.use(child, scope)
-            else:
-                self._parts(child, scope)
+    def _bind(self, target: ast.expr, value: Any, scope: Scope) -> None:
+        """Assign a value to a name, or its parts to several."""
+        if isinstance(target, ast.Name):
+            scope[target.id] = value
+        elif isinstance(target, (ast.Tuple, ast.List)):
+            fits = isinstance(value, (list, tuple)) and len(value) == len(target.elts)
+            for index, part in enumerate(target.elts):
+                self._bind(part, value[index] if fits else UNKNOWN, scope)
+        else:
+            self._note(value)  # in an attribute or an element it cannot be followed
 
     def _if(self, node: ast.If, scope: Scope) -> bool:
-        test = truth_of(self.evaluate(node.test, scope))
-        if test is not None:
+        test = self._taken(node.test, scope)
+        if test is not UNKNOWN:
             return self._body(node.body if test else node.orelse, scope)
         branches = [dict(scope), dict(scope)]
-        ends = [
-            self._body(body, branch)
-            for body, branch in zip((node.body, node.orelse), branches, strict=True)
-        ]
-        open_ends = [b for b, end in zip(branches, ends, strict=True) if not end] or branches
-        for name in {name for branch in open_ends for name in branch} - {""}:
-            scope[name] = either(branch.get(name, UNKNOWN) for branch in open_ends)
+        ends = [self._body(b, s) for b, s in zip((node.body, node.orelse), branches, strict=True)]
+        kept = [branch for branch, end in zip(branches, ends, strict=True) if not end] or branches
+        for name in {name for branch in kept for name in branch}:
+            values = [branch.get(name, UNKNOWN) for branch in kept]
+            scope[name] = values[0]
+            if any(value is not values[0] for value in values):
+                self._note(values)  # it is not known which of them is used
+                scope[name] = UNKNOWN
         return all(ends)
+
+
+def _own_names(node: ast.AST) -> list[str]:
+    """Return the names that a function, a lambda or a comprehension binds."""
+    if isinstance(node, (ast.Lambda, ast.FunctionDef)):
+        return [part.arg for part in ast.walk(node.args) if isinstance(part, ast.arg)]
+    targets = [loop.target for loop in getattr(node, "generators", ())]
+    parts = [part for target in targets for part in ast.walk(target)]
+    return [part.id for part in parts if isinstance(part, ast.Name)]

@@ -1,1 +1,1 @@
-"""The commands beside training, one a file."""
+"""The commands other than training, one per file."""

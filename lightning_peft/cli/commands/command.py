@@ -1,4 +1,4 @@
-"""What every command beside training does: parse its words, serve them, say what was wrong."""
+"""Steps of every command other than training: parse its words, serve it, print its errors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["add_calibrated", "run_command"]
 
 
 def add_calibrated(parser: argparse.ArgumentParser) -> None:
-    """Let a command that reads a run's outputs be told of its temperature."""
+    """Add ``--calibrated`` to a command that reads the outputs of a run."""
     parser.add_argument(
         "--calibrated",
         action=argparse.BooleanOptionalAction,
-        help="divide the logits by the run's temperature, refused where it has none; by default as "
-        "its test did (calibrate=temperature)",
+        help="divide the logits by the temperature of the run (an error if it has none); by "
+        "default as in its test (calibrate=temperature)",
     )
 
 
@@ -32,8 +32,8 @@ def run_command(
     Args:
         parser: Reads the words after the command.
         args: The words.
-        serve: Does the work and gives the exit status. What it raises of a mistyped command line is
-            told in a line for each problem; any other error keeps its traceback.
+        serve: Does the work and returns the exit status. Its errors about the command line are
+            printed, a line for each problem; any other error keeps its traceback.
 
     Returns:
         The exit status.

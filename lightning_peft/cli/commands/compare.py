@@ -1,4 +1,4 @@
-"""``lightning-peft compare DIR...``: tables, statistics, pictures and a page for runs."""
+"""Serve ``lightning-peft compare DIR...``: tables, statistics, pictures and a report on runs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from lightning_peft.cli.runs.summary import finite
 __all__ = ["main"]
 
 DESCRIPTION = """\
-Compare the runs below directories: the mean over the seeds of each method, the
-best first, and the best against each of the others on the same data, paired over
-the seeds that both have. Runs that failed, or are still under way, are listed as such.
+Compare the runs below directories: a row for each method with the mean over its seeds,
+the best first, and tests of the best row against each of the others on the same data,
+paired over their common seeds. Failed and unfinished runs are listed as such.
 """
 
 EPILOG = """\
@@ -30,7 +30,7 @@ files:
   comparison.csv    a line for each row of the table
   comparison.json   the same with every seed, the tests and the runs' directories
   comparison.png    accuracy against trained parameters (extra: viz)
-  comparison_*.png  accuracy against a number that was swept, such as shots
+  comparison_*.png  accuracy against a swept number, such as shots
 
 examples:
   lightning-peft compare sweeps/2025-01-31/12-00-00
@@ -70,17 +70,17 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _no_runs(directories: Sequence[Path], unreadable: Sequence[Path]) -> list[str]:
-    """Say that there is nothing to compare: no file, or none that is a run's."""
+    """Return the errors if there is nothing to compare: no file, or no readable one."""
     if unreadable:
         return [
-            f"{path}: expected what a run leaves, and it cannot be read as that. It may be cut "
-            "off, or of another program."
+            f"{path}: expected the summary of a run, got a file that cannot be read as one. It may "
+            "be cut off, or written by another program."
             for path in unreadable
         ]
     where = " or ".join(map(str, directories))
     return [
-        f"there is no summary.json below {where}. Runs are kept in runs/ and sweeps/ of the "
-        "directory that they were started in."
+        f"there is no summary.json below {where}. By default, runs are in runs/ and sweeps/ of the "
+        "directory in which they were started."
     ]
 
 
@@ -96,22 +96,20 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         type=Path,
         nargs="+",
-        help="a sweep's directory, or any above runs",
+        help="the directory of a sweep, or any directory above runs",
     )
     parser.add_argument(
         "--output",
         "-o",
         metavar="DIR",
         type=Path,
-        help="where the files go: DIR itself if it is one, else the working directory's comparison",
+        help="the directory for the files; by default DIR if there is one, otherwise comparison/",
     )
     only = parser.add_mutually_exclusive_group()
     only.add_argument(
-        "--json", action="store_true", help="print comparison.json alone, and write no file"
+        "--json", action="store_true", help="print comparison.json and write no files"
     )
-    only.add_argument(
-        "--csv", action="store_true", help="print comparison.csv alone, and write no file"
-    )
+    only.add_argument("--csv", action="store_true", help="print comparison.csv and write no files")
     return parser
 
 

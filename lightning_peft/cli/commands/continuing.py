@@ -1,4 +1,4 @@
-"""``lightning-peft continue DIR``: go on with a sweep that was interrupted."""
+"""Serve ``lightning-peft continue DIR``: resume an interrupted sweep."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def main(args: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="lightning-peft continue",
-        description="Go on with a sweep that was interrupted: jobs that are done are not run "
-        "again, a job that was under way goes on from its last checkpoint, and a job that failed "
-        "is tried again. The same as typing the sweep again with hydra.sweep.dir=DIR.",
+        description="Resume an interrupted sweep: finished jobs are not run again, an interrupted "
+        "job continues from its last checkpoint, and a failed job is tried again. Typing the sweep "
+        "again with hydra.sweep.dir=DIR does the same.",
     )
     parser.add_argument("directory", type=Path, help="the directory of the sweep")
     return run_command(parser, args, _go_on)

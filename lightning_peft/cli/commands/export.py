@@ -1,4 +1,4 @@
-"""``lightning-peft export``: a run or an adapter as a file that serves."""
+"""Serve ``lightning-peft export``: write a run or an adapter to a file for serving."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def main(args: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="lightning-peft export",
         description="Write a trained model for serving, read the file back and compare its output. "
-        "Beside it comes a JSON file with the preprocessing and the names of the classes.",
+        "A JSON file next to it holds the preprocessing and the names of the classes.",
     )
-    parser.add_argument("directory", type=Path, help="a run's directory, or an adapter directory")
+    parser.add_argument("directory", type=Path, help="a run directory or an adapter directory")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -44,9 +44,9 @@ def main(args: Sequence[str]) -> int:
         help="safetensors (merged weights under the backbone's own names), adapter, torch-export "
         "or onnx; safetensors by default",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="what to write")
+    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="file to write")
     parser.add_argument(
-        "--classes", type=int, help="classes of the head, where the adapter directory has none"
+        "--classes", type=int, help="classes of the head, if the adapter directory has no head"
     )
     add_calibrated(parser)
     return run_command(parser, args, _serve)
@@ -63,15 +63,16 @@ def _export(options: argparse.Namespace) -> ExportReport:
     if options.overrides and not is_adapter:
         raise ConfigError(
             [
-                f"a run has a config of its own: expected no {' '.join(options.overrides)} with "
-                f"{directory}. To choose the backbone, export {directory / 'adapter'}."
+                f"a run has its own config: expected no overrides with {directory}, got "
+                f"{' '.join(options.overrides)}. To choose the backbone, export "
+                f"{directory / 'adapter'}."
             ]
         )
     if options.calibrated is not None and is_adapter:
         raise ConfigError(
             [
-                f"--calibrated: an adapter directory holds no temperature, and {directory} is one. "
-                "Export the run's directory, whose serving.json has it."
+                f"--calibrated: an adapter directory holds no temperature, got {directory}. Export "
+                "the directory of the run, whose serving.json has it."
             ]
         )
     from rich.console import Console
@@ -90,9 +91,8 @@ def _export(options: argparse.Namespace) -> ExportReport:
         if served.preprocessing is None:
             raise ConfigError(
                 [
-                    f"expected a run on images, got {directory}, whose model reads texts: for it, "
-                    "adaptation.merge_and_unload() gives the plain model, which save_pretrained "
-                    "writes."
+                    f"expected a run on images, got {directory}, whose model reads texts. Call "
+                    "adaptation.merge_and_unload() in Python, and save_pretrained on the result."
                 ]
             )
         return export_model(
@@ -113,7 +113,7 @@ def _told(report: ExportReport) -> str:
         told = f"{report.output_difference:.1e} of the largest output"
         lines.append(f"difference  {told}, read back and run on random images")
     if not report.any_batch:
-        lines.append("batch       takes the number of images it was traced with alone")
+        lines.append("batch       accepts only the number of images that it was traced with")
     if report.note:
         lines.append(f"note        {report.note}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""How many labelled images or texts there are of each class, before anything is trained."""
+"""Print how many labelled images or texts each class has, before anything is trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_LISTED = 30
 
 
 def print_labels(cfg: Any, datamodule: Any, console: Any) -> None:
-    """Print the label budget, and how evenly it is spread.
+    """Print the label budget and its distribution over the classes.
 
     Args:
         cfg: The composed config, which says whether something chooses the checkpoint.
@@ -65,15 +65,15 @@ def print_labels(cfg: Any, datamodule: Any, console: Any) -> None:
         ratio, noun = high / max(low, 1), _noun(datamodule)
         console.print(
             f"uneven: the largest class has {ratio:.1f} times the {noun} of the smallest; always "
-            f"answering '{names[train.most_common(1)[0][0]]}' is right for "
-            f"{100 * high / train.total():.0f} % of them. Look at F1 beside accuracy.",
+            f"answering '{names[train.most_common(1)[0][0]]}' is correct for "
+            f"{100 * high / train.total():.0f} % of them. Compare F1 as well as accuracy.",
             style="yellow",
             markup=False,
         )
 
 
 def _print_targets(datamodule: Any, console: Any) -> None:
-    """Print how many images have each label, or what the numbers are like."""
+    """Print how many images have each label, or the mean and deviation of the numbers."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -1,4 +1,4 @@
-"""``lightning-peft methods``: what there is to adapt a backbone with."""
+"""Serve ``lightning-peft methods``: list the methods."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def main(args: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="lightning-peft methods",
-        description="List the methods: name, what is trained, where it comes from; with a pattern, "
-        "their settings too.",
+        description="List the methods: name, what is trained, and the paper; with a pattern also "
+        "their settings.",
     )
     parser.add_argument("pattern", nargs="?", default="*", help="a glob on the name, such as '*a'")
     parser.add_argument(
-        "--tuners", action="store_true", help="list the tuners that method=hf takes instead"
+        "--tuners", action="store_true", help="list the tuners of method=hf instead"
     )
     parser.add_argument("--family", help="only those of a family, such as 'low-rank'")
     parser.add_argument("--mergeable", action="store_true", help="only those that can be merged")
     parser.add_argument(
-        "--backbone", metavar="NAME", help="only those that serve this model of timm; no weights"
+        "--backbone", metavar="NAME", help="only those that can adapt this timm model; no weights"
     )
     return run_command(parser, args, lambda o: _tuners() if o.tuners else _methods(o))
 
@@ -61,7 +61,7 @@ def _methods(options: argparse.Namespace) -> int:
     _print(chosen, detailed=options.pattern != "*")
     for name in names:
         if refused.get(name) and options.pattern != "*":  # asked for by name: say why not
-            print(f"{name} does not serve {options.backbone}: {refused[name]}", file=sys.stderr)
+            print(f"{name} cannot adapt {options.backbone}: {refused[name]}", file=sys.stderr)
     return 0
 
 

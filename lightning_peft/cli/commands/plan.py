@@ -1,4 +1,4 @@
-"""``lightning-peft plan``: what a method would do to a model, and what training would need."""
+"""Serve ``lightning-peft plan``: what a method would do to a model, and the memory it needs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 MOST_TOKENS = 512
-"""Of a text where nothing says how long it is, as the data module has it."""
+"""Tokens of a text if nothing else limits them, as in the data module."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -34,7 +34,7 @@ def main(args: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="lightning-peft plan",
         description="Show what a method would adapt, layer by layer, and estimate the memory of a "
-        "training step beside that of full fine-tuning. No weights are loaded.",
+        "training step next to that of full fine-tuning. No weights are loaded.",
     )
     parser.add_argument(
         "overrides",
@@ -44,12 +44,12 @@ def main(args: Sequence[str]) -> int:
     )
     parser.add_argument("--classes", type=int, default=10, help="classes of the new head")
     parser.add_argument(
-        "--batch", type=int, default=32, help="images or texts a step, for the activations"
+        "--batch", type=int, default=32, help="images or texts per step, for the activations"
     )
     parser.add_argument(
         "--tokens", type=int, metavar="N",
-        help="tokens of each text of model=text [data.max_length, or what the model reads, at most "
-        f"{MOST_TOKENS}]",
+        help="tokens of each text for model=text [data.max_length, or the limit of the model, at "
+        f"most {MOST_TOKENS}]",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return run_command(parser, args, _serve)
@@ -88,14 +88,14 @@ def _plan(overrides: Sequence[str], classes: int, batch: int, tokens: int | None
     if getattr(module, "noun", "images") == "texts":
         return plan(backbone, method, inputs=_texts(cfg, backbone, batch, tokens), memory=memory)
     if tokens is not None:
-        raise ConfigError(["--tokens: it is for texts (model=text), and this model has images."])
+        raise ConfigError(["--tokens: expected model=text, got a model for images. Leave it out."])
     shape = data_config(backbone)
     images = torch.empty(batch, shape.channels, *shape.image_size, device="meta")
     return plan(backbone, method, inputs=images, memory=memory)
 
 
 def _texts(cfg: DictConfig, backbone: Any, batch: int, tokens: int | None) -> dict[str, Any]:
-    """Make a batch of whole texts: a mask for padding would have to have values."""
+    """Return a batch of texts without padding, whose mask would need values."""
     import torch
 
     most = getattr(backbone.config, "max_position_embeddings", None)

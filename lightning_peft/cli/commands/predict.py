@@ -1,4 +1,4 @@
-"""``lightning-peft predict``: images of a folder, or texts, through the model of a run."""
+"""Serve ``lightning-peft predict``: predict a folder of images, or texts, with a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 SHOWN = 20
-"""Rows of the table on a console, and unreadable files that are named there."""
+"""The most rows, and the most unreadable files, that are printed."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -32,29 +32,32 @@ def main(args: Sequence[str]) -> int:
         args: The words after the command.
 
     Returns:
-        The exit status: 1 where some images could not be read; the rest is written all the same.
+        The exit status: 1 if some images could not be read; the others are written.
     """
     parser = argparse.ArgumentParser(
         prog="lightning-peft predict",
         description="Predict the class, the labels or the numbers of each image below a folder, or "
-        "of each text of a CSV file, with the model of a run, prepared as its own data was in "
-        "evaluation.",
+        "of each text of a CSV file, with the model of a run. Images and texts are prepared as in "
+        "its evaluation.",
     )
-    parser.add_argument("run", type=Path, help="a run's directory")
+    parser.add_argument("run", type=Path, help="the directory of a run")
     parser.add_argument(
         "data",
         type=Path,
-        help="a folder of images, or of folders of images; of a run on texts a CSV file with its "
-        "column of texts",
+        help="a folder of images, or of folders of images; for a run on texts, a CSV file with the "
+        "same column of texts",
     )
     parser.add_argument(
-        "--out", default="-", metavar="CSV", help="the table; '-' prints the head of it (default)"
+        "--out",
+        default="-",
+        metavar="CSV",
+        help="file to write; '-' prints the first rows (default)",
     )
-    parser.add_argument("--top", type=int, default=1, help="classes of each; 1 by default")
-    parser.add_argument("--batch", type=int, default=64, help="so many at a time; 64 by default")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read; 0 by default")
+    parser.add_argument("--top", type=int, default=1, help="classes per image; 1 by default")
+    parser.add_argument("--batch", type=int, default=64, help="batch size; 64 by default")
+    parser.add_argument("--workers", type=int, default=0, help="reading processes; 0 by default")
     parser.add_argument(
-        "--device", default="auto", help="such as cuda, mps or cpu; found by itself"
+        "--device", default="auto", help="such as cuda, mps or cpu; chosen automatically"
     )
     add_calibrated(parser)
     return run_command(parser, args, _serve)
@@ -63,7 +66,7 @@ def main(args: Sequence[str]) -> int:
 def _serve(options: argparse.Namespace) -> int:
     unread = _predict(options)
     for item in unread[:SHOWN]:
-        print(f"lightning-peft: not read: {item.path}: {item.error}", file=sys.stderr)
+        print(f"lightning-peft: cannot read {item.path}: {item.error}", file=sys.stderr)
     if unread:
         print(f"lightning-peft: {len(unread)} images could not be read", file=sys.stderr)
     return 1 if unread else 0
@@ -97,7 +100,7 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
     with quiet():
         served = load_run(options.run, calibrated=options.calibrated)
     served.backbone.to(device)
-    if served.num_classes is not None:  # there are no more to be told of
+    if served.num_classes is not None:  # there are no more classes to show
         options.top = min(options.top, served.num_classes)
     if served.text_column is None:
         keys, found = _images(served, paths, options)
@@ -123,7 +126,7 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _no_output(out: str) -> list[str]:
-    """Say why the table cannot be written there, while nothing is predicted yet."""
+    """Return why the table cannot be written to a path, before anything is predicted."""
     path = Path(out)
     if out == "-":
         return []
@@ -136,11 +139,11 @@ def _no_output(out: str) -> list[str]:
 def _images(
     served: Served, paths: Sequence[Path], options: argparse.Namespace
 ) -> tuple[list[str], Iterator[Prediction]]:
-    """The names of the images, and what is predicted of them."""
+    """Return the names of the images, and their predictions."""
     from lightning_peft.adaptation.serving.predicting import predict_files
 
     if served.preprocessing is None or not paths:
-        raise ConfigError([f"expected a folder of images, as the run was on, got {options.data}"])
+        raise ConfigError([f"expected a folder of images, as the run had, got {options.data}"])
     found = predict_files(
         served.backbone,
         paths,
@@ -155,12 +158,12 @@ def _images(
 
 
 def _texts(served: Served, options: argparse.Namespace) -> tuple[list[str], Iterator[Prediction]]:
-    """The texts, and what is predicted of them."""
+    """Return the texts, and their predictions."""
     from lightning_peft.adaptation.serving.predicting import predict_texts
     from lightning_peft.data.labels_file import read_column
 
     if not options.data.is_file():
-        raise ConfigError([f"expected a CSV file of texts, as the run was on, got {options.data}"])
+        raise ConfigError([f"expected a CSV file of texts, as the run had, got {options.data}"])
     texts = read_column(options.data, str(served.text_column))
     found = predict_texts(
         served.backbone,
@@ -176,7 +179,7 @@ def _texts(served: Served, options: argparse.Namespace) -> tuple[list[str], Iter
 def _rows(
     found: Iterable[tuple[str, Prediction]], served: Served, unread: list[Prediction]
 ) -> Iterator[list[str]]:
-    """Lay out what was read, and put aside what was not."""
+    """Yield the rows of the table; add what could not be read to ``unread``."""
     names = served.class_names
     for key, item in found:
         if item.error:
@@ -195,7 +198,7 @@ def _rows(
 
 
 def _header(served: Served, top: int) -> list[str]:
-    """Name the columns: classes, or labels and the probability of each, or numbers."""
+    """Return the columns: classes, or labels and the probability of each, or numbers."""
     task, names, mean = served.outputs.task, served.class_names or (), served.outputs.mean
     first = served.text_column or "path"
     if task == "regression":
@@ -226,7 +229,7 @@ def _print(rows: Iterator[list[str]], header: Sequence[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    # the name of a file or a class is no markup
+    # the name of a file or a class must not be read as markup
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in header:
         table.add_column(Text(name))
@@ -238,7 +241,7 @@ def _print(rows: Iterator[list[str]], header: Sequence[str]) -> None:
     console = Console()
     console.print(table)
     if count > SHOWN:
-        console.print(f"and {count - SHOWN} more: --out predictions.csv holds them all")
+        console.print(f"and {count - SHOWN} more: --out predictions.csv writes all of them")
 
 
 def _watched(found: Iterable[Prediction], total: int) -> Iterable[Prediction]:

@@ -1,4 +1,4 @@
-"""``lightning-peft rank``: which pretrained model suits the data, measured on frozen features."""
+"""Serve ``lightning-peft rank``: measure on frozen features which model suits the data."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ TEXTS = "data=text"
 OWN = ("models", "max_parameters", "max_ms")
 UNITS = {"k": 1e3, "M": 1e6, "B": 1e9, "G": 1e9}
 EPILOG = """\
-models         names of timm; NAME:random for random weights; NAME:FILE for weights of your own;
-               patterns such as 'vit_tiny*' for every pretrained model that is called so.
-               With data=text: encoders of Hugging Face, by name or directory, or NAME:random
-max_parameters leave out larger backbones, such as 30M; alone, all pretrained models of timm are
-               candidates
-max_ms         leave out backbones that take longer an image or text, forward, on this machine
+models         timm models; NAME:random for random weights; NAME:FILE for your own weights;
+               patterns such as 'vit_tiny*' for all pretrained models with matching names.
+               With data=text: Hugging Face encoders, by name or directory, or NAME:random
+max_parameters leave out backbones larger than this, such as 30M; without models=, all
+               pretrained timm models are candidates
+max_ms         leave out backbones whose forward pass takes longer than this per image or text
+               on this machine
 
   lightning-peft rank models=[glyph_vit,glyph_vit:random] data.labels_per_class=10
   lightning-peft rank models='vit_tiny*,resnet18*' max_parameters=30M data=folder data.root=images
@@ -52,7 +53,7 @@ def main(args: Sequence[str]) -> int:
         args: The words after the command.
 
     Returns:
-        The exit status: 1 where no candidate could be measured.
+        The exit status: 1 if no candidate could be measured.
     """
     return run_command(_parser(), args, _serve)
 
@@ -73,19 +74,19 @@ def _parser() -> argparse.ArgumentParser:
         prog="lightning-peft rank",
         usage="lightning-peft rank models=NAME,... [max_parameters=N] [max_ms=T] "
         "[data=... KEY=VALUE ...] [flags]",
-        description="Measure what the frozen features of pretrained models are worth on your data, "
+        description="Measure how well the frozen features of pretrained models suit your data, "
         "before anything is fine-tuned: a linear probe, nearest neighbours, LogME, H-score, NLEEP.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help=argparse.SUPPRESS)
     parser.add_argument("--by", default="probe", help="probe (default), knn, logme, h_score, nleep")
-    parser.add_argument("--folds", type=int, default=5, help="of the probe's cross-validation")
+    parser.add_argument("--folds", type=int, default=5, help="folds of the cross-validation")
     parser.add_argument("--limit", type=int, default=20, help="refuse more candidates than this")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write ranking.json, ranking.csv")
     parser.add_argument(
         "--against", type=Path, metavar="DIR", help="runs that fine-tuned the same models: print "
-        "how far each score orders them alike",
+        "the rank correlation of each score with their accuracy",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, ...")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -93,10 +94,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def parse_count(key: str, text: str) -> float:
-    """Read a positive number such as ``30M``, ``500k`` or ``2.5``.
+    """Return a positive number written as ``30M``, ``500k`` or ``2.5``.
 
     Raises:
-        ConfigError: If it is none.
+        ConfigError: If the text is not a positive number.
 
     >>> parse_count("max_parameters", "1.5M")
     1500000.0
@@ -130,7 +131,7 @@ def _rank(options: argparse.Namespace) -> tuple[Ranking, list[Agreement]]:
     every = ["*"] if budgets and noun == "images" else []  # of Hugging Face there is no list
     names = split_names(own["models"]) if "models" in own else every
     if not names and noun == "texts":
-        raise ConfigError(["expected models=NAME,... with data=text: encoders of Hugging Face."])
+        raise ConfigError(["expected models=NAME,... with data=text: name Hugging Face encoders."])
     if not names:
         raise ConfigError(
             ["expected models=NAME,... or a budget such as max_parameters=30M. See: "
@@ -165,7 +166,7 @@ def _rank(options: argparse.Namespace) -> tuple[Ranking, list[Agreement]]:
 
 
 def _check_flags(options: argparse.Namespace) -> str:
-    """Refuse what cannot be, before a model is fetched; returns the device."""
+    """Check the flags before a model is fetched, and return the device."""
     import torch
 
     from lightning_peft.ranking.rank import BY
@@ -189,7 +190,7 @@ def _check_flags(options: argparse.Namespace) -> str:
 
 
 def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Part the command's own words from the overrides."""
+    """Return the words of the command itself, and the overrides."""
     own: dict[str, str] = {}
     overrides: list[str] = []
     for word in words:
@@ -197,7 +198,7 @@ def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
         if sign and key in OWN:
             own[key] = value
         elif key == "model" or key.startswith("model."):
-            raise ConfigError([f"'{word}': the models are what is ranked; name them in models=..."])
+            raise ConfigError([f"'{word}': rank compares models; name them in models=..."])
         else:
             overrides.append(word)
     return own, overrides
@@ -206,7 +207,7 @@ def _split(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 def _compose(overrides: Sequence[str]) -> DictConfig:
     from hydra import compose, initialize_config_dir
 
-    # what reads the data has to have a backbone; each candidate takes its place in turn
+    # the data needs a backbone; each candidate takes its place in turn
     some = ["model.backbone=any"] if TEXTS in overrides else ["model=timm", "model.backbone=any"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return compose("config", ["name=rank", "output_dir=.", *some, *overrides])
@@ -226,13 +227,13 @@ def _refuse_too_many(
         left = sum(count(item.name) <= max_parameters for item in candidates)
     if left > limit:
         raise DataError(
-            f"Expected at most {limit} candidates, got {left}: each one's weights would be "
-            f"downloaded. Narrow the pattern or the budget, or raise --limit."
+            f"Expected at most {limit} candidates, got {left}, all of which would be downloaded. "
+            "Narrow the pattern or the budget, or raise --limit."
         )
 
 
 def _batches_for(cfg: DictConfig) -> Callable[[Candidate], Iterable[Any]]:
-    """Give a function that prepares the training images as a candidate expects them."""
+    """Return a function that yields the training images as a candidate expects them."""
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
@@ -253,13 +254,13 @@ def _batches_for(cfg: DictConfig) -> Callable[[Candidate], Iterable[Any]]:
         datamodule.setup("fit")
         if (task := task_of(datamodule)) not in ("multiclass", "binary"):
             raise DataError(
-                f"Expected labels of classes that exclude each other, got the task '{task}': the "
-                "scores that rank backbones are of classes."
+                f"Expected a task in which each sample has one class, got '{task}': the scores "
+                "that rank backbones are defined for classes."
             )
         if not hasattr(datamodule, "plain_dataloader"):
             raise DataError(
-                "Expected a data module with plain_dataloader(split), which gives what trains as "
-                f"evaluation sees it, got {type(datamodule).__name__}."
+                "Expected a data module with plain_dataloader(split), which returns a split "
+                f"without augmentation, got {type(datamodule).__name__}."
             )
         loader: Iterable[Any] = datamodule.plain_dataloader("train")
         return loader

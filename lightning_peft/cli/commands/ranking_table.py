@@ -1,4 +1,4 @@
-"""A ranking of backbones as a table on the console and as files."""
+"""Print a ranking of backbones as a table, and write it to files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["as_json", "print_ranking", "write_ranking"]
 
 MOST_TOLD = 8
-"""More candidates than this that were left out are counted, not listed."""
+"""The most candidates that are listed as left out; the others are counted."""
 
 HEADINGS = {"probe": "probe", "knn": "5-NN", "logme": "LogME", "h_score": "H-score",
             "nleep": "NLEEP"}  # fmt: skip
@@ -41,7 +41,7 @@ def print_ranking(ranking: Ranking, agreements: Sequence[Agreement], out: Path |
         console.print(f"left out: {item.label}, {item.reason}", style="yellow", markup=False)
     if len(ranking.skipped) > MOST_TOLD:
         more = len(ranking.skipped) - MOST_TOLD
-        console.print(f"left out: {more} more, over the budget or not to be had", style="yellow")
+        console.print(f"left out: {more} more, over the budget or not available", style="yellow")
     if not ranking.rows:
         console.print("no candidate could be measured", style="red")
     if agreements:
@@ -84,15 +84,15 @@ def _cells(row: Row) -> list[str]:
         _shown(row.label),
         f"{100 * row.probe:.1f} ± {100 * row.deviation:.1f}",
         f"{100 * row.first:.0f}",
-        "-" if knn is None else f"{100 * knn:.1f}",
-        *("-" if value is None else f"{value:.2f}" for value in scores.values()),
+        f"{100 * knn:.1f}",
+        *(f"{value:.2f}" for value in scores.values()),
         _short(row.parameters),
         f"{row.milliseconds:.2f}",
     ]
 
 
 def _shown(label: str) -> str:
-    """Leave out the directory of a file of weights."""
+    """Return the label of a candidate without the directory of its weights."""
     from lightning_peft.ranking import Candidate
 
     candidate = Candidate.parse(label)
@@ -100,7 +100,7 @@ def _shown(label: str) -> str:
 
 
 def _short(count: int) -> str:
-    """Write a number of parameters, such as ``"1.3 M"``."""
+    """Return a number of parameters in words, such as ``"1.3 M"``."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= 0.9995 * size:
             return f"{count / size:.3g} {unit}"
@@ -111,7 +111,7 @@ def _print_agreements(agreements: Sequence[Agreement], console: Console) -> None
     from rich import box
     from rich.table import Table
 
-    caption = "rank correlation with the accuracy of fine-tuning; 1 is the same order"
+    caption = "rank correlation with the accuracy of fine-tuning; 1 means the same order"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     for name in ("method", "score"):
         table.add_column(name)
@@ -132,7 +132,7 @@ def write_ranking(ranking: Ranking, agreements: Sequence[Agreement], directory: 
 
 
 def as_json(ranking: Ranking, agreements: Sequence[Agreement]) -> dict[str, Any]:
-    """Give the ranking as plain types: what was measured, and the agreement with fine-tuning."""
+    """Return the ranking and its agreement with fine-tuning as plain types."""
     content = dataclasses.asdict(ranking)
     return {**content, "agreement": [item._asdict() for item in agreements]}
 
@@ -145,7 +145,7 @@ def _as_csv(ranking: Ranking) -> str:
     rest = ("parameters", "milliseconds", "width")
     writer.writerow(["rank", *fields, *names, *rest])
     for place, row in enumerate(ranking.rows, 1):
-        scores = ["" if row.scores[name] is None else row.scores[name] for name in names]
+        scores = [row.scores[name] for name in names]
         own = [getattr(row, name) for name in fields]
         writer.writerow([place, *own, *scores, *(getattr(row, name) for name in rest)])
     return text.getvalue()

@@ -1,4 +1,4 @@
-"""``lightning-peft show``: the data, its augmentation and the schedule, before anything runs."""
+"""Serve ``lightning-peft show``: draw the data, its augmentation and the schedule."""
 
 from __future__ import annotations
 
@@ -34,17 +34,19 @@ def main(args: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="lightning-peft show",
-        description="Look before training: how many labelled images there are of each class, what "
-        "the augmentation makes of them (samples.png), and the learning rate (schedule.png).",
+        description="Look at the data before training: print how many labelled images each class "
+        "has, and draw augmented images (samples.png) and the learning rate (schedule.png).",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="GROUP=CHOICE | KEY=VALUE",
         help="as for training, such as: data=digits augment=strong schedule=wsd "
         "'schedule.warmup=2 epochs'",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("preview"), help="directory [preview]")
-    parser.add_argument("--variants", type=int, default=7, help="augmented versions of an image")
-    parser.add_argument("--classes", type=int, default=12, help="classes in the picture at most")
+    parser.add_argument(
+        "--out", type=Path, default=Path("preview"), help="output directory [preview]"
+    )
+    parser.add_argument("--variants", type=int, default=7, help="augmented versions per image")
+    parser.add_argument("--classes", type=int, default=12, help="the most classes in the picture")
     return run_command(parser, args, _serve)
 
 
@@ -89,23 +91,26 @@ def _show(options: argparse.Namespace) -> None:
 def _pictures(
     cfg: DictConfig, datamodule: Any, schedule: Any, options: argparse.Namespace
 ) -> list[str]:
-    """Draw both pictures; returns a line for each."""
+    """Draw both pictures, and return a line for each."""
     from lightning_peft.cli.jobs import previews
     from lightning_peft.cli.jobs.rates import rates_of
     from lightning_peft.lightning.schedules import Multiplier
 
     try:
         lines = []
-        if not hasattr(datamodule, "texts"):  # there is nothing to see of texts
+        if not hasattr(datamodule, "texts"):  # texts have no pictures
             before, after, names = _samples(datamodule, options.classes, options.variants)
-            title = "as it is trained on, augmented anew each time"
+            title = "augmented as in training, differently each time"
             path = previews.samples(before, after, names, options.out / "samples.png", title=title)
             lines = [f"picture    {path}"]
         found = rates_of(cfg, datamodule.num_classes)
         if schedule is None and not found.stages:
             return [*lines, f"the learning rate is {cfg.optimizer.lr:g} at every step"]
         if schedule is not None and not hasattr(schedule, "multiplier"):
-            return [*lines, f"no picture of {type(schedule).__name__}: it is not one of ours"]
+            return [
+                *lines,
+                f"no picture of {type(schedule).__name__}: it is not a schedule of lightning_peft",
+            ]
         length = planned_steps(cfg, datamodule, schedule)
         if schedule is None:
             multiplier, name = Multiplier(length.total or 1, 0, "constant"), "no schedule"
@@ -117,13 +122,13 @@ def _pictures(
         late = [label for label, step in begins.items() if step >= steps]
         rates = {label: rate for label, rate in found.rates.items() if label not in late}
         lines += [
-            f"{label}: after the {steps:,} steps of the run, it never begins" for label in late
+            f"{label}: never begins, since the run ends after {steps:,} steps" for label in late
         ]
         if not rates:
             return [*lines, "no picture of the learning rate: no step of the run trains anything"]
         lr = max(rates.values())
         last = lr * multiplier(steps - 1)
-        title = f"{name}: {steps:,} steps, from {lr:g} to {last:.2g} at the last"
+        title = f"{name}: {steps:,} steps, from {lr:g} to {last:.2g} at the last step"
         path = previews.learning_rate(
             multiplier, rates, options.out / "schedule.png", title=title, begins=begins
         )
@@ -136,8 +141,8 @@ class Planned(NamedTuple):
     """How long a run will be, in optimizer steps on one device.
 
     Attributes:
-        total: The whole run; ``None`` if it ends when somebody stops it.
-        epoch: An epoch.
+        total: Steps of the whole run; ``None`` if it ends only when somebody stops it.
+        epoch: Steps of an epoch.
     """
 
     total: int | None
@@ -145,12 +150,12 @@ class Planned(NamedTuple):
 
 
 def planned_steps(cfg: DictConfig, datamodule: Any, schedule: Any = None) -> Planned:
-    """Work out how many optimizer steps a run on one device will make.
+    """Return how many optimizer steps a run on one device will make.
 
     Args:
         cfg: The composed config.
         datamodule: The data, set up.
-        schedule: The schedule, which may say it itself.
+        schedule: The schedule, which may define the number itself.
 
     Returns:
         The steps.
@@ -185,7 +190,7 @@ def planned_steps(cfg: DictConfig, datamodule: Any, schedule: Any = None) -> Pla
 
 
 def _samples(datamodule: Any, classes: int, variants: int) -> tuple[Tensor, Tensor, list[str]]:
-    """Take the first image of each class, as it is and augmented, back in [0, 1]."""
+    """Return the first image of each class, plain and augmented, with values in [0, 1]."""
     import torch
 
     from lightning_peft.data.sampling import Draw
@@ -203,7 +208,7 @@ def _samples(datamodule: Any, classes: int, variants: int) -> tuple[Tensor, Tens
 
 
 def _chosen(datamodule: Any, labels: Sequence[Any], most: int) -> tuple[list[int], list[str]]:
-    """Choose images to be shown, and what stands beside each: one of each class, or some."""
+    """Return the images to show, one of each class or a few, and the label next to each."""
     names = list(datamodule.class_names)
     task = task_of(datamodule)
     if task in ("multiclass", "binary"):

@@ -1,7 +1,7 @@
-"""``lightning-peft soup``: one adapter out of the checkpoints of runs, chosen on validation.
+"""Serve ``lightning-peft soup``: average checkpoints of runs, chosen on validation.
 
-A command, not a callback: the members may be seeds or settings of a sweep, which no single training
-sees, and averaging what lies on the disk changes nothing of how a run trains or resumes.
+It is a command and not a callback: the members may be seeds or settings of a sweep, which no single
+training sees, and averaging checkpoints on the disk does not change how a run trains or resumes.
 """
 
 from __future__ import annotations
@@ -45,22 +45,24 @@ def main(args: Sequence[str]) -> int:
         prog="lightning-peft soup",
         description="Average the best checkpoints of one run (trained with callbacks/average=soup) "
         "or of the runs of a sweep that share a backbone, a method and the validation images. "
-        "Members are chosen on validation; the test set is looked at once, at the end.",
+        "Members are chosen on validation; the test set is used once, at the end.",
     )
-    parser.add_argument("directories", metavar="DIR", nargs="+", type=Path, help="runs, or above")
-    parser.add_argument("--out", type=Path, default=Path("soup"), help="directory [soup]")
     parser.add_argument(
-        "--greedy", action="store_true", help="leave out who makes the soup worse on validation"
+        "directories", metavar="DIR", nargs="+", type=Path, help="runs, or directories above runs"
     )
-    parser.add_argument("--top-k", type=int, metavar="K", help="the K best on validation alone")
+    parser.add_argument("--out", type=Path, default=Path("soup"), help="output directory [soup]")
+    parser.add_argument(
+        "--greedy", action="store_true", help="leave out members that worsen the validation metric"
+    )
+    parser.add_argument("--top-k", type=int, metavar="K", help="only the K best on validation")
     parser.add_argument(
         "--metric", metavar="NAME",
         help="the validation metric that chooses [the one that chose the checkpoints]",
     )  # fmt: skip
     parser.add_argument(
         "--updates", action="store_true",
-        help="average LoRA's updates B A, back at their rank, instead of A and B; for members "
-        "that did not start from the same A, such as seeds",
+        help="average LoRA's updates B A, reduced to their rank, instead of A and B; for members "
+        "that started from different A, such as seeds",
     )  # fmt: skip
     return run_command(parser, args, _serve)
 
@@ -71,7 +73,7 @@ def _serve(options: argparse.Namespace) -> int:
     from lightning_peft.cli.config.quiet import quiet
 
     candidates = candidates_of(options)
-    # imported before it is quiet: Lightning gives its loggers handlers when it is imported
+    # imported before quiet(): Lightning gives its loggers handlers when it is imported
     importlib.import_module("lightning_peft.lightning.namespace")
     with quiet():
         summary = _cook(candidates, options)
@@ -136,7 +138,7 @@ def _cook(candidates: list[Candidate], options: argparse.Namespace) -> dict[str,
 
 
 def _parts(config: DictConfig, out: Path) -> Parts:
-    """Build what validates: the data, the module and a trainer that writes nothing."""
+    """Build the data, the module and a trainer for validation, which writes no files."""
     from omegaconf import OmegaConf
 
     from lightning_peft.cli.jobs.parts import build
@@ -173,7 +175,7 @@ def _adapted(parts: Parts) -> tuple[str, Any]:
 
 
 def _state(candidate: Candidate, path: str, parts: Parts) -> dict[str, Tensor]:
-    """Read a checkpoint, refused where its method or its backbone is another."""
+    """Read a checkpoint, and refuse it if it has another method or backbone."""
     import torch
 
     from lightning_peft.adaptation.handle import find_adaptations
@@ -186,7 +188,7 @@ def _state(candidate: Candidate, path: str, parts: Parts) -> dict[str, Tensor]:
         checkpoint = torch.load(candidate.path, map_location="cpu", weights_only=True)
         recorded = recorded_in(checkpoint)
         if recorded is None:
-            raise ConfigError(["expected a checkpoint that lightning-peft made, got another."])
+            raise ConfigError(["expected a checkpoint written by lightning-peft, got another."])
         check_recorded(find_adaptations(parts.module), recorded, strict_backbone=True)
     except PEFTError as error:
         raise ConfigError([f"{candidate.path}: {error}"]) from error
@@ -207,7 +209,7 @@ def _score(parts: Parts, adaptation: Any, state: dict[str, Tensor], judge: Judge
 def _write(
     out: Path, config: DictConfig, parts: Parts, adaptation: Any, summary: dict[str, Any]
 ) -> None:
-    """Leave what `export` and `predict` take for a run."""
+    """Write the files that make `export` and `predict` accept the directory as a run."""
     from omegaconf import OmegaConf
 
     from lightning_peft.cli.jobs.served import write_facts
@@ -236,8 +238,8 @@ def _told(summary: dict[str, Any], out: Path) -> list[str]:
     if f"test/{bare}" in summary["metrics"]:
         lines.append(f"{one(summary['metrics'][f'test/{bare}'])}  the soup, on test")
     lines.insert(0, f"{metric.replace('/', ' ')}, "
-                 f"{'less' if summary['lower_is_better'] else 'more'} is better")  # fmt: skip
+                 f"{'lower' if summary['lower_is_better'] else 'higher'} is better")  # fmt: skip
     if summary["lost_to_the_rank"]:
-        lines.append(f"{100 * summary['lost_to_the_rank']:.3g} % of the average update is beyond "
-                     "the rank of the adapter")  # fmt: skip
+        lines.append(f"{100 * summary['lost_to_the_rank']:.3g} % of the average update does not "
+                     "fit the rank of the adapter")  # fmt: skip
     return [*lines, f"wrote     {out}"]

@@ -1,4 +1,4 @@
-"""The checkpoints that ``lightning-peft soup`` may average, and why some may not be."""
+"""Find the checkpoints that ``lightning-peft soup`` may average, and refuse the others."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Candidate:
     Attributes:
         path: The checkpoint.
         config: The config of its run.
-        state: What is trained, by the backbone's names.
-        score: Its value of the metric that chooses.
+        state: The trained tensors, by the names of the backbone.
+        score: Its value of the metric that chooses the members.
     """
 
     path: Path
@@ -39,16 +39,16 @@ class Candidate:
 
 
 def candidates_of(options: argparse.Namespace) -> list[Candidate]:
-    """Find the checkpoints, and refuse runs that cannot be averaged or compared.
+    """Return the checkpoints, and refuse runs that cannot be averaged or compared.
 
     Args:
-        options: What was typed.
+        options: The options of the command.
 
     Returns:
-        Two or more.
+        Two or more candidates.
 
     Raises:
-        ConfigError: Naming all that is wrong, before anything is loaded.
+        ConfigError: With every problem, before anything is loaded.
     """
     from omegaconf import OmegaConf
 
@@ -59,7 +59,7 @@ def candidates_of(options: argparse.Namespace) -> list[Candidate]:
     if (options.out / FILE).is_file():
         problems.append(
             f"--out: {options.out} is the directory of a run, whose adapter and config would be "
-            "replaced. Name another."
+            "replaced. Choose another."
         )
     if options.top_k is not None and options.top_k < 1:
         problems.append(f"expected --top-k of at least 1, got {options.top_k}")
@@ -80,7 +80,7 @@ def candidates_of(options: argparse.Namespace) -> list[Candidate]:
     if len(found) < 2:
         raise ConfigError(
             [
-                f"expected at least two checkpoints of finished runs, found {len(found)}. Give a "
+                f"expected at least two checkpoints of finished runs, found {len(found)}. Name a "
                 "sweep, several runs, or a run that was trained with callbacks/average=soup."
             ]
         )
@@ -91,14 +91,14 @@ def candidates_of(options: argparse.Namespace) -> list[Candidate]:
 
 
 def _no_company(first: Candidate, other: Candidate) -> Iterator[str]:
-    """Say why a checkpoint cannot be averaged with the first, or not be compared with it."""
+    """Yield why a checkpoint cannot be averaged or compared with the first."""
     model = _different(first.config.model, other.config.model)
     data = [key for key in _different(first.config.data, other.config.data)
             if key not in HANDED_OUT]  # fmt: skip
     images = [key for key in data if key not in PREPARED]
     if images:
-        # what one member was validated on another one may have been trained on
-        held = " Sweep with the data held, such as data.seed=0." if "seed" in images else ""
+        # one member may have been trained on the images that another was validated on
+        held = " Fix the data in the sweep, such as data.seed=0." if "seed" in images else ""
         yield (
             f"{other.path} was trained on other images than {first.path} "
             f"({', '.join(images)} differ): no validation set is new to both.{held}"
@@ -108,7 +108,7 @@ def _no_company(first: Candidate, other: Candidate) -> Iterator[str]:
     elif prepared := [key for key in data if key in PREPARED]:
         yield (
             f"{other.path} has its images prepared in another way than {first.path} "
-            f"({', '.join(prepared)} differ), and the soup has them in one."
+            f"({', '.join(prepared)} differ), but a soup has only one way."
         )
 
 

@@ -1,4 +1,4 @@
-"""What ``lightning-peft soup`` chooses its members by: the metric that chose their checkpoints."""
+"""Find the metric by which ``lightning-peft soup`` chooses its members."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ __all__ = ["judge_of"]
 
 
 def judge_of(runs: Sequence[tuple[Path, Any]], wanted: str | None, task: str) -> Judge:
-    """Say by what the members are chosen.
+    """Return the metric that chooses the members.
 
     Args:
         runs: Path and config of each checkpoint.
-        wanted: The metric that was asked for; by default the one that chose the checkpoints.
-        task: The task of the data, whose main metric it is where nothing chose.
+        wanted: The requested metric; by default the one that chose the checkpoints.
+        task: The task of the data, whose main metric is taken if nothing chose.
 
     Returns:
-        The metric, and whether less of it is better: as the runs had it, where they watched it.
+        The metric, and whether lower is better, as in the runs if they monitored it.
 
     Raises:
-        ConfigError: If it is no metric of validation, or the runs do not agree.
+        ConfigError: If it is not a validation metric, or the runs do not agree.
     """
     watched = {path: watched_by(config) for path, config in runs}
     known = {judge.metric: judge for judge in watched.values() if judge is not None}
@@ -35,12 +35,15 @@ def judge_of(runs: Sequence[tuple[Path, Any]], wanted: str | None, task: str) ->
     different = {judge for judge in watched.values() if judge is not None}
     if len(different) > 1:
         told = "; ".join(
-            f"{path}: {judge.metric}, {'less' if judge.lower else 'more'} is better"
+            f"{path}: {judge.metric}, {'lower' if judge.lower else 'higher'} is better"
             for path, judge in watched.items()
             if judge is not None
         )
         raise ConfigError(
-            [f"the checkpoints were chosen by different metrics ({told}). Say one with --metric."]
+            [
+                f"the checkpoints were chosen by different metrics ({told}). Choose one with "
+                "--metric."
+            ]
         )
     if not different:
         main = f"val/{MAIN[task]}"
@@ -55,14 +58,14 @@ def _check(metric: str, what: str) -> None:
         bare = metric.partition("/")[2]
         raise ConfigError(
             [
-                f"{what}: '{metric}' is of the test set, which must choose nothing. Use "
+                f"{what}: '{metric}' is a metric of the test set, which must choose nothing. Use "
                 f"'val/{bare}' with --metric."
             ]
         )
     if not metric.startswith("val/"):
         raise ConfigError(
             [
-                f"{what}: expected a metric of validation, such as val/accuracy, got '{metric}'. "
-                "Say one with --metric."
+                f"{what}: expected a validation metric, such as val/accuracy, got '{metric}'. "
+                "Choose one with --metric."
             ]
         )

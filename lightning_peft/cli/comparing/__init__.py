@@ -1,1 +1,1 @@
-"""What runs came to, side by side: rows, statistics, tables, plots and a page."""
+"""Compare runs: rows, statistics, tables, plots and a page."""

@@ -1,7 +1,7 @@
-"""Whether scores of frozen features foretell what fine-tuning comes to.
+"""Measure whether scores of frozen features predict the results of fine-tuning.
 
-Runs of real fine-tuning over the same models say what was best; the rank correlation says how far a
-score would have chosen the same.
+Runs that fine-tuned the same models show which was best; the rank correlation shows how far a score
+orders the models in the same way.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ LEAST_MODELS = 3
 
 
 class Agreement(NamedTuple):
-    """How one score orders the models, against how fine-tuning with one method did.
+    """How well the order of one score agrees with that of fine-tuning by one method.
 
     Attributes:
         method: The method of the fine-tuning.
         score: The score.
-        models: How many models both know.
+        models: The number of models that both have.
         kendall: Kendall's tau, in [-1, 1].
         spearman: Spearman's rho, in [-1, 1].
     """
@@ -43,13 +43,13 @@ class Agreement(NamedTuple):
 
 
 def fine_tuned(directory: Path) -> dict[str, dict[str, float]]:
-    """Read what fine-tuning came to: method, model, mean accuracy over the runs.
+    """Return the mean accuracy of fine-tuning over the runs, by method and model.
 
     Args:
-        directory: Holds runs, anywhere below.
+        directory: A directory above runs.
 
     Returns:
-        For each method, each model's accuracy; a model is named as ``rank`` names it.
+        For each method the accuracy of each model; models are named as in ``rank``.
 
     Raises:
         DataError: If there is no completed run with an accuracy.
@@ -73,14 +73,14 @@ def fine_tuned(directory: Path) -> dict[str, dict[str, float]]:
 
 
 def agreements(ranking: Ranking, directory: Path) -> list[Agreement]:
-    """Correlate every score with the accuracies of fine-tuning.
+    """Return the correlation of every score with the accuracies of fine-tuning.
 
     Args:
         ranking: The scores.
         directory: The runs.
 
     Returns:
-        One for each method and score.
+        One agreement for each method and score.
 
     Raises:
         DataError: If there are no runs, or no method has three models in common with the ranking.
@@ -104,9 +104,9 @@ def _of(ranking: Ranking, method: str, accuracy: dict[str, float]) -> Iterator[A
     stats = require("scipy.stats", "data")
     for score in BY:
         pairs = [
-            (value, accuracy[_key(row.label)])
+            (row.value(score), accuracy[_key(row.label)])
             for row in ranking.rows
-            if (value := row.value(score)) is not None and _key(row.label) in accuracy
+            if _key(row.label) in accuracy
         ]
         scores, measured = zip(*pairs, strict=True) if pairs else ((), ())
         if len(pairs) < LEAST_MODELS or len(set(scores)) < 2 or len(set(measured)) < 2:
@@ -117,7 +117,7 @@ def _of(ranking: Ranking, method: str, accuracy: dict[str, float]) -> Iterator[A
 
 
 def _model_of(path: Path) -> str | None:
-    """Name the model of a run as it is named when ranked; None where the config does not say."""
+    """Return the name of a run's model as in ``rank``; ``None`` if the config does not say."""
     from omegaconf import OmegaConf
 
     if not path.is_file():
@@ -136,6 +136,6 @@ def _model_of(path: Path) -> str | None:
 
 
 def _key(label: str) -> str:
-    """The same name for the same file, however its path is written."""
+    """Return the same name for the same file, however its path is written."""
     candidate = Candidate.parse(label)
     return label if candidate.file is None else f"{candidate.name}:{candidate.file.resolve()}"

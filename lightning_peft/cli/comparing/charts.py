@@ -1,21 +1,29 @@
-"""The plots of a comparison's page."""
+"""Draw the pictures of a comparison, for its page and as files (extra: viz)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
+from lightning_peft.cli.comparing import figures
 from lightning_peft.cli.comparing.comparison import Comparison, Row
 from lightning_peft.cli.comparing.curves import Band, band, thin
-from lightning_peft.cli.comparing.svg import Axis, Plot, linear_axis, log_axis, series_class
 from lightning_peft.cli.comparing.swept import Swept
 from lightning_peft.cli.comparing.wording import duration, score
 from lightning_peft.cli.runs.log import RATE, Curve
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
 
 __all__ = ["Chart", "against", "by_number", "curves_of", "learning_curves", "rates"]
 
 MOST_SERIES = 12
 """More curves than this in one plot cannot be told apart."""
+
+MOST_NAMES = 12
+"""The names of more points than this are next to the picture, even if it has room for them."""
 
 MOST_MARKS = 10
 """More values than this are not all written below an axis."""
@@ -26,144 +34,156 @@ Logs = Mapping[int, Sequence[Mapping[str, Curve]]]
 
 @dataclass(frozen=True)
 class Chart:
-    """A plot and the words around it.
+    """A picture with its title and notes.
 
     Attributes:
-        title: What it is.
-        svg: Markup that is safe to be put into a page.
-        note: What has to be known to read it.
-        legend: ``(class names, text)`` of each series, where the plot does not name them.
+        title: The title.
+        figure: The picture.
+        description: What the picture shows, for readers who cannot see it.
+        note: How to read it.
+        keys: The mark of each series and its name, if the picture does not name them.
     """
 
     title: str
-    svg: str
+    figure: Figure
+    description: str
     note: str = ""
-    legend: tuple[tuple[str, str], ...] = ()
+    keys: tuple[figures.Key, ...] = ()
+
+    @property
+    def svg(self) -> str:
+        """Return the picture as markup that is safe in a page."""
+        return figures.markup(self.figure, self.title, self.description)
 
 
+@figures.style()
 def against(comparison: Comparison, quantity: str, name: str) -> Chart | None:
-    """Plot the metric against what it costs, with the Pareto front.
+    """Draw the metric against a cost, with the Pareto front.
 
     Args:
-        comparison: What to plot.
+        comparison: The comparison to draw.
         quantity: The attribute of a row that is the cost.
-        name: What the cost is called.
+        name: The name of the cost.
 
     Returns:
-        The chart, or ``None`` where no row has both.
+        The chart, or ``None`` if no row has both.
     """
     rows = [(i, row) for i, row in enumerate(comparison.rows) if getattr(row, quantity)]
     scale = comparison.scale
     placed = [(i, row, *_place(row, quantity, scale)) for i, row in rows if row.accuracy]
     if not placed:
         return None
-    levels = [row for row in comparison.rows if row.baseline and row.accuracy]
-    heights = [y + sign * spread for *_, y, spread in placed for sign in (-1, 1)]
-    heights += [scale * row.accuracy.mean for row in levels if row.accuracy]
-    metric = comparison.metric.replace("/", " ")
     front = comparison.front(quantity)
-    best = ", ".join(row.label for row in front)
-    title = f"{metric} against {name}"
-    plot = Plot(
-        log_axis([x for _, _, x, _, _ in placed], name),
-        linear_axis(heights, comparison.axis, margin=0.1),
-        title,
-        f"{len(placed)} points; on the Pareto front: {best}",
-    )
-    for row in levels:
-        plot.level(scale * row.accuracy.mean if row.accuracy else 0.0, row.label)
-    plot.line(_stairs([_place(row, quantity, scale)[:2] for row in front]), 0, kind="front")
+    drawn, axes = figures.new_figure()
+    keys: list[figures.Key] = []
     for i, row, x, y, spread in placed:
         cost = duration(x) if name.endswith("time (s)") else f"{x:,.0f} {name}"
         told = f"{i + 1}. {row.label}: {score(row.accuracy, comparison.metric)}, {cost}"
-        plot.point(x, y, i, spread=spread, mark=str(i + 1), name=told)
-    for _, row, x, y, _ in placed:
-        plot.name_point(x, y, row.label)
-    note = (
+        color = figures.series(i)["color"]
+        bars = axes.errorbar(
+            x, y, yerr=spread or None, color=color, ecolor=(color, 0.6), fmt="o",
+            markersize=figures.DOT,
+        )  # fmt: skip
+        number = axes.annotate(
+            str(i + 1), (x, y), ha="center", va="center", fontsize=7, weight="bold",
+            color=figures.PAGE, zorder=5,
+        )  # fmt: skip
+        for part in (bars.lines[0], number):
+            figures.hover(part, told)
+        keys.append((bars.lines[0], f"{i + 1}. {row.label}"))
+    # between two points only what the cheaper one reaches is known to be had
+    stairs = zip(*(_place(row, quantity, scale)[:2] for row in front), strict=True)
+    axes.step(*stairs, where="post", color=figures.SOFT, linestyle="--", linewidth=1)
+    levels: list[Artist] = []
+    for row in comparison.rows:
+        if row.baseline and row.accuracy:
+            y, right = scale * row.accuracy.mean, len(levels) % 2 == 0
+            axes.axhline(y, color=figures.SOFT, linestyle=":", linewidth=1)
+            level = axes.annotate(  # right and left in turn: these lines are often close
+                figures.short(row.label), (float(right), y), xycoords=("axes fraction", "data"),
+                xytext=(-4 if right else 4, 2), textcoords="offset points", va="bottom",
+                ha="right" if right else "left", fontsize=8, color=figures.SOFT,
+            )  # fmt: skip
+            levels.append(level)
+    figures.log_axis(axes, [x for _, _, x, _, _ in placed])
+    axes.margins(y=0.1)
+    axes.set_xlabel(name)
+    axes.set_ylabel(figures.short(comparison.axis))
+    points = [(x, y, row.label) for _, row, x, y, _ in placed]
+    if len(points) <= MOST_NAMES and figures.name_points(drawn, points, levels):
+        keys.clear()
+    best = ", ".join(row.label for row in front)
+    return Chart(
+        f"{_words(comparison.metric)} against {name}",
+        drawn,
+        f"{len(placed)} points; on the Pareto front: {best}",
         "The numbers are the ranks of the table. Bars are one standard deviation over the seeds. "
-        f"The stairs are the Pareto front, where nothing costs less and is as good: {best}."
+        f"The steps are the Pareto front, where no row costs less and is as good: {best}.",
+        tuple(keys),
     )
-    return Chart(title, plot.markup(), note)
+
+
+def _words(metric: str) -> str:
+    return metric.replace("/", " ")
 
 
 def _place(row: Row, quantity: str, scale: float) -> tuple[float, float, float]:
-    """Give a row's cost, and its metric and the deviation of that as they are shown."""
+    """Return a row's cost, its metric and the metric's deviation as they are shown."""
     assert row.accuracy is not None
     floor = 1.0 if quantity == "trained" else 1e-6  # a logarithm is taken of it
     cost = max(getattr(row, quantity).mean, floor)
     return cost, scale * row.accuracy.mean, scale * row.accuracy.deviation
 
 
-def _stairs(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Between two points of a front only what the cheaper one reaches is known to be had."""
-    found: list[tuple[float, float]] = []
-    for x, y in points:
-        if found:
-            found.append((x, found[-1][1]))
-        found.append((x, y))
-    return found
-
-
+@figures.style()
 def by_number(comparison: Comparison, swept: Swept) -> Chart:
-    """Plot the metric against a number that was swept, a line for each method.
+    """Draw the metric against a swept number, a line for each method.
 
     Args:
-        comparison: What the number is of.
-        swept: The number.
+        comparison: The comparison to draw.
+        swept: The swept number.
     """
-    metric = comparison.metric.replace("/", " ")
-    shown = swept.lines[:MOST_SERIES]
-    bands = [
-        [(value, *_around(row, comparison.scale)) for value, row in line.points] for line in shown
-    ]
-    title = f"{metric} by {swept.key}"
-    ends = [end for band_ in bands for _, *around in band_ for end in around]
-    last = [
-        f"{line.label}: {score(line.points[-1][1].accuracy, comparison.metric)}" for line in shown
-    ]
-    plot = Plot(
-        _marked_axis(swept),
-        linear_axis(ends, comparison.axis, margin=0.1),
-        title,
-        f"at the largest value of each line, {'; '.join(last)}",
-    )
-    for i, band_ in enumerate(bands):
-        if len(band_) > 1:
-            low, high = ([(p[0], p[k]) for p in band_] for k in (1, 3))
-            plot.area(low, high, i)
-    for i, (line, band_) in enumerate(zip(shown, bands, strict=True)):
-        plot.line([(x, y) for x, _, y, _ in band_], i, name=line.label)
-    note = "Lines are means over the seeds, areas one standard deviation to each side."
+    drawn, axes = figures.new_figure()
+    keys: list[figures.Key] = []
+    for i, line in enumerate(swept.lines[:MOST_SERIES]):
+        looks = {"color": figures.SOFT, "linestyle": ":"} if line.baseline else figures.series(i)
+        found = [row.accuracy for _, row in line.points if row.accuracy]
+        bars = axes.errorbar(
+            [value for value, _ in line.points], [comparison.scale * each.mean for each in found],
+            yerr=[comparison.scale * each.deviation for each in found], capsize=3, elinewidth=0.8,
+            marker="" if line.baseline else "o", markersize=5, **looks,
+        )  # fmt: skip
+        figures.hover(bars.lines[0], line.label)
+        keys.append((bars.lines[0], line.label))
+    if swept.is_log:
+        figures.log_axis(axes, swept.values)
+    if len(swept.values) <= MOST_MARKS:
+        axes.set_xticks(swept.values, [f"{value:g}" for value in swept.values])
     if len(swept.lines) > MOST_SERIES:
-        note += (
-            f" The first {MOST_SERIES} lines; {len(swept.lines) - MOST_SERIES} more are left out."
-        )
-    legend = tuple((series_class(i), line.label) for i, line in enumerate(shown))
-    return Chart(title, plot.markup(), note, legend)
-
-
-def _around(row: Row, scale: float) -> tuple[float, float, float]:
-    """Give the metric less its deviation, the metric, and the two together, as they are shown."""
-    assert row.accuracy is not None
-    mean, deviation = scale * row.accuracy.mean, scale * row.accuracy.deviation
-    return mean - deviation, mean, mean + deviation
-
-
-def _marked_axis(swept: Swept) -> Axis:
-    """Make an axis that is marked at the values that were swept."""
-    values = swept.values
-    axis = log_axis(values, swept.key) if swept.is_log else linear_axis(values, swept.key)
-    if len(values) > MOST_MARKS:
-        return axis
-    return replace(axis, ticks=tuple((value, f"{value:g}") for value in values))
+        text = f"the first {MOST_SERIES} of {len(swept.lines)} lines"
+        axes.set_title(text, loc="right", fontsize=8, color=figures.SOFT)
+    axes.margins(y=0.1)
+    axes.set_xlabel(figures.short(swept.key))
+    axes.set_ylabel(figures.short(comparison.axis))
+    last = [
+        f"{text}: {score(line.points[-1][1].accuracy, comparison.metric)}"
+        for line, (_, text) in zip(swept.lines, keys, strict=False)
+    ]
+    return Chart(
+        f"{_words(comparison.metric)} by {swept.key}",
+        drawn,
+        f"at the largest value of each line, {'; '.join(last)}",
+        "Lines are means over the seeds, bars one standard deviation to each side.",
+        tuple(keys),
+    )
 
 
 def learning_curves(comparison: Comparison, logs: Logs) -> list[Chart]:
-    """Plot how the metric in validation and the training loss went.
+    """Draw the validation metric and the training loss by step.
 
     Args:
-        comparison: What to plot.
-        logs: What the runs logged.
+        comparison: The comparison to draw.
+        logs: The logs of the runs.
     """
     bare = comparison.metric.partition("/")[2]
     name = f"validation {bare}" + (" (%)" if comparison.scale != 1 else "")
@@ -175,39 +195,38 @@ def learning_curves(comparison: Comparison, logs: Logs) -> list[Chart]:
 
 
 def rates(comparison: Comparison, logs: Logs) -> Chart | None:
-    """Plot the learning rate as it was, of the first run of each row.
+    """Draw the actual learning rate of the first run of each row.
 
     Args:
-        comparison: What to plot.
-        logs: What the runs logged.
+        comparison: The comparison to draw.
+        logs: The logs of the runs.
     """
     first = {i: found[:1] for i, found in logs.items()}
     chart = curves_of(comparison, first, RATE, "learning rate")
     if chart is None:
         return None
     note = (
-        "As each step used it; of several parameter groups, the highest. Rows of the same "
-        "schedule lie on each other."
+        "The rate of each step; the highest if there are several parameter groups. Lines of rows "
+        "with the same schedule coincide."
     )
-    return Chart(
-        chart.title, chart.svg, f"{note} {_left_out(comparison, logs)}".strip(), chart.legend
-    )
+    return replace(chart, note=f"{note} {_left_out(comparison, logs)}".strip())
 
 
+@figures.style()
 def curves_of(
     comparison: Comparison, logs: Logs, key: str, name: str, *, scale: float = 1.0
 ) -> Chart | None:
-    """Plot what was logged under one name against the step, a line for each row.
+    """Draw the values that were logged under one name by step, a line for each row.
 
     Args:
-        comparison: What to plot.
-        logs: What the runs logged.
-        key: The name under which it was logged.
-        name: What it is called.
-        scale: What it is multiplied by.
+        comparison: The comparison to draw.
+        logs: The logs of the runs.
+        key: The name under which the values were logged.
+        name: The name on the axis.
+        scale: The factor of the values.
 
     Returns:
-        The chart, or ``None`` where nothing was logged under that name.
+        The chart, or ``None`` if nothing was logged under that name.
     """
     bands: list[tuple[int, Row, Band]] = []
     for i, row in list(enumerate(comparison.rows))[:MOST_SERIES]:
@@ -216,26 +235,34 @@ def curves_of(
             bands.append((i, row, _scaled(found, scale)))
     if not bands:
         return None
-    ends = [point for *_, b in bands for curve in (b.low, b.high) for point in curve]
-    title = f"{name.removesuffix(' (%)')} by step"
-    plot = Plot(
-        linear_axis([x for x, _ in ends], "step", margin=0.02),
-        linear_axis([y for _, y in ends], name),
-        title,
-        "; ".join(f"{row.label} ends at {b.mean[-1][1]:.3g}" for _, row, b in bands),
-    )
-    for i, _, b in bands:
-        if len(b.mean) > 1:
-            plot.area(b.low, b.high, i)
+    drawn, axes = figures.new_figure()
+    keys: list[figures.Key] = []
     for i, row, b in bands:
-        plot.line(b.mean, i, name=row.label)
+        looks = figures.series(i)
+        steps, low = zip(*b.low, strict=True)
+        if len(steps) > 1:
+            high = [y for _, y in b.high]
+            axes.fill_between(steps, low, high, color=looks["color"], alpha=0.14, linewidth=0)
+        marker = "o" if len(b.mean) == 1 else ""
+        (line,) = axes.plot(*zip(*b.mean, strict=True), marker=marker, zorder=3, **looks)
+        figures.hover(line, row.label)
+        keys.append((line, row.label))
+    axes.margins(x=0.02)
+    axes.locator_params(axis="x", integer=True)
+    axes.set_xlabel("step")
+    axes.set_ylabel(figures.short(name))
     several = any(sum(key in log for log in found) > 1 for found in logs.values())
     note = "Lines are means over a row's runs, areas reach from the lowest to the highest run."
     parts = [note] if several else []
     if left_out := _left_out(comparison, logs):
         parts.append(left_out)
-    legend = tuple((series_class(i), row.label) for i, row, _ in bands)
-    return Chart(title, plot.markup(), " ".join(parts), legend)
+    return Chart(
+        f"{name.removesuffix(' (%)')} by step",
+        drawn,
+        "; ".join(f"{row.label} ends at {b.mean[-1][1]:.3g}" for _, row, b in bands),
+        " ".join(parts),
+        tuple(keys),
+    )
 
 
 def _left_out(comparison: Comparison, logs: Logs) -> str:

@@ -1,4 +1,4 @@
-"""What a tested run got right and wrong, from the tables that it left."""
+"""Read which classes a tested run confused, from the tables that it left."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["ClassTables", "Mistake", "class_tables"]
 FILE = "confusion.csv"
 
 MOST_CLASSES = 1000
-"""A file of more classes than this is not read: no page could show it."""
+"""A file of more classes than this is not read, since no page could show it."""
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """Images of one class that were called another.
+    """Images of one class that were predicted as another.
 
     Attributes:
-        true: The class that they are of.
-        called: The class that they were called.
-        count: How many.
-        share: The part of the images of their class.
+        true: The true class.
+        called: The predicted class.
+        count: The number of images.
+        share: Their fraction of the images of the true class.
     """
 
     true: str
@@ -39,12 +39,12 @@ class Mistake:
 
 @dataclass(frozen=True)
 class ClassTables:
-    """A confusion matrix and what follows from it.
+    """A confusion matrix, the scores of each class, and the mistakes.
 
     Attributes:
-        confusion: Counts: rows are the true, columns the predicted classes.
-        classes: Scores of each class.
-        mistakes: What was mistaken for what, the most frequent first.
+        confusion: Counts; rows are the true, columns the predicted classes.
+        classes: The scores of each class.
+        mistakes: The mistakes, the most frequent first.
     """
 
     confusion: tuple[tuple[int, ...], ...]
@@ -53,13 +53,13 @@ class ClassTables:
 
 
 def class_tables(directory: Path) -> ClassTables | None:
-    """Read the confusion matrix of a run, and work out the rest.
+    """Return the confusion matrix of a run, with its scores and mistakes.
 
     Args:
         directory: The run's directory.
 
     Returns:
-        The tables, or ``None`` where there is no confusion matrix that can be read.
+        The tables, or ``None`` if no confusion matrix can be read.
     """
     try:
         with (directory / FILE).open(newline="", encoding="utf-8") as file:

@@ -1,7 +1,6 @@
-"""From many runs to one row for each thing that was compared.
+"""Combine many runs into rows to compare.
 
-Runs that differ in nothing but the seed are one row: the mean and the standard deviation over the
-seeds.
+Runs that differ only in the seed are one row: the mean and the standard deviation over the seeds.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from lightning_peft.evaluation.metric_names import is_share, lower_is_better
 __all__ = ["Comparison", "Row", "Spread", "comparison_of"]
 
 METRICS = ("test/accuracy", "val/accuracy", "test/rmse", "val/rmse")
-"""What a row is judged by where the runs do not agree: the first of these that they have."""
+"""The metric of a comparison if the runs do not agree: the first of these that they have."""
 
 OVER = ("completed", "pruned", "failed")
-"""How a run can have ended."""
+"""The states of a run that has ended."""
 
 BASELINES = {"nearest_neighbour": "1-NN on pixels", "logistic_regression": "logistic on pixels"}
-"""What the reference points are called."""
+"""The names of the reference points."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Spread | None:
-        """Summarise the values that are there; ``None`` where there is none."""
+        """Return the spread of the values that exist; ``None`` if there are none."""
         found = [float(value) for value in values if value is not None]
         if not found:
             return None
@@ -48,22 +47,22 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """What was compared, and how it did.
+    """A row of a comparison: its label and its results.
 
     Attributes:
-        label: The method, and what else sets this row apart from the others.
-        name: The method, or what the reference point is called.
-        apart: The overrides that set this row apart, sorted.
-        accuracy: The metric that the comparison is about, over the seeds.
-        trained: How many parameters were trained.
+        label: The method, and whatever else distinguishes this row from the others.
+        name: The method, or the name of the reference point.
+        apart: The overrides that distinguish this row, sorted.
+        accuracy: The metric of the comparison, over the seeds.
+        trained: The number of trained parameters.
         checkpoint: Bytes of a checkpoint of what was trained, without the optimizer's state.
         step: Seconds a training step takes (the median of a run).
         total: Seconds from the start of a job to its end.
         memory: Bytes at the peak.
         seeds: The seeds of the runs that completed, one for each run.
-        failed: What went wrong in the runs that failed.
-        unfinished: How the runs stand that are under way, or were cut off.
-        pruned: How many runs the pruner of their search has stopped.
+        failed: The errors of the failed runs.
+        unfinished: The states of the runs that are under way, or were interrupted.
+        pruned: The number of runs that were stopped by the pruner of their search.
         by_seed: The accuracy of each seed; the mean where a seed ran twice.
         runs: The runs.
         baseline: Whether this is a reference point that trains nothing of the network.
@@ -96,10 +95,10 @@ class Comparison:
         rows: The rows.
         contrasts: The best row of each set of data against each of the others on it.
         best: The best single run.
-        images: How many images each split has, where all runs agree.
-        noun: What these are: ``"images"``, ``"texts"``, or ``"samples"`` where runs have both.
-        chosen: Whether the checkpoint of every run that completed was chosen by its validation.
-        memory: What the peak memory is of: ``"GPU"``, ``"process"``, ``"mixed"`` or ``""``.
+        images: The number of images in each split, if all runs agree.
+        noun: ``"images"``, ``"texts"``, or ``"samples"`` if there are runs on both.
+        chosen: Whether the checkpoint of every completed run was chosen by its validation.
+        memory: Where the peak memory was measured: ``"GPU"``, ``"process"``, ``"mixed"`` or ``""``.
         unreadable: Files that could not be read.
     """
 
@@ -115,40 +114,40 @@ class Comparison:
 
     @property
     def lower(self) -> bool:
-        """Whether less of the metric is better."""
+        """Whether lower values of the metric are better."""
         return lower_is_better(self.metric)
 
     @property
     def scale(self) -> float:
-        """What the metric is multiplied by where it is shown: 100 for percent."""
+        """The factor of the metric in pictures: 100 for percent."""
         return 100.0 if is_share(self.metric) else 1.0
 
     @property
     def axis(self) -> str:
-        """What the metric is called on an axis."""
+        """The name of the metric on an axis."""
         return self.metric.replace("/", " ") + (" (%)" if is_share(self.metric) else "")
 
     @property
     def leader(self) -> Row | None:
-        """The best row that is no reference point."""
+        """The best row that is not a reference point."""
         return next((row for row in self.rows if row.accuracy and not row.baseline), None)
 
     @property
     def shown(self) -> tuple[Row, ...]:
-        """The rows without those of which every run was pruned."""
+        """The rows, without those whose runs were all pruned."""
         return tuple(row for row in self.rows if not row.runs or row.pruned < len(row.runs))
 
     @property
     def same_seeds(self) -> bool:
-        """Whether every row that has a result has it of the same seeds."""
+        """Whether all rows with a result have it for the same seeds."""
         own = [row for row in self.rows if row.accuracy and not row.baseline]
         return all(row.by_seed.keys() == own[0].by_seed.keys() for row in own)
 
     def front(self, quantity: str = "trained") -> tuple[Row, ...]:
-        """Give the rows on the Pareto front: nothing costs no more and is as good.
+        """Return the rows on the Pareto front: no other row costs no more and is as good.
 
         Args:
-            quantity: What is to be low, by the name of the row's attribute.
+            quantity: The attribute of a row that should be low.
 
         Returns:
             The rows, the cheapest first.
@@ -176,8 +175,8 @@ def comparison_of(runs: Sequence[Run], unreadable: Sequence[Path] = ()) -> Compa
     """Compare runs.
 
     Args:
-        runs: What :func:`~lightning_peft.cli.comparing.runs.read_runs` gave.
-        unreadable: Files that it could not read.
+        runs: The runs of :func:`~lightning_peft.cli.comparing.runs.read_runs`.
+        unreadable: The files that it could not read.
 
     Returns:
         The comparison.
@@ -208,13 +207,14 @@ def comparison_of(runs: Sequence[Run], unreadable: Sequence[Path] = ()) -> Compa
 
 
 def metric_of(runs: Sequence[Run]) -> str:
-    """Choose what runs are judged by: their objective, on the test set where it was measured there.
+    """Return the metric of runs: their objective, on the test set if it was measured there.
 
     Args:
         runs: Those that completed.
 
     Returns:
-        The metric. Where the runs have several objectives or none, accuracy; of numbers the error.
+        The metric; if the runs have several objectives or none, accuracy, or for regression the
+        error.
     """
     names = {run.objective for run in runs if run.objective is not None}
     found = list(METRICS)
@@ -225,7 +225,7 @@ def metric_of(runs: Sequence[Run]) -> str:
 
 
 class _Group(NamedTuple):
-    """Runs that differ in nothing but the seed."""
+    """Runs that differ only in the seed."""
 
     method: str
     apart: tuple[str, ...]
@@ -234,10 +234,10 @@ class _Group(NamedTuple):
 
 
 def _groups(runs: Sequence[Run]) -> list[_Group]:
-    """Put together what differs in nothing but the seed, under a label that says what it is.
+    """Group the runs that differ only in the seed, each group with its label.
 
-    Where the same is in two of the directories with the same seed, what differs is something that
-    no override tells (such as the version of the code), and the directories are told apart.
+    If two of the directories hold the same run with the same seed, something other than an
+    override differs (such as the version of the code), and the labels name the directories.
     """
     alike: dict[Any, list[Run]] = {}
     for run in runs:
@@ -292,7 +292,7 @@ def _row(group: _Group, metric: str) -> Row:
 
 
 def _contrasts(rows: Sequence[Row]) -> tuple[Contrast, ...]:
-    """The best row against each of the others that had the same data to learn from."""
+    """Return the contrasts of the best row with each of the others that had the same data."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         if row.accuracy and not row.baseline:
@@ -307,7 +307,7 @@ def _contrasts(rows: Sequence[Row]) -> tuple[Contrast, ...]:
 
 
 def _baselines(runs: Sequence[Run]) -> list[Row]:
-    """A reference point depends on the data and the seed alone, so it is counted once for each."""
+    """Return the reference points, one for each set of data and seed."""
     found: dict[tuple[str, tuple[str, ...]], dict[int | None, float]] = {}
     for run in runs:
         for name, accuracy in run.baselines.items():

@@ -1,4 +1,4 @@
-"""What a run logged while it trained, from the ``metrics.csv`` of Lightning's CSV logger.
+"""Combine the curves that runs logged, from the ``metrics.csv`` of Lightning's CSV logger.
 
 The logger begins a new file when a run is resumed, and deletes the one that is there;
 :func:`set_aside` keeps it, and :func:`read_log` reads all of them.
@@ -16,15 +16,15 @@ __all__ = ["Band", "band", "thin"]
 
 
 MOST_POINTS = 200
-"""A picture shows no more points of a curve than this."""
+"""The most points of a curve in a picture."""
 
 
 @dataclass(frozen=True)
 class Band:
-    """Curves of several runs as one.
+    """Curves of several runs combined.
 
     Attributes:
-        mean: The mean over the runs, at the steps where every one of them has a value.
+        mean: The mean over the runs, at the steps where every run has a value.
         low: The lowest of the runs.
         high: The highest of the runs.
     """
@@ -35,20 +35,20 @@ class Band:
 
 
 def thin(curve: Curve, most: int = MOST_POINTS) -> Curve:
-    """Leave out points of a long curve evenly; the first and the last one stay."""
+    """Return a long curve with fewer points, evenly chosen, and its first and last point."""
     if len(curve) <= most:
         return curve
     return tuple(curve[round(i * (len(curve) - 1) / (most - 1))] for i in range(most))
 
 
 def band(curves: Iterable[Curve]) -> Band | None:
-    """Put the curves of several runs together.
+    """Combine the curves of several runs.
 
     Args:
-        curves: One of each run; empty ones are left out.
+        curves: One for each run; empty ones are left out.
 
     Returns:
-        The band, or ``None`` where the runs have no step in common.
+        The band, or ``None`` if the runs have no step in common.
     """
     tables: Sequence[dict[float, float]] = [dict(curve) for curve in curves if curve]
     if not tables:

@@ -1,4 +1,4 @@
-"""A table beside the main one, laid out once for the console and the page."""
+"""Tables other than the main one, laid out once for the console and the page."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Grid:
 
 
 def grid_table(grid: Grid) -> Table:
-    """Lay a grid out for a console.
+    """Return a grid as a table for a console.
 
     Args:
         grid: The grid.

@@ -1,4 +1,4 @@
-"""The Pareto set of a search with several objectives: the runs that none other betters in all."""
+"""Find the Pareto set of a search with several objectives."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ __all__ = ["ParetoSet", "pareto_grid", "pareto_json", "pareto_set"]
 
 @dataclass(frozen=True)
 class ParetoSet:
-    """What is worth choosing from.
+    """The runs of a search that no other run beats.
 
     Attributes:
         names: The objectives.
         directions: ``"maximize"`` or ``"minimize"``, for each.
-        members: The runs of the set with the label of their row, the best by the first objective
-            first.
-        count: How many runs they were chosen from.
+        members: The runs of the set with the label of their row, sorted by the first objective.
+        count: The number of runs from which they were chosen.
     """
 
     names: tuple[str, ...]
@@ -33,13 +32,13 @@ class ParetoSet:
 
 
 def pareto_set(comparison: Comparison) -> ParetoSet | None:
-    """Find the Pareto set of the runs that completed.
+    """Return the Pareto set of the completed runs.
 
     Args:
-        comparison: What was compared.
+        comparison: The comparison.
 
     Returns:
-        The set; ``None`` where the runs do not all have the same several objectives.
+        The set; ``None`` if the runs do not all have the same several objectives.
     """
     runs = [(row.label, run) for row in comparison.rows for run in row.runs if run.completed]
     sought = {tuple((name, way) for name, _, way in run.objectives) for _, run in runs}
@@ -54,13 +53,13 @@ def pareto_set(comparison: Comparison) -> ParetoSet | None:
 
 
 def pareto_grid(found: ParetoSet) -> Grid:
-    """Lay the set out, a row for each run."""
+    """Return the set as a table, a row for each run."""
     header = ["run"]
     for name, way in zip(found.names, found.directions, strict=True):
         best = "most" if way == "maximize" else "least"
         header.append(f"{name.replace('/', ' ').replace('_', ' ')} ({best})")
     return Grid(
-        title=f"Pareto set: {len(found.members)} of {found.count} runs, which no other betters",
+        title=f"Pareto set: {len(found.members)} of {found.count} runs, which no other run beats",
         header=tuple(header),
         rows=tuple(
             (_called(label, run), *(_written(name, value) for name, value, _ in run.objectives))
@@ -70,7 +69,7 @@ def pareto_grid(found: ParetoSet) -> Grid:
 
 
 def pareto_json(found: ParetoSet | None) -> dict[str, Any] | None:
-    """Give the set as plain JSON types (documented in ``docs/compare.md``)."""
+    """Return the set as plain JSON types (documented in ``docs/compare.md``)."""
     if found is None:
         return None
     return {

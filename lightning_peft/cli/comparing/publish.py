@@ -21,12 +21,12 @@ def compare(*directories: Path, output: Path | None = None) -> Comparison | None
     """Compare the runs below directories: print the table, write the files.
 
     Args:
-        *directories: Where the runs are.
-        output: Where the files go; the directory itself where there is one, otherwise
-            ``comparison`` in the working directory.
+        *directories: Directories above runs.
+        output: The directory for the files; by default the directory of the runs if there is one,
+            otherwise ``comparison`` in the working directory.
 
     Returns:
-        The comparison, or ``None`` where there is no run.
+        The comparison, or ``None`` if there is no run.
     """
     runs, unreadable = read_runs(directories)
     if not runs:
@@ -43,7 +43,7 @@ def _output(directories: Sequence[Path], output: Path | None) -> Path:
 
 
 def _publish(comparison: Comparison, output: Path) -> None:
-    """Print the table and what goes with it; write the files."""
+    """Print the table and its notes, and write the files."""
     from rich.console import Console
 
     console = Console()
@@ -65,11 +65,9 @@ def _publish(comparison: Comparison, output: Path) -> None:
 
 
 def _files(comparison: Comparison, output: Path) -> list[str]:
-    """Write the files; say where each is."""
-    from lightning_peft.cli.comparing.pictures import (
-        accuracy_against_parameters,
-        accuracy_by_number,
-    )
+    """Write the files, and yield a line for each."""
+    from lightning_peft.cli.comparing.charts import against, by_number
+    from lightning_peft.cli.comparing.figures import save_figure
     from lightning_peft.cli.comparing.report import report_page
 
     write_json(output / "comparison.json", as_json(comparison))
@@ -77,11 +75,13 @@ def _files(comparison: Comparison, output: Path) -> list[str]:
     write_text(output / "report.html", report_page(comparison))
     lines = [f"report     {output / 'report.html'}", f"table      {output / 'comparison.csv'}"]
     try:
-        path = accuracy_against_parameters(comparison, output / "comparison.png")
-        paths = [path] if path is not None else []
-        paths += [
-            accuracy_by_number(comparison, swept, output / f"comparison_{swept.name}.png")
-            for swept in swept_numbers(comparison)
+        charts = {"comparison": against(comparison, "trained", "trained parameters")}
+        for swept in swept_numbers(comparison):
+            charts[f"comparison_{swept.name}"] = by_number(comparison, swept)
+        paths = [
+            save_figure(chart.figure, output / f"{name}.png", chart.keys)
+            for name, chart in charts.items()
+            if chart is not None
         ]
     except MissingExtraError as error:
         return [*lines, f"no picture: {error}"]

@@ -1,4 +1,4 @@
-"""The reliability diagram of a run, from the bins that its test left."""
+"""Draw the reliability diagram of a run, from the bins that its test left."""
 
 from __future__ import annotations
 
@@ -7,25 +7,27 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_peft.cli.comparing import figures
 from lightning_peft.cli.comparing.charts import Chart
-from lightning_peft.cli.comparing.svg import Plot, linear_axis
 from lightning_peft.evaluation.calibration import ReliabilityBin, expected_error
 
 __all__ = ["read_bins", "reliability_chart"]
 
 FILE = "reliability.csv"
 MOST_BINS = 200
+MOST_COUNTS = 25
+"""With more bins than this, their counts would overlap."""
 FIELDS = ("low", "high", "confidence", "accuracy", "count")
 
 
 def read_bins(directory: Path) -> tuple[ReliabilityBin, ...]:
-    """Read the bins of a run.
+    """Return the bins of a run.
 
     Args:
         directory: The run's directory.
 
     Returns:
-        The bins, or none where there is no such file or it is of somebody else.
+        The bins; none if there is no such file, or another program wrote it.
     """
     found = []
     try:
@@ -46,15 +48,16 @@ def _is_sound(item: ReliabilityBin) -> bool:
     return sound and item.low < item.high and item.count > 0
 
 
+@figures.style()
 def reliability_chart(
     bins: Sequence[ReliabilityBin], task: str = "multiclass", noun: str = "images"
 ) -> Chart | None:
-    """Draw how often predictions of each confidence are right.
+    """Draw how often predictions of each confidence are correct.
 
     Args:
-        bins: As from :func:`read_bins`.
-        task: What the run was of: it says what confidence is.
-        noun: What was predicted.
+        bins: The bins of :func:`read_bins`.
+        task: The task of the run, which defines the confidence.
+        noun: ``"images"`` or ``"texts"``.
 
     Returns:
         The chart, or ``None`` without bins.
@@ -73,25 +76,35 @@ def reliability_chart(
         f"{100 * item.confidence:.1f} %, true {100 * item.accuracy:.1f} %"
         for item in bins
     ]
-    title = "Reliability of the test's predictions"
-    ends = (0.0, 100.0)
-    plot = Plot(
-        linear_axis(ends, sure, margin=0.02),
-        linear_axis(ends, true, margin=0.02),
-        title,
-        f"expected calibration error {error:.4f}; " + "; ".join(told),
-    )
+    drawn, axes = figures.new_figure()
     for item, text in zip(bins, told, strict=True):
-        plot.column(100 * item.low, 100 * item.high, 100 * item.accuracy, 0, name=text)
-    plot.line([(0.0, 0.0), (100.0, 100.0)], 0, kind="front")
-    plot.line([(100 * item.confidence, 100 * item.accuracy) for item in bins], 1, name="found")
-    for item in bins:
-        plot.name_point(50 * (item.low + item.high), 100 * item.accuracy, f"{item.count:,}")
+        (column,) = axes.bar(
+            100 * item.low, 100 * item.accuracy, 100 * (item.high - item.low), align="edge",
+            facecolor=(figures.COLOURS[0], 0.18), edgecolor=figures.PAGE,
+        )  # fmt: skip
+        figures.hover(column, text)
+    axes.plot([0, 100], [0, 100], color=figures.SOFT, linestyle="--", linewidth=1.2)
+    found = zip(*((100 * item.confidence, 100 * item.accuracy) for item in bins), strict=True)
+    axes.plot(*found, color=figures.COLOURS[1], marker="o", markersize=4, zorder=3)
+    axes.set_xlim(-2, 102)
+    axes.set_ylim(-2, 106)  # a number stands above its column
+    axes.set_xlabel(sure)
+    axes.set_ylabel(true)
+    for item in bins if len(bins) <= MOST_COUNTS else ():
+        axes.annotate(
+            f"{item.count:,}", (50 * (item.low + item.high), 100 * item.accuracy), xytext=(0, 3),
+            textcoords="offset points", ha="center", fontsize=8,
+        )  # fmt: skip
     pooled = " over all labels together" if task == "multilabel" else ""
     each = f"labels of {noun}" if task == "multilabel" else noun
     note = (
-        "On the dashed line, what the model says is what happens; below it, the model is too sure. "
+        "On the dashed line the model is calibrated; below it, the model is overconfident. "
         f"Columns are the bins, the line joins their means; {total:,} {each}, expected calibration "
-        f"error {error:.4f}{pooled}. The numbers are how many are in a bin: few say little."
+        f"error {error:.4f}{pooled}. The numbers are the counts of the bins; few say little."
     )
-    return Chart(title, plot.markup(), note)
+    return Chart(
+        "Reliability of the test's predictions",
+        drawn,
+        f"expected calibration error {error:.4f}; " + "; ".join(told),
+        note,
+    )

@@ -1,6 +1,6 @@
-"""One page with everything that a comparison found, which needs nothing but a browser.
+"""Write one page with all results of a comparison, which needs nothing but a browser.
 
-Whatever comes from files is data of somebody else's: the template escapes it, the plots are made of
+Whatever comes from files is untrusted data: the template escapes it, the pictures are built from
 XML elements, and the page forbids every script and every request but its own.
 """
 
@@ -23,6 +23,7 @@ from lightning_peft.cli.comparing.charts import (
 )
 from lightning_peft.cli.comparing.classes import ClassTables, class_tables
 from lightning_peft.cli.comparing.comparison import Comparison, Row
+from lightning_peft.cli.comparing.figures import swatch
 from lightning_peft.cli.comparing.reliability import read_bins, reliability_chart
 from lightning_peft.cli.comparing.runs import Run
 from lightning_peft.cli.comparing.swept import swept_numbers
@@ -36,6 +37,7 @@ from lightning_peft.cli.comparing.tables import (
 )
 from lightning_peft.cli.comparing.wording import difference, p_value, verdict
 from lightning_peft.cli.runs.log import read_log
+from lightning_peft.errors import MissingExtraError
 from lightning_peft.evaluation.metric_names import is_share, written
 
 if TYPE_CHECKING:
@@ -44,32 +46,31 @@ if TYPE_CHECKING:
 __all__ = ["report_page"]
 
 MOST_MATRIX = 30
-"""A confusion matrix of more classes than this is no table that a person reads."""
+"""The most classes in a confusion matrix; a larger table is unreadable."""
 
 MOST_MISTAKES = 10
 LARGEST_PICTURE = 2_000_000
 
 BREAKS = re.compile(r"(?<=[=/])(?=\S)|(?<=\.)(?=[^\d.\s])")
-"""Where a long name may go on in the next line; a number is no name, and stays whole."""
+"""Where a long name may break; a number is not a name and stays in one piece."""
 
 ABOUT_TESTS = (
-    "Two-sided tests of the best row against each of the others that had the same data to learn "
-    "from. Runs of the same seed share "
-    "their labelled {noun}, so they are compared in pairs; brackets hold the 95 % interval of the "
-    "difference. The corrected p accounts for the number of comparisons (Holm). The best row was "
-    "picked because it came first on these very runs, so the tests are on its side; and they speak "
-    "of other seeds, not of other test {noun}."
+    "Two-sided tests of the best row against each of the others that had the same training data. "
+    "Runs with the same seed share their labelled {noun}, so they are compared in pairs; brackets "
+    "hold the 95 % interval of the difference. The corrected p accounts for the number of "
+    "comparisons (Holm). The best row was picked because it came first on these very runs, so the "
+    "tests favour it; and they say something about other seeds, not about other test {noun}."
 )
 
 
 def report_page(comparison: Comparison) -> str:
-    """Make the page.
+    """Return the page of a comparison.
 
     Args:
-        comparison: What it is about.
+        comparison: The comparison.
 
     Returns:
-        A whole HTML document.
+        A complete HTML document.
     """
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
@@ -78,7 +79,7 @@ def report_page(comparison: Comparison) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=False, keep_trailing_newline=True
     )
     environment.filters.update(
-        difference=difference, p_value=p_value, verdict=verdict, breaking=_breaking
+        difference=difference, p_value=p_value, verdict=verdict, breaking=_breaking, swatch=swatch
     )
     script, style = _file("report.js"), _file("report.css")
     # the browser hashes what is between the tags, the line break included
@@ -92,7 +93,7 @@ def report_page(comparison: Comparison) -> str:
 
 
 def _breaking(text: str) -> Markup:
-    """Let names break where their parts end, and nowhere else."""
+    """Return names that can break only where their parts end."""
     from markupsafe import Markup
 
     def one(word: str) -> str | Markup:
@@ -127,8 +128,8 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "in_points": is_share(comparison.metric),
         "about_tests": ABOUT_TESTS.format(noun=comparison.noun),
         "noun": comparison.noun,
-        "sections": _sections(comparison),
         "best": None if comparison.best is None else _best(comparison.best, comparison),
+        **_pictures(comparison),
     }
 
 
@@ -144,6 +145,16 @@ def _row(rank: int, row: Row, comparison: Comparison) -> dict[str, Any]:
         "runs": runs_of(row),
         "done": len(row.seeds),
     }
+
+
+def _pictures(comparison: Comparison) -> dict[str, Any]:
+    """Return all pictures; without matplotlib, a note on how to install it."""
+    best = comparison.best
+    try:
+        reliability = best and reliability_chart(read_bins(best.directory), best.task, best.noun)
+        return {"sections": _sections(comparison), "reliability": reliability, "undrawn": ""}
+    except MissingExtraError as error:
+        return {"sections": [], "reliability": None, "undrawn": str(error)}
 
 
 def _sections(comparison: Comparison) -> list[tuple[str, list[Chart]]]:
@@ -176,13 +187,12 @@ def _best(run: Run, comparison: Comparison) -> dict[str, Any]:
         "tables": tables,
         "matrix": _matrix(tables) if tables and len(tables.classes) <= MOST_MATRIX else None,
         "mistakes": tables.mistakes[:MOST_MISTAKES] if tables else (),
-        "reliability": reliability_chart(read_bins(run.directory), run.task, run.noun),
         "picture": _picture(run.directory / "predictions.png"),
     }
 
 
 def _matrix(tables: ClassTables) -> list[tuple[str, list[tuple[int, str, str]]]]:
-    """Give each row its name and its cells: count, kind, part of the row."""
+    """Yield the name of each row and its cells: count, kind, fraction of the row."""
     rows = []
     for i, (scores, counts) in enumerate(zip(tables.classes, tables.confusion, strict=True)):
         total = max(sum(counts), 1)
@@ -193,7 +203,7 @@ def _matrix(tables: ClassTables) -> list[tuple[str, list[tuple[int, str, str]]]]
 
 
 def _picture(path: Path) -> str | None:
-    """Give a PNG in base64, if that is what it is."""
+    """Return a file in base64 if it is a PNG."""
     try:
         if path.stat().st_size > LARGEST_PICTURE:
             return None

@@ -1,7 +1,7 @@
-"""The runs below directories, each read from the ``summary.json`` that it leaves.
+"""Read the runs below directories, each from its ``summary.json``.
 
-A summary may be of another version, half a file, or somebody else's: what is not of the type that
-it should be counts as not there.
+A summary may come from another version or another program, or be cut off: a value of the wrong type
+counts as missing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -16,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lightning_peft.cli.runs.processes import is_alive
+from lightning_peft.cli.runs.occupied import holder_of
 from lightning_peft.cli.runs.summary import FILE
 
 __all__ = ["HANDED_OUT", "PREPARED", "Run", "labelled", "read_runs", "run_of"]
 
 SET_NOTHING_APART = ("method=", "seed=", "output_dir=", "name=", "logger=", "logger.", "baselines=")
-"""Overrides that are told elsewhere, or change nothing of what a run comes to."""
+"""Overrides that are shown elsewhere, or do not change the result of a run."""
 
 HANDED_OUT = frozenset(
     {
@@ -36,7 +37,7 @@ same."""
 PREPARED = frozenset(
     {"backbone", "channels", "image_size", "interpolation", "max_length", "mean", "std"}
 )
-"""Keys of ``data`` that say how the same images are prepared for a backbone."""
+"""Keys of ``data`` that define how the same images are prepared for a backbone."""
 
 ESCAPED = re.compile(r"\\([()\[\]{}:=, ])")
 
@@ -50,31 +51,31 @@ class Run:
     """One run.
 
     Attributes:
-        directory: Where it left its files.
-        source: Which of the directories that were asked for it was found in.
+        directory: The directory of its files.
+        source: The given directory in which it was found.
         status: ``"completed"``, ``"pruned"`` (stopped by the pruner of a search), ``"failed"``,
             ``"running"``, ``"interrupted"`` (its process is gone) or ``"unfinished"`` (it runs, or
-            ran, on another machine).
-        method: The method's name.
-        seed: The seed, where it is known.
-        overrides: What was overridden beside the method and the seed, sorted.
-        metrics: What was measured, by the name under which it was logged.
+            ran, on another machine or for another user).
+        method: The name of the method.
+        seed: The seed, if known.
+        overrides: The overrides other than the method and the seed, sorted.
+        metrics: The measured values, by the name under which they were logged.
         parameters: Trained and total parameters.
         bytes: Sizes of the files.
         seconds: Times.
         peak_memory: Bytes: allocated on the GPU, or else resident in the process.
-        on_gpu: Whether the peak is the GPU's.
-        images: How many images or texts each split has.
-        noun: Which of the two they are.
+        on_gpu: Whether the peak is that of the GPU.
+        images: The number of images or texts in each split.
+        noun: ``"images"`` or ``"texts"``.
         baselines: Accuracy of the reference points.
-        objective: The metric that a sweeper was told, or that chose the checkpoint.
-        objectives: Of a search with several: the name, the value and the direction of each.
-        steps: How many optimizer steps it made, where that is known.
+        objective: The metric of the sweeper, or the one that chose the checkpoint.
+        objectives: For a search with several: the name, the value and the direction of each.
+        steps: The number of optimizer steps, if known.
         intervals: The 95 % interval of each metric of the test, over its images.
-        task: What the labels are.
-        monitor: What chose the checkpoint; ``None`` where nothing did, or it was not written down.
-        error: What went wrong.
-        started: Seconds since the epoch, where they are known.
+        task: The task of the labels.
+        monitor: The metric that chose the checkpoint; ``None`` if nothing did, or it is not known.
+        error: The error of a failed run.
+        started: Seconds since the epoch, if known.
     """
 
     directory: Path
@@ -103,7 +104,7 @@ class Run:
 
     @property
     def completed(self) -> bool:
-        """Whether it came to its end."""
+        """Whether the run finished."""
         return self.status == "completed"
 
     @property
@@ -112,7 +113,7 @@ class Run:
         return tuple(word for word in self.overrides if word.startswith(("data", "shots=")))
 
     def told(self) -> str:
-        """Say in words how a run that did not complete stands."""
+        """Return the state of an unfinished run in words."""
         who = "no seed" if self.seed is None else f"seed {self.seed}"
         if self.status == "failed":
             return f"{who}: {self.error or 'unknown error'} (in {self.directory})"
@@ -123,10 +124,10 @@ class Run:
 
 
 def labelled(overrides: Sequence[str]) -> tuple[str, ...]:
-    """Keep the overrides that decide which labelled images there are.
+    """Return the overrides that decide which labelled images there are.
 
-    Rows that differ in one of them are no rivals. What is not known to leave the images alone (a
-    key of somebody's own data module) is held to choose them.
+    Rows that differ in one of them are not compared. An unknown key (of a user's own data module)
+    is assumed to choose the images.
     """
     return tuple(word for word in overrides if _chooses(word))
 
@@ -141,8 +142,7 @@ def read_runs(directories: Sequence[Path]) -> tuple[list[Run], list[Path]]:
     """Read every ``summary.json`` below directories.
 
     Args:
-        directories: Sweeps' directories, or anything above them; a run that is below two of them
-            is read once.
+        directories: Directories of sweeps, or above them; a run below two of them is read once.
 
     Returns:
         The runs, in the order of the directories and of their paths; and the files that are not
@@ -163,15 +163,15 @@ def read_runs(directories: Sequence[Path]) -> tuple[list[Run], list[Path]]:
 
 
 def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | None:
-    """Read a summary.
+    """Return the run that a summary describes.
 
     Args:
         summary: The content of a ``summary.json``.
-        directory: Where it was found.
-        source: The directory that was asked for; the run's own by default.
+        directory: The directory of the file.
+        source: The given directory in which it was found; the run's own by default.
 
     Returns:
-        The run, or ``None`` where this is no summary.
+        The run, or ``None`` if the content is not a summary.
     """
     if not isinstance(summary, Mapping) or summary.get("status") not in STATES:
         return None
@@ -188,7 +188,7 @@ def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | N
     return Run(
         directory=directory,
         source=directory if source is None else source,
-        status=_status(str(summary["status"]), process),
+        status=_status(str(summary["status"]), process, directory),
         method=str(method),
         seed=seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
         overrides=tuple(sorted(o for o in overrides if not o.startswith(SET_NOTHING_APART))),
@@ -213,9 +213,9 @@ def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | N
 
 
 def _as_typed(override: str) -> str:
-    """Write an override in one way, whether a sweep or a single run had it.
+    """Return an override in one form, whether a sweep or a single run had it.
 
-    The jobs of a sweep escape what Hydra's grammar reserves, and write words and numbers anew
+    The jobs of a sweep escape what Hydra's grammar reserves, and rewrite words and numbers
     (``test=False``, ``lr=0.001``); a single run keeps what was typed (``test=false``, ``lr=1e-3``).
     """
     key, sign, value = override.lstrip("+").partition("=")
@@ -242,11 +242,14 @@ def _load(path: Path) -> Any:
         return None
 
 
-def _status(status: str, process: Mapping[str, Any]) -> str:
-    """A run that was killed could not say so: look whether its process is still there."""
+def _status(status: str, process: Mapping[str, Any], directory: Path) -> str:
+    """Return the status of a run; a killed run is found by its directory's missing process."""
     if status != "running":
         return status
-    return {None: "unfinished", False: "interrupted", True: "running"}[is_alive(process)]
+    holder = holder_of(directory)
+    if (process if holder is None else holder).get("host") != socket.gethostname():
+        return "unfinished"
+    return "interrupted" if holder is None else "running"
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -254,7 +257,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def _numbers(value: Any) -> dict[str, float]:
-    """Keep the finite numbers of a mapping."""
+    """Return the finite numbers of a mapping."""
     found = {}
     for key, item in _mapping(value).items():
         if isinstance(item, int | float) and not isinstance(item, bool):
@@ -268,7 +271,7 @@ def _numbers(value: Any) -> dict[str, float]:
 
 
 def _objectives(value: Any) -> tuple[tuple[str, float, str], ...]:
-    """Keep the objectives of a search with several, all of them or none."""
+    """Return the objectives of a search with several, all of them or none."""
     found = []
     for item in value if isinstance(value, list) else []:
         one = _mapping(item)
@@ -280,7 +283,7 @@ def _objectives(value: Any) -> tuple[tuple[str, float, str], ...]:
 
 
 def _intervals(value: Any) -> dict[str, tuple[float, float]]:
-    """Keep the pairs of finite numbers of a mapping."""
+    """Return the pairs of finite numbers of a mapping."""
     found = {}
     for key, item in _mapping(value).items():
         ends = _numbers(dict(enumerate(item))) if isinstance(item, list) else {}
@@ -290,7 +293,7 @@ def _intervals(value: Any) -> dict[str, tuple[float, float]]:
 
 
 def _natural(path: Path) -> tuple[Any, ...]:
-    """Sort ``10_lora`` after ``9_lora``."""
+    """Return a sort key that puts ``10_lora`` after ``9_lora``."""
     return tuple(
         (0, int(head), part) if (head := part.partition("_")[0]).isdecimal() else (1, 0, part)
         for part in path.parts

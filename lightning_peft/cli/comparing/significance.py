@@ -1,45 +1,42 @@
-"""Whether two rows differ by more than their seeds do.
+"""Test whether two rows differ by more than their seeds do.
 
-Runs of the same seed share their labelled images and the order of their batches, so they are
-compared seed by seed: what all methods find hard about a seed drops out.
+Runs with the same seed share their labelled images and the order of their batches, so they are
+compared seed by seed: the difficulty of a seed, which all methods share, drops out.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-__all__ = ["FEWEST", "Contrast", "contrast", "holm", "sign_flip_p"]
+__all__ = ["FEWEST", "Contrast", "contrast", "holm"]
 
 FEWEST = 3
 """With fewer seeds than this, a test would say nothing."""
 
 ROUNDING = 1e-6
-"""Accuracies are counted in float32: differences that vary by less than this do not vary."""
+"""Accuracies are float32 numbers: differences that vary by less than this count as equal."""
 
-MOST_ENUMERATED = 16
-"""Up to so many pairs, every one of the 2^n ways to flip their signs is counted."""
+NO_SCIPY = "scipy is not installed (pip install 'lightning-peft[data]')"
 
 PAIRED, FLIPS, WELCH = "paired t-test", "exact sign-flip test", "Welch's t-test"
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """The first row against another one.
+    """The comparison of the first row with another one.
 
     Attributes:
         first: Label of the first row.
         other: Label of the other row.
         test: The test, or ``""`` where none was made.
         count: Pairs of a paired test; for Welch's test the seeds of the smaller side.
-        difference: Mean of the first less mean of the other, of the seeds that were tested.
-        interval: 95 % confidence interval of the difference, where the test gives one.
+        difference: Mean of the first minus mean of the other, over the tested seeds.
+        interval: 95 % confidence interval of the difference, if the test gives one.
         p: Two-sided p-value.
-        p_holm: The same, corrected for how many comparisons were made (Holm).
+        p_holm: The p-value corrected for the number of comparisons (Holm).
         why_not: Why there is no test.
     """
 
@@ -59,10 +56,11 @@ def contrast(
 ) -> Contrast:
     """Compare two rows.
 
-    Three seeds or more in both: a paired t-test over them. Where scipy is not installed, or every
-    pair differs by the same, an exact sign-flip test, which assumes no distribution but, with
-    :math:`n` pairs, gives no p below :math:`2 / 2^n`. Fewer seeds in both, but three or more in
-    each: Welch's t-test, which scipy has.
+    Three seeds or more in both: a paired t-test over them. Where every pair differs by the same, it
+    says nothing: an exact sign-flip test, which assumes no distribution. If the rows did not
+    differ, each difference could as well have had the other sign; of the :math:`2^n` ways to choose
+    the signs of :math:`n` equal differences, 2 have a sum that is as far from 0. Fewer seeds in
+    both, but three or more in each: Welch's t-test. The t-tests are scipy's.
 
     Args:
         first: Label of the first row.
@@ -84,7 +82,7 @@ def contrast(
     if fewest < FEWEST:
         return replace(base, why_not=f"too few seeds: {len(seeds)} in both, {FEWEST} are needed")
     if (stats := _scipy_stats()) is None:
-        return replace(base, why_not="other seeds, and scipy is not installed")
+        return replace(base, why_not=NO_SCIPY)
     a, b = list(values.values()), list(others.values())
     if statistics.pvariance(a) + statistics.pvariance(b) == 0:
         return replace(base, why_not="other seeds, and none of the rows varies over its own")
@@ -96,7 +94,7 @@ def contrast(
 
 
 def holm(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
-    """Correct the p-values for their number.
+    """Return the contrasts with p-values corrected for their number.
 
     The :math:`i`-th smallest of :math:`m` is multiplied by :math:`m - i + 1`, and is no smaller
     than the one before (Holm, "A simple sequentially rejective multiple test procedure", 1979).
@@ -120,42 +118,22 @@ def holm(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
     return tuple(corrected)
 
 
-def sign_flip_p(differences: Sequence[float]) -> float:
-    """Give the exact two-sided p-value of a mean of paired differences.
-
-    If the rows did not differ, each difference could as well have had the other sign: p is the part
-    of all ways to choose the signs whose sum is as far from 0 as the one that was found.
-
-    >>> sign_flip_p([0.1, 0.2, 0.3])
-    0.25
-    """
-    found = abs(math.fsum(differences))
-    slack = 1e-9 * math.fsum(abs(d) for d in differences)  # sums that differ by rounding are equal
-    sums = (
-        abs(math.fsum(sign * d for sign, d in zip(signs, differences, strict=True)))
-        for signs in itertools.product((1, -1), repeat=len(differences))
-    )
-    return sum(total >= found - slack for total in sums) / 2 ** len(differences)
-
-
 def _paired(first: str, other: str, a: Sequence[float], b: Sequence[float]) -> Contrast:
     differences = [x - y for x, y in zip(a, b, strict=True)]
     mean = statistics.fmean(differences)
-    varies = max(differences) - min(differences) > ROUNDING
-    stats = _scipy_stats() if varies else None
-    if stats is not None:
-        result = stats.ttest_rel(a, b)
-        low, high = result.confidence_interval(0.95)
-        interval = (float(low), float(high))
-        return Contrast(first, other, PAIRED, len(a), mean, interval, float(result.pvalue))
-    if len(a) > MOST_ENUMERATED:
-        why = "without scipy, more pairs than an exact test can count"
-        return Contrast(first, other, count=len(a), difference=mean, why_not=why)
-    return Contrast(first, other, FLIPS, len(a), mean, p=sign_flip_p(differences))
+    if max(differences) - min(differences) <= ROUNDING:
+        p = 2 / 2 ** len(a) if abs(mean) > ROUNDING else 1.0
+        return Contrast(first, other, FLIPS, len(a), mean, p=p)
+    if (stats := _scipy_stats()) is None:
+        return Contrast(first, other, count=len(a), difference=mean, why_not=NO_SCIPY)
+    result = stats.ttest_rel(a, b)
+    low, high = result.confidence_interval(0.95)
+    interval = (float(low), float(high))
+    return Contrast(first, other, PAIRED, len(a), mean, interval, float(result.pvalue))
 
 
 def _scipy_stats() -> Any:
-    """Give ``scipy.stats``, which comes with the data extra, or ``None``."""
+    """Return ``scipy.stats``, which comes with the data extra, or ``None``."""
     try:
         from scipy import stats
     except ImportError:

@@ -1,4 +1,4 @@
-"""A number that was swept, such as ``shots`` or ``lr``: the metric against it, a line a method."""
+"""Find swept numbers, such as ``shots`` or ``lr``, and the metric by their values."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lightning_peft.cli.comparing.wording import score
 __all__ = ["Line", "Swept", "swept_grid", "swept_json", "swept_numbers"]
 
 WIDE_RANGE = 8.0
-"""From this ratio of the largest to the smallest value on, an axis is logarithmic."""
+"""The ratio of the largest to the smallest value from which an axis is logarithmic."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """The rows that differ in nothing but the number.
+    """The rows that differ only in the swept number.
 
     Attributes:
-        label: The method, and what else sets this line apart from the others.
+        label: The method, and whatever else distinguishes this line from the others.
         points: Value and row, by rising value; every row has a result.
         baseline: Whether these are reference points.
     """
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Swept:
-    """One number that was swept.
+    """One swept number.
 
     Attributes:
         key: The override's key.
@@ -46,28 +46,28 @@ class Swept:
 
     @property
     def values(self) -> tuple[float, ...]:
-        """Every value that has a result, rising."""
+        """All values with a result, in rising order."""
         return tuple(sorted({value for line in self.lines for value, _ in line.points}))
 
     @property
     def is_log(self) -> bool:
-        """Whether the values are spread so widely that a logarithmic axis shows them better."""
+        """Whether the values spread so widely that a logarithmic axis suits them better."""
         values = self.values
         return values[0] > 0 and values[-1] / values[0] >= WIDE_RANGE
 
     @property
     def name(self) -> str:
-        """The key as part of a file's name."""
+        """The key as a part of a file name."""
         return "".join(c if c.isalnum() or c in "._-" else "_" for c in self.key)
 
 
 def swept_numbers(comparison: Comparison) -> tuple[Swept, ...]:
-    """Find the numbers that were swept.
+    """Return the swept numbers.
 
-    A key counts where some rows that agree in everything else have two of its values or more.
+    A key counts if rows that agree in everything else have two or more of its values.
 
     Args:
-        comparison: What was compared.
+        comparison: The comparison.
 
     Returns:
         One entry for each such key, sorted.
@@ -100,11 +100,11 @@ def _numbers(row: Row) -> Iterator[tuple[str, float]]:
 
 
 def swept_grid(swept: Swept, metric: str) -> Grid:
-    """Lay out a line for each method and a column for each value.
+    """Return a table with a row for each method and a column for each value.
 
     Args:
-        swept: The number.
-        metric: What the rows are judged by.
+        swept: The swept number.
+        metric: The metric of the rows.
     """
     rows = []
     for line in swept.lines:
@@ -120,7 +120,7 @@ def swept_grid(swept: Swept, metric: str) -> Grid:
 
 
 def swept_json(swept: Swept) -> dict[str, Any]:
-    """Give a swept number as plain JSON types (documented in ``docs/compare.md``)."""
+    """Return a swept number as plain JSON types (documented in ``docs/compare.md``)."""
     return {
         "key": swept.key,
         "lines": [

@@ -1,4 +1,4 @@
-"""A comparison as a table for a console, as JSON and as CSV."""
+"""Write a comparison as a table for a console, as JSON and as CSV."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["as_csv", "as_json", "comparison_table", "more_grids", "notes", "runs_of"]
 
 FORMAT = 3
-"""Of ``comparison.json``: it is raised where something in it changes its meaning or its place."""
+"""The format of ``comparison.json``; it is raised when a key changes its meaning or its place."""
 
 WIDE = 100
-"""A console of fewer columns would have to break the names of the methods."""
+"""On a console with fewer columns, the names of the methods would break."""
 
 QUANTITIES = {
     "accuracy": "",
@@ -44,28 +44,28 @@ MEMORY = {
 
 
 def notes(comparison: Comparison, *, with_memory: bool = True) -> list[str]:
-    """Say what the numbers of a comparison are, a line each."""
+    """Return the notes on the numbers of a comparison, one line each."""
     seeds = max((row.accuracy.count for row in comparison.rows if row.accuracy), default=0)
     found = []
     if seeds > 1 and comparison.same_seeds:
         found.append(f"mean ± standard deviation over {seeds} seeds")
     elif not comparison.same_seeds:
         found.append(
-            "mean ± standard deviation over the seeds that each row has, which are not the same: "
-            "what compares rows are the tests, over the seeds that both have"
+            "mean ± standard deviation over the seeds of each row, which are not the same: compare "
+            "rows by the tests, which use their common seeds"
         )
     if any(interval(row, comparison.metric) for row in comparison.rows):
         found.append(
-            f"[95 % interval] of a single run: over other test {comparison.noun} like these, for "
-            "this very model; of other seeds it says nothing"
+            f"[95 % interval] of a single run: for this model on similar test {comparison.noun}; "
+            "it says nothing about other seeds"
         )
     if any(row.seeds and row.accuracy is None for row in comparison.rows):
         found.append(
-            f"- for {comparison.metric.replace('/', ' ')}: these runs did not measure it, as those "
-            "of another task and those that were not tested"
+            f"- for {comparison.metric.replace('/', ' ')}: these runs did not measure it, because "
+            "they have another task or were not tested"
         )
     if comparison.lower:
-        found.append(f"less {comparison.metric.replace('/', ' ')} is better")
+        found.append(f"lower {comparison.metric.replace('/', ' ')} is better")
     if comparison.images:
         train, val, test = (comparison.images.get(s, 0) for s in ("train", "val", "test"))
         did = "chose the checkpoint" if comparison.chosen else "validated"
@@ -80,7 +80,7 @@ def notes(comparison: Comparison, *, with_memory: bool = True) -> list[str]:
 
 
 def _pruned(comparison: Comparison) -> str:
-    """Say how many runs were stopped by a pruner, and when."""
+    """Return how many runs were stopped by a pruner, and when."""
     runs = [run for row in comparison.rows for run in row.runs]
     steps = sorted(run.steps or 0 for run in runs if run.status == "pruned")
     if not steps:
@@ -88,12 +88,12 @@ def _pruned(comparison: Comparison) -> str:
     when = f"{steps[0]}" if steps[0] == steps[-1] else f"{steps[0]} to {steps[-1]}"
     return (
         f"pruned: {len(steps)} of {len(runs)} runs, stopped by their search after {when} steps; "
-        "they count for nothing here"
+        "they are not counted here"
     )
 
 
 def runs_of(row: Row) -> str:
-    """Say how many of a row's runs completed, such as ``"3"`` or ``"1 of 3"``."""
+    """Return how many of a row's runs completed, such as ``"3"`` or ``"1 of 3"``."""
     if row.baseline:
         return ""
     done = len(row.seeds)
@@ -102,7 +102,7 @@ def runs_of(row: Row) -> str:
 
 
 def cells(row: Row, metric: str) -> list[str]:
-    """Write the quantities of a row, in the order of the columns."""
+    """Return the quantities of a row as text, in the order of the columns."""
     return [
         f"{score(row.accuracy, metric)} {interval(row, metric)}".strip(),
         f"{row.trained.mean:,.0f}" if row.trained else "-",
@@ -114,17 +114,17 @@ def cells(row: Row, metric: str) -> list[str]:
 
 
 def columns(comparison: Comparison) -> list[str]:
-    """Name the columns of :func:`cells`."""
+    """Return the names of the columns of :func:`cells`."""
     metric = comparison.metric.replace("/", " ")
     return [metric, "trained", "checkpoint", "step", "total", "peak"]
 
 
 def comparison_table(comparison: Comparison, width: int = 120) -> Table:
-    """Lay the comparison out for a console.
+    """Return the comparison as a table for a console.
 
     Args:
-        comparison: What to lay out.
-        width: Of the console; a narrow one has no room for the peak memory.
+        comparison: The comparison.
+        width: The width of the console; a narrow one has no room for the peak memory.
     """
     from rich import box
     from rich.table import Table
@@ -154,7 +154,7 @@ def comparison_table(comparison: Comparison, width: int = 120) -> Table:
 
 
 def more_grids(comparison: Comparison) -> list[Grid]:
-    """Give the tables beside the main one: by what was swept, the Pareto set, VTAB-1k."""
+    """Return the other tables: by swept numbers, the Pareto set, VTAB-1k."""
     grids = [swept_grid(swept, comparison.metric) for swept in swept_numbers(comparison)]
     if pareto := pareto_set(comparison):
         grids.append(pareto_grid(pareto))
@@ -164,7 +164,7 @@ def more_grids(comparison: Comparison) -> list[Grid]:
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Give the comparison as plain JSON types (documented in ``docs/compare.md``)."""
+    """Return the comparison as plain JSON types (documented in ``docs/compare.md``)."""
     best = comparison.best
     return {
         "format": FORMAT,
@@ -184,7 +184,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Give the rows as CSV: the means, and the deviation and the number of seeds of the metric."""
+    """Return the rows as CSV: the means, and the metric's deviation and number of seeds."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     header = [f"{name}{unit}" for name, unit in QUANTITIES.items()]

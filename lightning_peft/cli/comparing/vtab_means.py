@@ -1,4 +1,4 @@
-"""Runs over the tasks of VTAB-1k: the means of the groups and over all tasks, a row a method."""
+"""Average runs over the tasks of VTAB-1k: by group and over all tasks, for each method."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ KEY = "data.task"
 
 @dataclass(frozen=True)
 class VTABMeans:
-    """What one method came to.
+    """The results of one method.
 
     Attributes:
-        label: The method, and what else sets it apart.
-        by_task: The mean over the seeds of each task that has a result.
+        label: The method, and whatever else distinguishes it.
+        by_task: The mean over the seeds, for each task with a result.
     """
 
     label: str
     by_task: dict[str, float]
 
     def of(self, group: str) -> float | None:
-        """Give the mean of a group; ``None`` where a task of it has no result."""
+        """Return the mean of a group; ``None`` if one of its tasks has no result."""
         tasks = [name for name, task in TASKS.items() if task.group == group]
         if not self.by_task.keys() >= set(tasks):
             return None
@@ -44,18 +44,18 @@ class VTABMeans:
 
     @property
     def of_tasks(self) -> float | None:
-        """The mean over the nineteen tasks, another number."""
+        """The mean over the nineteen tasks, which differs from that of the groups."""
         return statistics.fmean(self.by_task.values()) if len(self.by_task) == len(TASKS) else None
 
 
 def vtab_means(comparison: Comparison) -> tuple[VTABMeans, ...]:
-    """Gather the rows that differ in the task alone, where tasks of VTAB-1k were swept.
+    """Combine the rows that differ only in the task, if tasks of VTAB-1k were swept.
 
     Args:
-        comparison: What was compared.
+        comparison: The comparison.
 
     Returns:
-        One entry for each method, the best first; empty where no tasks were swept.
+        One entry for each method, the best first; empty if no tasks were swept.
     """
     found: dict[str, dict[str, float]] = {}
     for row in comparison.rows:
@@ -69,7 +69,7 @@ def vtab_means(comparison: Comparison) -> tuple[VTABMeans, ...]:
 
 
 def vtab_grid(means: tuple[VTABMeans, ...]) -> Grid:
-    """Lay out the means, a row for each method."""
+    """Return the means as a table, a row for each method."""
     rows = []
     for each in means:
         values = [*(each.of(group) for group in GROUPS), each.of_groups, each.of_tasks]
@@ -79,13 +79,13 @@ def vtab_grid(means: tuple[VTABMeans, ...]) -> Grid:
         title="VTAB-1k, mean accuracy",
         header=("method", *GROUPS, "groups", "tasks", "done"),
         rows=tuple(rows),
-        note="- where a task has no result; 'groups' weighs the three groups alike, 'tasks' the "
-        "nineteen tasks",
+        note="- where a task has no result; 'groups' is the mean of the three groups, 'tasks' that "
+        "of the nineteen tasks",
     )
 
 
 def vtab_json(means: tuple[VTABMeans, ...]) -> list[dict[str, Any]]:
-    """Give the means as plain JSON types (documented in ``docs/compare.md``)."""
+    """Return the means as plain JSON types (documented in ``docs/compare.md``)."""
     return [dict(_entries(each)) for each in means]
 
 

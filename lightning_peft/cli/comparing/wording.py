@@ -1,4 +1,4 @@
-"""How a comparison writes its numbers."""
+"""Format the numbers of a comparison."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["difference", "duration", "interval", "p_value", "score", "size", "to
 
 
 def score(value: Spread | None, metric: str) -> str:
-    """Write a metric, such as ``"93.4 ± 0.6 %"`` or ``"0.412 ± 0.03"``."""
+    """Return a metric as text, such as ``"93.4 ± 0.6 %"`` or ``"0.412 ± 0.03"``."""
     if value is None:
         return "-"
     if is_share(metric):
@@ -21,7 +21,7 @@ def score(value: Spread | None, metric: str) -> str:
 
 
 def interval(row: Row, metric: str) -> str:
-    """Write the interval of a row of one run over its test images, such as ``"[91.2, 95.0]"``."""
+    """Return the interval of a row of one run over its test images, such as ``"[91.2, 95.0]"``."""
     done = [run for run in row.runs if run.completed]
     ends = done[0].intervals.get(metric) if len(done) == 1 else None
     if ends is None:
@@ -31,7 +31,7 @@ def interval(row: Row, metric: str) -> str:
 
 
 def size(count: float) -> str:
-    """Write a number of bytes, such as ``"152 kB"``."""
+    """Return a number of bytes as text, such as ``"152 kB"``."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" or count >= 99.5 else f"{count:.1f} {unit}"
@@ -40,7 +40,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write a time, such as ``"8.1 ms"``, ``"12 s"`` or ``"3 min 20 s"``."""
+    """Return a time as text, such as ``"8.1 ms"``, ``"12 s"`` or ``"3 min 20 s"``."""
     if seconds < 1:
         return f"{1000 * seconds:.1f} ms"
     if seconds < 60:
@@ -50,14 +50,14 @@ def duration(seconds: float) -> str:
 
 
 def p_value(p: float) -> str:
-    """Write a p-value with its sign, such as ``"p = 0.031"`` or ``"p < 0.0001"``."""
+    """Return a p-value with its sign, such as ``"p = 0.031"`` or ``"p < 0.0001"``."""
     if p < 0.0001:
         return "p < 0.0001"
     return f"p = {p:.4f}" if p < 0.001 else f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
 
 
 def difference(contrast: Contrast, metric: str = "accuracy") -> str:
-    """Write a difference, in points where the metric is a part, with its interval if it has one."""
+    """Return a difference, in points if the metric is a fraction, with its interval if any."""
     if contrast.difference is None:
         return "-"
 
@@ -72,7 +72,7 @@ def difference(contrast: Contrast, metric: str = "accuracy") -> str:
 
 
 def verdict(contrast: Contrast) -> str:
-    """Write the test, on how many seeds, and what came of it; or why there is none."""
+    """Return the test, its number of seeds and its result; or why there is none."""
     if contrast.p is None:
         return contrast.why_not
     on = "pairs" if contrast.test in (FLIPS, "paired t-test") else "seeds or more in each"
@@ -85,7 +85,7 @@ def verdict(contrast: Contrast) -> str:
 
 
 def told(contrast: Contrast, metric: str = "accuracy") -> str:
-    """Write a contrast as a line."""
+    """Return a contrast as a line of text."""
     parts = [f"{contrast.first} - {contrast.other}: "]
     if contrast.difference is not None:
         unit = " points" if is_share(metric) else ""

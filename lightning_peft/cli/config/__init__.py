@@ -1,1 +1,1 @@
-"""What was typed: help, checks, schemas and errors, before anything is built."""
+"""The command line and the config: help, checks, schemas and errors, before anything is built."""

@@ -1,7 +1,7 @@
-"""What can be wrong with a config that composes, found before anything is built.
+"""Check a composed config before anything is built.
 
 Hydra finds a wrong argument of a ``_target_`` when it calls it: the backbone after the data, the
-trainer after both, a minute into a job and one at a time. Here all of them are held against the
+trainer after both, a minute into a job and one at a time. Here all of them are compared with the
 signatures first.
 """
 
@@ -26,7 +26,7 @@ _HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
 
 def check_values(cfg: DictConfig, known: frozenset[str]) -> dict[str, Any]:
-    """Check what needs no import: mandatory values, interpolations, types, keys added by mistake.
+    """Check everything that needs no import: missing values, interpolations, types, unknown keys.
 
     Args:
         cfg: The composed config of a job.
@@ -59,7 +59,7 @@ def check_values(cfg: DictConfig, known: frozenset[str]) -> dict[str, Any]:
 
 
 def check_targets(config: Mapping[str, Any]) -> None:
-    """Check every ``_target_`` of a config: does it exist, does it take these arguments and values?
+    """Check that every ``_target_`` of a config exists and takes these arguments and values.
 
     Args:
         config: The config, resolved, as plain types.
@@ -118,7 +118,7 @@ def _call_problems(node: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def locate(target: str) -> Callable[..., Any]:
-    """Import what a ``_target_`` names.
+    """Return the class or function that a ``_target_`` names.
 
     Raises:
         LookupError: If there is no such thing; the message says which part is wrong.

@@ -1,4 +1,4 @@
-"""The device that a command line names, tried before anything is loaded."""
+"""Find the device of a command, and test it before anything is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["device_of"]
 
 
 def device_of(name: str) -> torch.device:
-    """Find a device, and see that it is there.
+    """Return a device after testing that it exists.
 
     Args:
         name: Such as ``"cuda:1"`` or ``"cpu"``; ``"auto"`` takes the accelerator if there is one.
@@ -23,7 +23,7 @@ def device_of(name: str) -> torch.device:
         The device.
 
     Raises:
-        ConfigError: If it is no device, or this machine or this torch does not have it.
+        ConfigError: If it is not a device, or this machine or this torch does not have it.
     """
     import torch
 

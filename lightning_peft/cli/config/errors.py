@@ -1,7 +1,7 @@
-"""One readable line for a mistyped command line.
+"""Explain a mistyped command line in one readable line.
 
-Hydra says where a composition failed; what was meant has to be found among the names that exist.
-These are in the exceptions themselves: the options of a group, the keys of the node that lacks one.
+Hydra says where a composition failed. The names that exist, and among them the one that was meant,
+are in its exceptions: the options of a group, the keys of the node that lacks one.
 """
 
 from __future__ import annotations
@@ -27,20 +27,18 @@ __all__ = [
 
 
 OF_AN_EXTRA = {
-    "optuna": "hydra-optuna-sweeper",
-    **dict.fromkeys(("tpe", "random", "cmaes", "nsgaii", "motpe", "grid"), "hydra-optuna-sweeper"),
     "joblib": "hydra-joblib-launcher",
     "submitit_local": "hydra-submitit-launcher",
     "submitit_slurm": "hydra-submitit-launcher",
 }
-"""Sweepers and launchers of Hydra's plugins, and what they come with."""
+"""Launchers of Hydra's plugins, and what they come with."""
 
 
 class ConfigError(PEFTError, ValueError):
-    """A config that composes and yet cannot be run.
+    """A config that composes but cannot be run.
 
     Attributes:
-        problems: One sentence for each, all that were found.
+        problems: One sentence for each problem.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -49,16 +47,16 @@ class ConfigError(PEFTError, ValueError):
 
 
 def explain(error: BaseException) -> str | None:
-    """Say in a line (a line for each problem) what is wrong with the command line.
+    """Return what is wrong with the command line, one line for each problem.
 
     Args:
-        error: What was raised while composing a config, or by building what it describes.
+        error: The error of composing a config, or of building what it describes.
 
     Returns:
-        The text, or ``None`` where the error is not one of a command line.
+        The text, or ``None`` if the command line did not cause the error.
     """
     chain = list(_chain(error))
-    for link in chain:  # what this package refuses says by itself what was expected
+    for link in chain:  # an error of this package says by itself what was expected
         if isinstance(link, PEFTError):
             return str(link)
     from hydra.errors import HydraException, InstantiationException
@@ -68,7 +66,7 @@ def explain(error: BaseException) -> str | None:
         text = _known(link)
         if text is not None:
             return text
-    if isinstance(error, InstantiationException):  # its own first line says what was called alone
+    if isinstance(error, InstantiationException):  # its own first line names only what was called
         key = re.search(r"full_key: (\S+)", str(error))
         cause = cause_of(error)
         told = _first_line(error) if cause is error else f"{type(cause).__name__}: {cause}"
@@ -82,7 +80,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """Give what was raised in what Hydra's ``instantiate`` called; otherwise the error itself."""
+    """Return the error inside Hydra's ``instantiate``; otherwise the error itself."""
     cause = error
     while cause.__cause__ is not None and type(cause).__module__.startswith("hydra."):
         cause = cause.__cause__
@@ -90,11 +88,11 @@ def cause_of(error: BaseException) -> BaseException:
 
 
 def unknown_key(key: str, options: Sequence[str], everywhere: Sequence[str] = ()) -> str:
-    """Say that a key does not exist, and which one may have been meant.
+    """Return the error for a key that does not exist, with the key that may have been meant.
 
     Args:
         key: The dotted key that was typed.
-        options: The keys that exist beside it.
+        options: The keys that exist in the same group.
         everywhere: Every dotted key of the config, to find one that was typed without its group.
 
     Returns:
@@ -109,7 +107,7 @@ def unknown_key(key: str, options: Sequence[str], everywhere: Sequence[str] = ()
 
 
 def of_an_experiment(key: str) -> str | None:
-    """Say which experiment brings a top-level key along; ``None`` where none does."""
+    """Return a hint at the experiments that define a top-level key; ``None`` if none does."""
     names = [name for name, setting in experiment_settings(conf_dir()) if setting.key == key]
     if not names:
         return None
@@ -118,7 +116,7 @@ def of_an_experiment(key: str) -> str | None:
 
 
 def dotted_keys(config: Any) -> list[str]:
-    """List every key of a nested config as ``group.key``."""
+    """Return every key of a nested config as ``group.key``."""
     return [key for key, _ in nodes(config)]
 
 
@@ -196,7 +194,7 @@ def _known(error: BaseException) -> str | None:
 
 
 def _raised_in(error: BaseException) -> str:
-    """The module of the innermost frame."""
+    """Return the module of the innermost frame."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -204,7 +202,7 @@ def _raised_in(error: BaseException) -> str:
 
 
 def missing_value(key: str) -> str:
-    """Say that a mandatory key was left out."""
+    """Return the error for a mandatory key that was left out."""
     return f"{key} needs a value: add {key}=... to the command line."
 
 

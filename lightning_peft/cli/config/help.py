@@ -1,18 +1,21 @@
-"""``lightning-peft --help``: every command, group and choice, with a line each.
+"""Compose ``lightning-peft --help``: every command, group and choice, with a line each.
 
-The text is read off the config files themselves (the first comment line of each), as text:
-importing Hydra or a YAML parser would cost more than everything that is done here.
+The text comes from the first comment line of each config file, which is read as plain text:
+importing Hydra or a YAML parser would take longer than everything else here. The settings of a
+chosen method (``method=lora --help``) are read from the source of its class.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from lightning_peft.cli.config.method_fields import REQUIRED, fields_of
 from lightning_peft.cli.config.paths import conf_dir
 
 __all__ = [
@@ -21,6 +24,7 @@ __all__ = [
     "experiment_settings",
     "groups",
     "help_text",
+    "method_settings",
     "settings",
 ]
 
@@ -35,39 +39,39 @@ usage: lightning-peft [GROUP=CHOICE | KEY=VALUE ...]     train once
 """
 
 REGULARISERS = {
-    "method.dropout": "of the adapter's input, where the method has it (lightning-peft methods)",
-    "model.head_dropout": "of the features before the head",
-    "model.drop_path": "skips residual branches, the last block's this often (stochastic depth)",
-    "model.label_smoothing": "part of the target that is spread over all classes",
-    "model.mixup": "alpha of mixup; model.cutmix that of CutMix",
-    "optimizer.weight_decay": "of everything that decays: no biases, norms, tokens",
-    "model.adapter_weight_decay": "of adapters, where it is another",
-    "model.head_weight_decay": "of the head, where it is another",
-    "model.head_lr": "learning rate of the head, where it is another",
-    "model.layer_decay": "factor of the rate from each block to the one before it",
-    "model.lora_plus": "factor of the rate of B over that of A in low-rank updates (LoRA+)",
-    "callbacks.l2sp.strength": "decay to the pretrained values of what is trained in place",
-    "callbacks.average.decay": "with callbacks/average=ema: of the moving average, each step",
-    "callbacks.stop.patience": "with callbacks/stop=early: validations without a gain",
+    "method.dropout": "dropout on the adapter's input, if the method has it",
+    "model.head_dropout": "dropout on the features before the head",
+    "model.drop_path": "stochastic depth: how often the last block skips its residual branches",
+    "model.label_smoothing": "fraction of the target that is spread over all classes",
+    "model.mixup": "alpha of mixup; model.cutmix is that of CutMix",
+    "optimizer.weight_decay": "weight decay of everything but biases, norms and tokens",
+    "model.adapter_weight_decay": "weight decay of the adapters, if different",
+    "model.head_weight_decay": "weight decay of the head, if different",
+    "model.head_lr": "learning rate of the head, if different",
+    "model.layer_decay": "factor of the learning rate from each block to the one before it",
+    "model.lora_plus": "LoRA+: factor of the learning rate of B over that of A",
+    "callbacks.l2sp.strength": "decay of weights trained in place towards their pretrained values",
+    "callbacks.average.decay": "with callbacks/average=ema: decay of the moving average per step",
+    "callbacks.stop.patience": "with callbacks/stop=early: validations without improvement",
     "schedule.warmup": "0.1 or 10% of the run, 500 or '500 steps', '2 epochs'",
 }
-"""What holds a training back, and the key of each."""
+"""The keys of regularisation, with what each sets."""
 
 FLAGS = {
     "-m": "sweep over comma-separated choices and values",
-    "hydra.sweep.dir=DIR": "where the sweep is kept; typed again, an interrupted sweep goes on: "
-    "what is done is not run again (as lightning-peft continue DIR)",
-    "hydra/launcher=fresh": "each job of a sweep in a process of its own; for long sweeps, and DDP",
-    "hydra/launcher=joblib": "jobs at once: hydra.launcher.n_jobs=2 (also submitit_local; extra: "
-    "sweep)",
+    "hydra.sweep.dir=DIR": "the directory of the sweep; the same command again resumes it without "
+    "running finished jobs again (like lightning-peft continue DIR)",
+    "hydra/launcher=fresh": "run each job of a sweep in its own process; for long sweeps, and DDP",
+    "hydra/launcher=joblib": "run jobs in parallel: hydra.launcher.n_jobs=2 (also submitit_local; "
+    "extra: sweep)",
     "hydra/sweeper=search": "let Optuna choose the values: lr='tag(log,interval(1e-4,1e-2))' "
-    "(extra: sweep; as experiment=optuna)",
-    "hydra/sweeper/pruner=median": "with it: stop trials that fall behind",
+    "(extra: sweep; as in experiment=optuna)",
+    "hydra/sweeper/pruner=median": "with hydra/sweeper=search: stop trials that fall behind",
     "--cfg job": "show the composed config and stop (--resolve, --package KEY)",
     "--info defaults": "show where each part of the config comes from",
     "--config-dir DIR": "add a directory of your own groups and choices",
     "--version": "show the version",
-    "--hydra-help": "the flags of Hydra, which composes the config",
+    "--hydra-help": "show the flags of Hydra, which composes the config",
 }
 
 EXAMPLES = """\
@@ -88,12 +92,12 @@ class Setting(NamedTuple):
 
 
 def groups(root: Path) -> list[str]:
-    """List the config groups in the order of the defaults list."""
+    """Return the config groups in the order of the defaults list."""
     return list(default_choices(root))
 
 
 def default_choices(root: Path) -> dict[str, str]:
-    """Read ``group -> choice`` off the defaults list of ``config.yaml``; no choice is ``""``."""
+    """Return ``group -> choice`` of the defaults list of ``config.yaml``; no choice is ``""``."""
     found: dict[str, str] = {}
     lines = (root / "config.yaml").read_text(encoding="utf-8").splitlines()
     start = lines.index("defaults:") + 1
@@ -107,7 +111,7 @@ def default_choices(root: Path) -> dict[str, str]:
 
 
 def choices(roots: Sequence[Path], group: str) -> dict[str, str]:
-    """Map each choice of a group to its first comment line."""
+    """Return the first comment line of each choice of a group."""
     files = {path.stem: path for root in reversed(roots) for path in (root / group).glob("*.yaml")}
     return {name: _first_comment(files[name]) for name in sorted(files)}
 
@@ -118,7 +122,7 @@ def settings(root: Path) -> Iterator[Setting]:
 
 
 def experiment_settings(root: Path) -> Iterator[tuple[str, Setting]]:
-    """Yield ``(experiment, setting)`` for each top-level key that an experiment brings along."""
+    """Yield ``(experiment, setting)`` for each top-level key that an experiment defines."""
     everywhere = {setting.key for setting in settings(root)}
     for path in sorted((root / "experiment").glob("*.yaml")):
         for setting in _scalars(path):
@@ -138,6 +142,29 @@ def _scalars(path: Path) -> Iterator[Setting]:
             comment = ""
 
 
+def method_settings(path: Path) -> Iterator[Setting]:
+    """Yield the settings of a method, from its config or else from the defaults of its class.
+
+    Args:
+        path: The config of the method, such as ``conf/method/lora.yaml``.
+    """
+    text = path.read_text(encoding="utf-8")
+    for rate in re.findall(r"^lr: (\S+)", text, flags=re.M):
+        yield Setting("lr", rate, "the learning rate that the method brings along")
+    block = re.split(r"^(?! )", text.partition("\nmethod:\n")[2], maxsplit=1, flags=re.M)[0]
+    written = dict(re.findall(r"^  (\w+): (\S+)", block, flags=re.M))
+    fields = fields_of(written.pop("_target_", "").removeprefix("lightning_peft."))
+    defaults = {field.name: _plain(field.default) for field in fields if field.default != REQUIRED}
+    texts = {field.name: field.text.replace("``None``", "null") for field in fields}
+    for name, default in {**defaults, **written}.items():
+        yield Setting(f"method.{name}", default, texts.get(name, "").replace("``", ""))
+
+
+def _plain(value: Any) -> str:
+    """Return a default as it is typed on the command line."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def help_text(args: Sequence[str] = (), root: Path | None = None) -> str:
     """Compose the help.
 
@@ -155,24 +182,38 @@ def help_text(args: Sequence[str] = (), root: Path | None = None) -> str:
     defaults = default_choices(root)
     parts = [INTRODUCTION, "\nCommands\n"]
     parts += [_entry(name, command.summary) for name, command in COMMANDS.items()]
-    parts.append("\nGroups (* is chosen unless you say otherwise)\n")
+    parts.append("\nGroups (* marks the default)\n")
     for group in _all_groups(roots, defaults):
         parts.append(f"  {group}=\n")
         for name, comment in choices(roots, group).items():
             mark = "*" if defaults.get(group) == name else " "
             parts.append(_entry(f"{mark} {name}", comment))
-    parts.append("\nSettings (each key of a group as well, such as method.rank=4)\n")
+    parts.append(
+        "\nSettings (also each key of a group, such as method.rank=4; to list those of a method:\n"
+        "lightning-peft method=lora --help)\n"
+    )
     parts += [_entry(f"{key}={default}", comment) for key, default, comment in settings(root)]
     parts += [
         _entry(f"{key}={default}", f"with experiment={name}: {comment}")
         for name, (key, default, comment) in experiment_settings(root)
     ]
+    parts += _chosen_methods(args, roots)
     parts.append("\nRegularisation (docs/regularisation.md)\n")
     parts += [_entry(key, text) for key, text in REGULARISERS.items()]
-    parts.append("\nFlags, and what a sweep takes\n")
+    parts.append("\nFlags and sweeps\n")
     parts += [_entry(flag, text) for flag, text in FLAGS.items()]
     parts += ["\nExamples\n", EXAMPLES]
     return "".join(parts)
+
+
+def _chosen_methods(args: Sequence[str], roots: Sequence[Path]) -> Iterator[str]:
+    words = [word.removeprefix("method=") for word in args if word.startswith("method=")]
+    for name in ",".join(words).split(","):
+        paths = [root / "method" / f"{name}.yaml" for root in roots]
+        for path in [path for path in paths if path.is_file()][:1]:
+            yield f"\nSettings of method={name}\n"
+            for key, default, text in method_settings(path):
+                yield _entry(f"{key}={default}", text)
 
 
 def _entry(name: str, text: str) -> str:
@@ -193,7 +234,7 @@ def _columns() -> int:
 
 
 def _first_comment(path: Path) -> str:
-    """Read the first comment that is no Hydra directive (``# @package ...``)."""
+    """Return the first comment that is not a Hydra directive (``# @package ...``)."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             if line.startswith("#") and not re.match(r"#\s*@", line):

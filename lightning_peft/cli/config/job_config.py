@@ -1,4 +1,4 @@
-"""The config of a job as the job itself will see it, before there is a job."""
+"""Read the config of a job as the job itself will see it, before the job runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["as_written", "asked", "config_in", "experiment_of_job", "in_sweep", 
 
 
 def own_part(config: Any) -> Any:
-    """Take the ``hydra`` part off the config of a job, as Hydra does for the job itself."""
+    """Return the config of a job without its ``hydra`` part, as Hydra gives it to the job."""
     cfg = deepcopy(config)
     with read_write(cfg), open_dict(cfg):
         cfg.pop("hydra", None)
@@ -22,13 +22,13 @@ def own_part(config: Any) -> Any:
 
 
 def as_written(cfg: Any) -> Any:
-    """Give a config as it is read back from the file that its job leaves."""
+    """Return a config as it is read back from the file that its job writes."""
     return OmegaConf.create(OmegaConf.to_yaml(cfg, resolve=True))
 
 
 @contextmanager
 def asked(config: Any) -> Iterator[None]:
-    """Let ``${hydra:...}`` be answered by a config, as it is while its job runs."""
+    """Resolve ``${hydra:...}`` from a config inside the block, as while its job runs."""
     from hydra.core.hydra_config import HydraConfig
 
     before = HydraConfig.instance().cfg
@@ -41,7 +41,7 @@ def asked(config: Any) -> Iterator[None]:
 
 @contextmanager
 def config_in(directory: str | Path, config: Any) -> Iterator[Any]:
-    """Give a job's own config as it is in a directory; its values can be read inside the block.
+    """Yield a job's own config as it is in a directory; its values can be read inside the block.
 
     Args:
         directory: The directory of the job.
@@ -63,7 +63,7 @@ def in_sweep() -> bool:
 
 
 def experiment_of_job() -> str | None:
-    """Find the experiment of the job that Hydra is running; ``None`` where there is none."""
+    """Return the experiment of the job that Hydra is running; ``None`` if there is none."""
     from hydra.core.hydra_config import HydraConfig
 
     if not HydraConfig.initialized():

@@ -1,4 +1,4 @@
-"""The top-level keys of a config that mean something, which depend on the experiment."""
+"""List the top-level keys that a config may have, which depend on the experiment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["experiment_in", "known_keys"]
 
 
 def known_keys(experiment: str | None) -> frozenset[str]:
-    """List the keys that an experiment knows: its own, and those of ``config.yaml``.
+    """Return the keys that an experiment knows: its own, and those of ``config.yaml``.
 
     Args:
         experiment: The experiment that was chosen, or ``None``.
@@ -22,6 +22,6 @@ def known_keys(experiment: str | None) -> frozenset[str]:
 
 
 def experiment_in(words: Sequence[str]) -> str | None:
-    """Find the experiment that overrides choose; ``None`` where they choose none."""
+    """Return the experiment that overrides choose; ``None`` if they choose none."""
     chosen = [word.lstrip("+").partition("=") for word in words]
     return next((value for key, _, value in reversed(chosen) if key == "experiment"), None)

@@ -1,18 +1,18 @@
-"""The configs of this package in other people's Hydra applications, under one prefix.
+"""Mount the configs of this package in other Hydra applications, under one prefix.
 
-Laid into the search path as they are, they would add groups such as ``model`` and ``data`` to every
-Hydra application of the environment. Mounted, ``conf/method/lora.yaml`` is
-``lightning_peft/method/lora`` there, and nothing else is seen.
+On the search path as they are, they would add groups such as ``model`` and ``data`` to every Hydra
+application of the environment. Mounted, ``conf/method/lora.yaml`` is ``lightning_peft/method/lora``
+there, and nothing else is visible.
 """
 
 from __future__ import annotations
 
 import os
 
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 
+from lightning_peft.cli.config.conf_source import ConfSource
 from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.cli.config.structured import structured
 
@@ -21,11 +21,11 @@ __all__ = ["GROUPS", "MountedConfigSource"]
 ROOT = "lightning_peft"
 
 GROUPS = ("method", "schedule")
-"""What means something outside of this package's own application."""
+"""The groups that are useful outside of this package's own application."""
 
 
-class MountedConfigSource(FileConfigSource):
-    """Serve ``conf/`` of this package below ``lightning_peft/``."""
+class MountedConfigSource(ConfSource):
+    """Serves ``conf/`` of this package below ``lightning_peft/``."""
 
     def __init__(self, provider: str, path: str) -> None:
         super().__init__(provider, path)
@@ -33,25 +33,25 @@ class MountedConfigSource(FileConfigSource):
 
     @staticmethod
     def scheme() -> str:
-        """What a search path of this kind begins with."""
+        """Return the prefix of a search path of this kind."""
         return "lightning-peft"
 
     def available(self) -> bool:
-        """It comes with the package."""
+        """Return ``True``: the configs come with the package."""
         return True
 
     def is_group(self, config_path: str) -> bool:
-        """Whether this is the prefix, or a group below it."""
+        """Whether a path is the prefix or a group below it."""
         inner = _inner(config_path)
         return config_path.strip("/") == "" or inner in ("", *GROUPS)
 
     def is_config(self, config_path: str) -> bool:
-        """Whether this is a choice of a group below the prefix."""
+        """Whether a path is a choice of a group below the prefix."""
         inner = _inner(config_path)
         return _group(inner) in GROUPS and super().is_config(inner or "")
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Read a choice.
+        """Read the config of a choice.
 
         Raises:
             ConfigLoadError: If it is none of this package's.
@@ -64,7 +64,7 @@ class MountedConfigSource(FileConfigSource):
         return found
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        """List what is in a group."""
+        """Return what is in a group."""
         groups = results_filter in (None, ObjectType.GROUP)
         if config_path.strip("/") == "":
             return [ROOT] if groups else []
@@ -78,7 +78,7 @@ class MountedConfigSource(FileConfigSource):
 
 
 def _inner(config_path: str) -> str | None:
-    """Take the prefix off a path; ``None`` for a path that is not below it."""
+    """Return a path without the prefix; ``None`` if it is not below the prefix."""
     head, _, rest = config_path.strip("/").partition("/")
     return rest if head == ROOT else None
 

@@ -1,9 +1,8 @@
-"""What a search is after: one objective or several, and which way each is better."""
+"""The objectives of a search, and the direction in which each is better."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from enum import Enum
 from typing import Any, NamedTuple
 
 from lightning_peft.cli.config.errors import ConfigError
@@ -32,7 +31,7 @@ COSTS = (
     "total_seconds",
     "memory_bytes",
 )
-"""What can be an objective beside the metrics, by the names that ``comparison.csv`` has."""
+"""The costs that can be objectives, by their names in ``comparison.csv``."""
 
 MONITORED = ("step_seconds", "memory_bytes")
 """Costs that ``lightning_peft.EfficiencyMonitor`` measures."""
@@ -48,18 +47,18 @@ def names_of(objective: Any) -> tuple[str, ...]:
 
 
 def better(name: str) -> str:
-    """Say which way an objective is better, ``"maximize"`` or ``"minimize"``."""
+    """Return the better direction of an objective, ``"maximize"`` or ``"minimize"``."""
     return "minimize" if name in COSTS or lower_is_better(name) else "maximize"
 
 
 def chosen_by(config: Any) -> tuple[str | None, str]:
-    """Read off the callbacks of a config which metric chooses the checkpoint.
+    """Return which metric chooses the checkpoint, according to the callbacks of a config.
 
     Args:
         config: The config of a job; fitted to the task of its data where that is known.
 
     Returns:
-        The metric that is watched, where one is, and the way that is better of it.
+        The metric, or ``None`` if none is monitored, and its better direction.
     """
     keeping, others = watching(config)
     for node in (*keeping, *others):
@@ -68,13 +67,13 @@ def chosen_by(config: Any) -> tuple[str | None, str]:
 
 
 def watching(config: Any) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """Find the callbacks of a config that watch a metric.
+    """Return the callbacks of a config that monitor a metric.
 
     Args:
         config: The config of a job.
 
     Returns:
-        Those that keep checkpoints, and others, such as what stops a training; as in the config.
+        Those that keep checkpoints, and the others, such as early stopping; as in the config.
     """
     nodes = [node for node in (config.get("callbacks") or {}).values() if isinstance(node, Mapping)]
     found = [node for node in nodes if node.get("monitor") is not None]
@@ -83,7 +82,7 @@ def watching(config: Any) -> tuple[list[Mapping[str, Any]], list[Mapping[str, An
 
 
 def unknown_objective(name: str, is_ours: bool) -> str | None:
-    """Say what is wrong with the name of an objective, before anything has run.
+    """Return what is wrong with the name of an objective, before anything has run.
 
     Args:
         name: The name.
@@ -100,7 +99,7 @@ def unknown_objective(name: str, is_ours: bool) -> str | None:
 
 
 def costs_of(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Read the costs of a run off its summary; what was not measured is left out."""
+    """Return the costs in the summary of a run; those that were not measured are left out."""
     efficiency = summary.get("efficiency") or {}
     seconds = summary.get("seconds") or {}
     gpu = efficiency.get("peak_cuda_bytes")
@@ -115,14 +114,14 @@ def costs_of(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def not_dominated(values: Sequence[Sequence[float]], directions: Sequence[str]) -> list[int]:
-    """Find the Pareto set: what nothing else equals in all objectives and betters in one.
+    """Return the Pareto set: candidates that no other matches in all objectives and beats in one.
 
     Args:
         values: The objectives of each candidate.
         directions: ``"maximize"`` or ``"minimize"``, for each objective.
 
     Returns:
-        The positions of the candidates in the set, rising.
+        The positions of the candidates in the set, in rising order.
     """
     signs = [-1.0 if direction == "maximize" else 1.0 for direction in directions]
     costs = [[sign * v for sign, v in zip(signs, own, strict=True)] for own in values]
@@ -134,33 +133,29 @@ def not_dominated(values: Sequence[Sequence[float]], directions: Sequence[str]) 
 
 
 def directions_of(direction: Any) -> tuple[str, ...]:
-    """Read ``hydra.sweeper.direction``: one or several.
-
-    A word was said by somebody. The member of an enumeration is the default of Hydra's plugin,
-    which minimizes whatever it is told; it counts for nothing.
-    """
-    if direction is None or isinstance(direction, Enum):
+    """Read ``hydra.sweeper.direction``: one or several."""
+    if direction is None:
         return ()
     return (direction,) if isinstance(direction, str) else tuple(str(word) for word in direction)
 
 
 class Judge(NamedTuple):
-    """A validation metric, and which of two values is the better.
+    """A validation metric, and which of two values is better.
 
     Attributes:
         metric: Such as ``"val/accuracy"``.
-        lower: Whether less is better.
+        lower: Whether lower is better.
     """
 
     metric: str
     lower: bool
 
     def rank(self, value: float) -> float:
-        """Give a number of which more is better."""
+        """Return a number for which more is better."""
         return -value if self.lower else value
 
     def read(self, metrics: Mapping[str, Any], of: str) -> float:
-        """Take the metric out of what a validation found.
+        """Return the metric from the results of a validation.
 
         Args:
             metrics: What was found.
@@ -176,21 +171,21 @@ class Judge(NamedTuple):
         if value != value:
             raise ConfigError(
                 [
-                    f"{self.metric} of {of} is not a number: it cannot choose. Say another with "
-                    "--metric."
+                    f"{self.metric} of {of} is not a number, so it cannot choose. Choose another "
+                    "metric with --metric."
                 ]
             )
         return value
 
 
 def watched_by(config: Any) -> Judge | None:
-    """Say what chooses the checkpoint of a run: the first ModelCheckpoint that watches something.
+    """Return what chooses the checkpoint of a run: the first ModelCheckpoint with a monitor.
 
     Args:
         config: The config of the run.
 
     Returns:
-        The metric and its way; ``None`` where nothing chooses.
+        The metric and its direction; ``None`` if nothing chooses.
     """
     for node in watching(config)[0]:
         return Judge(str(node["monitor"]), str(node.get("mode", "min")) == "min")

@@ -1,4 +1,4 @@
-"""Where the configs lie: beside the code in a wheel, at the root of a checkout."""
+"""Find the configs: next to the code in a wheel, at the root of a checkout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parents[2]
 
 
 def conf_dir(package: Path = PACKAGE) -> Path:
-    """Find the directory of the Hydra configs.
+    """Return the directory of the Hydra configs.
 
     Args:
         package: The directory of the installed package.
@@ -33,13 +33,13 @@ def conf_dir(package: Path = PACKAGE) -> Path:
 
 
 def no_directory(path: Path) -> str:
-    """Say why a directory cannot be made, or written to: something on its way is a file.
+    """Return why a directory cannot be created or written to: there is a file on its path.
 
     Args:
         path: The directory.
 
     Returns:
-        What was expected and what is there; empty where nothing is in the way.
+        What was expected and what is there; empty if nothing is in the way.
     """
     there = next((part for part in (path, *path.parents) if part.exists()), None)
     if there is None or there.is_dir():

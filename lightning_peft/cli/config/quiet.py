@@ -1,6 +1,6 @@
-"""What Lightning and others say that is no news in a run of this command.
+"""Expected messages of Lightning and others, which this command silences.
 
-Only messages that were looked at are here, each with the reason. Everything else is shown, and the
+Each message here was checked, and the reason stands above it. Everything else is shown, and the
 log of the run holds Lightning's own messages (the device that was found, the checkpoint that was
 read).
 """
@@ -45,7 +45,7 @@ LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out the known noise, and send Lightning's messages where the run's log goes."""
+    """Silence the known messages, and send Lightning's messages to the log of the run."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [(logger, list(logger.handlers), logger.propagate) for logger in loggers]
     for logger in loggers:

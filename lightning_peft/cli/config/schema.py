@@ -1,8 +1,7 @@
-"""The types of the settings that are mistyped most, known without importing what they are for.
+"""The types of the settings that are mistyped most often, known without importing their classes.
 
 `trainer.max_steps=two` is refused before Lightning is imported. Keys that are not here are checked
-a little later, against the signatures of what the config builds; a test holds the two against each
-other.
+a little later, against the signatures of what the config builds; a test compares the two.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class Run:
 
 @dataclass
 class Trainer:
-    """Of ``lightning.pytorch.Trainer``."""
+    """The keys of ``lightning.pytorch.Trainer``."""
 
     accelerator: str
     devices: list[int] | str | int
@@ -69,7 +68,7 @@ class Trainer:
 
 @dataclass
 class Data:
-    """Of the data modules."""
+    """The keys of the data modules."""
 
     labels_per_class: int | None
     val_per_class: int | None
@@ -81,7 +80,7 @@ class Data:
 
 @dataclass
 class VTAB:
-    """Of ``VTABDataModule``, whose tasks are not those of other data modules."""
+    """The keys of ``VTABDataModule``, whose tasks differ from those of other data modules."""
 
     task: TaskName
     phase: Literal["choose", "final"]
@@ -89,7 +88,7 @@ class VTAB:
 
 @dataclass
 class Optimizer:
-    """Of the optimizers of torch."""
+    """The keys of torch's optimizers."""
 
     lr: float
     weight_decay: float
@@ -98,7 +97,7 @@ class Optimizer:
 
 @dataclass
 class Method:
-    """Of the methods of this package: a key means the same in all that have it."""
+    """The keys of the methods of this package; a key means the same in every method."""
 
     rank: int
     initial_rank: int
@@ -127,7 +126,7 @@ class Method:
 
 @dataclass
 class Schedule:
-    """Of the schedules of this package."""
+    """The keys of the schedules of this package."""
 
     warmup: float | int | str
     final: float
@@ -137,7 +136,7 @@ class Schedule:
 
 @dataclass
 class PEFT:
-    """Of ``lightning_peft.PEFT``."""
+    """The keys of ``lightning_peft.PEFT``."""
 
     backbone: str | None
     also_train: str | list[str]
@@ -147,7 +146,7 @@ class PEFT:
 
 @dataclass
 class Checkpoint:
-    """Of Lightning's ``ModelCheckpoint``."""
+    """The keys of Lightning's ``ModelCheckpoint``."""
 
     monitor: str | None
     mode: str
@@ -160,7 +159,7 @@ class Checkpoint:
 
 @dataclass
 class Stopping:
-    """Of Lightning's ``EarlyStopping``."""
+    """The keys of Lightning's ``EarlyStopping``."""
 
     monitor: str
     mode: str
@@ -226,5 +225,5 @@ def _checked(config: dict[str, Any]) -> Iterator[tuple[str, type, dict[str, Any]
 
 
 def is_ours(target: Any) -> bool:
-    """Whether a ``_target_`` is a class of this package whose keys are known."""
+    """Whether a ``_target_`` is a class of this package with known keys."""
     return isinstance(target, str) and target.startswith(OURS) and target != OPEN

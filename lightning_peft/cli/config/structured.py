@@ -1,8 +1,8 @@
-"""The groups of this package as structured configs, for other people's Hydra applications.
+"""Turn the groups of this package into structured configs, for other Hydra applications.
 
-There nothing of this package runs before the application instantiates what was composed, so Hydra
-has to refuse a mistyped key or value itself. It does where a node has a schema, and the message has
-the name of the schema in it: that is where the keys that exist are listed.
+There no code of this package runs before the application instantiates the composed config, so Hydra
+has to refuse a mistyped key or value itself. It does so where a node has a schema, and its message
+contains the name of the schema: therefore that name lists the keys that exist.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SCHEMAS = {"method": Method, "schedule": Schedule}
 
 
 def structured(config: Container, group: str) -> Container:
-    """Give what a choice of a group builds a schema.
+    """Add a schema to the nodes of a config that build something.
 
     The schema is of the keys that the choice has. ``hf``, whose keys are the tuner's, and what
     other packages build stay open.
@@ -62,7 +62,7 @@ def _closed(node: DictConfig, schema: type) -> DictConfig:
 
 
 def _type(annotation: Any) -> Any:
-    """Give the annotation as OmegaConf has it: a plain type, one or null, or anything."""
+    """Return the annotation for OmegaConf: a plain type, an optional one, or anything."""
     if annotation in PLAIN:
         return annotation
     if get_origin(annotation) in (Union, types.UnionType):

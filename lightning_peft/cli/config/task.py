@@ -1,4 +1,4 @@
-"""What a task asks of a config: the module, the metrics to watch, and what may not be chosen on."""
+"""Fit a config to its task: the module, the metrics to monitor, and what must not be chosen on."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ DEFAULT = f"val/{MAIN['multiclass']}"
 
 
 def fit_to_task(cfg: DictConfig, task: str) -> None:
-    """Change the config to what the data is of; it stays as it is for classes.
+    """Change the config to fit the task of the data; for classes it stays as it is.
 
-    ``lightning_peft.ImageClassifier`` becomes ``ImageRegressor`` where the data has numbers, and is
-    told the task otherwise, as ``TextClassifier`` is; a module of the user's own is left alone.
-    What watches ``val/accuracy`` (the default) watches ``val/rmse`` of numbers, and the least of
-    it.
+    For regression ``lightning_peft.ImageClassifier`` becomes ``ImageRegressor``; otherwise it and
+    ``TextClassifier`` get the task as an argument, and a module of the user's own is left alone.
+    For regression, callbacks that monitor ``val/accuracy`` (the default) monitor ``val/rmse``,
+    and lower is better.
 
     Args:
         cfg: The composed config of a job.
         task: The task of the data.
 
     Raises:
-        ConfigError: If the model has settings that make no sense for numbers, or reads texts.
+        ConfigError: If the model has settings that make no sense for regression, or reads texts.
     """
     if task == "multiclass":
         return
@@ -50,7 +50,7 @@ def fit_to_task(cfg: DictConfig, task: str) -> None:
         raise ConfigError(
             [
                 "data.label_columns: the labels are numbers, and there is no ready regressor of "
-                "texts. Where they are classes, say data.task=multiclass."
+                "texts. If they are classes, set data.task=multiclass."
             ]
         )
     if target in (CLASSIFIER, TEXT_CLASSIFIER):
@@ -72,7 +72,7 @@ def fit_to_task(cfg: DictConfig, task: str) -> None:
 
 
 def _to_regressor(node: DictConfig) -> None:
-    """Leave out what only a classifier takes, where it is at its default."""
+    """Remove settings that only a classifier takes, if they are at their defaults."""
     ours, theirs = (inspect.signature(locate(t)).parameters for t in (REGRESSOR, CLASSIFIER))
     plain: Any = OmegaConf.to_container(node, resolve=True)
     wrong = []
@@ -82,8 +82,8 @@ def _to_regressor(node: DictConfig) -> None:
         default = theirs[name].default if name in theirs else None
         if value != default and value is not None:
             wrong.append(
-                f"model.{name}: it is for classes, and the labels of this data are numbers. "
-                "Leave it out."
+                f"model.{name}: expected a setting for regression, since the labels of this data "
+                "are numbers, got one for classification. Leave it out."
             )
         del node[name]
     if wrong:
@@ -98,22 +98,22 @@ def refuse_test_monitors(callbacks: Any) -> None:
         callbacks: The part of the config, as plain types or not.
 
     Raises:
-        ConfigError: Naming all of them.
+        ConfigError: If there are any; the message names all of them.
     """
     wrong = []
     for name, node in (callbacks or {}).items():
         monitor = node.get("monitor") if isinstance(node, Mapping | DictConfig) else None
         if isinstance(monitor, str) and is_test(monitor):
             wrong.append(
-                f"callbacks.{name}.monitor: '{monitor}' is of the test set, which must choose "
-                f"nothing. Watch 'val/{monitor.partition('/')[2]}'."
+                f"callbacks.{name}.monitor: '{monitor}' is a metric of the test set, which must "
+                f"choose nothing. Monitor 'val/{monitor.partition('/')[2]}'."
             )
     if wrong:
         raise ConfigError(wrong)
 
 
 def check_objective(cfg: Any, sweeper: Mapping[str, Any] | None) -> str | None:
-    """Keep a search from choosing on the test set.
+    """Refuse a search that would choose on the test set.
 
     Args:
         cfg: The config of a job.
@@ -123,7 +123,7 @@ def check_objective(cfg: Any, sweeper: Mapping[str, Any] | None) -> str | None:
         A warning, or ``None``.
 
     Raises:
-        ConfigError: If a sweeper that learns from its jobs is told a metric of the test set
+        ConfigError: If a sweeper that learns from its jobs would get a metric of the test set
             without ``allow_test_objective=true``.
     """
     names = names_of(cfg.get("objective"))
@@ -133,20 +133,20 @@ def check_objective(cfg: Any, sweeper: Mapping[str, Any] | None) -> str | None:
         raise ConfigError([of_the_test_set(name) for name in tested])
     if tested:
         return (
-            f"objective={tested[0]} is of the test set: it may be reported, but a setting that is "
-            "chosen by it has no honest test score any more"
+            f"objective={tested[0]} is a metric of the test set: it may be reported, but a setting "
+            "that is chosen by it has no unbiased test score"
         )
     directions = directions_of((sweeper or {}).get("direction")) if learns else ()
     for name, direction in zip(names, directions, strict=False):
         if direction != better(name):
-            return f"the sweeper is to {direction} {name}, of which {better(name)} is better"
+            return f"the sweeper would {direction} {name}, but it should {better(name)} it"
     return None
 
 
 def of_the_test_set(name: str) -> str:
-    """Say that a search must not choose by a metric of the test set."""
+    """Return the error for a search that chooses by a metric of the test set."""
     return (
-        f"objective: '{name}' is of the test set, and this sweeper chooses by it: the score of "
-        f"what it finds would be too good. Use 'val/{name.partition('/')[2]}'; "
-        "allow_test_objective=true searches on the test set all the same."
+        f"objective: '{name}' is a metric of the test set, and this sweeper chooses by it: the "
+        f"score of its best setting would be too good. Use 'val/{name.partition('/')[2]}'; "
+        "allow_test_objective=true allows a search on the test set."
     )

@@ -1,4 +1,4 @@
-"""Does a value from the command line fit the annotation of what it is meant for?"""
+"""Check whether a value from the command line fits the annotation of its parameter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning_peft.errors import near
 __all__ = ["annotations_of", "complaint", "fits"]
 
 MOST_WORDS = 5
-"""A longer list of words is not written out in a message."""
+"""The longest list of words that a message writes out."""
 
 _SEQUENCES = (
     list,
@@ -80,7 +80,7 @@ def _fits_sequence(value: Any, base: Any, arguments: tuple[Any, ...]) -> bool:
 
 
 def complaint(value: Any, annotation: Any) -> str | None:
-    """Say what was expected and what was got where a value does not fit, with the nearest word.
+    """Return what was expected and what was got if a value does not fit, with the nearest word.
 
     >>> complaint("two", int)
     "expected a whole number, got 'two'."
@@ -93,7 +93,7 @@ def complaint(value: Any, annotation: Any) -> str | None:
 
 
 def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Map each parameter of a callable to its annotation; what cannot be evaluated is left out.
+    """Return the annotation of each parameter of a callable, without those that do not evaluate.
 
     One parameter whose annotation is imported for type checkers alone must not hide the others, so
     each is evaluated by itself.
@@ -113,7 +113,7 @@ def annotations_of(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _namespace(function: Callable[..., Any], parameter: str) -> dict[str, Any]:
-    """The globals in which the annotation of a parameter was written."""
+    """Return the globals in which the annotation of a parameter was written."""
     if inspect.isclass(function):
         for base in function.__mro__:  # a dataclass field may come from a base in another module
             if parameter in inspect.get_annotations(base):

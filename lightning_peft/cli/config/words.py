@@ -1,4 +1,4 @@
-"""The words of the command line."""
+"""The commands of the command line."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ USAGE_ERROR = 2
 
 
 class Command(NamedTuple):
-    """One word of the command line: what serves it, and what it does.
+    """A command: the module that serves it, and what it does.
 
-    ``module`` is named from here on; its ``main(args)`` is called.
+    ``module`` is relative to ``lightning_peft.cli``; its ``main(args)`` is called.
     """
 
     module: str
@@ -22,14 +22,14 @@ class Command(NamedTuple):
 
 
 COMMANDS: dict[str, Command] = {
-    "train": Command("app", "adapt a backbone; what no command does"),
-    "methods": Command("commands.methods", "list the methods, and where they come from"),
-    "plan": Command("commands.plan", "what a method would do to a model"),
-    "rank": Command("commands.rank", "which pretrained model suits the data, measured"),
-    "show": Command("commands.show", "the data, its augmentation and the schedule"),
-    "continue": Command("commands.continuing", "go on with a sweep that was interrupted"),
+    "train": Command("app", "adapt a backbone; the default command"),
+    "methods": Command("commands.methods", "list the methods with their papers"),
+    "plan": Command("commands.plan", "show what a method would do to a model"),
+    "rank": Command("commands.rank", "measure which pretrained model suits the data"),
+    "show": Command("commands.show", "draw the data, its augmentation and the schedule"),
+    "continue": Command("commands.continuing", "resume an interrupted sweep"),
     "soup": Command("commands.soup", "average the best checkpoints of runs"),
     "export": Command("commands.export", "write a trained model for serving"),
-    "predict": Command("commands.predict", "classify the images of a folder"),
-    "compare": Command("commands.compare", "compare runs: table, tests, pictures, a page"),
+    "predict": Command("commands.predict", "predict a folder of images, or texts"),
+    "compare": Command("commands.compare", "compare runs: table, tests, pictures, report"),
 }

@@ -1,4 +1,4 @@
-"""What a finished job leaves: the adapter, what the test set says, and ``summary.json``."""
+"""Write what a finished job leaves: the adapter, the results of the test, ``summary.json``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def leave_files(
     metrics: Mapping[str, float],
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Write everything that a run leaves behind, and print its result.
+    """Write the files of a finished run, and print its result.
 
     Args:
         cfg: The job's config.
@@ -103,20 +103,20 @@ def leave_files(
 def save_adapters(
     module: Any, directory: Path
 ) -> tuple[dict[str, Any], dict[str, float], dict[str, int]]:
-    """Write the adapter of a module; of several adapted backbones each in a directory of its own.
+    """Write the adapter of a module; several adapted backbones get a directory each.
 
     Args:
         module: What was trained.
-        directory: Where the adapter goes; those of several go below it, by the backbones' names.
+        directory: Where the adapter goes; those of several backbones go below it, by their names.
 
     Returns:
-        The method, the counts of parameters and the size, as a summary has them.
+        The method, the counts of parameters and the size, as in a summary.
     """
     found = find_adaptations(module)
     configs: dict[str, Any] = {}
     size = 0
     for path, adaptation in found.items():
-        # a module of somebody's own may adapt several by itself, and none may replace another
+        # a user's own module may adapt several, and none may replace another
         where = directory / (path or type(module).__name__) if len(found) > 1 else directory
         adaptation.save(where)
         configs[path] = adaptation.method.to_config()
@@ -138,7 +138,7 @@ def save_adapters(
 def leave_pruned(
     cfg: DictConfig, parts: Parts, pruned: Pruned, seconds: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Write the summary of a run that the pruner of its search has stopped.
+    """Write the summary of a run that was stopped by the pruner of its search.
 
     Args:
         cfg: The job's config.
@@ -166,10 +166,10 @@ def leave_pruned(
 
 
 def result_table(summary: Mapping[str, Any], directory: Path) -> Table:
-    """Lay out the result of one run for a console.
+    """Return the result of one run as a table for a console.
 
     Args:
-        summary: As :func:`leave_files` gives it.
+        summary: The result of :func:`leave_files`.
         directory: The run's directory.
     """
     from rich import box
@@ -192,7 +192,7 @@ def result_table(summary: Mapping[str, Any], directory: Path) -> Table:
         table.add_row(name.replace("/", " "), text)
     if intervals:
         noun = summary.get("noun", "images")
-        table.add_row("", f"[dim]95 % intervals: other test {noun}, this very model[/dim]")
+        table.add_row("", f"[dim]95 % intervals: this model on other test {noun}[/dim]")
     if summary.get("temperature"):
         table.add_row("temperature", f"{summary['temperature']:.3f}, fitted on validation")
     for name, value in summary["baselines"].items():
@@ -211,7 +211,7 @@ def result_table(summary: Mapping[str, Any], directory: Path) -> Table:
 
 
 def _write_test_set(parts: Parts, directory: Path) -> None:
-    """Write the tables of a classifier's test, and a picture of some of its predictions."""
+    """Write the tables of a classifier's test, and a picture of some predictions."""
     results = getattr(parts.module, "test_results", None)
     if results is None:  # a module of the user's own
         return
@@ -231,7 +231,7 @@ def _write_test_set(parts: Parts, directory: Path) -> None:
 
 
 def _intervals(cfg: DictConfig, parts: Parts) -> dict[str, tuple[float, float]]:
-    """The bootstrap intervals of a test; none where nothing was tested, or too little."""
+    """Return the bootstrap intervals of a test; none if nothing was tested, or too little."""
     results = getattr(parts.module, "test_results", None)
     if not (cfg.test and cfg.bootstrap and results is not None):
         return {}
@@ -248,8 +248,8 @@ def some_predictions(parts: Parts, count: int = 32) -> tuple[Tensor, list[int], 
     """Predict a few images, spread evenly over the test set.
 
     Args:
-        parts: The parts of a job; the module gives logits ``(B, classes)``.
-        count: How many images at most.
+        parts: The parts of a job; the module returns logits ``(B, classes)``.
+        count: The most images.
 
     Returns:
         Images ``(N, C, H, W)``, labels, and probabilities ``(N, classes)``, on the CPU.
@@ -270,13 +270,13 @@ def some_predictions(parts: Parts, count: int = 32) -> tuple[Tensor, list[int], 
 
 
 def _images(parts: Parts) -> dict[str, int]:
-    """How many labelled images or texts trained, validated, and tested."""
+    """Return how many labelled images or texts each split has."""
     found = {s: dataset_of(parts.datamodule, s) for s in ("train", "val", "test")}
     return {name: len(images) for name, images in found.items() if images is not None}
 
 
 def _efficiency(parts: Parts) -> dict[str, Any]:
-    """What EfficiencyMonitor found; nothing where the config has none."""
+    """Return the figures of EfficiencyMonitor; nothing if the config has none."""
     for callback in parts.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, EfficiencyMonitor):
             return dict(callback.report)

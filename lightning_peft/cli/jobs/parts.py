@@ -1,4 +1,4 @@
-"""The parts of a run, built from its config."""
+"""Build the parts of a run from its config, and find its best checkpoint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EXTRAS = {f"logger.{name}": name for name in ("tensorboard", "wandb", "mlflow")}
 
 @dataclass
 class Parts:
-    """What a job is made of."""
+    """The data, the module and the trainer of a job."""
 
     datamodule: pl.LightningDataModule
     module: pl.LightningModule
@@ -43,32 +43,32 @@ class Parts:
 
 
 def check_calibration(module: Any, has_validation: bool) -> None:
-    """Refuse a calibration that cannot be made, before the training.
+    """Refuse a calibration that would be impossible, before the training.
 
     Raises:
         ConfigError: If there are no validation images, or the module has no temperature.
     """
     if not hasattr(module, "calibrate"):
         raise ConfigError(
-            [f"calibrate: {type(module).__name__} has no probabilities. Leave it out."]
+            [f"calibrate: expected a classifier, got {type(module).__name__}. Leave it out."]
         )
     if not has_validation:
         raise ConfigError(
-            ["calibrate: it takes a validation split, and this data has none: keep some images."]
+            ["calibrate: expected a validation split, got data without one. Keep some images."]
         )
 
 
 def check_baselines(names: Sequence[str], datamodule: Any) -> None:
-    """Refuse reference points of pixels where the data has none, before the training.
+    """Refuse pixel baselines for data without pixels, before the training.
 
     Raises:
-        ConfigError: If the data module hands out no pixels.
+        ConfigError: If the data module provides no pixels.
     """
     if names and not hasattr(datamodule, "pixels"):
         raise ConfigError(
             [
-                f"baselines: {', '.join(names)} {'is' if len(names) == 1 else 'are'} of pixels, "
-                f"and {type(datamodule).__name__} hands out none (pixels(split)). Leave them out."
+                f"baselines: {', '.join(names)} {'needs' if len(names) == 1 else 'need'} pixels, "
+                f"but {type(datamodule).__name__} has no pixels(split). Leave them out."
             ]
         )
 
@@ -78,13 +78,13 @@ def build(cfg: DictConfig, more_callbacks: Sequence[Any] = ()) -> Parts:
 
     Args:
         cfg: The composed config; it is fitted to the task of the data.
-        more_callbacks: Callbacks beside those of the config.
+        more_callbacks: Callbacks in addition to those of the config.
 
     Returns:
         The parts.
 
     Raises:
-        ConfigError: If one of them cannot be made as it is described.
+        ConfigError: If one of them cannot be built as the config describes it.
     """
     from hydra.utils import instantiate
 
@@ -118,7 +118,7 @@ def build(cfg: DictConfig, more_callbacks: Sequence[Any] = ()) -> Parts:
             name = type(callback).__name__
             raise ConfigError(
                 [
-                    f"callbacks: {name} watches {monitor}, and this data has no validation split. "
+                    f"callbacks: {name} monitors {monitor}, but this data has no validation split. "
                     "Choose callbacks=no_validation, or keep images for validation."
                 ]
             )
@@ -131,7 +131,7 @@ def build(cfg: DictConfig, more_callbacks: Sequence[Any] = ()) -> Parts:
 
 
 def _keep_log(cfg: DictConfig) -> None:
-    """Keep what a run has logged that goes on in its own directory."""
+    """Keep the earlier log of a run that resumes in its own directory."""
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
     if getattr(rank_zero_only, "rank", 0) != 0:
@@ -143,7 +143,7 @@ def _keep_log(cfg: DictConfig) -> None:
 
 @contextmanager
 def _building(key: str) -> Iterator[None]:
-    """Turn whatever is raised while building into a line that names the part of the config."""
+    """Turn an error of building into a line that names the part of the config."""
     try:
         yield
     except Exception as error:
@@ -156,7 +156,7 @@ def _building(key: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Best:
-    """The checkpoint that the run is judged by."""
+    """The checkpoint that represents the run."""
 
     path: Path
     metrics: dict[str, float]
@@ -165,7 +165,7 @@ class Best:
 
 
 def best_checkpoint(parts: Parts, directory: Path) -> Best:
-    """Find the best checkpoint; where validation never ran, write one of the last weights.
+    """Return the best checkpoint; if validation never ran, write one of the last weights.
 
     Args:
         parts: The parts of a job that is trained.
@@ -197,7 +197,7 @@ def best_checkpoint(parts: Parts, directory: Path) -> Best:
 
 
 def _with_objectives(parts: Parts, best: Best, names: Sequence[str]) -> dict[str, float]:
-    """Measure the objectives of the best checkpoint that did not choose it."""
+    """Measure the objectives of the best checkpoint, other than the one that chose it."""
     trainer: Any = parts.trainer
     if all(name in best.metrics for name in names if name.startswith("val/")):
         return dict(best.metrics)
@@ -212,7 +212,7 @@ def _with_objectives(parts: Parts, best: Best, names: Sequence[str]) -> dict[str
 
 
 def _validated(parts: Parts) -> dict[str, float]:
-    """Validate the weights as they are now, where the data has something to validate them on."""
+    """Validate the current weights, if the data has a validation split."""
     trainer: Any = parts.trainer
     if not trainer.limit_val_batches or parts.datamodule.val_dataloader() in (None, []):
         return {}

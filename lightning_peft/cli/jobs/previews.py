@@ -1,33 +1,36 @@
-"""The pictures of what a run is going to see: its images and its learning rate (extra: viz)."""
+"""Draw the images and the learning rate of a run, and its predictions (extra: viz)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_peft.cli.comparing.figures import new_figure, save_figure
+from lightning_peft.cli.comparing.figures import (
+    COLOURS,
+    SOFT,
+    new_figure,
+    save_figure,
+    short,
+    style,
+)
 from lightning_peft.lightning.schedules import Multiplier
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 __all__ = ["learning_rate", "predictions", "samples"]
 
-RIGHT, WRONG = "#1a7f37", "#cf222e"
-
 LEAST_PIXELS = 72
-"""Smaller images are drawn with larger pixels, so that one can see them."""
+"""Smaller images are enlarged to at least this size, in pixels."""
 
 GAP = 6
 MOST_LETTERS = 16
 
+RIGHT, WRONG = "#1a7f37", "#cf222e"
 
+
+@style()
 def samples(
     before: Tensor, after: Tensor, class_names: Sequence[str], path: Path, *, title: str
 ) -> Path:
@@ -38,7 +41,7 @@ def samples(
         after: The same images augmented, ``(R, K, C, H, W)``.
         class_names: A name for each row.
         path: The PNG to write.
-        title: What stands above the augmented ones.
+        title: The title above the augmented images.
 
     Returns:
         The path.
@@ -49,10 +52,10 @@ def samples(
     variants = after.shape[1]
     canvas, side = _montage(before, after)
     height, width = canvas.shape[:2]
-    names = [_short(name) for name in class_names]
+    names = [short(name, MOST_LETTERS) for name in class_names]
     margin = 10 + 7 * max(map(len, names))  # for the names, in pixels of the canvas
     scale = 0.0105
-    figure, axes = new_figure((width + margin) * scale, (height + 42) * scale, layout=None)
+    drawn, axes = new_figure((width + margin) * scale, (height + 42) * scale, layout=None)
     total = (width + margin, height + 42)
     axes.set_position((margin / total[0], 8 / total[1], width / total[0], height / total[1]))
     axes.imshow(canvas.numpy(), interpolation="nearest", aspect="auto")
@@ -60,14 +63,14 @@ def samples(
     for row, name in enumerate(names):
         y = row * (side[0] + GAP) + side[0] / 2
         axes.text(-8, y, name, ha="right", va="center", fontsize=8.5)
-    axes.text(side[1] / 2, -8, "as it is", ha="center", va="bottom", fontsize=8.5, color="0.35")
+    axes.text(side[1] / 2, -8, "as it is", ha="center", va="bottom", fontsize=8.5, color=SOFT)
     middle = side[1] + 3 * GAP + variants * (side[1] + GAP) / 2
-    axes.text(middle, -8, title, ha="center", va="bottom", fontsize=8.5, color="0.35")
-    return save_figure(figure, path)
+    axes.text(middle, -8, title, ha="center", va="bottom", fontsize=8.5, color=SOFT)
+    return save_figure(drawn, path)
 
 
 def _montage(before: Tensor, after: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Lay images out on white; returns ``(height, width, 3)`` and the size of one image."""
+    """Return images laid out on white, ``(height, width, 3)``, and the size of one image."""
     rows, variants, channels, height, width = after.shape
     factor = max(1, -(-LEAST_PIXELS // min(height, width)))
     cells = torch.cat([before.unsqueeze(1), after], 1).clamp(0, 1).flatten(0, 1)
@@ -86,6 +89,7 @@ def _montage(before: Tensor, after: Tensor) -> tuple[Tensor, tuple[int, int]]:
     return canvas, (height, width)
 
 
+@style()
 def learning_rate(
     multiplier: Multiplier,
     rates: Mapping[str, float],
@@ -100,9 +104,9 @@ def learning_rate(
         multiplier: The schedule of the run.
         rates: The full learning rate of each parameter group, by the group's name.
         path: The PNG to write.
-        title: What stands above the picture.
-        begins: The step at which a group that is frozen at first is trained, by its name: its line
-            begins there, and the step is marked.
+        title: The title of the picture.
+        begins: The step at which training of an initially frozen group begins, by its name: its
+            line begins there, and the step is marked.
 
     Returns:
         The path.
@@ -114,11 +118,11 @@ def learning_rate(
     total, warmup = multiplier.total_steps, multiplier.warmup_steps
     parts = [multiplier(step) for step in range(total)]
     lr = max(rates.values())
-    figure, axes = new_figure(7.2, 3.6)
+    drawn, axes = new_figure(7.2, 3.6)
     for number, (name, rate) in enumerate(sorted(rates.items(), key=lambda item: -item[1])):
         first = begins.get(name, 0)
         color, alpha = (
-            ("#bc4c00", 1.0) if name in begins else ("#1f6feb", 1 - 0.8 * number / len(rates))
+            (COLOURS[1], 1.0) if name in begins else (COLOURS[0], 1 - 0.8 * number / len(rates))
         )
         axes.plot(
             range(first, total), [rate * part for part in parts[first:]], linewidth=2,
@@ -134,7 +138,7 @@ def learning_rate(
     if len(rates) > 1:
         axes.legend(fontsize=7.5, frameon=False, loc="upper right")
     if warmup:
-        axes.axvspan(0, warmup - 1, color="#1f6feb", alpha=0.08, linewidth=0)
+        axes.axvspan(0, warmup - 1, color=COLOURS[0], alpha=0.08, linewidth=0)
         axes.annotate(
             f"warm-up: {warmup} steps, {100 * warmup / total:.3g} %",
             (max(warmup - 1, 0), lr), xytext=(8, 6), textcoords="offset points", fontsize=8.5,
@@ -145,15 +149,10 @@ def learning_rate(
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     axes.set_ylim(0, 1.15 * lr)
     axes.margins(x=0.02)
-    axes.grid(visible=True, alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return save_figure(figure, path)
+    return save_figure(drawn, path)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
-
-
+@style()
 def predictions(
     images: Tensor,
     labels: Sequence[int],
@@ -163,11 +162,11 @@ def predictions(
     *,
     columns: int = 8,
 ) -> Path:
-    """Draw images with what was predicted for each: green where it is right, red where it is not.
+    """Draw images with their predictions, green if correct and red if wrong.
 
     Args:
         images: ``(N, C, H, W)``, in any range.
-        labels: The right class of each.
+        labels: The true class of each.
         probabilities: ``(N, classes)``.
         class_names: A name for each class.
         path: The PNG to write.
@@ -181,7 +180,7 @@ def predictions(
     """
     rows = -(-len(images) // columns)
     width, height = 1.12, 1.3  # of a cell, where an image is 1 x 1: what is left is for the words
-    figure, axes = new_figure(1.15 * width * columns, 1.15 * height * rows, layout=None)
+    drawn, axes = new_figure(1.15 * width * columns, 1.15 * height * rows, layout=None)
     axes.set_position((0.01, 0.01, 0.98, 0.98))
     axes.set_axis_off()
     axes.set_xlim(0, width * columns)
@@ -208,4 +207,4 @@ def predictions(
         )
     axes.set_xlim(0, width * columns)  # imshow has moved them
     axes.set_ylim(height * rows, 0)
-    return save_figure(figure, path)
+    return save_figure(drawn, path)

@@ -1,4 +1,4 @@
-"""One progress bar for a whole run, however short its epochs are."""
+"""Show one progress bar for a whole run, however short its epochs are."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ __all__ = ["StepProgress"]
 
 
 class StepProgress(pl.callbacks.ProgressBar):
-    """Show optimizer steps, the loss and the last validation accuracy.
+    """Shows optimizer steps, the loss and the last validation accuracy.
 
     Lightning's own bars start again with every epoch; with few labels an epoch is a second or less.
-    Where the output is no terminal, the last state alone is written.
+    If the output is not a terminal, only the last state is written.
 
     Args:
-        label: What the bar is called.
-        monitor: The validation metric that is shown.
+        label: The label of the bar.
+        monitor: The validation metric to show.
         refresh: Steps between two updates; each reads the loss from the device.
     """
 
@@ -98,7 +98,7 @@ class StepProgress(pl.callbacks.ProgressBar):
         self._update(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the bar as it is."""
+        """Stop updating the bar and leave its last state on the screen."""
         super().on_train_end(trainer, pl_module)
         self._update(trainer)
         self._stop()
@@ -106,7 +106,7 @@ class StepProgress(pl.callbacks.ProgressBar):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Give the terminal back."""
+        """Stop the bar after an error."""
         super().on_exception(trainer, pl_module, exception)
         self._stop()
 

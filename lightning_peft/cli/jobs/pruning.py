@@ -1,4 +1,4 @@
-"""Stop a trial of a search that its pruner finds hopeless, after a validation."""
+"""Stop a trial of a search after a validation if its pruner says so."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["Pruned", "TrialPruning"]
 
 @dataclass(frozen=True)
 class Pruned:
-    """Where a run was stopped.
+    """The point at which a run was stopped.
 
     Attributes:
-        step: Optimizer steps that it had made.
-        validation: How many times it had been validated.
+        step: The number of optimizer steps.
+        validation: The number of validations.
         name: The metric that the pruner judged by.
         value: Its value.
     """
@@ -31,11 +31,11 @@ class Pruned:
 
 
 class TrialPruning(pl.Callback):
-    """Report the objective after each validation, and stop the run when the pruner says so.
+    """Reports the objective after each validation, and stops the run when the pruner says so.
 
-    Validations are counted, not steps: trials that differ in their batches or their epochs can be
-    held against each other. Rank 0 speaks to the study, and all ranks stop together. A run that has
-    come to its last step is never stopped.
+    Validations are counted, not steps, so that trials with different batches or epochs can be
+    compared. Rank 0 accesses the study, and all ranks stop together. A run that has reached its
+    last step is never stopped.
 
     Args:
         trial: The trial that this run is.
@@ -49,17 +49,17 @@ class TrialPruning(pl.Callback):
         self.pruned: Pruned | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find out what to judge by.
+        """Find the metric to judge by.
 
         Raises:
-            ConfigError: If there is nothing to judge by.
+            ConfigError: If there is none.
         """
         if stage != "fit":
             return
         if not trainer.limit_val_batches:
             raise ConfigError(
                 [
-                    "hydra/sweeper/pruner: it judges by validations, and this run has none. Keep "
+                    "hydra/sweeper/pruner: a pruner needs validations, but this run has none. Keep "
                     "images for validation, or leave the pruner out."
                 ]
             )
@@ -69,7 +69,7 @@ class TrialPruning(pl.Callback):
             self.objective = monitors[0] if monitors else "val/accuracy"
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Report, and ask.
+        """Report the objective, and ask the pruner.
 
         Raises:
             ConfigError: If the validation does not measure the objective.
@@ -90,11 +90,11 @@ class TrialPruning(pl.Callback):
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep the count, for a run that goes on."""
+        """Return the count, for a resumed run."""
         return {"validations": self.validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the count."""
         self.validations = int(state_dict["validations"])
 
 

@@ -1,4 +1,4 @@
-"""The learning rates of a run before it runs: of each group, and of what is thawed later."""
+"""Find the learning rates of a run before it runs, also of groups that are unfrozen later."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ FREEZE = "BackboneFreeze"
 
 @dataclass(frozen=True)
 class Rates:
-    """What there is to draw.
+    """The learning rates to draw.
 
     Attributes:
-        rates: The full rate of each line, by its name; groups of one rate are one line.
-        stages: The epoch in which a line begins, where it is that of a stage.
+        rates: The peak rate of each line, by its name; groups with the same rate share a line.
+        stages: The epoch in which a line begins, if it belongs to a stage.
     """
 
     rates: Mapping[str, float]
     stages: Mapping[str, int] = field(default_factory=dict)
 
     def begins(self, epoch_steps: int) -> dict[str, int]:
-        """Give the optimizer step at which each stage begins.
+        """Return the optimizer step at which each stage begins.
 
         Args:
             epoch_steps: Optimizer steps of an epoch.
@@ -38,7 +38,7 @@ class Rates:
 
 
 def rates_of(cfg: DictConfig, num_classes: int) -> Rates:
-    """Find the full rate of each parameter group, by making the groups as the run will.
+    """Return the peak rate of each parameter group, by building the groups as the run will.
 
     Args:
         cfg: The composed config, fitted to its task.
@@ -52,7 +52,7 @@ def rates_of(cfg: DictConfig, num_classes: int) -> Rates:
 
     from lightning_peft.cli.config.quiet import quiet
 
-    if "pretrained" not in cfg.model:  # a module of somebody's own, which may fetch weights
+    if "pretrained" not in cfg.model:  # a user's own module, which may fetch weights
         return Rates({"all": float(cfg.optimizer.lr)})
     with quiet(), torch.random.fork_rng():
         # the rates do not depend on the weights: none are fetched
@@ -73,7 +73,7 @@ def rates_of(cfg: DictConfig, num_classes: int) -> Rates:
 
 
 def _make_stages(freezes: list[Any], module: Any, optimizer: Any) -> dict[str, int]:
-    """Make the groups of the stages; returns the epoch of each by how its groups' names begin."""
+    """Build the groups of the stages, and return the epoch of each by the prefix of its groups."""
     from lightning_peft.lightning.callbacks._regroup import regroup
     from lightning_peft.lightning.callbacks.freeze import stage_parts
 

@@ -1,4 +1,4 @@
-"""A model as a run or an adapter directory left it, with what is known of its data."""
+"""Load the model of a run or of an adapter directory, with the facts about its data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FITS: Mapping[str, Callable[[Any], bool]] = {
     "class_names": lambda names: names is None or isinstance(names, list),
     "preprocessing": lambda config: config is None or isinstance(config, Mapping),
 }
-"""What the file has to hold, and whether a value can be of it."""
+"""The keys that the file must have, and a check of each value."""
 
 
 @dataclass
@@ -37,13 +37,13 @@ class Served:
 
     Attributes:
         backbone: The adapted backbone; images to logits.
-        preprocessing: What it expects of its images; None where it reads texts.
+        preprocessing: How its images are prepared; ``None`` if it reads texts.
         transform: A PIL image in ``preprocessing.pil_mode`` to a tensor ``(C, H, W)``; where it
             reads texts, a list of them to the backbone's keyword arguments.
-        class_names: Name of each class, label or number, if they are known.
-        outputs: How what the backbone gives is read.
-        text_column: Where it reads texts, the column of them in a CSV file.
-        num_classes: How many classes, labels or numbers there are, if that is known.
+        class_names: The name of each class, label or number, if known.
+        outputs: How the backbone's outputs are read.
+        text_column: The column of texts in a CSV file, if it reads texts.
+        num_classes: The number of classes, labels or numbers, if known.
     """
 
     backbone: nn.Module
@@ -56,13 +56,13 @@ class Served:
 
 
 def write_facts(directory: Path, datamodule: Any, outputs: Outputs | None = None) -> None:
-    """Write what serving needs to know of the data: it may be elsewhere by then.
+    """Write the facts about the data that serving needs, since the data may not be there then.
 
     Args:
         directory: The run's directory.
         datamodule: What the run was trained on.
-        outputs: How the outputs of the module are read; a module of the user's own has its logits
-            turned into probabilities by a softmax.
+        outputs: How the outputs of the module are read; for a user's own module a softmax turns
+            logits into probabilities.
     """
     config = getattr(datamodule, "config", None)
     names = getattr(datamodule, "class_names", None)
@@ -76,19 +76,19 @@ def write_facts(directory: Path, datamodule: Any, outputs: Outputs | None = None
 
 
 def load_run(directory: Path, *, calibrated: bool | None = None) -> Served:
-    """Load the model of a run: its adapter, or its best checkpoint where it has none.
+    """Load the model of a run from its adapter, or from its best checkpoint if it has none.
 
     Args:
         directory: The run's directory.
-        calibrated: Whether logits are divided by the temperature of the run; by default as its
-            test did, where it had one.
+        calibrated: Whether logits are divided by the temperature of the run; by default as in
+            its test.
 
     Returns:
         The model.
 
     Raises:
-        ConfigError: If files of a run are missing or broken, or it has no temperature and one is
-            asked for.
+        ConfigError: If files of a run are missing or broken, or it has no temperature and
+            ``calibrated`` is true.
         PEFTError: If the adapter does not fit the backbone that the config names.
     """
     adapter, checkpoint = directory / "adapter", directory / "checkpoints" / "best.ckpt"
@@ -113,7 +113,7 @@ def load_run(directory: Path, *, calibrated: bool | None = None) -> Served:
     cfg: Any = OmegaConf.load(directory / "config.yaml")
     outputs = _outputs(facts.get("outputs"), cfg, directory, calibrated)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.seed)  # where the backbone was random, it is so in the same way
+        torch.manual_seed(cfg.seed)  # a random backbone gets the same weights
         datamodule = instantiate(cfg.data, _convert_="all")
         module = build_module(cfg.model, facts["num_classes"])
     peft = (cfg.get("callbacks") or {}).get("peft") or {}
@@ -135,10 +135,10 @@ def load_run(directory: Path, *, calibrated: bool | None = None) -> Served:
 
 
 def _read_facts(path: Path) -> Mapping[str, Any]:
-    """Read what :func:`write_facts` wrote.
+    """Read the file of :func:`write_facts`.
 
     Raises:
-        ConfigError: If the file is cut off, or somebody else's.
+        ConfigError: If the file is cut off, or written by another program.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -154,15 +154,15 @@ def _read_facts(path: Path) -> Mapping[str, Any]:
     if wrong:
         raise ConfigError(
             [
-                f"{path}: expected what a finished run leaves, but {', '.join(wrong)}. Bring the "
-                "file back, or train the run again."
+                f"{path}: expected the facts that a finished run leaves, but {', '.join(wrong)}. "
+                "Restore the file, or train the run again."
             ]
         )
     return found
 
 
 def _outputs(found: Any, cfg: Any, directory: Path, calibrated: bool | None) -> Outputs:
-    """How the outputs are read, with the temperature or without, as asked."""
+    """Return how the outputs are read, with or without the temperature."""
     outputs = Outputs.from_dict(found)
     if calibrated is None:
         return outputs
@@ -173,10 +173,10 @@ def _outputs(found: Any, cfg: Any, directory: Path, calibrated: bool | None) -> 
     elif cfg.get("calibrate") is None:
         why = (
             "it was trained without calibrate=temperature, which fits one on the validation "
-            "images when training is over"
+            "images after training"
         )
     elif outputs.temperature == 1:
-        why = f"its {FACTS} holds none, so another version or another program wrote it"
+        why = f"its {FACTS} has none, so another version or another program wrote it"
     else:
         return outputs
     raise ConfigError([f"--calibrated: {directory} has no temperature: {why}. Leave it out."])
@@ -185,7 +185,7 @@ def _outputs(found: Any, cfg: Any, directory: Path, calibrated: bool | None) -> 
 def _prepared(
     datamodule: Any, backbone: nn.Module, config: Any
 ) -> tuple[DataConfig | None, Callable[[Any], Any]]:
-    """How images or texts are prepared, as in evaluation."""
+    """Return how images or texts are prepared in evaluation."""
     from lightning_peft.backbones.data_config import data_config
 
     if hasattr(datamodule, "tokenise"):
@@ -198,7 +198,7 @@ def _prepared(
 def load_with_backbone(
     directory: Path, overrides: Sequence[str], classes: int | None = None
 ) -> Served:
-    """Load an adapter into a backbone that the command line names.
+    """Load an adapter into a backbone named on the command line.
 
     Args:
         directory: An adapter directory.
@@ -209,7 +209,7 @@ def load_with_backbone(
         The model; the names of its classes are not known.
 
     Raises:
-        ConfigError: If the number of classes cannot be found out.
+        ConfigError: If the number of classes cannot be determined.
         PEFTError: If the adapter does not fit.
     """
     from hydra import compose, initialize_config_dir
@@ -224,7 +224,7 @@ def load_with_backbone(
     stored = read_adapter(directory)
     found = classes or _classes(stored.tensors, stored.about.get("head") or ())
     if found is None:
-        raise ConfigError([f"{directory} holds no head: say --classes N."])
+        raise ConfigError([f"{directory} holds no head: add --classes N."])
     module = build_module(cfg.model, found)
     backbone = backbone_of(module)[1]
     load_adapter(backbone, directory)
@@ -233,7 +233,7 @@ def load_with_backbone(
 
 
 def _classes(tensors: Mapping[str, Tensor], head: Sequence[str]) -> int | None:
-    """Read the number of classes off the weight of the head in an adapter."""
+    """Return the number of classes according to the weight of the head in an adapter."""
     for name, tensor in tensors.items():
         if name.endswith(tuple(f"{path}.weight" for path in head)) and tensor.ndim >= 2:
             return int(tensor.shape[0])

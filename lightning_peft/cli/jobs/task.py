@@ -1,4 +1,4 @@
-"""The config fitted to the task that the data has: which module, which metric is watched."""
+"""Find the task of the data, and build the module for it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["build_module", "dataset_of", "task_of"]
 
 
 def task_of(datamodule: Any) -> str:
-    """The task of a data module; classes that exclude each other where it does not say."""
+    """Return the task of a data module; ``"multiclass"`` if it does not say."""
     task = getattr(datamodule, "task", None)
     return task if task in TASKS else "multiclass"
 
 
 def dataset_of(datamodule: Any, split: str) -> Any:
-    """The labelled images or texts of a split; None where the data module does not hand them out.
+    """Return the labelled images or texts of a split; ``None`` if the data module has no access.
 
     Args:
         datamodule: A data module.
@@ -30,12 +30,12 @@ def dataset_of(datamodule: Any, split: str) -> Any:
 
 
 def build_module(model: DictConfig, num_classes: int, **more: Any) -> Any:
-    """Build the module of a config with a head of so many outputs.
+    """Build the module of a config with a head for a number of outputs.
 
     Args:
         model: The group ``model``, fitted to the task.
         num_classes: Number of classes, labels or numbers.
-        **more: Arguments that take the place of the config's.
+        **more: Arguments that replace those of the config.
     """
     from hydra.utils import instantiate
 

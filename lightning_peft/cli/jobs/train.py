@@ -1,4 +1,4 @@
-"""One job: build what the config describes, train, measure the best checkpoint, leave the files."""
+"""Run one job: build, train, measure the best checkpoint, and write the files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_peft.cli.config.quiet import quiet
 from lightning_peft.cli.config.task import check_objective, refuse_test_monitors
 from lightning_peft.cli.jobs.parts import _floats, _with_objectives, best_checkpoint, build
 from lightning_peft.cli.jobs.trial_run import check_direction, pruning_of, told
-from lightning_peft.cli.runs.processes import this_process
+from lightning_peft.cli.runs.occupied import this_process
 from lightning_peft.cli.runs.summary import write_summary, write_text
 from lightning_peft.cli.runs.trial import Trial
 
@@ -37,9 +37,9 @@ def train(cfg: DictConfig) -> float | list[float] | None:
         cfg: The composed config.
 
     Returns:
-        The metric that the config names as its objective, or a list where it names several; by
-        default the validation metric of the best checkpoint, and ``None`` where there is no
-        validation, and on the ranks beside the first.
+        The metric that the config names as its objective, or a list if it names several; by
+        default the validation metric of the best checkpoint, and ``None`` without validation or
+        on any rank but the first.
 
     Raises:
         ConfigError: If the config cannot be run.
@@ -100,7 +100,7 @@ def _run(
 
 
 def _keep_temperature(path: Path, temperature: float) -> None:
-    """Write the temperature into the checkpoint, so that it says so wherever it goes."""
+    """Write the temperature into the checkpoint, so that every copy of it has it."""
     from lightning_peft.errors import CheckpointError
     from lightning_peft.files.checkpoints import keep_hyperparameters
 
@@ -111,7 +111,7 @@ def _keep_temperature(path: Path, temperature: float) -> None:
 
 
 def _sweeper() -> Any:
-    """The config of Hydra's sweeper, where this job is one of a sweep."""
+    """Return the config of Hydra's sweeper if this job belongs to a sweep."""
     from hydra.core.hydra_config import HydraConfig
 
     from lightning_peft.cli.config.job_config import in_sweep

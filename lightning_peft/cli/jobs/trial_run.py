@@ -1,4 +1,4 @@
-"""What a run does because it is a trial of a search: be pruned, and tell what came of it."""
+"""Connect a run to the search that it is a trial of: pruning, and the result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["check_direction", "pruning_of", "told"]
 
 
 def pruning_of(cfg: DictConfig, trial: Trial | None) -> TrialPruning | None:
-    """Make the callback that stops a hopeless trial, where the search has a pruner."""
+    """Return the callback that stops a hopeless trial, if the search has a pruner."""
     if trial is None or trial.pruner is None:
         return None
     from lightning_peft.cli.jobs.pruning import TrialPruning
@@ -28,14 +28,14 @@ def pruning_of(cfg: DictConfig, trial: Trial | None) -> TrialPruning | None:
 
 
 def check_direction(cfg: DictConfig, trial: Trial | None) -> None:
-    """Refuse a search without a named objective that goes the wrong way for the task of the data.
+    """Refuse a search whose default objective has the wrong direction for the task of the data.
 
     Args:
         cfg: The config, fitted to the task.
         trial: The trial that this run is.
 
     Raises:
-        ConfigError: If more is searched of what less is better, or the other way around.
+        ConfigError: If the search maximizes what should be minimized, or the other way around.
     """
     if trial is None or cfg.objective is not None or not trial.directions:
         return
@@ -43,17 +43,17 @@ def check_direction(cfg: DictConfig, trial: Trial | None) -> None:
     if name is not None and better(name) != trial.directions[0]:
         raise ConfigError(
             [
-                f"hydra.sweeper.direction: the search is to {trial.directions[0]} {name}, of which "
-                f"{better(name)} is better. Say hydra.sweeper.direction={better(name)}."
+                f"hydra.sweeper.direction: the search would {trial.directions[0]} {name}, but it "
+                f"should {better(name)} it. Set hydra.sweeper.direction={better(name)}."
             ]
         )
 
 
 def told(summary: Mapping[str, Any]) -> float | list[float] | None:
-    """Give what a sweeper is told of a finished run.
+    """Return the result of a finished run for a sweeper.
 
     Args:
-        summary: As :func:`~lightning_peft.cli.jobs.outcome.leave_files` gives it.
+        summary: The result of :func:`~lightning_peft.cli.jobs.outcome.leave_files`.
 
     Raises:
         ConfigError: If the run has not measured what the config names.

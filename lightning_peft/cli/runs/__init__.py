@@ -1,1 +1,1 @@
-"""What one run's directory holds: its log, its summary, who is at work in it."""
+"""The directory of a run: its log, its summary, and the process that works in it."""

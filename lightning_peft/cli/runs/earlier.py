@@ -1,6 +1,6 @@
-"""What an earlier start left in the directory of a job: nothing, a part of the job, or all of it.
+"""Find what an earlier start left in the directory of a job: nothing, a part, or a finished job.
 
-A job is known by its config. A directory that holds a job of another config is never gone on with.
+A job is identified by its config. A directory that holds a job of another config is refused.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.job_config import as_written, asked, config_in
-from lightning_peft.cli.runs.processes import is_other_rank
+from lightning_peft.cli.runs.occupied import is_other_rank
 from lightning_peft.cli.runs.summary import read_summary
 
 __all__ = ["CONFIG", "LAST", "Earlier", "earlier_run", "identity", "refuse_finished"]
@@ -22,7 +22,7 @@ CONFIG = "config.yaml"
 """Written by a job before it trains: its config, resolved."""
 
 LAST = "checkpoints/last.ckpt"
-"""What a job is gone on with, below its directory: conf/callbacks/default.yaml writes it."""
+"""The checkpoint to resume from, below the job's directory (conf/callbacks/default.yaml)."""
 
 FINISHED = ("completed", "pruned")
 
@@ -30,11 +30,11 @@ SHOWN = 5
 
 
 class Earlier(NamedTuple):
-    """What there is.
+    """What an earlier start of a job left.
 
     Attributes:
-        summary: The summary of a job that is done, or was stopped by a pruner; otherwise ``None``.
-        checkpoint: The whole last checkpoint of a job that is not, where it has come to one.
+        summary: The summary of a job that finished or was stopped by a pruner; otherwise ``None``.
+        checkpoint: The complete last checkpoint of an unfinished job, if it has one.
     """
 
     summary: dict[str, Any] | None = None
@@ -42,7 +42,7 @@ class Earlier(NamedTuple):
 
     @property
     def objective(self) -> float | list[float] | None:
-        """What the sweeper was told, or would have been."""
+        """The result of the job for the sweeper."""
         summary = self.summary or {}
         several = summary.get("objectives")
         if several:
@@ -52,7 +52,7 @@ class Earlier(NamedTuple):
 
 
 def earlier_run(cfg: Any) -> Earlier:
-    """Look into the directory of a job.
+    """Return what an earlier start left in the directory of a job.
 
     Args:
         cfg: The job's config, with its ``output_dir``.
@@ -84,16 +84,16 @@ def earlier_run(cfg: Any) -> Earlier:
 
 
 def refuse_finished(config: Any) -> None:
-    """Refuse to write a single run over a finished one of another config.
+    """Refuse to overwrite a finished run with a single run of another config.
 
-    The same run may be made again, one that did not come to its end may be replaced, and a run may
-    go on with a checkpoint of its own directory under other settings.
+    The same run may be repeated, a run that did not finish may be replaced, and a run may resume
+    from a checkpoint of its own directory with other settings.
 
     Args:
         config: The config of the run, its ``hydra`` part included.
 
     Raises:
-        ConfigError: If the directory holds such a run; the differences are listed.
+        ConfigError: If the directory holds such a run; the message lists the differences.
     """
     if is_other_rank():  # the directory is that of its run
         return
@@ -117,7 +117,7 @@ def refuse_finished(config: Any) -> None:
 
 
 def _changes_since(recorded: Path, cfg: Any) -> str:
-    """Say what differs between the config that a job left and that of now; ``""`` for nothing."""
+    """Return the differences between a recorded config and the current one; ``""`` for none."""
     from omegaconf import OmegaConf
 
     before = OmegaConf.load(recorded)
@@ -134,7 +134,7 @@ def _changes_since(recorded: Path, cfg: Any) -> str:
 
 
 def _task_of(config: Any) -> str | None:
-    """The task that a config was fitted to, where it says so."""
+    """Return the task that a config was fitted to, if it says so."""
     model: Any = config.get("model") or {}
     if str(model.get("_target_")).endswith("Regressor"):
         return "regression"
@@ -143,7 +143,7 @@ def _task_of(config: Any) -> str | None:
 
 
 def identity(config: Any) -> dict[str, Any]:
-    """The values of a config by their dotted keys, wherever the directory of the job lies."""
+    """Return the values of a config by dotted keys, without the path of the job's directory."""
     from omegaconf import OmegaConf
 
     plain: Any = OmegaConf.to_container(config)

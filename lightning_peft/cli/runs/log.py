@@ -1,4 +1,4 @@
-"""The log of one run, as curves."""
+"""Read the log of one run as curves."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Curve = tuple[tuple[float, float], ...]
 
 
 def read_log(directory: Path) -> dict[str, Curve]:
-    """Read what a run logged.
+    """Return what a run logged.
 
     Args:
         directory: The run's directory.
 
     Returns:
         A curve for each name that was logged as numbers, and under ``"lr"`` the learning rate;
-        nothing where the run kept no log.
+        nothing if the run kept no log.
     """
     path = directory / "csv" / FILE
     if not path.is_file():
@@ -46,7 +46,7 @@ def read_log(directory: Path) -> dict[str, Curve]:
 
 
 def set_aside(directory: Path) -> None:
-    """Keep the log of a run that is about to go on, under a name that the logger leaves alone.
+    """Rename the log of a run that is about to resume, so that the logger does not delete it.
 
     Args:
         directory: The run's directory.
@@ -58,7 +58,7 @@ def set_aside(directory: Path) -> None:
 
 
 def _earlier(path: Path) -> list[Path]:
-    """The logs that were set aside, the first one first."""
+    """Return the logs that were set aside, the oldest first."""
     numbers = {each: each.stem.rpartition(".")[2] for each in path.parent.glob("metrics.*.csv")}
     return sorted(
         (each for each, number in numbers.items() if number.isdecimal()),
@@ -85,7 +85,7 @@ def _add(found: dict[str, dict[float, float]], line: Mapping[str | None, object]
 
 
 def _is_rate(name: str) -> bool:
-    """Whether LearningRateMonitor gave this name; it adds others for momentum and weight decay."""
+    """Whether a name is a learning rate of LearningRateMonitor, not momentum or weight decay."""
     return name.startswith("lr-") and not name.endswith(("-momentum", "-weight_decay"))
 
 

@@ -1,74 +1,105 @@
-"""A directory that a run or a sweep is at work in: no second one starts there.
+"""Lock the directory of a run or a sweep, so that no second process starts there.
 
-Two processes that write the same checkpoints leave a mixture of both. The first makes a file with
-its process id and its host; the second is refused while that process is there. A process that is
-killed leaves its file, which holds nobody up: its number is looked for.
+Two processes that write the same checkpoints leave a mixture of both. The first locks
+``.in_use.lock``, which the system frees when the process ends, however it ends. ``.in_use`` next to
+it names that process for those that are refused.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.job_config import asked
-from lightning_peft.cli.runs.processes import is_alive, is_other_rank, this_process
 
-__all__ = ["FILE", "holder_of", "occupy", "occupy_run", "vacate"]
+__all__ = [
+    "FILE",
+    "holder_of",
+    "is_other_rank",
+    "occupied",
+    "occupy",
+    "occupy_run",
+    "this_process",
+    "vacate",
+]
 
 FILE = ".in_use"
-PATIENCE = 1.0
-"""Seconds that the process which made the file is given to write into it."""
+PATIENCE = 0.5
+"""Seconds to wait for a lock, since a check whether a run is under way holds it for a moment."""
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""The errors of a file system without locks, such as NFS without its lock daemon."""
+
+RANKS = ("LOCAL_RANK", "NODE_RANK", "RANK", "SLURM_PROCID")
+"""Environment variables that tell a process which of a job's ranks it is."""
 
 
-class _Held(NamedTuple):
-    path: Path
-    process: int
-    made: tuple[Path, ...]
-    """Directories that were made for it, the innermost first."""
+_held: dict[Path, tuple[BaseFileLock, list[Path]]] = {}
+"""By the path of :data:`FILE`: the lock, and the directories that were made, innermost first."""
 
 
-_held: list[_Held] = []
+def this_process() -> dict[str, Any]:
+    """Return the ``id`` and ``host`` of this process, and the current time (``started``)."""
+    return {"id": os.getpid(), "host": socket.gethostname(), "started": time.time()}
 
 
-def occupy(directory: Path, key: str) -> None:
-    """Take a directory for this process, until :func:`vacate`.
+def is_other_rank() -> bool:
+    """Whether this process is a rank of a job other than the first."""
+    return any((os.environ.get(name) or "0") != "0" for name in RANKS)
 
-    A rank beside the first of a job takes nothing: the directory is its job's already.
+
+def occupy(directory: Path, key: str) -> bool:
+    """Occupy a directory for this process, until :func:`vacate`.
+
+    A rank other than the first occupies nothing: the directory belongs to its job already.
 
     Args:
-        directory: The directory; it is made where there is none.
+        directory: The directory; it is created if it does not exist.
         key: The key of the config that chooses it, for the message.
 
+    Returns:
+        Whether it was occupied now; false if this process or its job has it already.
+
     Raises:
-        ConfigError: If another process is at work there, or one of another machine may be; or if
-            nothing can be written there.
+        ConfigError: If another process works there, or one of another machine may; or if nothing
+            can be written there.
     """
-    path = (directory / FILE).absolute()
-    if is_other_rank() or any(held.path == path for held in _here()):
-        return
-    with _writing(path.parent, key):
-        made = tuple(_missing(path.parent))
+    path = directory.resolve() / FILE
+    if is_other_rank() or _is_ours(path):
+        return False
+    try:
+        made = [d for d in (path.parent, *path.parent.parents) if not d.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        with _writing(path.parent, key):
-            if _make(path):
-                break
-        process = _read(path)
-        if process is not None and _is_gone(process):
-            _put_away(path, process)
-            continue
-        raise ConfigError([_told(directory, path, process, key)])
-    _held.append(_Held(path, os.getpid(), made))
+        lock = _locked(path, PATIENCE)
+        holder = _read(path)
+        if _is_here(holder):  # it has ended: its lock is free
+            path.write_text(json.dumps(this_process()), encoding="utf-8")
+    except Timeout as refused:
+        soft = refused.lock_file.endswith("soft")
+        raise ConfigError([_told(directory, path, _read(path), key, locked=not soft)]) from None
+    except OSError as error:
+        why = error.strerror or str(error)
+        told = f"{key}: cannot write in {path.parent} ({why}). Choose another {key}."
+        raise ConfigError([told]) from error
+    if not _is_here(holder):  # not every file system shares its locks between machines
+        lock.release()
+        raise ConfigError([_told(directory, path, holder, key, locked=False)])
+    _held[path] = lock, made
+    return True
 
 
 def occupy_run(config: Any) -> None:
-    """Take the directory of a single run, before Hydra makes it.
+    """Occupy the directory of a single run, before Hydra creates it.
 
     Args:
         config: The config of the run, its ``hydra`` part included.
@@ -81,111 +112,105 @@ def occupy_run(config: Any) -> None:
     occupy(directory, "hydra.run.dir")
 
 
+@contextmanager
+def occupied(directory: Path, key: str) -> Iterator[None]:
+    """Occupy a directory as :func:`occupy` does, and release it at the end of the block."""
+    taken = occupy(directory, key)
+    try:
+        yield
+    finally:
+        if taken:
+            _leave(directory.resolve() / FILE)
+
+
 def vacate() -> None:
-    """Leave every directory that this process has taken, as it was found where nothing came."""
-    for held in _here():
-        _held.remove(held)
-        held.path.unlink(missing_ok=True)
-        for directory in held.made:
-            with suppress(OSError):  # something is in it
-                directory.rmdir()
+    """Release every directory of this process, and remove those that are still empty."""
+    for path in list(_held):
+        _leave(path)
 
 
 def holder_of(directory: Path) -> dict[str, Any] | None:
-    """Give the process that is at work in a directory, where one is; not this one."""
-    process = _read(directory / FILE)
-    return None if process is None or _is_gone(process) else process
+    """Return the process that works in a directory, or may do so on another machine.
 
+    Args:
+        directory: The directory.
 
-def _here() -> list[_Held]:
-    """What this very process took: one that was forked from it holds nothing."""
-    return [held for held in _held if held.process == os.getpid()]
-
-
-def _missing(directory: Path) -> Iterator[Path]:
-    while not directory.exists():
-        yield directory
-        directory = directory.parent
-
-
-@contextmanager
-def _writing(directory: Path, key: str) -> Iterator[None]:
-    """Say which key it is where nothing can be written in its directory."""
+    Returns:
+        The result of :func:`this_process` there, ``{}`` if it is not known, and ``None`` if there
+        is no other process.
+    """
+    path = directory.resolve() / FILE
+    if _is_ours(path) or not path.exists():
+        return None
+    holder = _read(path)
     try:
-        yield
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise ConfigError(
-            [f"{key}: cannot write in {directory} ({why}). Choose another {key}."]
-        ) from error
+        _locked(path, 0).release()
+    except Timeout:
+        return holder
+    except OSError:  # of another user
+        return {}
+    return None if _is_here(holder) else holder
 
 
-def _make(path: Path) -> bool:
-    """Make the file, which one process alone can do."""
-    try:
-        number = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-    except FileExistsError:
-        return False
-    with os.fdopen(number, "w", encoding="utf-8") as file:
-        json.dump(this_process(), file)
-    return True
+def _is_ours(path: Path) -> bool:
+    """Whether this very process holds the lock; a process forked from it does not."""
+    return path in _held and _held[path][0].is_locked
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """Read who made the file; ``{}`` where it says nothing, ``None`` where there is none."""
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError):
-            found = None
-        if isinstance(found, dict):
-            return found
-        if time.monotonic() > until:
-            return {}
-        time.sleep(0.02)
-
-
-def _is_gone(process: dict[str, Any]) -> bool:
-    alive = is_alive(process)
-    # a file of this very number that this process did not make is of one before it
-    return alive is False or (alive is True and process.get("id") == os.getpid())
-
-
-def _put_away(path: Path, process: dict[str, Any]) -> None:
-    """Remove the file of a process that is gone, and of no other."""
-    aside = path.with_name(f"{FILE}.{os.getpid()}")
-    try:
-        path.rename(aside)  # of several processes that find it, one moves it
-    except FileNotFoundError:
+def _leave(path: Path) -> None:
+    lock, made = _held.pop(path)
+    if not lock.is_locked:  # forked
         return
-    if _read(aside) != process:  # another one was quicker, and this is its own
-        with suppress(FileExistsError):
-            os.link(aside, path)
-    aside.unlink()
+    # before it is free: who has opened the file by now sees that it has no name any more
+    for name in (FILE, f"{FILE}.lock"):
+        with suppress(OSError):
+            path.with_name(name).unlink()
+    lock.release()
+    for directory in made:
+        with suppress(OSError):  # something is in it
+            directory.rmdir()
 
 
-def _told(directory: Path, path: Path, process: dict[str, Any] | None, key: str) -> str:
-    if process is None:  # it has just come to its end
-        return f"{directory} was in use until now: start again."
-    if not process.get("id"):
-        return (
-            f"{directory} may be in use: {path} does not say by which process. If nothing runs "
-            f"there, delete {path}; otherwise choose another {key}."
-        )
-    who = f"process {process['id']}"
-    since = process.get("started")
+def _locked(path: Path, patience: float) -> BaseFileLock:
+    """Lock a file next to a path; without locks, by the existence of another file."""
+    lock: BaseFileLock = FileLock(f"{path}.lock", thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=patience)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        lock = SoftFileLock(f"{path}.soft", thread_local=False)
+        lock.acquire(timeout=patience)
+    return lock
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the process that has the directory; ``{}`` if it is not recorded."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_here(holder: dict[str, Any]) -> bool:
+    return holder.get("host", socket.gethostname()) == socket.gethostname()
+
+
+def _told(directory: Path, path: Path, holder: dict[str, Any], key: str, locked: bool) -> str:
+    who = f"process {holder['id']}" if holder.get("id") else "another process"
+    since = holder.get("started")
     if isinstance(since, int | float):
         who += f" since {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(since))}"
-    if is_alive(process) is None:
+    if _is_here(holder) or locked:
+        where = "this machine" if _is_here(holder) else holder["host"]
         return (
-            f"{directory} may be in use: {who} on {process.get('host')} took it, and from here "
-            f"it cannot be asked. If it does not run any more, delete {path}; otherwise choose "
+            f"{directory} is in use: {who} on {where} works there. Wait for it, end it, or choose "
             f"another {key}."
         )
+    files = " and ".join(map(str, (path, *path.parent.glob(f"{FILE}.soft"))))
     return (
-        f"{directory} is in use: {who} on this machine is at work there. Wait for it, end it, or "
-        f"choose another {key}."
+        f"{directory} may be in use: {who} on {holder['host']} took it, and its process cannot be "
+        f"checked from this machine. If it has ended, delete {files}; otherwise choose another "
+        f"{key}."
     )

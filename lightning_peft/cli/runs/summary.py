@@ -1,4 +1,4 @@
-"""``summary.json``: what one run was and how it ended, for people, tables and programs."""
+"""Read and write ``summary.json``: what one run was and how it ended."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PACKAGES = ("lightning-peft", "torch", "lightning", "peft", "timm", "torchmetric
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in one step: a crash leaves the old one or the new one, never half."""
+    """Write a file in one step: a crash leaves the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -49,7 +49,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def describe_run(cfg: Any) -> dict[str, Any]:
-    """Say what a job is, from its config and from Hydra's.
+    """Return the description of a job, from its config and from Hydra's.
 
     Args:
         cfg: The job's config.
@@ -78,7 +78,7 @@ def describe_run(cfg: Any) -> dict[str, Any]:
 
 
 def objective(name: str | None, metrics: Mapping[str, float]) -> tuple[str | None, float | None]:
-    """Find what a sweeper is told about a job.
+    """Return the objective of a job and its value, for a sweeper.
 
     Args:
         name: The metric; by default the one that chose the checkpoint, or the main one of the task
@@ -86,7 +86,7 @@ def objective(name: str | None, metrics: Mapping[str, float]) -> tuple[str | Non
         metrics: What was measured.
 
     Returns:
-        The metric and its value, each ``None`` where there is none.
+        The metric and its value, each ``None`` if there is none.
     """
     if name is None:
         names = [metric for metric in metrics if metric.startswith("val/")]
@@ -98,15 +98,15 @@ def objective(name: str | None, metrics: Mapping[str, float]) -> tuple[str | Non
 def told_objectives(
     names: Sequence[str], measured: Mapping[str, float], directions: Sequence[str]
 ) -> dict[str, Any]:
-    """Write the parts of a summary that say what a sweeper is told.
+    """Return the parts of a summary with the objectives for a sweeper.
 
     Args:
         names: The objectives that the config names.
         measured: Metrics and costs.
-        directions: Of the search that the run is a trial of.
+        directions: The directions of the search that the run is a trial of.
 
     Returns:
-        ``objective``, the first; and where there are several ``objectives``, all of them.
+        ``objective``, the first; and ``objectives``, all of them, if there are several.
     """
     name, value = objective(names[0] if names else None, measured)
     parts: dict[str, Any] = {"objective": {"name": name, "value": value}}
@@ -140,18 +140,20 @@ def write_summary(directory: Path, cfg: Any, *, status: str, **parts: Any) -> di
 
 
 def record_failure(cfg: Any, error: BaseException) -> None:
-    """Write the summary of a job that failed; never raises, since another error is under way."""
+    """Write the summary of a failed job; never raise, since another error is being handled."""
     if int(os.environ.get("LOCAL_RANK") or 0) > 0:
         return
     try:
         told = explain(error) or f"{type(error).__name__}: {error}"
-        write_summary(Path(cfg.output_dir), cfg, status="failed", error=told)
+        # one that was refused because another process is at work there has nothing to say of that
+        if holder_of(Path(cfg.output_dir)) is None:
+            write_summary(Path(cfg.output_dir), cfg, status="failed", error=told)
     except Exception:  # the config itself may be what is wrong
         return
 
 
 def read_summary(directory: Path) -> dict[str, Any]:
-    """Read the summary that a run left; ``{}`` where there is none, or none that can be read.
+    """Return the summary of a run; ``{}`` if there is none, or none that can be read.
 
     Args:
         directory: The directory of the run.
@@ -172,7 +174,6 @@ def record_death(directory: Path, cfg: Any, told: str) -> None:
         told: How it ended.
     """
     written = read_summary(directory).get("status") == "failed"
-    # one that was refused because another process is at work there has nothing to say of that
     if not written and "seed" in cfg and holder_of(directory) is None:
         write_summary(directory, cfg, status="failed", error=told)
 
@@ -188,7 +189,7 @@ def _versions() -> dict[str, str]:
 
 
 def finite(value: Any) -> Any:
-    """Replace each number that JSON does not have by ``None``; tuples become lists."""
+    """Return a value with ``None`` for NaN and infinities, and lists for tuples."""
     if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""The trial of a search that a job is, and what the job says to the study.
+"""Connect a job to its trial in the study of a search.
 
-A job may run in a process of its own, or on another machine, and its other ranks do. So what it
-knows of its trial travels in the environment: the address of the study, the trial's number, and the
+A job may run in its own process or on another machine, and so do its other ranks. Therefore the
+facts about its trial are in the environment: the address of the study, the trial's number, and the
 pruner.
 """
 
@@ -14,28 +14,23 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning_peft.cli.config.objectives import directions_of
+from lightning_peft.cli.runs.storage import open_storage, whole_address
 
-__all__ = ["ENVIRONMENT", "FILE", "NO_PRUNER", "Trial", "open_storage", "trial_of"]
+__all__ = ["ENVIRONMENT", "NO_PRUNER", "Trial", "trial_of"]
 
 ENVIRONMENT = "LIGHTNING_PEFT_TRIAL"
 NO_PRUNER = "optuna.pruners.NopPruner"
 
-FILE = "sqlite:///"
-"""What the address of a SQLite file begins with."""
-
-BUSY_SECONDS = 60.0
-"""How long a job waits for a SQLite file in which another job writes."""
-
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial.
+    """A trial of a search, as its job knows it.
 
     Attributes:
         number: Its number in the study, which is also the number of the job.
         study: The study's name.
-        storage: The address of the database; ``None`` where the study is kept in memory.
-        pruner: The config of the pruner; ``None`` where nothing is pruned.
+        storage: The address of the storage; ``None`` if the study is kept in memory.
+        pruner: The config of the pruner; ``None`` if nothing is pruned.
         directions: ``"maximize"`` or ``"minimize"``, for each objective.
     """
 
@@ -46,12 +41,12 @@ class Trial:
     directions: tuple[str, ...] = ()
 
     def written(self) -> str:
-        """Write the trial as the value of a variable of the environment."""
+        """Return the trial as the value of an environment variable."""
         return json.dumps(asdict(self))
 
     @classmethod
     def of_environment(cls) -> Trial | None:
-        """Read the trial of this process; ``None`` where it is none."""
+        """Return the trial of this process; ``None`` if it has none."""
         text = os.environ.get(ENVIRONMENT)
         if not text:
             return None
@@ -59,7 +54,7 @@ class Trial:
         return cls(**{**read, "directions": tuple(read["directions"])})
 
     def report(self, value: float, step: int) -> bool:
-        """Tell the study how the trial stands, and ask whether it is worth going on.
+        """Report a value to the study, and return whether the pruner would stop the trial.
 
         Args:
             value: The objective.
@@ -71,27 +66,29 @@ class Trial:
         import optuna
         from hydra.utils import instantiate
 
+        storage = open_storage(self.storage)
         study = optuna.load_study(
             study_name=self.study,
-            storage=open_storage(self.storage),
+            storage=storage,
             sampler=optuna.samplers.RandomSampler(),  # any: it proposes nothing here
             pruner=instantiate(dict(self.pruner or {}), _convert_="all"),
         )
-        frozen = study.get_trials(deepcopy=False)[self.number]
-        trial = optuna.trial.Trial(study, frozen._trial_id)
-        if step not in frozen.intermediate_values:  # a run that went on says it again
+        number = storage.get_study_id_from_name(self.study), self.number
+        trial = optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(*number))
+        known = study.get_trials(deepcopy=False)[self.number].intermediate_values
+        if step not in known:  # a run that went on says it again
             trial.report(value, step)
         return bool(trial.should_prune())
 
 
 def trial_of(hydra: Any) -> Trial | None:
-    """Find the trial that a job of a sweep is.
+    """Return the trial of a job of a sweep.
 
     Args:
         hydra: The ``hydra`` part of the job's config.
 
     Returns:
-        The trial; ``None`` where the sweep is no search.
+        The trial; ``None`` if the sweep is not a search.
     """
     from omegaconf import OmegaConf
 
@@ -99,32 +96,12 @@ def trial_of(hydra: Any) -> Trial | None:
     if "n_trials" not in sweeper:
         return None
     storage, pruner = sweeper.get("storage"), sweeper.get("pruner")
+    cwd = (hydra.get("runtime") or {}).get("cwd") or os.getcwd()
     prunes = pruner is not None and pruner.get("_target_") != NO_PRUNER
     return Trial(
         number=int(hydra.job.num),
         study=sweeper.get("study_name"),
-        storage=_whole_address(storage, hydra) if isinstance(storage, str) else None,
+        storage=whole_address(storage, cwd) if isinstance(storage, str) else None,
         pruner=pruner if prunes else None,
         directions=directions_of(sweeper.get("direction")),
     )
-
-
-def _whole_address(storage: str, hydra: Any) -> str:
-    """Give a SQLite file its whole path: a job may work in another directory."""
-    path = storage.removeprefix(FILE)
-    if path == storage or os.path.isabs(path):
-        return storage
-    return f"{FILE}{os.path.join((hydra.get('runtime') or {}).get('cwd') or os.getcwd(), path)}"
-
-
-def open_storage(storage: Any) -> Any:
-    """Open the database of a study; jobs that write to a SQLite file at once wait for each other.
-
-    Args:
-        storage: An address, a storage of Optuna's, or ``None``.
-    """
-    if not (isinstance(storage, str) and storage.startswith("sqlite")):
-        return storage
-    from optuna.storages import RDBStorage
-
-    return RDBStorage(storage, engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}})

@@ -1,1 +1,1 @@
-"""Many jobs: which sweep a directory holds, which jobs are left to run, and who is at work."""
+"""Sweeps: which sweep a directory holds, which jobs are left to run, and their processes."""

@@ -1,8 +1,8 @@
-"""A sweep that is extended: the same directory, more values, and only the new jobs are run.
+"""Extend a sweep: the same directory, more values, and only the new jobs run.
 
 Hydra numbers the jobs of a sweep by their place among the combinations, and the directory of a job
 begins with its number. With more values the places move. So ``sweep.json`` keeps the jobs in the
-order of their numbers, and a later start gives each of them its number again; new ones come after.
+order of their numbers, and a later start gives each job its old number; new jobs come after.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ Job = Sequence[str]
 
 
 def go_on_in(directory: Path, record: dict[str, Any], config: Any) -> None:
-    """Fit a sweep to what its directory holds already, or refuse the directory.
+    """Match a sweep with the jobs in its directory, or refuse the directory.
 
     Args:
         directory: The directory of the sweep.
-        record: As ``describe`` gives it; the jobs are added to it.
-        config: The config of the sweep, whose sweeper is told the order of the jobs where it is
-            not Hydra's own.
+        record: The result of ``describe``; the jobs are added to it.
+        config: The config of the sweep, whose sweeper gets the order of the jobs if it is not
+            Hydra's own.
 
     Raises:
-        ConfigError: If the directory holds jobs that are none of this sweep's.
+        ConfigError: If the directory holds jobs that are not in this sweep.
     """
     check_kind(directory, record)
     if not str(config.hydra.sweeper.get("_target_", "")).endswith(BASIC) or not all(
@@ -66,8 +66,8 @@ def go_on_in(directory: Path, record: dict[str, Any], config: Any) -> None:
         if len(jobs) > len(earlier):
             more = len(jobs) - len(earlier)
             print(
-                f"lightning-peft: {directory} is extended: {more} new job{'s' * (more > 1)} beside "
-                f"the {len(earlier)} that it has",
+                f"lightning-peft: {directory} is extended: {more} new job{'s' * (more > 1)} in "
+                f"addition to the {len(earlier)} that it has",
                 file=sys.stderr,
             )
     record["jobs"] = [list(jobs[place]) for place in order]
@@ -76,14 +76,14 @@ def go_on_in(directory: Path, record: dict[str, Any], config: Any) -> None:
 
 
 def match(earlier: Sequence[Job], jobs: Sequence[Job]) -> list[int | None]:
-    """Find earlier jobs among those of now by their overrides, in whatever order these are.
+    """Find earlier jobs among the current ones by their overrides, in any order.
 
     Args:
         earlier: The overrides of each earlier job.
-        jobs: The same of now.
+        jobs: The overrides of each current job.
 
     Returns:
-        The place of each earlier job among those of now, ``None`` where it is none of them.
+        The place of each earlier job among the current ones, or ``None`` if it is missing.
     """
     places: dict[frozenset[str], list[int]] = {}
     for place, job in reversed(list(enumerate(jobs))):
@@ -93,7 +93,7 @@ def match(earlier: Sequence[Job], jobs: Sequence[Job]) -> list[int | None]:
 
 
 def _jobs(record: dict[str, Any]) -> list[list[str]]:
-    """List the jobs of a sweep as Hydra numbers them."""
+    """Return the overrides of the jobs of a sweep, as Hydra numbers them."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -108,7 +108,7 @@ def _jobs(record: dict[str, Any]) -> list[list[str]]:
 def _by_config(
     config: Any, earlier: Sequence[Job], jobs: Sequence[Job], places: Sequence[int | None]
 ) -> list[int | None]:
-    """Find the others by the config that their overrides come to: a default may be written out."""
+    """Match the other jobs by their composed configs, since a default may be written out."""
     taken = {place for place in places if place is not None}
     configs = {place: _composed(config, job) for place, job in enumerate(jobs)
                if place not in taken}  # fmt: skip
@@ -126,7 +126,7 @@ def _by_config(
 
 
 def _composed(config: Any, job: Job) -> dict[str, Any] | None:
-    """Compose the config of a job; ``None`` where it cannot be composed, as its job will tell."""
+    """Return the composed config of a job; ``None`` if it cannot be composed."""
     from hydra.core.global_hydra import GlobalHydra
 
     from lightning_peft.cli.runs.earlier import identity
@@ -154,6 +154,6 @@ def _refusal(
     more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
     return (
         f"{directory} holds another sweep: {told(before)}; this one is {told(record)}, which lacks "
-        f"the jobs: {shown}{more}. A sweep can be extended by more values, with all else as it "
-        f"was. {what_to_do(directory)}"
+        f"the jobs: {shown}{more}. A sweep can be extended by more values if everything else stays "
+        f"the same. {what_to_do(directory)}"
     )

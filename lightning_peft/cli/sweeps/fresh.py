@@ -1,7 +1,7 @@
-"""What the launcher ``fresh`` does for one job: start it as a plain run, and hear how it ended.
+"""Run one job for the launcher ``fresh``: start it as a plain run, and read how it ended.
 
-Lightning kills the main process when another rank dies. In a process of its own such a job takes
-nothing with it, and no job inherits ranks, ports, process groups or memory from the one before.
+Lightning kills the main process when another rank dies. In its own process such a job does not end
+the sweep, and no job inherits ranks, ports, process groups or memory from the one before.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ CALLBACK = "hydra.callbacks.lightning_peft_result"
 
 
 class JobDied(PEFTError, RuntimeError):
-    """A job whose process ended without success."""
+    """Raised for a job whose process ended without success."""
 
 
 class LeaveResult(Callback):
-    """Write what a job returned into its directory, for the process that started it."""
+    """Writes the result of a job into its directory, for the process that started it."""
 
     def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
-        """Write the value; one that JSON cannot hold is left out."""
+        """Write the value, unless JSON cannot hold it."""
         value = job_return._return_value
         if isinstance(value, int | float | str | list | tuple | dict | None):
             write_json(Path(config.hydra.runtime.output_dir) / RESULT, {"value": value})
 
 
 def run_fresh(cfg: Any, hydra: Any, directory: Path, module: str | None, resume: str | None) -> Any:
-    """Run one job of a sweep in a process of its own.
+    """Run one job of a sweep in its own process.
 
     Args:
         cfg: The config of the job.
         hydra: The ``hydra`` part of it.
         directory: The directory of the job.
         module: The module that is run; by default the program that is running.
-        resume: The checkpoint that the job goes on with.
+        resume: The checkpoint to resume from.
 
     Returns:
         What the job returned.
 
     Raises:
-        JobDied: If the process did not end well; it says how, and where the log is.
+        JobDied: If the process failed; the message says how, and where the log is.
     """
     directory.mkdir(parents=True, exist_ok=True)
     result = directory / RESULT
@@ -82,7 +82,7 @@ def run_fresh(cfg: Any, hydra: Any, directory: Path, module: str | None, resume:
 
 
 def command_line(module: str | None) -> Sequence[str]:
-    """Write how a program is started again.
+    """Return the command line that starts a program again.
 
     Args:
         module: A module to run as ``python -m``; by default the program that is running.

@@ -1,4 +1,4 @@
-"""What can be wrong with the launcher of a sweep, found before its first job starts."""
+"""Check the launcher of a sweep before its first job starts."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ __all__ = ["check_launcher"]
 
 
 def check_launcher(config: Any) -> None:
-    """Refuse a launcher that would run each job several times over.
+    """Refuse a launcher that would run each job several times.
 
     Args:
         config: The config of a sweep, its ``hydra`` part included.
 
     Raises:
-        ConfigError: If submitit's local executor is to start several tasks a job: nothing tells
-            them apart, and all would train in one directory.
+        ConfigError: If submitit's local executor would start several tasks per job: they would be
+            identical, and all would train in one directory.
     """
     launcher = config.hydra.launcher or {}
     tasks = launcher.get("tasks_per_node") or 1
@@ -25,7 +25,7 @@ def check_launcher(config: Any) -> None:
         raise ConfigError(
             [
                 f"hydra.launcher.tasks_per_node: expected 1 with submitit_local, got {tasks}: each "
-                "task would train the whole job. The ranks of a job are trainer.devices="
+                "task would train the whole job. To give a job several ranks, set trainer.devices="
                 f"{tasks} trainer.strategy=ddp."
             ]
         )

@@ -1,7 +1,7 @@
-"""The port at which the ranks of a job meet, which no job that runs beside it can choose.
+"""Find a port for the ranks of a job that no other running job can choose.
 
-Lightning asks the system for a free port, lets it go, and opens it again seconds later. Jobs that
-start together may be given the same one in between.
+Lightning asks the system for a free port, releases it, and opens it again seconds later. Jobs that
+start together may get the same port in between.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import socket
 __all__ = ["candidates", "free_port"]
 
 FIRST, LAST = 10_000, 32_000
-"""Below what systems hand out by themselves (from 32768 on Linux, from 49152 elsewhere)."""
+"""Below the ports that systems assign by themselves (from 32768 on Linux, 49152 elsewhere)."""
 
 AT_ONCE = 32
-"""So many jobs that are numbered one after the other have no candidate in common."""
+"""This many jobs with consecutive numbers have no candidate in common."""
 
 ELSEWHERE = ("MASTER_PORT", "SLURM_JOB_ID", "LSB_JOBID", "TORCHELASTIC_RUN_ID")
-"""Where one of these is set, somebody else decides on the port, for several machines."""
+"""If one of these is set, the port is chosen elsewhere, for several machines."""
 
 
 def free_port(job: int) -> int | None:
-    """Find a port for the ranks of a job.
+    """Return a port for the ranks of a job.
 
     Args:
         job: The number of the job in its sweep.
 
     Returns:
-        A port that nobody listens at; ``None`` where the port is not ours to choose, or all are
+        A port on which no process listens; ``None`` if the port is chosen elsewhere, or all are
         taken.
     """
     if any(os.environ.get(name) for name in ELSEWHERE):
@@ -40,7 +40,7 @@ def free_port(job: int) -> int | None:
 
 
 def candidates(job: int) -> range:
-    """List the ports that a job may take; of the next jobs, no other may take them."""
+    """Return the ports that a job may take, and that none of the next jobs may take."""
     return range(FIRST + job % AT_ONCE, LAST, AT_ONCE)
 
 

@@ -1,4 +1,4 @@
-"""``sweep.json``: which sweep a directory holds, so that the same one goes on and no other does."""
+"""Read and check ``sweep.json``, which records the sweep that a directory holds."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check_directory(directory: Path, record: dict[str, Any]) -> None:
 
     Args:
         directory: The directory of the sweep.
-        record: As :func:`describe` gives it.
+        record: The result of :func:`describe`.
 
     Raises:
         ConfigError: If the directory holds another sweep.
@@ -60,13 +60,13 @@ def check_directory(directory: Path, record: dict[str, Any]) -> None:
 
 
 def read_record(directory: Path) -> dict[str, Any] | None:
-    """Read which sweep a directory holds; ``None`` where it holds nothing.
+    """Return the record of the sweep in a directory; ``None`` if it holds none.
 
     Args:
         directory: The directory of a sweep.
 
     Raises:
-        ConfigError: If its file cannot be read, or a single run is there.
+        ConfigError: If its file cannot be read, or the directory holds a single run.
     """
     path = directory / FILE
     try:
@@ -77,8 +77,8 @@ def read_record(directory: Path) -> dict[str, Any] | None:
         if (directory / SUMMARY).is_file():  # which a single run leaves, and a sweep does not
             raise ConfigError(
                 [
-                    f"{directory} holds a single run, and a sweep has a directory of its own. "
-                    "Choose another hydra.sweep.dir."
+                    f"{directory} holds a single run, but a sweep needs its own directory. Choose "
+                    "another hydra.sweep.dir."
                 ]
             ) from None
         return None
@@ -86,8 +86,9 @@ def read_record(directory: Path) -> dict[str, Any] | None:
         raise ConfigError(
             [
                 f"{path} does not say which sweep {directory} holds ({type(error).__name__}): it "
-                "is cut off, or none of this program's. Choose another hydra.sweep.dir; or delete "
-                "the file, where this is the sweep whose jobs are there: each job says which it is."
+                "is cut off, or another program wrote it. Choose another hydra.sweep.dir; or, if "
+                "the jobs there are those of this sweep, delete the file: each job records its own "
+                "config."
             ]
         ) from error
     return dict(record)
@@ -98,7 +99,7 @@ def check_kind(directory: Path, record: dict[str, Any]) -> None:
 
     Args:
         directory: The directory of the sweep.
-        record: As :func:`describe` gives it.
+        record: The result of :func:`describe`.
 
     Raises:
         ConfigError: If the directory holds the other kind.
@@ -117,7 +118,7 @@ def check_kind(directory: Path, record: dict[str, Any]) -> None:
 
 
 def _kind(record: dict[str, Any]) -> str | None:
-    """Whether a record is of a search; ``None`` where an older release does not say."""
+    """Return the kind of sweep that a record describes; ``None`` if an older release wrote none."""
     if record.get("sweeper") is not None:
         return str(record["sweeper"])
     words = [str(word).lstrip("+") for word in record.get("hydra") or []]
@@ -130,21 +131,21 @@ def _kind(record: dict[str, Any]) -> str | None:
 
 
 def what_to_do(directory: Path) -> str:
-    """Say what to do where a directory holds another sweep."""
+    """Return what to do if a directory holds another sweep."""
     return (
-        f"To go on with that one: lightning-peft continue {shlex.quote(str(directory))}. "
-        "Otherwise choose another hydra.sweep.dir."
+        f"To resume that one: lightning-peft continue {shlex.quote(str(directory))}. Otherwise "
+        "choose another hydra.sweep.dir."
     )
 
 
 def read_arguments(directory: Path) -> list[str]:
-    """Write the flags and overrides that go on with the sweep in a directory.
+    """Return the flags and overrides that resume the sweep in a directory.
 
     Args:
         directory: The directory of a sweep.
 
     Raises:
-        ConfigError: If it holds none.
+        ConfigError: If it holds no sweep.
     """
     try:
         record = json.loads((directory / FILE).read_text(encoding="utf-8"))
@@ -153,7 +154,7 @@ def read_arguments(directory: Path) -> list[str]:
         raise ConfigError(
             [
                 f"expected the directory of a sweep with a {FILE}, got {directory} "
-                f"({type(error).__name__}). A single run is gone on with by "
+                f"({type(error).__name__}). To resume a single run: "
                 "resume=DIR/checkpoints/last.ckpt."
             ]
         ) from error
@@ -161,7 +162,7 @@ def read_arguments(directory: Path) -> list[str]:
 
 
 def quoted(text: str) -> str:
-    """Write a string as a value that Hydra takes as it is."""
+    """Return a string quoted as a value for Hydra."""
 
     def escaped(match: re.Match[str]) -> str:  # a backslash means itself, except before a quote
         return 2 * match[1] + ("\\'" if match[2] else "")
@@ -170,13 +171,13 @@ def quoted(text: str) -> str:
 
 
 def swept(config: Any) -> dict[str, int]:
-    """Find what a sweep sweeps over.
+    """Return the keys that a sweep sweeps over.
 
     Args:
         config: The config of the sweep.
 
     Returns:
-        The number of values of each key; 0 where the sweeper decides as it goes.
+        The number of values of each key; 0 if the sweeper decides while it runs.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -191,7 +192,7 @@ def swept(config: Any) -> dict[str, int]:
 
 
 def words_of(config: Any) -> list[str]:
-    """List the overrides of a sweep: those of its sweeper's config, then those that were typed."""
+    """Return the overrides of a sweep: those of the sweeper's config, then those typed."""
     params = config.hydra.sweeper.get("params") or {}
     return [*(f"{key}={value}" for key, value in params.items()), *_overrides(config)]
 
@@ -204,7 +205,7 @@ def count_jobs(config: Any, standing: Standing | None = None) -> int | None:
         standing: How the study of a search stands.
 
     Returns:
-        The number; ``None`` where the sweeper decides as it goes and does not say.
+        The number; ``None`` if the sweeper decides while it runs and does not say.
     """
     sweeper = config.hydra.sweeper
     if standing is not None:
@@ -219,13 +220,13 @@ def _overrides(config: Any) -> list[str]:
 
 
 def describe(config: Any) -> dict[str, Any]:
-    """Say which sweep it is.
+    """Return the description of a sweep.
 
     Args:
         config: The config of the sweep, its ``hydra`` part included.
 
     Returns:
-        What ``sweep.json`` holds.
+        The content of ``sweep.json``.
     """
     hydra = config.hydra
     sources = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
@@ -243,7 +244,7 @@ def describe(config: Any) -> dict[str, Any]:
 
 
 def sweep_of(config: Any) -> dict[str, Any]:
-    """Give what a sweep is known by: the part of :func:`describe` that says what its jobs are."""
+    """Return what identifies a sweep: the part of :func:`describe` that defines its jobs."""
     from omegaconf import OmegaConf
 
     params: Any = config.hydra.sweeper.get("params")
@@ -254,19 +255,19 @@ def sweep_of(config: Any) -> dict[str, Any]:
 
 
 def told(record: dict[str, Any]) -> str:
-    """Write what a sweep is of, in quotes."""
+    """Return the command line of a sweep in quotes."""
     params = [f"{key}={value}" for key, value in (record.get("params") or {}).items()]
     return f"'{' '.join([*params, *record.get('overrides', [])])}'"
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How a study stands.
+    """The state of a study.
 
     Attributes:
-        trials: How many trials it has, whatever became of them.
-        done: How many came to their end, or were stopped by the pruner.
-        interrupted: The numbers of those that were under way in this sweep, to be run again.
+        trials: The number of its trials, in any state.
+        done: How many finished, or were stopped by the pruner.
+        interrupted: The numbers of the interrupted trials of this sweep, to be run again.
     """
 
     trials: int = 0
@@ -274,5 +275,5 @@ class Standing:
     interrupted: tuple[int, ...] = ()
 
     def jobs(self, n_trials: int) -> int:
-        """Count the jobs of the sweep, of earlier starts as well, by the number of the last."""
+        """Return the number of jobs of the sweep, including those of earlier starts."""
         return self.trials - len(self.interrupted) + max(n_trials - self.done, 0)

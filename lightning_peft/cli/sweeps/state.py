@@ -1,4 +1,4 @@
-"""What a sweep hands from its start to its end."""
+"""The state that a sweep keeps from its start to its end."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["STATE"]
 
 @dataclass
 class State:
-    """What became of the sweep of this process.
+    """The state of the sweep of this process.
 
     Attributes:
-        directory: Where it is, while it runs.
-        failed: How many of its jobs failed, when it is over; of a search, in this start.
-        process: The process that it began in; a worker of a launcher has none.
+        directory: Its directory, while it runs.
+        failed: How many of its jobs failed, when it is over; for a search, in this start.
+        process: The process in which it began; a worker of a launcher has none.
     """
 
     directory: Path | None = None

@@ -1,8 +1,8 @@
-"""A sweep: every job by itself.
+"""Isolate the jobs of a sweep from each other.
 
 Lightning's DDP starts the other ranks by running ``sys.argv`` again. In a sweep that is the whole
 sweep, and what the first job leaves in the environment makes the second believe that its ranks are
-running. So each job sees a command line of its own, and what it leaves behind is cleared away.
+running. So each job sees its own command line, and its environment is cleaned up after it.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ OF_THE_SWEEP = (
 
 @contextmanager
 def isolated_job(args: Sequence[str], checkpoint: str | None = None) -> Iterator[None]:
-    """Make one job of a sweep look like a run of its own; does nothing outside of a sweep.
+    """Make one job of a sweep look like a single run; outside of a sweep do nothing.
 
     Args:
         args: The flags and overrides of the whole sweep.
-        checkpoint: What the job goes on with, on every rank.
+        checkpoint: The checkpoint from which every rank resumes.
     """
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict, read_write
@@ -84,13 +84,13 @@ def isolated_job(args: Sequence[str], checkpoint: str | None = None) -> Iterator
 
 
 def job_environment(hydra: Any) -> dict[str, str]:
-    """Give the variables of the environment that are one job's own.
+    """Return the environment variables of one job.
 
     Args:
         hydra: The ``hydra`` part of the job's config.
 
     Returns:
-        The trial that it is, and the port at which its ranks meet.
+        Its trial, and the port of its ranks.
     """
     trial = trial_of(hydra)
     found = {} if trial is None else {ENVIRONMENT: trial.written()}
@@ -99,14 +99,14 @@ def job_environment(hydra: Any) -> dict[str, str]:
 
 
 def wants_own_process(cfg: Any, sweep_process: int | None) -> bool:
-    """Whether a job has to leave the worker of a launcher, because its other ranks cannot be there.
+    """Whether a job needs its own process, because its other ranks cannot start from this one.
 
     Lightning starts them by running the program of this process again, which in a worker of joblib
-    or submitit is not this command. Where a scheduler has started every rank, nothing is started.
+    or submitit is not this command. If a scheduler has started every rank, nothing is started.
 
     Args:
         cfg: The config of the job.
-        sweep_process: The process that the sweep began in, where this is known here.
+        sweep_process: The process in which the sweep began, if known.
     """
     if sweep_process == os.getpid() or os.environ.get("LOCAL_RANK"):
         return False
@@ -120,12 +120,12 @@ def wants_own_process(cfg: Any, sweep_process: int | None) -> bool:
 def single_job_arguments(
     args: Sequence[str], config: Any, checkpoint: str | None = None
 ) -> list[str]:
-    """Write the command line that runs one job of a sweep as a plain run.
+    """Return the command line that runs one job of a sweep as a plain run.
 
     Args:
         args: The flags and overrides of the whole sweep.
         config: The ``hydra`` part of the job's config.
-        checkpoint: What the job goes on with.
+        checkpoint: The checkpoint to resume from.
 
     Returns:
         Flags and overrides, without the program's name.

@@ -1,4 +1,4 @@
-"""A sweep as a whole: which one it is, a line for each of its jobs, and the table at its end."""
+"""Watch a sweep: check its directory, print a line for each job and the table at the end."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ REFUSED = 2
 
 @dataclass
 class WholeSweep(Callback):
-    """Watch over a sweep, as a callback of Hydra (``hydra.callbacks``).
+    """Watches a sweep, as a callback of Hydra (``hydra.callbacks``).
 
     A directory that holds another sweep is refused before any job starts. Each job begins with a
-    line on the standard error, and the sweep ends in a comparison of all of its jobs, those of
-    earlier starts as well.
+    line on the standard error, and the sweep ends with a comparison of all of its jobs, including
+    those of earlier starts.
     """
 
     jobs: int | None = None
@@ -69,7 +69,7 @@ class WholeSweep(Callback):
             self.is_search = standing is not None
 
     def on_run_start(self, config: Any, **kwargs: Any) -> None:
-        """Take the directory of a single run, and look into it, before Hydra writes there."""
+        """Occupy and check the directory of a single run before Hydra writes there."""
         with _refusing():
             occupy_run(config)
             refuse_finished(config)
@@ -92,7 +92,7 @@ class WholeSweep(Callback):
         self._started = time.perf_counter()
 
     def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
-        """Keep how long the job took."""
+        """Record how long the job took."""
         if _in_sweep(config) and self._counts:
             self.seconds.append(time.perf_counter() - self._started)
 
@@ -109,7 +109,7 @@ class WholeSweep(Callback):
 
 @contextmanager
 def _refusing() -> Iterator[None]:
-    """End the command with a line of what is wrong: Hydra would warn, and go on unchecked."""
+    """End the command with the error in one line; Hydra would only warn and continue."""
     try:
         yield
     except Exception as error:
@@ -123,14 +123,14 @@ def _refusing() -> Iterator[None]:
 def job_line(
     number: int, jobs: int | None, words: Sequence[str], before: Earlier, seconds: Sequence[float]
 ) -> str:
-    """Write the line that a job begins with.
+    """Return the line that a job begins with.
 
     Args:
         number: The job's number, from 0.
-        jobs: How many there are, where it is known.
-        words: What sets the job apart from the others.
+        jobs: The number of jobs, if known.
+        words: The overrides that distinguish the job from the others.
         before: What an earlier start left of it.
-        seconds: How long each job before it took.
+        seconds: How long each earlier job took.
 
     Returns:
         Such as ``"job 2 of 4: method=lora seed=1 (about 3 min 20 s left)"``.
@@ -149,7 +149,7 @@ def job_line(
 
 
 def _found(config: Any) -> Earlier:
-    """What an earlier start left; what is wrong with it is told by the job itself."""
+    """Return what an earlier start left; the job itself reports errors in it."""
     try:
         return earlier_run(own_part(config))
     except Exception:

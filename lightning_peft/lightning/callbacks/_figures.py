@@ -1,4 +1,4 @@
-"""The figures of a run that no step has to be timed for, and the table they are shown in."""
+"""The figures of a run that need no timing, and the table that shows them."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ __all__ = ["Figures", "print_table", "static_figures"]
 
 
 Figures = dict[str, float | int | None]
-"""Figures by name; ``None`` where one cannot be had."""
+"""Figures by name; ``None`` for one that is not available."""
 
 
 def static_figures(trainer: pl.Trainer, pl_module: pl.LightningModule, at_start: bool) -> Figures:
-    """Count and add up.
+    """Compute the figures that need no timing.
 
     Args:
         trainer: The trainer, in fit.
         pl_module: The module.
-        at_start: Whether the optimizer's state is yet to come, and has to be predicted.
+        at_start: Whether the optimizer's state does not exist yet, and has to be predicted.
 
     Returns:
         The figures by name, without the prefix of the logs.
@@ -96,7 +96,7 @@ def _checkpoint_bytes(
     state: int | None,
     full_state: int | None,
 ) -> tuple[int | None, int | None]:
-    """Give the bytes of a checkpoint of this run, and of one of full fine-tuning."""
+    """Return the bytes of a checkpoint of this run, and of full fine-tuning."""
     writers = trainer.checkpoint_callbacks
     if writers and all(getattr(writer, "save_weights_only", False) for writer in writers):
         state = full_state = 0
@@ -123,7 +123,7 @@ def _newest_file(writers: list[Any]) -> int | None:
 
 
 def print_table(report: Figures, when: str) -> None:
-    """Print the figures, beside those of full fine-tuning.
+    """Print the figures, next to those of full fine-tuning.
 
     Args:
         report: The figures.

@@ -1,4 +1,4 @@
-"""Giving parts of an optimizer's parameters groups of their own, with the schedulers on it."""
+"""Moving parameters of an optimizer to new groups, and extending its schedulers."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ _EXTENSIBLE = (
 
 @dataclass(frozen=True)
 class Part:
-    """Parameters that get groups of their own.
+    """Parameters to move to new groups.
 
     Attributes:
         label: The groups' name, for logs.
         parameters: The parameters, by name.
-        lr: Their full rate; ``None`` for that of the group they come from.
+        lr: Their full rate; ``None`` keeps that of their former group.
     """
 
     label: str
@@ -49,13 +49,13 @@ class Part:
 
 
 def check_schedulers(schedulers: Iterable[Any]) -> None:
-    """Check that schedulers can be told of new groups.
+    """Check that schedulers can be extended to new groups.
 
     Args:
         schedulers: The schedulers on the optimizer.
 
     Raises:
-        ScheduleError: If one of them keeps a state a group that cannot be known here.
+        ScheduleError: If one of them keeps an unknown state for each group.
     """
     strange = [s for s in _flat(schedulers) if not isinstance(s, _EXTENSIBLE)]
     if strange:
@@ -68,19 +68,19 @@ def check_schedulers(schedulers: Iterable[Any]) -> None:
 
 
 def regroup(optimizer: Optimizer, parts: Iterable[Part], schedulers: Iterable[Any]) -> None:
-    """Take parameters out of an optimizer's groups and give them groups of their own.
+    """Move parameters of an optimizer to new groups.
 
-    A new group has all options of the group that its parameters come from but the rate: one group
-    for each of those, so that a split by weight decay is kept. A parameter that the optimizer does
-    not have yet takes the options of the first group that holds a parameter of its kind (one
-    dimension, or more). Groups that lose all parameters stay, empty, for whoever counts on their
-    number.
+    A new group has all options of its parameters' former group except the rate; there is one for
+    each former group, so that a split by weight decay is kept. A parameter that is not in the
+    optimizer yet gets the options of the first group that holds a parameter of its kind (one
+    dimension, or more). Groups that lose all parameters remain, empty, so that their number does
+    not shrink.
 
     Args:
         optimizer: The optimizer, before its first step.
-        parts: What to take out.
-        schedulers: The schedulers on the optimizer; they go on with the new groups. They have
-            passed :func:`check_schedulers`.
+        parts: The parameters to move.
+        schedulers: The schedulers on the optimizer, which are extended to the new groups. They
+            must have passed :func:`check_schedulers`.
     """
     groups = list(optimizer.param_groups)
     home = {id(p): number for number, group in enumerate(groups) for p in group["params"]}
@@ -145,9 +145,9 @@ def _add(
 
 
 def _extend(scheduler: Any, number: int, group: dict[str, Any]) -> None:
-    """Tell a scheduler of a group whose options come from the group of that number."""
+    """Add a new group to a scheduler, with the options of the group of that number."""
     if isinstance(scheduler, MultiplierLR):
-        return  # it asks the groups
+        return  # it reads the groups themselves
     full = group.get("initial_lr", group["lr"])
     for key, value in (("base_lrs", full), ("_last_lr", group["lr"])):
         if isinstance(getattr(scheduler, key, None), list):

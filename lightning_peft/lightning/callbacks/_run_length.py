@@ -1,4 +1,4 @@
-"""How many optimizer steps a run has, and each of its epochs."""
+"""The numbers of optimizer steps of a run and of its epochs."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ __all__ = ["estimated_steps", "steps_of_epochs"]
 
 
 def estimated_steps(trainer: pl.Trainer) -> float:
-    """Give the optimizer steps of the whole run; infinite, or below 0, if nobody knows."""
+    """Return the optimizer steps of the whole run; infinite, or below 0, if unknown."""
     estimate = trainer.estimated_stepping_batches
     batches, epochs = trainer.num_training_batches, trainer.max_epochs
     changing = _changing_accumulation(trainer)
     if changing is None or not isinstance(batches, int) or epochs is None or epochs < 0:
         return estimate
-    # Lightning's estimate takes the accumulation of this moment, before that callback sets its own
+    # Lightning's estimate uses the present accumulation, before that callback sets its own
     total = sum(math.ceil(batches / changing(epoch)) for epoch in range(epochs))
     return total if trainer.max_steps == -1 else min(total, trainer.max_steps)
 
 
 def steps_of_epochs(trainer: pl.Trainer) -> list[int] | None:
-    """Give the optimizer steps of the first epochs, the last number for all later ones."""
+    """Return the optimizer steps of the first epochs; the last number is for all later ones."""
     if trainer.train_dataloader is None:
         trainer.fit_loop.setup_data()
     batches = trainer.num_training_batches
@@ -38,7 +38,7 @@ def steps_of_epochs(trainer: pl.Trainer) -> list[int] | None:
 
 
 def _changing_accumulation(trainer: pl.Trainer) -> Callable[[int], int] | None:
-    """Give what says how many batches make a step in each epoch, if that changes."""
+    """Return the function from epoch to batches in a step, if that number changes."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     changing = [c for c in callbacks if is_a(c, "GradientAccumulationScheduler")]
     return changing[0].get_accumulate_grad_batches if changing else None

@@ -1,4 +1,4 @@
-"""Which part of a backbone is frozen, and when each part of it is trained."""
+"""The stages of a frozen backbone: its parts, and the epochs from which they are trained."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Stage:
     Attributes:
         epoch: The first epoch, from 0, that trains it.
         layers: Its blocks, as for a method: ``"last:2"``, ``"3:6"``, an index or several. The last
-            block brings what follows it (a final norm). ``"all"`` is everything, the stem included.
-            What an earlier stage has already is no part of a later one.
-        lr: The full learning rate of its parameters; ``None`` keeps the rate of the group that they
-            are in. A schedule applies to it as to any other.
+            block includes the layers after it (a final norm). ``"all"`` is everything, including
+            the stem. Parameters of an earlier stage are not part of a later one.
+        lr: The full learning rate of its parameters; ``None`` keeps the rate of their group. A
+            schedule applies to it as to any other.
 
     Raises:
         ScheduleError: If the epoch or the rate is out of range.
@@ -57,13 +57,13 @@ class Stage:
 
 
 def as_stages(given: Iterable[Stage | Mapping[str, Any]]) -> tuple[Stage, ...]:
-    """Give stages in the order in which they come due.
+    """Return stages in the order of their epochs.
 
     Args:
-        given: Stages, or mappings with their fields (as a config file has them).
+        given: Stages, or mappings with their fields (as in a config file).
 
     Raises:
-        ScheduleError: If one of them is neither, or has a field that a stage does not have.
+        ScheduleError: If one of them is neither, or has an unknown field.
     """
     stages = []
     for item in given:
@@ -82,14 +82,15 @@ def as_stages(given: Iterable[Stage | Mapping[str, Any]]) -> tuple[Stage, ...]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a freezing means for one backbone.
+    """The plan of a freezing for one backbone.
 
     Attributes:
-        path: The backbone's attribute path in the LightningModule. backbone: The backbone.
-        adaptation: Its adaptation, if it is adapted too. frozen: The parameters that are frozen at
-        the start, by name in the backbone. stage_of: The number of the stage that trains a frozen
-        parameter, by name; where there is none,
-            it stays frozen.
+        path: The backbone's attribute path in the LightningModule.
+        backbone: The backbone.
+        adaptation: Its adaptation, if it is adapted too.
+        frozen: The parameters that are frozen at the start, by name in the backbone.
+        stage_of: The number of the stage that trains a frozen parameter, by name; a parameter
+            without a stage stays frozen.
         norms: BatchNorm-like modules of the frozen part, by name, and their stage.
         others: Its other modules, by name, and their stage.
     """
@@ -103,20 +104,22 @@ class Plan:
     others: dict[str, int | None]
 
     def parameters_of(self, stage: int) -> dict[str, nn.Parameter]:
-        """Give the parameters that a stage trains, by name in the backbone."""
+        """Return the parameters that a stage trains, by name in the backbone."""
         return {n: p for n, p in self.frozen.items() if self.stage_of.get(n) == stage}
 
 
 @dataclass(frozen=True)
 class Freezing:
-    """How a backbone is frozen; calling it on a LightningModule freezes it, as often as one likes.
+    """The settings of a freezing; calling it on a LightningModule freezes the backbone.
+
+    Calling it again has no effect.
 
     Attributes:
         backbone: Attribute path of the backbone; ``None`` finds it.
         head: The backbone's own head; ``None`` finds it.
         batchnorm: As for :class:`BackboneFreeze`.
         backbone_dropout: As for :class:`BackboneFreeze`.
-        stages: The stages, in the order in which they come due.
+        stages: The stages, in the order of their epochs.
     """
 
     backbone: str | None = None
@@ -130,7 +133,7 @@ class Freezing:
 
         Raises:
             TargetError: If the backbone, its head or a stage's layers are not found.
-            MethodError: If nothing is left to train, or an adaptation forbids it.
+            MethodError: If nothing is left to train, or an adaptation conflicts with it.
             ScheduleError: If a stage has nothing to train.
         """
         plan = self.plan(pl_module)
@@ -141,23 +144,23 @@ class Freezing:
         ):
             raise MethodError(
                 f"BackboneFreeze: expected something beside the backbone '{plan.path}' to train, "
-                "got nothing: the module has no head outside of it, and none was found in it. "
+                "got nothing: the module has no head outside it, and none was found in it. "
                 "Name the head (head='...'), or unfreeze a stage at epoch 0."
             )
         self.freeze(plan)
 
     def freeze(self, plan: Plan) -> None:
-        """Freeze all that the plan says, and hold its modes."""
+        """Freeze the parameters of the plan, and hold the modes of its modules."""
         plan.backbone.__dict__[_THAWABLE] = frozenset(plan.frozen)
         for parameter in plan.frozen.values():
             parameter.requires_grad_(False)
-            parameter.grad = None  # an optimizer steps on a gradient that is left over
+            parameter.grad = None  # an optimizer would step on a leftover gradient
         self.hold(plan)
 
     def hold(self, plan: Plan, due: Iterable[int] = ()) -> None:
-        """Hold the modes of what is frozen, and release the parts whose stage is due."""
+        """Hold the modes of frozen modules, and release those whose stage is due."""
         if plan.adaptation is not None:
-            modes = plan.adaptation.batchnorm, "train"  # its dropout policy is the adaptation's
+            modes = plan.adaptation.batchnorm, "train"  # the adaptation decides about its dropout
         else:
             modes = self.batchnorm, self.backbone_dropout
         released = set(due)
@@ -188,11 +191,11 @@ class Freezing:
         return bool(new)
 
     def plan(self, pl_module: nn.Module) -> Plan:
-        """Say what the freezing means for a module; nothing is changed.
+        """Plan the freezing of a module, without changing it.
 
         Raises:
             TargetError: If the backbone, its head or a stage's layers are not found.
-            MethodError: If an adaptation of the backbone forbids it.
+            MethodError: If an adaptation of the backbone conflicts with it.
             ScheduleError: If a stage has nothing to train.
         """
         path, backbone = backbone_of(pl_module, self.backbone)
@@ -220,7 +223,7 @@ class Freezing:
         return Plan(path, backbone, adaptation, frozen, stage_of, norms, others)
 
     def _stage_of_depths(self, backbone: nn.Module, found: Anatomy, last: int) -> dict[int, int]:
-        """Say for each depth of the backbone which stage trains it first."""
+        """Return the first stage that trains each depth of the backbone."""
         first: dict[int, int] = {}
         for number, stage in enumerate(self.stages):
             if stage.layers == "all":
@@ -240,15 +243,15 @@ class Freezing:
     def _refuse_conflict(self, path: str, adaptation: Adaptation) -> None:
         problems = []
         if not self.stages:
-            problems.append("it freezes that backbone already: remove BackboneFreeze")
+            problems.append("it already freezes that backbone: remove BackboneFreeze")
         for name, mine, theirs in (
             ("batchnorm", self.batchnorm, adaptation.batchnorm),
             ("backbone_dropout", self.backbone_dropout, adaptation.backbone_dropout),
         ):
             if mine != theirs:
-                problems.append(f"{name} is {theirs!r} there and {mine!r} here: say it there only")
+                problems.append(f"{name} is {theirs!r} there and {mine!r} here: set it there only")
         if self.head is not None and self.head != adaptation.head:
-            problems.append("say the head there only")
+            problems.append("set the head there only")
         if problems:
             raise MethodError(
                 f"BackboneFreeze: the backbone '{path}' is adapted with {adaptation.method.name}, "
@@ -259,11 +262,11 @@ class Freezing:
 def _thawable(
     backbone: nn.Module, adaptation: Adaptation | None, head: tuple[str, ...]
 ) -> frozenset[str]:
-    """Name the parameters that are frozen at the start and may be trained later.
+    """Return the names of the parameters that are frozen at the start and may be trained later.
 
-    What the user froze on purpose (a fixed position embedding) is no part of it, and neither is
-    what an adaptation trains. After the first time both look alike, so the answer is kept on the
-    backbone.
+    Parameters that the user froze on purpose (a fixed position embedding) are not among them, nor
+    those that an adaptation trains. After freezing, these cannot be distinguished, so the result is
+    kept on the backbone.
     """
     kept = backbone.__dict__.get(_THAWABLE)
     if kept is not None:

@@ -1,4 +1,4 @@
-"""The time of a training step, without ever waiting for the device."""
+"""Timing of training steps, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from lightning_peft.evaluation.efficiency import median
 
 __all__ = ["StepTimer"]
 
-_FIRST = 3  # allocators, autotuning and caches settle in these
+_FIRST = 3  # warm-up of allocators, autotuning and caches
 _KEPT = 4096
 
 
 class StepTimer:
-    """Collects the distances between the starts of batches that follow each other directly."""
+    """A timer of the intervals between the starts of consecutive batches."""
 
     def __init__(self) -> None:
         self._began: float | None = None
@@ -27,7 +27,7 @@ class StepTimer:
         """Note the start of a batch.
 
         Args:
-            samples: How many samples it has, if that is known.
+            samples: The number of its samples, if it is known.
         """
         now = perf_counter()
         if self._began is not None:
@@ -39,19 +39,19 @@ class StepTimer:
         self._began, self._samples = now, samples
 
     def end(self) -> None:
-        """Note the end of a batch, where its work is known to be done by then."""
+        """Note the end of a batch whose work is known to be finished."""
         if self._began is not None:
             self._alone.append((perf_counter() - self._began, self._samples))
 
     def interrupt(self) -> None:
-        """Say that something else than training follows."""
+        """Note that something other than training follows."""
         self._began = None
 
     def median(self) -> tuple[float | None, float | None]:
-        """Give the median seconds of a step and the mean samples of those steps.
+        """Return the median seconds of a step and the mean samples of those steps.
 
-        Of a run that is too short for steady steps: of those that would have been skipped (but the
-        very first), or from start to end of the batches.
+        If a run is too short for steady steps, the skipped ones (except the very first) are used,
+        or the times from start to end of the batches.
         """
         steps = list(self._steady) or self._skipped[1:] or list(self._alone)
         if not steps:

@@ -1,4 +1,4 @@
-"""What the callbacks ask of a trainer, whichever of Lightning's two namespaces it comes from."""
+"""Functions on a trainer from either of Lightning's two namespaces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["trainer_import", "warn_on_rank_zero"]
 
 
 def trainer_import(trainer: pl.Trainer, submodule: str) -> ModuleType:
-    """Import a submodule of the namespace that this very trainer belongs to.
+    """Import a submodule of the namespace that the trainer belongs to.
 
     Args:
         trainer: The trainer, or an object of a subclass.
@@ -28,6 +28,6 @@ def trainer_import(trainer: pl.Trainer, submodule: str) -> ModuleType:
 
 
 def warn_on_rank_zero(trainer: pl.Trainer, message: str) -> None:
-    """Warn once, not once a process."""
+    """Warn in one process only."""
     if trainer.is_global_zero:
         warnings.warn(message, UserWarning, stacklevel=2)

@@ -1,4 +1,4 @@
-"""A callback that runs the frozen first part of a backbone once a sample, not once an epoch."""
+"""A callback that runs the frozen first part of a backbone once for each sample."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ from lightning_peft.lightning.namespace import pl, pl_import
 
 __all__ = ["FeatureCache"]
 
-_PATIENCE = 8  # batches of an epoch after which rare hits are seen to be rare
+_PATIENCE = 8  # batches of an epoch after which the hit rate is judged
 _RARE = 0.1
 
 
 class FeatureCache(pl.Callback):
-    """Compute once what the frozen first part of the backbone gives, and read it back afterwards.
+    """Compute the outputs of the backbone's frozen first part once, and read them back afterwards.
 
     >>> from lightning_peft import FeatureCache
     >>> callback = FeatureCache(max_bytes=8 * 2**30)
 
-    Worth it where the first part is frozen and the same inputs come every epoch: a linear probe,
+    It pays off if the first part is frozen and the same inputs come every epoch: a linear probe,
     the last blocks, a side network (``ladder``), the stages of ``BackboneFreeze``. The run ends
-    with the weights that it has without it, bit for bit where the arithmetic of a sample does not
-    depend on its batch, else up to rounding, which is said. Training and validation inside of
-    ``fit`` use it.
+    with the same weights as without it: bit for bit if the arithmetic of a sample does not depend
+    on its batch, else up to rounding, which is reported. Training and validation inside ``fit`` use
+    it.
 
-    A sample is known by its content, so shuffling, resuming, several processes and augmentation
-    cannot mix samples up. Random augmentation gives new content in each epoch: nothing is found
-    again, and the callback says so in the second epoch and turns itself off.
+    The key of a sample is its content, so shuffling, resuming, several processes and augmentation
+    cannot mix samples up. Random augmentation gives new content in each epoch, so no sample is
+    found again: the callback reports it in the second epoch and turns itself off.
     :class:`~lightning_peft.RepeatedViews` around the data set makes augmentation repeat.
 
-    Where the first part cannot be cached (dropout or BatchNorm in training mode, a gradient that
+    If the first part cannot be cached (dropout or BatchNorm in training mode, a gradient that
     goes through it, gradient checkpointing, a compiled backbone, a forward that cannot be split),
-    the backbone runs whole and one line says why. When a stage begins to train more, the features
-    are made again for what is still frozen. Under DDP each process keeps what it has seen; with a
-    ``directory`` that they share they find each other's from the next epoch on.
+    the whole backbone runs and one line says why. When a stage begins to train more, the features
+    are computed again for the part that is still frozen. Under DDP each process keeps the samples
+    that it has seen; in a shared ``directory`` they find each other's from the next epoch on.
 
     Args:
-        backbone: Attribute path of the backbone in the module. ``None`` finds it, and says so if
-            there are two.
-        max_bytes: No more than this is kept, in each process. If the data needs more, nothing is
-            cached; the estimate is printed before the first batch is kept.
+        backbone: Attribute path of the backbone in the module. ``None`` finds it; two are an
+            error.
+        max_bytes: The largest size of the features, in each process. If the data needs more,
+            nothing is cached; the estimate is printed before the first batch is kept.
         directory: Keep the features in files there, mapped into memory: for data that does not fit,
             for later runs, and for several processes. Remove it when it is no longer needed.
-        min_share: The smallest part of a forward's operations that is worth caching, in [0, 1].
+        min_share: The smallest share of a forward's operations that is worth caching, in [0, 1].
 
     Attributes:
-        cache: The cache of the current ``fit``; of the last one when it is over.
+        cache: The cache of the current or last ``fit``.
 
     Raises:
         MethodError: If a setting is out of range.
@@ -91,7 +91,7 @@ class FeatureCache(pl.Callback):
         self._batches = 0
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Stand in for the backbone's forward."""
+        """Replace the backbone's forward."""
         path, backbone = backbone_of(pl_module, self.backbone)
         self.cache = PrefixCache(
             backbone,
@@ -109,7 +109,7 @@ class FeatureCache(pl.Callback):
             self.cache.give_up("the backbone is compiled")
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the sanity check alone: how much data there is, is not known yet."""
+        """Skip the sanity check: the amount of data is not known yet."""
         if self.cache is not None:
             self.cache.paused = True
 
@@ -119,11 +119,11 @@ class FeatureCache(pl.Callback):
             self.cache.paused = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look for augmentation that repeats itself."""
+        """Find augmentation that repeats itself."""
         self._views = max((d.views for d in _datasets(trainer) if _repeats(d)), default=1)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say which view is due, and take what other processes have written."""
+        """Set the view of the epoch, and load the features that other processes have written."""
         for dataset in _datasets(trainer):
             if _repeats(dataset):
                 dataset.set_epoch(trainer.current_epoch)
@@ -141,34 +141,34 @@ class FeatureCache(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Give up early where nothing is found again."""
+        """Turn the cache off early if few samples are found again."""
         self._batches += 1
         if self._batches == _PATIENCE:
             self._judge()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Judge what training has found before validation adds to it."""
+        """Judge the hits of training before validation adds to them."""
         self._judge()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Judge an epoch that is over."""
+        """Judge the hits of the epoch."""
         self._judge()
         self._epochs += 1
         if self._epochs == 1 and self.cache is not None and self.cache.off is None:
             self._say_after_the_first()
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the backbone's own forward back, and let go of the features."""
+        """Restore the backbone's own forward, and drop the features."""
         self._end()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Put the backbone's own forward back, whatever has happened."""
+        """Restore the backbone's own forward after an error."""
         self._end()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Put the backbone's own forward back, if nothing else has."""
+        """Restore the backbone's own forward, if that has not happened yet."""
         self._end()
 
     # --- what is worth it -------------------------------------------------------------------------
@@ -186,7 +186,7 @@ class FeatureCache(pl.Callback):
         if self._made is None or self._made[0] != cache.made_in:
             self._made = cache.made_in, self._epochs
         if self._epochs - self._made[1] < self._views:
-            return  # in these epochs everything is new
+            return  # in these epochs all samples are new
         samples = cache.count.samples - self._start[0]
         found = cache.count.found - self._start[1]
         if samples and found < _RARE * samples:
@@ -205,14 +205,14 @@ class FeatureCache(pl.Callback):
             )
         elif self.cache.store.full:
             _say(
-                f"FeatureCache: there was no more room after {len(self.cache.store):,} samples; "
+                f"FeatureCache: no space was left after {len(self.cache.store):,} samples; "
                 "the others are computed in each epoch."
             )
         for name, problem in self.cache.store.unreadable.items():
             _say(f"FeatureCache: {name} cannot be read and is not used ({problem}).")
 
     def _samples(self, trainer: pl.Trainer) -> int | None:
-        """Say how many different samples the run will see, if every data set says its length."""
+        """Return the number of different samples in the run, if all data sets have a length."""
         total = 0
         for dataset in _datasets(trainer, validation=True):
             if not isinstance(dataset, Sized):

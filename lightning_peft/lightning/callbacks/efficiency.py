@@ -1,4 +1,4 @@
-"""A callback that measures what a run costs, beside what full fine-tuning would."""
+"""A callback that measures the cost of a run, next to the cost of full fine-tuning."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ __all__ = ["EfficiencyMonitor"]
 
 
 class EfficiencyMonitor(pl.Callback):
-    """Measure what a run costs: parameters, memory, time and FLOPs, beside full fine-tuning.
+    """Measure the cost of a run next to full fine-tuning: parameters, memory, time, FLOPs.
 
     The figures go to the trainer's loggers and, as a table, to the terminal when training starts
     and when it ends, and to ``efficiency.json`` in the run's log directory (``default_root_dir``
-    without a logger), under the same names without the prefix. Figures that cannot be had are left
-    out of the logs and are ``null`` in the file. A ``fast_dev_run`` writes no file.
+    without a logger), under the same names without the prefix. Figures that are not available are
+    left out of the logs and are ``null`` in the file. A ``fast_dev_run`` writes no file.
 
     ======================================== ======= ==============================================
     key                                      unit    meaning
@@ -55,15 +55,15 @@ class EfficiencyMonitor(pl.Callback):
                                                      process, since it started
     ======================================== ======= ==============================================
 
-    Full fine-tuning means the same model without its adapter, every parameter of it trained by the
+    Full fine-tuning means the same model without its adapter, with every parameter trained by the
     same optimizer. Bytes are totals over all devices where parameters are sharded.
 
-    The time of a step is the distance between the starts of two batches, so it has the waiting for
-    data in it and needs no synchronisation with the device; the first steps, validation,
-    checkpoints and the turn of an epoch are left out. A batch is a step, also under gradient
-    accumulation. FLOPs are counted while the first batch trains (not in the times), compiled
-    modules running uncompiled for that one batch; neither results nor random numbers change. With
-    sharding strategies they are not counted.
+    The time of a step is the interval between the starts of two batches, so it includes waiting for
+    data and needs no synchronisation with the device; the first steps, validation, checkpoints and
+    the change of epochs are left out. A batch counts as a step, even with gradient accumulation.
+    FLOPs are counted while the first batch trains (which is not timed), with compiled modules
+    running uncompiled for that batch; neither results nor random numbers change. With sharding
+    strategies they are not counted.
 
     Args:
         flops: Whether to count FLOPs.
@@ -86,7 +86,7 @@ class EfficiencyMonitor(pl.Callback):
     # --- the run ---------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin anew."""
+        """Reset the figures."""
         self.report = {}
         self._timer = StepTimer()
         self._step_flops = None
@@ -94,12 +94,12 @@ class EfficiencyMonitor(pl.Callback):
         self._counter = FlopCounter() if self._can_count_flops(trainer) else None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say what is known before the first step."""
+        """Publish the figures that are known before the first step."""
         _reset_peak(trainer)
         self._publish(trainer, pl_module, at_start=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say what was measured."""
+        """Publish the measured figures."""
         self._stop_counting(trainer, pl_module)
         self._publish(trainer, pl_module, at_start=False)
 
@@ -121,15 +121,15 @@ class EfficiencyMonitor(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Stop counting; on a CPU the end of a batch is the end of its work."""
+        """Stop counting; on a CPU the work of a batch is finished at its end."""
         if self._counting is not None:
             self._stop_counting(trainer, pl_module)
         elif trainer.strategy.root_device.type == "cpu":
             self._timer.end()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the turn of an epoch out of the times."""
-        self._stop_counting(trainer, pl_module)  # a batch that was skipped has no end
+        """Leave the change of epochs out of the times."""
+        self._stop_counting(trainer, pl_module)  # a skipped batch has no end hook
         self._timer.interrupt()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -160,7 +160,7 @@ class EfficiencyMonitor(pl.Callback):
         self._counting = None
         self._step_flops = self._counter.flops
         if any(_is_compiled(module) for module in pl_module.modules()):
-            _reset_peak(trainer)  # that batch ran uncompiled, and with another peak
+            _reset_peak(trainer)  # that batch ran uncompiled, with another peak
 
     def _publish(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, at_start: bool
@@ -177,7 +177,7 @@ class EfficiencyMonitor(pl.Callback):
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         for logger in trainer.loggers:
             logger.log_metrics(numbers, step=step)
-        # a broadcast: every process has to ask
+        # a broadcast: every process has to call it
         directory = trainer.log_dir or trainer.default_root_dir
         if not trainer.is_global_zero:
             return
@@ -188,7 +188,7 @@ class EfficiencyMonitor(pl.Callback):
 
 
 def _samples(sizes: Callable[[Any], Iterator[int | None]], batch: Any) -> int | None:
-    """Give the size of a batch as Lightning reads it, but without the warning of ``self.log``."""
+    """Return the size of a batch as Lightning finds it, without the warning of ``self.log``."""
     try:
         return next((size for size in sizes(batch) if size is not None), None)
     except RecursionError:
@@ -219,4 +219,4 @@ def _write(path: Path, report: Figures) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
     new.write_text(json.dumps(report, indent=2) + "\n")
-    new.replace(path)  # whoever reads it meanwhile sees the old one or the new one
+    new.replace(path)  # a concurrent reader sees the old file or the new one

@@ -1,4 +1,4 @@
-"""Stop at a loss that is not a number, while the weights are still good."""
+"""A callback that stops a run at a non-finite loss, while the weights are still good."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ class NonFiniteLossError(PEFTError, RuntimeError):
 
 @dataclasses.dataclass
 class _Reading:
-    """A loss on its way to the CPU, and the place in the run where it arose."""
+    """A loss that is being copied to the CPU, and its place in the run."""
 
     values: Tensor  # (2,): the loss, and the number of ranks whose loss is not finite
-    ready: Any  # the CUDA event after which the values can be read; None if they can at once
+    ready: Any  # the CUDA event after which the values can be read; None if at once
     place: str
     batch: Any
 
 
 class FiniteLoss(pl.Callback):
-    """Stops a fit whose loss is NaN or infinite, before that loss reaches the weights.
+    """Stop a fit whose loss is NaN or infinite, before that loss reaches the weights.
 
-    The error names the epoch, batch, step, loss and learning rates, and the last checkpoint. All
+    The error states the epoch, batch, step, loss, learning rates and last checkpoint. All
     ranks stop at the same step. It works with any LightningModule, in automatic and (through
     ``manual_backward``) in manual optimization.
 
-    What it costs. On the CPU a loss is checked before its backward pass. On CUDA it is copied to
-    the CPU without waiting, and read right before the optimizer's step: by then the backward pass
-    is in the GPU's queue, so the GPU does not idle, and all that is lost is queueing a second step
-    ahead of the GPU. With more than one rank there is one all-reduce of two numbers a batch.
+    Cost: on the CPU a loss is checked before its backward pass. On CUDA it is copied to the CPU
+    without waiting, and read right before the optimizer's step: by then the backward pass is in the
+    GPU's queue, so the GPU does not idle; only a second step cannot be queued ahead. With more than
+    one rank there is one all-reduce of two numbers for each batch.
 
-    From the fit on, no checkpoint of a module whose weights are not finite is written, by whatever
-    callback: such a save raises before the file of before is touched. That is the guard against a
-    finite loss whose gradient is not; the loss of the step after it then stops the run.
+    From the fit on, no callback can write a checkpoint of a module whose weights are not finite:
+    such a save raises before an existing file is changed. This guards against a finite loss whose
+    gradient is not finite; the loss of the next step then stops the run.
 
     Raises:
         NonFiniteLossError: At the first loss that is not finite.
@@ -58,7 +58,7 @@ class FiniteLoss(pl.Callback):
         self._pending: list[_Reading] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Guard the module's checkpoints, weights-only ones too, which ask no callback."""
+        """Guard the module's checkpoints, including weights-only ones, which call no callback."""
         self._pending = []
         if stage == "fit":
             after_hook(pl_module, "on_save_checkpoint", "FiniteLoss", _refuse_to_save)
@@ -66,13 +66,13 @@ class FiniteLoss(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Remember which batch comes."""
+        """Remember the index of the batch."""
         self._batch_idx, self._batch = batch_idx, batch
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
-        """Check the loss, or send it on its way to the CPU."""
+        """Check the loss, or start copying it to the CPU."""
         place = (
             f"epoch {trainer.current_epoch}, batch {self._batch_idx}, step {trainer.global_step}"
         )
@@ -96,7 +96,7 @@ class FiniteLoss(pl.Callback):
         pl_module: pl.LightningModule,
         optimizer: torch.optim.Optimizer,
     ) -> None:
-        """Read the losses that this step is made of."""
+        """Check the losses of this step."""
         self._read(trainer, pl_module)
 
     def on_train_batch_end(
@@ -107,11 +107,11 @@ class FiniteLoss(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Let go of the batch."""
+        """Release the batch."""
         self._batch = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read what no step has come for."""
+        """Check the losses that no step followed."""
         self._read(trainer, pl_module)
 
     def _read(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -143,8 +143,8 @@ def _why(pl_module: nn.Module, batch: Any) -> str:
     broken = _broken(pl_module)
     if broken:
         return (
-            f"{', '.join(broken[:3])} is not finite already: the gradient of an earlier step was "
-            "not, though its loss was. Lower the learning rate, or clip gradients."
+            f"{', '.join(broken[:3])} is already not finite: the gradient of an earlier step was "
+            "not finite, though its loss was. Lower the learning rate, or clip gradients."
         )
     if any(not bool(torch.isfinite(part).all()) for part in _tensors(batch)):
         return "The weights are finite, but this batch holds NaN or infinity: correct the data."
@@ -182,7 +182,7 @@ def _tensors(batch: Any) -> Iterator[Tensor]:
 
 
 def _broken(module: nn.Module) -> list[str]:
-    """Name what is not finite. A buffer may hold infinity on purpose, as a mask does."""
+    """Return the names of non-finite tensors; a buffer may hold infinity on purpose, as a mask."""
     checks = {
         name: torch.isfinite(part).all()
         for name, part in module.named_parameters()
@@ -209,5 +209,5 @@ def _refuse_to_save(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
         raise CheckpointError(
             f"Expected finite weights to save, got NaN or infinity in {len(broken)} tensors: "
             f"{', '.join(broken[:5])}{' ...' if len(broken) > 5 else ''}. Nothing was written, and "
-            "the checkpoints of before are untouched: resume from one with a lower learning rate."
+            "earlier checkpoints are untouched: resume from one with a lower learning rate."
         )

@@ -30,29 +30,29 @@ class BackboneFreeze(pl.Callback):
     ...     unfreeze=[Stage(epoch=2, layers="last:1", lr=1e-4), Stage(epoch=5, lr=1e-5)]
     ... )
 
-    The backbone is frozen at the end of ``configure_model``. What is outside of it, and its own
-    head, is trained as the module says. Checkpoints stay complete ones.
+    The backbone is frozen at the end of ``configure_model``. All layers outside it, and its own
+    head, are trained as the module defines. Checkpoints remain complete.
 
-    The groups of all stages are made when fit starts, whatever the epoch: a stage's parameters
-    leave the groups of the module's optimizer and get groups of their own, with all other options
-    as they were (so weight decay and its exceptions are kept). A stage that is not due has no
-    gradients, so no updates and no optimizer state. So the groups are the same when a run is
-    resumed, in any epoch, and going on is bit-equal to never having stopped. Schedulers of the
-    module, or of ``WarmupCosine`` and the like, apply to the new groups from the start of the run,
-    not of the stage. Under DDP the wrapper is made anew when a stage begins, on every process.
+    The groups of all stages are created when fit starts, whatever the epoch: a stage's parameters
+    move from the groups of the module's optimizer to new groups with the same other options (so
+    weight decay and its exceptions are kept). A stage that is not due has no gradients, so no
+    updates and no optimizer state. So the groups are the same when a run is resumed, in any epoch,
+    and a resumed run is bit-equal to one that was never stopped. Schedulers of the module, or
+    callbacks such as ``WarmupCosine``, apply to the new groups from the start of the run, not of
+    the stage. Under DDP the wrapper is rebuilt when a stage begins, on every process.
 
-    On a backbone that is adapted (``PEFT`` before this callback), the stages train parts of the
-    base on top of the adapter, checkpoints hold them, and the policies for BatchNorm and dropout
-    are the adaptation's.
+    On an adapted backbone (``PEFT`` before this callback), the stages train parts of the base in
+    addition to the adapter, checkpoints hold them, and the adaptation decides about BatchNorm and
+    dropout.
 
     Args:
-        backbone: Attribute path of the backbone in the module. ``None`` finds it, and says so
-            if there are two.
-        head: The backbone's own head, which is trained: ``None`` finds it, names or globs say it,
-            ``False`` says that there is none.
+        backbone: Attribute path of the backbone in the module. ``None`` finds it; two are
+            an error.
+        head: The backbone's own head, which is trained: ``None`` finds it, names or globs select
+            it, ``False`` means that there is none.
         batchnorm: ``"frozen"`` keeps the statistics of BatchNorm layers until their stage is due;
             ``"train"`` lets them change.
-        backbone_dropout: ``"train"`` lets the dropout of the frozen part act; ``"eval"`` keeps it
+        backbone_dropout: ``"train"`` keeps the dropout of the frozen part on; ``"eval"`` keeps it
             off until its stage is due.
         unfreeze: The stages: :class:`Stage`, or mappings with its fields.
 
@@ -87,18 +87,18 @@ class BackboneFreeze(pl.Callback):
 
     @property
     def state_key(self) -> str:
-        """One freezing a backbone."""
+        """The key of this callback's state, different for each backbone."""
         return self._generate_state_key(backbone=self.freezing.backbone)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Ask for the freezing at the end of ``configure_model``."""
+        """Schedule the freezing for the end of ``configure_model``."""
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         if any(
             type(callback).__name__ == "PEFT" for callback in callbacks[callbacks.index(self) :]
         ):
             raise MethodError(
                 "expected PEFT before BackboneFreeze in the list of callbacks, got it after: the "
-                "adapter has to be there when the rest is frozen."
+                "adapter must exist when the rest is frozen."
             )
         if self.freezing.stages and is_a(trainer.strategy, *SHARDING):
             raise ScheduleError(
@@ -110,10 +110,10 @@ class BackboneFreeze(pl.Callback):
         after_configure_model(pl_module, key, self.freezing)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make the groups of all stages, before the optimizer's state is restored."""
+        """Create the groups of all stages, before the optimizer's state is restored."""
         plan = self.freezing.plan(pl_module)
         if not plan.backbone.training:
-            plan.backbone.train()  # from_pretrained gives evaluation mode, and Lightning keeps it
+            plan.backbone.train()  # from_pretrained returns evaluation mode, and Lightning keeps it
         stages = self.freezing.stages
         if stages:
             optimizer = self._optimizer(trainer, plan)
@@ -125,12 +125,12 @@ class BackboneFreeze(pl.Callback):
             check_schedulers(schedulers)
             self._warn_of_late_stages(trainer)
             regroup(optimizer, stage_parts(stages, plan), schedulers)
-            if plan.adaptation is not None:  # so that checkpoints hold what the stages train
+            if plan.adaptation is not None:  # so that checkpoints hold the stages' parameters
                 plan.adaptation.train_also(list(plan.stage_of))
         self.freezing.freeze(plan)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take up the stages that are due: a run that is resumed may be in the middle of them."""
+        """Begin the stages that are due: a resumed run may be in the middle of them."""
         self._thaw(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -138,13 +138,13 @@ class BackboneFreeze(pl.Callback):
         self._thaw(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the stages, so that a run is not resumed with others."""
+        """Return the stages, so that a run cannot be resumed with others."""
         return {"unfreeze": [asdict(stage) for stage in self.freezing.stages]}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Refuse to go on from a checkpoint whose optimizer has other groups.
+        """Refuse to resume from a checkpoint whose optimizer has other groups.
 
         Raises:
             CheckpointError: If it was saved with other stages.
@@ -168,7 +168,7 @@ class BackboneFreeze(pl.Callback):
             _wrap_anew(trainer)
 
     def _optimizer(self, trainer: pl.Trainer, plan: Plan) -> Optimizer:
-        """Give the optimizer that trains the backbone."""
+        """Return the optimizer that trains the backbone."""
         optimizers = trainer.optimizers
         unable = ("_MockOptimizer", "ZeroRedundancyOptimizer", "PostLocalSGDOptimizer")
         strange = [
@@ -209,14 +209,14 @@ class BackboneFreeze(pl.Callback):
 
 
 def stage_parts(stages: Sequence[Stage], plan: Plan) -> list[Part]:
-    """Give what each stage takes out of an optimizer's groups.
+    """Return the parameters that each stage moves to new groups.
 
     Args:
         stages: The stages.
-        plan: What they mean for a backbone.
+        plan: Their plan for a backbone.
 
     Returns:
-        One part for each stage; it is called ``stage0_epoch2`` and so on.
+        One part for each stage, named ``stage0_epoch2`` and so on.
     """
     return [
         Part(f"stage{i}_epoch{stage.epoch}", plan.parameters_of(i), stage.lr)
@@ -225,7 +225,7 @@ def stage_parts(stages: Sequence[Stage], plan: Plan) -> list[Part]:
 
 
 def _wrap_anew(trainer: pl.Trainer) -> None:
-    """Make DDP's wrapper again: its reducer knows only what required a gradient at first."""
+    """Rebuild DDP's wrapper: its reducer only knows the parameters that were trained at first."""
     strategy: Any = trainer.strategy
     if not isinstance(strategy.model, DistributedDataParallel):
         return

@@ -24,7 +24,7 @@ _ATTRIBUTE = "_lightning_peft_start"
 
 
 class L2SP(pl.Callback):
-    r"""Decay what is trained in place towards its pretrained values (L2-SP).
+    r"""Decay parameters that are trained in place towards their pretrained values (L2-SP).
 
     Li, Grandvalet and Davoine, "Explicit Inductive Bias for Transfer Learning with Convolutional
     Networks", ICML 2018 (https://arxiv.org/abs/1802.01483) add
@@ -36,16 +36,16 @@ class L2SP(pl.Callback):
 
     with the group's learning rate :math:`\eta` of that step. With plain SGD the two are the same;
     with Adam the term in the loss would be divided by the gradient's own scale, and with clipping
-    it would take room from the gradient.
+    it would use up part of the allowed norm.
 
-    It takes the place of weight decay for the parameters of the backbone that are trained in place
-    (``full``, ``last_blocks``, ``bitfit``, ``norm``, stages of ``BackboneFreeze``): they get groups
-    without one. New parameters, an adapter's and the head's, have no pretrained values and decay to
-    zero as before.
+    It replaces weight decay for the parameters of the backbone that are trained in place (``full``,
+    ``last_blocks``, ``bitfit``, ``norm``, stages of ``BackboneFreeze``): they get groups without
+    weight decay. New parameters, an adapter's and the head's, have no pretrained values and decay
+    to zero as before.
 
     The starting point is a copy of the pretrained values, made before a checkpoint is restored. It
-    is not stored: a run that is resumed makes it again from the pretrained weights, and its
-    fingerprint is compared.
+    is not stored: a resumed run makes it again from the pretrained weights, and compares its
+    fingerprint.
 
     Args:
         strength: :math:`\alpha`, from 0; 0 does nothing.
@@ -54,7 +54,7 @@ class L2SP(pl.Callback):
     Raises:
         MethodError: If the strength is out of range; at the start of fit also if nothing is trained
             in place, or the strategy shards parameters.
-        CheckpointError: If a run is resumed with another starting point, or was made without one.
+        CheckpointError: If a run is resumed from another starting point, or from a run without one.
     """
 
     def __init__(self, strength: float = 0.01, backbone: str | None = None) -> None:
@@ -67,7 +67,7 @@ class L2SP(pl.Callback):
         self._parameters: dict[int, str] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Ask for the starting point at the end of ``configure_model``."""
+        """Schedule the copy of the starting point for the end of ``configure_model``."""
         if not self.strength or stage != "fit":
             return
         if is_a(trainer.strategy, *SHARDING):
@@ -80,7 +80,7 @@ class L2SP(pl.Callback):
         after_configure_model(pl_module, _KEY, _Remember(self.backbone, later))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find what is trained in place, and take weight decay off it."""
+        """Find the parameters that are trained in place, and switch their weight decay off."""
         self._start, self._parameters = None, {}
         if not self.strength:
             return
@@ -111,7 +111,7 @@ class L2SP(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Pull what is about to be stepped towards its starting point."""
+        """Pull the parameters of this step towards their starting point."""
         if self._start is None:
             return
         for group in optimizer.param_groups:
@@ -124,40 +124,40 @@ class L2SP(pl.Callback):
             pull([p for p, _ in found], [start for _, start in found], amount)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what the starting point is known by."""
+        """Return the fingerprint of the starting point."""
         return {} if self._start is None else {"start": self._start.fingerprint()}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep what the checkpoint says of its starting point, to be compared."""
+        """Keep the checkpoint's fingerprint of its starting point for the comparison."""
         if trainer.state.fn == "fit" and self.strength:
             state = checkpoint["callbacks"].get(self.state_key) or {}
             pl_module.__dict__[f"{_ATTRIBUTE}_expected"] = state.get("start", {})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse to go on from another starting point."""
+        """Refuse to resume with another starting point."""
         expected = pl_module.__dict__.pop(f"{_ATTRIBUTE}_expected", None)
         if expected is None or self._start is None:
             return
         found = differences(expected, self._start.fingerprint()) if expected else ["it had none"]
         if found:
             raise CheckpointError(
-                "L2SP: expected to go on from the starting point of the run before, got another: "
+                "L2SP: expected to resume from the starting point of the first run, got another: "
                 + "; ".join(found)
                 + ". Build the module with the same pretrained weights, or start a new run."
             )
 
 
 class _Remember:
-    """Copies the pretrained values once, right after the module is built."""
+    """An action that copies the pretrained values once, right after the module is built."""
 
     def __init__(self, backbone: str | None, all_of_it: bool) -> None:
         self.backbone = backbone
         self.all_of_it = all_of_it
 
     def __call__(self, pl_module: nn.Module) -> None:
-        if _ATTRIBUTE in pl_module.__dict__:  # a second fit goes on from trained weights
+        if _ATTRIBUTE in pl_module.__dict__:  # a second fit starts from trained weights
             return
         _, backbone = backbone_of(pl_module, self.backbone)
         adaptation = find_adaptation(backbone)
@@ -176,7 +176,7 @@ def _is_trained(name: str, adaptation: Adaptation | None) -> bool:
 def _without_decay(
     optimizer: Optimizer, trained: dict[str, nn.Parameter], schedulers: list[Any]
 ) -> None:
-    """Give parameters that would decay to zero groups without weight decay."""
+    """Move parameters that would decay to zero to groups without weight decay."""
     decaying = {id(p) for g in optimizer.param_groups if g.get("weight_decay") for p in g["params"]}
     moved = {name: p for name, p in trained.items() if id(p) in decaying}
     if not moved:

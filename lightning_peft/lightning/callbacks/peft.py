@@ -1,4 +1,4 @@
-"""One callback on a trainer that already exists."""
+"""The ``PEFT`` callback, for an existing trainer and module."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lightning_peft.kernels import Memory
 from lightning_peft.lightning.attachment import Attachment, attach, attachment_of
 from lightning_peft.lightning.class_names import is_a
 from lightning_peft.lightning.namespace import pl
-from lightning_peft.lightning.steppers import EachStep
+from lightning_peft.lightning.steppers import DriveSteppers
 from lightning_peft.methods.union import as_method
 
 __all__ = ["PEFT"]
@@ -30,37 +30,38 @@ class PEFT(pl.Callback):
 
     The backbone is adapted at the end of ``configure_model``: after the module has built its
     network, and before a checkpoint is restored, an optimizer is made or a strategy wraps the
-    model. Nothing else in the module changes; checkpoints hold the adapter, the head and whatever
-    else is trained. ``fit``, ``validate``, ``test``, ``predict``, resuming and a second ``fit`` go
-    on working. To load a checkpoint outside of a trainer, use
+    model. Nothing else in the module changes; checkpoints hold the adapter, the head and all other
+    trained parameters. ``fit``, ``validate``, ``test``, ``predict``, resuming and a second ``fit``
+    work as before. To load a checkpoint without a trainer, use
     :func:`lightning_peft.load_from_checkpoint`.
 
     Args:
         method: A method's name, a :class:`Method`, a ``peft.PeftConfig``, or a list of these.
-        backbone: Attribute path of the backbone, such as ``"model.encoder"``. ``None`` finds it and
-            says so if there are two.
-        head: The backbone's own head: ``None`` finds it, names or globs say it, ``False`` says that
-            there is none. Layers outside of the backbone are the module's own and stay as they are.
+        backbone: Attribute path of the backbone, such as ``"model.encoder"``. ``None`` finds it;
+            two are an error.
+        head: The backbone's own head: ``None`` finds it, names or globs select it, ``False`` means
+            that there is none. Layers outside the backbone belong to the module and stay as they
+            are.
         also_train: Names or globs of more modules or parameters of the backbone to train in full.
         batchnorm: ``"frozen"`` keeps the statistics of frozen BatchNorm layers; ``"train"`` lets
             them change.
         backbone_dropout: ``"train"`` puts the backbone into training mode for ``fit``, so that its
-            dropout acts (models from ``from_pretrained`` come in evaluation mode and Lightning
-            leaves them there); ``"eval"`` keeps the backbone's own dropout off.
+            dropout is on (models from ``from_pretrained`` are in evaluation mode and Lightning
+            keeps it); ``"eval"`` keeps the backbone's own dropout off.
         strict_backbone: Whether a checkpoint of another backbone is an error (``True``) or a
             warning.
-        memory: What LoRA layers make again in the backward pass instead of keeping it:
+        memory: Which tensors LoRA layers recompute in the backward pass instead of keeping them:
             ``"default"`` the output of an activation function, ``"low"`` that of a layer norm and
             in a quarter of the layers the first product of an MLP as well, ``"lowest"`` all of
             these products, ``"high"`` nothing. It belongs to the run and is in no checkpoint.
-            ``None`` is ``"default"``, and leaves a backbone that is adapted already as it is.
+            ``None`` is ``"default"``, and leaves a backbone that is already adapted as it is.
         check_gradients: Whether to stop after two steps if an adapter gets no gradient, which means
-            that the model never calls the module that it sits on.
+            that the model never calls the adapted module.
         **settings: Settings of the method, if it is given by name.
 
     Raises:
-        MethodError: If the method or a setting is unknown or out of range, or memory is to be
-            saved with a method without fast LoRA layers.
+        MethodError: If the method or a setting is unknown or out of range, or ``memory`` is
+            to save memory with a method without fast LoRA layers.
     """
 
     def __init__(
@@ -88,12 +89,12 @@ class PEFT(pl.Callback):
             memory=memory,
         )
         self.check_gradients = check_gradients
-        self._each_step = EachStep()
+        self._drive_steppers = DriveSteppers()
         self._steps = 0
         self._without_gradient: set[str] = set()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Stand in for the module's ``configure_model``, where the adaptation will happen."""
+        """Replace the module's ``configure_model``, at whose end the adaptation happens."""
         self._refuse_company(trainer, pl_module)
         attach(pl_module, self.attachment)
 
@@ -111,11 +112,11 @@ class PEFT(pl.Callback):
                 "PEFT callback, got both. Remove one of them."
             )
         for callback in callbacks[: callbacks.index(self)]:
-            # it copies the model in its own setup, and the copy would have no adapter
+            # it copies the model in its setup, and the copy would have no adapter
             if is_a(callback, "WeightAveraging"):
                 raise MethodError(
                     f"expected PEFT before {type(callback).__name__} in the list of callbacks, got "
-                    "it after: the averaged copy would be made of a model without the adapter."
+                    "it after: the averaged copy would be a model without the adapter."
                 )
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -131,24 +132,24 @@ class PEFT(pl.Callback):
             _refuse_untrained(path, adaptation, in_optimizers)
             if not adaptation.model.training:
                 adaptation.model.train()
-            adaptation.hold_modes()  # sync_batchnorm puts other modules in place of the held ones
+            adaptation.hold_modes()  # sync_batchnorm replaces the held modules
             report = adaptation.report()
             _say(
                 f"PEFT: {adaptation.method.name} on '{path or type(pl_module).__name__}' "
                 f"({len(adaptation.sites)} sites), {report.trained:,} of {report.total:,} "
                 f"parameters trained ({report.share:.2%})"
             )
-        self._each_step.on_fit_start(trainer, pl_module)
+        self._drive_steppers.on_fit_start(trainer, pl_module)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add what the method adds to the loss (AdaLoRA)."""
-        self._each_step.on_after_backward(trainer, pl_module)
+        """Add the gradients of the method's loss term (AdaLoRA)."""
+        self._drive_steppers.on_after_backward(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
-        """Do what the method does after a step (AdaLoRA)."""
-        self._each_step.on_train_batch_end(trainer, pl_module)
+        """Run the method's actions after a step (AdaLoRA)."""
+        self._drive_steppers.on_train_batch_end(trainer, pl_module)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -168,8 +169,8 @@ class PEFT(pl.Callback):
             raise MethodError(
                 f"after {_STEPS_WATCHED} steps these adapter parameters have no gradient: "
                 f"{', '.join(sorted(self._without_gradient))}. Either the forward does not call "
-                "the modules they sit on (exclude these), or gradient checkpointing is reentrant "
-                "(use_reentrant=False), or these modules are used now and then "
+                "the adapted modules (exclude these), or gradient checkpointing is reentrant "
+                "(use_reentrant=False), or these modules are only used sometimes "
                 "(check_gradients=False)."
             )
 
@@ -178,7 +179,7 @@ def _refuse_untrained(path: str, adaptation: Adaptation, in_optimizers: set[int]
     lost = [
         name
         for name in adaptation.trained_names()
-        # what BackboneFreeze will thaw later is part of the trained names already
+        # the trained names already include what BackboneFreeze trains later
         if (p := adaptation.model.get_parameter(name)).requires_grad and id(p) not in in_optimizers
     ]
     if lost and in_optimizers:

@@ -19,32 +19,31 @@ __all__ = ["Schedule", "WarmupConstant", "WarmupCosine", "WarmupLinear", "Warmup
 
 
 class Schedule(pl.Callback):
-    """Schedule the learning rate of whatever optimizer the module makes.
+    """Schedule the learning rate of the module's optimizer.
 
     The module's ``configure_optimizers`` returns an optimizer with the full rates and no
-    scheduler. When fit starts, the schedule is added behind the trainer's own, so that it is
-    stepped once an optimizer step (gradient accumulation and several devices are accounted for),
-    is saved in the checkpoint and restored from it, and is seen by ``LearningRateMonitor``. Every
-    parameter group is scheduled from its own rate, those included that are added later.
+    scheduler. When fit starts, the schedule is added to the trainer's own, so that it is stepped
+    once for each optimizer step (gradient accumulation and several devices are accounted for), is
+    saved in checkpoints and restored from them, and is logged by ``LearningRateMonitor``. Every
+    parameter group is scheduled from its own rate, including groups that are added later.
 
-    The length is the trainer's own estimate of the run. A run that is resumed goes on where it
+    The length is the trainer's own estimate of the run. A resumed run continues where it
     stopped; with a longer ``max_epochs`` than before it follows the new, longer schedule from
-    there, and says so.
+    there, with a warning.
 
-    Under manual optimization the number of optimizer steps is known to the module only, so
+    Under manual optimization only the module knows the number of optimizer steps, so
     ``total_steps`` has to be given (for each optimizer), and each schedule follows the steps of
     its own optimizer: the module need not step it.
 
     Args:
-        warmup: The warm-up: a part of the run (0.1 or ``"10%"``), optimizer steps (500 or
+        warmup: The warm-up: a fraction of the run (0.1 or ``"10%"``), optimizer steps (500 or
             ``"500 steps"``) or epochs (``"2 epochs"``).
-        final: The part of the rate that is left at the end.
-        total_steps: The optimizer steps of the run, where the trainer cannot know them.
+        final: The fraction of the rate that is left at the end.
+        total_steps: The optimizer steps of the run, if the trainer cannot know them.
 
     Raises:
-        ScheduleError: If the arguments make no schedule; when fit starts also if the run has no
-        known
-            length, is shorter than the warm-up, or if the optimizer has a scheduler already.
+        ScheduleError: If the arguments are invalid; when fit starts also if the run has no known
+            length or is shorter than the warm-up, or if the optimizer already has a scheduler.
     """
 
     kind: ClassVar[Kind]
@@ -74,14 +73,14 @@ class Schedule(pl.Callback):
     def multiplier(
         self, total_steps: int | None, epoch_steps: Sequence[int] | int | None = None
     ) -> Multiplier:
-        """Give the schedule of a run of so many optimizer steps.
+        """Return the schedule of a run of a given length.
 
-        Parts of the run and of an epoch are rounded to whole steps.
+        Fractions of the run and of an epoch are rounded to whole steps.
 
         Args:
             total_steps: The length of the run; ``None`` if it has none.
             epoch_steps: The optimizer steps of an epoch, or of each of the first epochs where they
-                differ; ``None`` if nobody knows.
+                differ; ``None`` if unknown.
 
         Raises:
             ScheduleError: If the warm-up does not fit into the run, or the schedule needs a length
@@ -95,22 +94,22 @@ class Schedule(pl.Callback):
             raise ScheduleError(f"{type(self).__name__}: {error}") from None
 
     def _end(self, warmup_steps: int) -> int:
-        """The last step that the schedule has to know of in a run without an end."""
+        """Return the last step that the schedule has to cover in a run without an end."""
         raise ScheduleError("expected a run of known length")
 
     def _decay(self, total_steps: int, epoch_steps: Sequence[int] | int | None) -> float:
-        """The part of the run that decays, for the shapes that ask for it."""
+        """Return the fraction of the run that decays, for the shapes that need it."""
         return 0.1
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Add the schedule: the optimizer is made, and its state is not yet restored."""
+        """Add the schedule, after the optimizer is made and before its state is restored."""
         self._forget()
         if trainer.limit_train_batches == 0 or trainer.max_epochs == 0 or trainer.max_steps == 0:
             return  # nothing is trained
         automatic = pl_module.automatic_optimization
         total = self._length(trainer, automatic)
         if getattr(trainer, "fast_dev_run", False) and total is not None and not self._is_a_part():
-            # a dry run of a few steps is not what the warm-up was written for
+            # the warm-up is not meant for a dry run of a few steps
             multiplier = Multiplier(total, 0, "constant")
         else:
             multiplier = self.multiplier(total, steps_of_epochs(trainer) if automatic else None)
@@ -124,11 +123,11 @@ class Schedule(pl.Callback):
             trainer.strategy.lr_scheduler_configs.append(
                 config(scheduler, interval="step", frequency=1)
             )
-            if not automatic:  # then Lightning steps no scheduler at all
+            if not automatic:  # Lightning then steps no scheduler at all
                 self._handles.append(optimizer.register_step_post_hook(_Follow(scheduler)))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Go to where the run is, if the checkpoint that it goes on from knew no schedule."""
+        """Move to the step of the run, if the checkpoint that it resumes from has no schedule."""
         for scheduler in self._schedulers:
             made_with = scheduler.restored
             if made_with is not None and made_with != scheduler.multiplier:
@@ -143,7 +142,7 @@ class Schedule(pl.Callback):
                 scheduler.refresh(trainer.global_step)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Let go of the optimizers."""
+        """Release the optimizers."""
         self._forget()
 
     def _forget(self) -> None:
@@ -153,7 +152,7 @@ class Schedule(pl.Callback):
         self._schedulers = []
 
     def needs_length(self) -> bool:
-        """Whether the run has to have an end for this schedule."""
+        """Whether this schedule needs a run of known length."""
         return True
 
     def _is_a_part(self) -> bool:
@@ -174,8 +173,8 @@ class Schedule(pl.Callback):
         estimate = estimated_steps(trainer)
         if not 0 < estimate < float("inf"):
             raise ScheduleError(
-                f"{name}: expected a run of known length, as its decay or a warm-up that is a part "
-                f"of the run needs, got max_epochs={trainer.max_epochs}, "
+                f"{name}: expected a run of known length, as its decay or a warm-up in percent "
+                f"needs, got max_epochs={trainer.max_epochs}, "
                 f"max_steps={trainer.max_steps} and {trainer.num_training_batches} batches an "
                 f"epoch. Pass {name}(total_steps=...), or Trainer(max_steps=...)."
             )
@@ -212,10 +211,10 @@ class WarmupCosine(Schedule):
     Loshchilov and Hutter, 2017 (https://arxiv.org/abs/1608.03983).
 
     Args:
-        warmup: The warm-up: a part of the run (0.1 or ``"10%"``), optimizer steps (500 or
+        warmup: The warm-up: a fraction of the run (0.1 or ``"10%"``), optimizer steps (500 or
             ``"500 steps"``) or epochs (``"2 epochs"``).
-        final: The part of the rate that is left at the end.
-        total_steps: The optimizer steps of the run, where the trainer cannot know them.
+        final: The fraction of the rate that is left at the end.
+        total_steps: The optimizer steps of the run, if the trainer cannot know them.
     """
 
     kind: ClassVar[Kind] = "cosine"
@@ -225,10 +224,10 @@ class WarmupLinear(Schedule):
     """Warm up linearly, then decay linearly. See :class:`Schedule`.
 
     Args:
-        warmup: The warm-up: a part of the run (0.1 or ``"10%"``), optimizer steps (500 or
+        warmup: The warm-up: a fraction of the run (0.1 or ``"10%"``), optimizer steps (500 or
             ``"500 steps"``) or epochs (``"2 epochs"``).
-        final: The part of the rate that is left at the end.
-        total_steps: The optimizer steps of the run, where the trainer cannot know them.
+        final: The fraction of the rate that is left at the end.
+        total_steps: The optimizer steps of the run, if the trainer cannot know them.
     """
 
     kind: ClassVar[Kind] = "linear"
@@ -237,12 +236,12 @@ class WarmupLinear(Schedule):
 class WarmupConstant(Schedule):
     """Warm up linearly, then keep the full rate. See :class:`Schedule`.
 
-    With a warm-up in steps or epochs the length of the run does not matter, and need not be known.
+    With a warm-up in steps or epochs the length of the run need not be known.
 
     Args:
-        warmup: The warm-up: a part of the run (0.1 or ``"10%"``), optimizer steps (500 or
+        warmup: The warm-up: a fraction of the run (0.1 or ``"10%"``), optimizer steps (500 or
             ``"500 steps"``) or epochs (``"2 epochs"``).
-        total_steps: The optimizer steps of the run, where the trainer cannot know them.
+        total_steps: The optimizer steps of the run, if the trainer cannot know them.
     """
 
     kind: ClassVar[Kind] = "constant"
@@ -269,11 +268,11 @@ class WarmupStableDecay(Schedule):
     Hu et al., "MiniCPM", 2024 (https://arxiv.org/abs/2404.06395). See :class:`Schedule`.
 
     Args:
-        warmup: The warm-up: a part of the run (0.1 or ``"10%"``), optimizer steps (500 or
+        warmup: The warm-up: a fraction of the run (0.1 or ``"10%"``), optimizer steps (500 or
             ``"500 steps"``) or epochs (``"2 epochs"``).
-        decay: The last part that decays, given as the warm-up is.
-        final: The part of the rate that is left at the end.
-        total_steps: The optimizer steps of the run, where the trainer cannot know them.
+        decay: The length of the decay at the end, given like the warm-up.
+        final: The fraction of the rate that is left at the end.
+        total_steps: The optimizer steps of the run, if the trainer cannot know them.
     """
 
     kind: ClassVar[Kind] = "warmup_stable_decay"
@@ -317,7 +316,7 @@ def _no_length(value: object, name: str) -> Iterator[str]:
 
 
 class _Follow:
-    """Step a schedule after each step of its optimizer."""
+    """A hook that steps a schedule after each step of its optimizer."""
 
     def __init__(self, scheduler: MultiplierLR) -> None:
         self.scheduler = scheduler

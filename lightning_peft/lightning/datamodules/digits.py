@@ -19,27 +19,27 @@ from lightning_peft.lightning.datamodules.loaders import SplitLoaders
 
 __all__ = ["DigitsDataModule"]
 
-POOL_PER_CLASS = 100  # what training and validation draw from; the other 797 images are for test
+POOL_PER_CLASS = 100  # for training and validation; the other 797 images are for the test
 
 
 class DigitsDataModule(SplitLoaders):
-    """Handwritten digits with as few labels as one asks for, and a test set that nothing touches.
+    """Handwritten digits with a chosen number of labels and a fixed test set.
 
     100 images of each class are the pool for training and validation. The other 797 are the test
-    set: the same whatever the arguments. Within the pool, ``seed`` decides which images validate
-    and which train. For one seed, validation is the same at every ``labels_per_class``, and a
-    larger training sample contains the smaller ones. Validation images carry labels too: count
-    them, or set ``val_per_class=0``.
+    set, independent of the arguments. Within the pool, ``seed`` decides which images are for
+    validation and which for training. For one seed, validation is the same at every
+    ``labels_per_class``, and a larger training sample contains the smaller ones. Validation images
+    have labels too: count them, or set ``val_per_class=0``.
 
     A batch is a pair of images ``(B, C, H, W)``, float32 and normalised, and labels ``(B,)``.
     The order and the augmentation are functions of (seed, epoch, position): a run that was stopped
-    and resumed, at the end of an epoch or within one, sees the very same batches.
+    and resumed, at the end of an epoch or within one, sees the same batches.
 
     Args:
         labels_per_class: Training images of each class; None takes all that are left of the pool.
         val_per_class: Validation images of each class.
         seed: Seed of the sample, of the order and of the augmentation.
-        backbone: For which backbone the images are prepared (size, channels, normalisation): a timm
+        backbone: The backbone for which images are prepared (size, channels, normalisation): a timm
             name, a model, a mapping or a :class:`DataConfig`.
         image_size: Height and width in pixels, instead of the backbone's.
         channels: 1 or 3, instead of the backbone's.
@@ -47,16 +47,16 @@ class DigitsDataModule(SplitLoaders):
         std: Standard deviation that normalises, instead of the backbone's.
         batch_size: Images a training batch, on each rank.
         eval_batch_size: Images a batch in validation and test.
-        steps_per_epoch: Batches an epoch; None is one pass. Few labels make few batches, and an
-            epoch's overhead is paid after each; more batches than a pass repeat the images.
+        steps_per_epoch: Batches an epoch; None is one pass. More batches than a pass repeat the
+            images, which saves the overhead of many short epochs.
         augment: A preset's name, an :class:`Augment`, or a callable that takes and returns one
             image ``(C, H, W)`` in [0, 1] and draws from torch's generator.
         num_workers: Processes that load. The images are in memory, so the default is best.
-        pin_memory: Page-locked batches; where None, if there is a CUDA device.
+        pin_memory: Whether to page-lock batches; None does if there is a CUDA device.
 
     Raises:
-        DataError: If the augmentation mirrors, which makes other characters of digits; or at
-            :meth:`setup`, if there are fewer images than labels are asked for.
+        DataError: If the augmentation mirrors, which changes digits into other characters; or at
+            :meth:`setup`, if a class has too few images.
         MissingExtraError: At :meth:`setup`, if scikit-learn is not installed.
     """
 
@@ -86,7 +86,7 @@ class DigitsDataModule(SplitLoaders):
         if isinstance(self.augment, Augment) and self.augment.flip:
             raise DataError(
                 "Expected an augmentation without flip for digits, got flip=True: a mirrored digit "
-                "is none, or another one. Leave flip out."
+                "is another one or none. Leave flip out."
             )
         if val_per_class < 0:
             raise DataError(f"Expected val_per_class of 0 or more, got {val_per_class}.")
@@ -102,10 +102,10 @@ class DigitsDataModule(SplitLoaders):
         self.num_workers = num_workers
         self.pin_memory = pin_memory
         self.indices: dict[str, list[int]] = {}
-        """Which of the 1797 images each split holds, after :meth:`setup`."""
+        """The indices of each split among the 1797 images, after :meth:`setup`."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Choose the samples and prepare the images; the second call does nothing."""
+        """Choose the samples and prepare the images; a second call has no effect."""
         if self.indices:
             return
         bunch = require("sklearn.datasets", "data").load_digits()
@@ -126,7 +126,7 @@ class DigitsDataModule(SplitLoaders):
         self.indices = {"train": train, "val": val, "test": test}
 
     def pixels(self, split: str) -> tuple[Tensor, Tensor]:
-        """The images of a split as they are, for baselines.
+        """Return the unprepared images of a split, for baselines.
 
         Args:
             split: ``"train"``, ``"val"`` or ``"test"``.
@@ -139,7 +139,7 @@ class DigitsDataModule(SplitLoaders):
         return self._raw[chosen].flatten(1), self._labels[chosen]
 
     def images(self, split: str) -> TensorImages:
-        """The dataset of a split; that of ``"train"`` augments what an epoch's draw asks for."""
+        """Return the dataset of a split; ``"train"`` augments images requested as a draw."""
         self.setup()
         chosen = self.indices[split]
         large = F.interpolate(
@@ -155,16 +155,16 @@ class DigitsDataModule(SplitLoaders):
         )
 
     def eval_transform(self) -> Callable[[Any], Tensor]:
-        """A PIL image of a digit, as large as it is, to a tensor ``(C, H, W)`` as evaluated."""
+        """Build the evaluation transform: a PIL image of a digit, of any size, to ``(C, H, W)``."""
         return DigitTransform(self.config)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Batches of the validation sample; none if ``val_per_class`` is 0."""
+        """Return batches of the validation sample; none if ``val_per_class`` is 0."""
         self.setup()
         return self.plain_dataloader("val") if self.indices["val"] else []
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Batches of the test set."""
+        """Return batches of the test set."""
         return self.plain_dataloader("test")
 
     def _samples(self, split: str, *, training: bool) -> TensorImages:
@@ -175,13 +175,13 @@ class DigitsDataModule(SplitLoaders):
 
 
 class DigitTransform:
-    """Prepares a digit as :class:`DigitsDataModule` does: one interpolation, in float."""
+    """The preparation of a digit in :class:`DigitsDataModule`: one interpolation, in float."""
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
 
     def __call__(self, image: Any) -> Tensor:
-        """A PIL image to a tensor ``(C, H, W)``."""
+        """Convert a PIL image to a tensor ``(C, H, W)``."""
         from torchvision.transforms.v2 import functional as transforms
 
         config = self.config

@@ -1,4 +1,4 @@
-"""Images in one folder for each class, or below one folder with a file of their labels."""
+"""Images in one folder for each class, or below one folder with a labels file."""
 
 from __future__ import annotations
 
@@ -35,36 +35,35 @@ Files = dict[str, tuple[list[str], list[Any]]]
 
 
 class ImageFolderDataModule(SplitLoaders):
-    """A folder of images, prepared as the backbone's own ``timm.data`` configuration says.
+    """A folder of images, prepared by the backbone's own ``timm.data`` configuration.
 
     Two layouts of class folders are read. ``root/train/<class>/``, with ``root/val`` and
-    ``root/test`` if they exist; or ``root/<class>/``, of which a test set is split off that depends
-    on ``test_fraction`` alone.
-    Where there is no ``val``, a stratified part of the training images validates. Images are ranked
-    by a hash of their path, so a new file moves no other from one split into another's place.
+    ``root/test`` if they exist; or ``root/<class>/``, from which a test set is split off that only
+    depends on ``test_fraction``.
+    Without ``val``, a stratified part of the training images is used for validation. Images are
+    ranked by a hash of their path, so a new file does not move others between splits.
 
-    With ``labels``, the images are anywhere below the folder and a CSV file says what each is (see
+    With ``labels``, the images are anywhere below the folder and a CSV file holds their labels (see
     :func:`~lightning_peft.data.labels_file.read_labels`): a class, several labels, or numbers. Its
     column ``split``, if it has one, stands for the folders ``train``, ``val`` and ``test``.
 
     A batch is a pair of images ``(B, C, H, W)``, float32 and normalised, and labels: ``(B,)``
-    classes or numbers in float32, or ``(B, K)`` in float32 of several.
+    classes or numbers in float32, or ``(B, K)`` in float32 for several.
     The order and the augmentation are functions of (seed, epoch, position): a run that was stopped
-    and resumed sees the very same batches, with any number of workers.
+    and resumed sees the same batches, with any number of workers.
 
     Args:
         root: The folder.
-        backbone: For which backbone the images are prepared: a timm name, a model, a mapping or a
+        backbone: The backbone for which images are prepared: a timm name, a model, a mapping or a
             :class:`DataConfig`; None is timm's default (224 pixels, ImageNet statistics).
-        labels: A CSV file of labels, as it is or below ``root``; None reads class folders.
-        label_columns: The columns of it that hold labels; all but ``file`` and ``split`` by
-            default.
-        task: ``"multiclass"``, ``"binary"``, ``"multilabel"`` or ``"regression"``; None finds it
-            from the labels. ``"binary"`` is for two classes and gives the head one output.
+        labels: A CSV file of labels, a path or below ``root``; None reads class folders.
+        label_columns: Its columns that hold labels; all except ``file`` and ``split`` by default.
+        task: ``"multiclass"``, ``"binary"``, ``"multilabel"`` or ``"regression"``; None infers
+            it from the labels. ``"binary"`` is for two classes and a head with one output.
         labels_per_class: Training images of each class; None takes all.
-        val_fraction: Part of each class's training images that validates, if there is no ``val``.
-        val_per_class: Images of each class that validate, instead of a fraction.
-        test_fraction: Part of each class that is the test set, if there is no ``train``.
+        val_fraction: Fraction of each class's training images for validation, without ``val``.
+        val_per_class: Validation images of each class, instead of a fraction.
+        test_fraction: Fraction of each class for the test, if there is no ``train``.
         seed: Seed of the sample, of the order and of the augmentation.
         image_size: Height and width in pixels, instead of the backbone's.
         batch_size: Images a training batch, on each rank.
@@ -72,21 +71,21 @@ class ImageFolderDataModule(SplitLoaders):
         steps_per_epoch: Batches an epoch; None is one pass over the training images.
         augment: A preset's name, an :class:`Augment`, or a callable that takes and returns one
             image ``(C, H, W)`` in [0, 1] of the backbone's size and draws from torch's generator.
-        flip: Mirror half of the training images, where the augmentation leaves it open (``"none"``
-            does not). Switch it off where a mirrored image is of another class.
-        flip_safe: Whether a mirrored image keeps its class. None looks at the images where they
-            are mirrored, and warns if it seems not; True does not look, False forbids mirroring.
+        flip: Mirror half of the training images, if the augmentation leaves it open (``"none"``
+            does not). Switch it off if mirroring changes the class.
+        flip_safe: Whether a mirrored image keeps its class. None examines mirrored images and
+            warns if it seems not; True skips this, False forbids mirroring.
         verify: How image files are checked before training; see :func:`unreadable`.
         cache: Keep training and validation images decoded, as bytes: True in a temporary file, a
-            directory in files that later runs, ranks and jobs read too (the test images as well).
-            What the run comes to is the same. Worth it where loading is slower than a step.
+            directory in files that later runs, ranks and jobs share (also the test images). The
+            results are the same. It pays off if loading is slower than a step.
         num_workers: Processes that load; None is the number of CPU cores, at most 8.
-        pin_memory: Page-locked batches; where None, if there is a CUDA device.
+        pin_memory: Whether to page-lock batches; None does if there is a CUDA device.
 
     Raises:
-        DataError: At :meth:`prepare_data`, listing all: fewer than two classes, empty classes,
-            classes that differ between the splits, unreadable images. At :meth:`setup`, if there
-            are fewer images than labels are asked for.
+        DataError: At :meth:`prepare_data`, listing all problems: fewer than two classes, empty
+            classes, classes that differ between the splits, unreadable images. At :meth:`setup`,
+            if a class has too few images.
     """
 
     def __init__(
@@ -126,9 +125,9 @@ class ImageFolderDataModule(SplitLoaders):
         if verify not in (levels := ("header", "decode", "none")):
             wrong.append(f"verify as one of {levels}, got '{verify}': {near(verify, levels)}")
         if labels is None and task not in (None, "multiclass", "binary"):
-            wrong.append(f"a labels file for task='{task}', which folders cannot tell")
+            wrong.append(f"a labels file for task='{task}', which folders do not have")
         if labels is not None and val_per_class is not None:
-            wrong.append("no val_per_class beside a labels file, which may say val itself")
+            wrong.append("no val_per_class with a labels file, which may assign val itself")
         if labels is None and label_columns is not None:
             wrong.append("a labels file for label_columns")
         if wrong:
@@ -141,7 +140,7 @@ class ImageFolderDataModule(SplitLoaders):
         if flip_safe is False and isinstance(self.augment, Augment) and self.augment.flip:
             raise DataError(
                 "Expected an augmentation without flip for data with flip_safe=False, got "
-                "flip=True: a mirrored image is of another class. Leave flip out."
+                "flip=True: mirroring changes the class. Leave flip out."
             )
         self.labels_per_class = labels_per_class
         self.val_fraction = val_fraction
@@ -165,29 +164,29 @@ class ImageFolderDataModule(SplitLoaders):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, the place of each is its number; or of the labels or numbers."""
+        """Names of the classes, in the order of their numbers; or of the labels or numbers."""
         self.setup()
         return self._class_names
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, labels or numbers: how many things the head tells of."""
+        """Number of classes, labels or numbers that the head predicts."""
         return len(self.class_names)
 
     @property
     def task(self) -> Task:
-        """What the labels are, as it was asked for or found."""
+        """The task, given or inferred from the labels."""
         self.setup()
         assert self._task is not None
         return self._task
 
     def class_counts(self, split: str) -> list[int]:
-        """How many images of a split are of each class, or have each label; empty of numbers."""
+        """Return the images of a split in each class or with each label; empty for numbers."""
         self.setup()
         return counted(self.files[split][1], self.num_classes, self.task)
 
     def target_statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each number over the training images."""
+        """Return the mean and standard deviation of each number over the training images."""
         self.setup()
         return mean_and_deviation(self.files["train"][1])
 
@@ -212,12 +211,12 @@ class ImageFolderDataModule(SplitLoaders):
         mirrors = isinstance(self.augment, Augment) and self.augment.flip
         if not mirrors or self.flip_safe is not None or self._looked_at_flips:
             return
-        self._looked_at_flips = True  # every pass of a trainer prepares the data again
+        self._looked_at_flips = True  # a trainer prepares the data for every fit, test and so on
         if found := flip_confusions(*thumbnails(paths, labels)):
             warnings.warn(warning_text(found, names), stacklevel=3)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the folders or the labels and choose the samples; the second call does nothing."""
+        """Read the folders or the labels and choose the samples; a second call has no effect."""
         if self.files:
             return
         options: Any = {
@@ -262,7 +261,7 @@ class ImageFolderDataModule(SplitLoaders):
         return read_labels(path, self.root, task=self._task, columns=self.label_columns)
 
     def images(self, split: str) -> ImageFiles:
-        """The dataset of a split; that of ``"train"`` is augmented."""
+        """Return the dataset of a split; ``"train"`` is augmented."""
         if split == "train":
             return self._images(split, training_transform(self.config, self.augment))
         return self._images(split, evaluation_transform(self.config))
@@ -281,20 +280,20 @@ class ImageFolderDataModule(SplitLoaders):
         return ImageFiles(paths, labels, mode=mode, **options)
 
     def eval_transform(self) -> Callable[[Any], Tensor]:
-        """A PIL image in ``config.pil_mode`` to a tensor ``(C, H, W)``, as evaluated."""
+        """Build the evaluation transform: a PIL image in ``config.pil_mode`` to ``(C, H, W)``."""
         return self.config.eval_transform()
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Batches of the validation images; none if there is no such split."""
+        """Return batches of the validation images; none if there is no such split."""
         self.setup()
         return self.plain_dataloader("val") if self.files["val"][0] else []
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Batches of the test images."""
+        """Return batches of the test images."""
         self.setup()
         if not self.files["test"][0]:
             raise DataError(
                 f"Expected test images, got none in {self.root}: add a folder `test`, or in a "
-                "folder without `train` ask for test_fraction above 0."
+                "folder without `train` set test_fraction above 0."
             )
         return self.plain_dataloader("test")

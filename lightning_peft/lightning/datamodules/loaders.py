@@ -1,4 +1,4 @@
-"""What the ready data modules share: the loaders over the samples of their splits."""
+"""The base class of the ready data modules: loaders over the samples of their splits."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["SplitLoaders", "workers"]
 
 
 class SplitLoaders(pl.LightningDataModule):
-    """Loaders over splits; a subclass says what the samples of a split are.
+    """Loaders over splits; a subclass provides the samples of each split.
 
     Attributes:
-        seed: Of the order of the training samples.
+        seed: Seed of the order of the training samples.
         batch_size: Samples a training batch, on each rank.
         eval_batch_size: Samples a batch in validation and test.
         steps_per_epoch: Batches an epoch; None is one pass.
         num_workers: Processes that load.
-        pin_memory: Page-locked batches; where None, if there is a CUDA device.
+        pin_memory: Whether to page-lock batches; None does if there is a CUDA device.
     """
 
     seed: int
@@ -33,15 +33,15 @@ class SplitLoaders(pl.LightningDataModule):
     pin_memory: bool | None
 
     def _samples(self, split: str, *, training: bool) -> Any:
-        """The dataset of a split, as it trains or as it is evaluated."""
+        """Return the dataset of a split, for training or for evaluation."""
         raise NotImplementedError
 
     def _epoch_batches(self, samples: Any) -> int | None:
-        """How many batches of the training samples are an epoch; None is one pass."""
+        """Return the number of batches in an epoch; None is one pass over the training samples."""
         return self.steps_per_epoch
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of the training samples, in an order that the epoch decides."""
+        """Return batches of the training samples, in an order that depends on the epoch."""
         samples = self._samples("train", training=True)
         return train_loader(
             samples,
@@ -53,11 +53,11 @@ class SplitLoaders(pl.LightningDataModule):
         )
 
     def predict_dataloader(self) -> Any:
-        """Batches of the test samples."""
+        """Return batches of the test samples."""
         return self.test_dataloader()
 
     def plain_dataloader(self, split: str = "train") -> DataLoader[Any]:
-        """Batches of a split as evaluation sees them: in a fixed order, nothing augmented."""
+        """Return batches of a split as in evaluation: in a fixed order, without augmentation."""
         samples = self._samples(split, training=False)
         return DataLoader(samples, batch_size=self.eval_batch_size, **self._options())
 
@@ -66,5 +66,5 @@ class SplitLoaders(pl.LightningDataModule):
 
 
 def workers(asked: int | None) -> int:
-    """How many processes load images from disk; None is the number of CPU cores, at most 8."""
+    """Return how many processes load images; None means the number of CPU cores, at most 8."""
     return min(8, os.cpu_count() or 1) if asked is None else asked

@@ -24,7 +24,7 @@ __all__ = ["TextDataModule"]
 
 SPLITS = ("train", "val", "test")
 LONGEST = 512
-"""Tokens of a text at most, where neither the tokeniser nor the user says it."""
+"""The largest number of tokens of a text, if neither the tokeniser nor the user sets it."""
 
 log = logging.getLogger(__name__)
 
@@ -34,45 +34,45 @@ class TextDataModule(SplitLoaders):
 
     A CSV file has a header with ``text``, optionally ``split`` (``train``, ``val``, ``test``), and
     labels, which are read as :func:`~lightning_peft.data.labels_file.read_labels` says: one column
-    of words is classes, words with ``|`` between are several labels of a text. Where there is no
-    ``split``, a test set is split off that depends on ``test_fraction`` alone, and a stratified
-    part of the others validates; texts are ranked by a hash of themselves, so a new text moves no
-    other from one split into another's place. A text that comes several times is taken once, as it
-    would otherwise both train and test.
+    of words is classes, words separated by ``|`` are several labels of a text. Without ``split``, a
+    test set is split off that only depends on ``test_fraction``, and a stratified part of the rest
+    is used for validation; texts are ranked by their hash, so a new text does not move others
+    between splits. A repeated text is used once, since it could otherwise be in both training and
+    test.
 
-    A batch is a pair of what the tokeniser gives, tensors ``(B, T)`` padded to the longest text of
-    the batch, and labels: ``(B,)`` classes, or ``(B, K)`` in float32 of several. The order is a
-    function of (seed, epoch): a run that was stopped and resumed sees the very same batches.
+    A batch is a pair of the tokeniser's output, tensors ``(B, T)`` padded to the longest text of
+    the batch, and labels: ``(B,)`` classes, or ``(B, K)`` in float32 for several. The order is
+    a function of (seed, epoch): a run that was stopped and resumed sees the same batches.
 
     Args:
         root: The CSV file.
-        backbone: Whose tokeniser: a name on the Hugging Face hub, a local directory, or a
-            tokeniser.
+        backbone: The model whose tokeniser to use: a name on the Hugging Face hub, a local
+            directory, or a tokeniser.
         texts: The texts, instead of a file.
         labels: The class of each of ``texts``: its name, or its number from 0.
-        splits: Of each of ``texts`` its split; by default they are split as lines of a file.
+        splits: The split of each of ``texts``; by default they are split like lines of a file.
         text_column: The column of the texts.
-        label_columns: The columns of the labels; all but that of the texts and ``split`` by
+        label_columns: The columns of the labels; all except that of the texts and ``split`` by
             default.
-        task: ``"multiclass"``, ``"binary"``, ``"multilabel"`` or ``"regression"``; None finds it
-            from the labels. ``"binary"`` is for two classes and gives the head one output.
+        task: ``"multiclass"``, ``"binary"``, ``"multilabel"`` or ``"regression"``; None infers
+            it from the labels. ``"binary"`` is for two classes and a head with one output.
         labels_per_class: Training texts of each class; None takes all.
-        val_fraction: Part of each class's training texts that validates, if no line says ``val``.
-        test_fraction: Part of each class that is the test set, if there is no ``split``.
+        val_fraction: Fraction of each class's training texts for validation, without ``val`` lines.
+        test_fraction: Fraction of each class for the test, if there is no ``split``.
         seed: Seed of the sample and of the order.
-        max_length: Tokens of a text at most; what is longer is cut, which is told. None is the
-            tokeniser's own limit, at most 512.
+        max_length: The largest number of tokens of a text; longer ones are cut, with a message.
+            None is the tokeniser's own limit, at most 512.
         batch_size: Texts a training batch, on each rank.
         eval_batch_size: Texts a batch in validation and test; None is twice ``batch_size``.
         steps_per_epoch: Batches an epoch; None is one pass over the training texts.
-        augment: Nothing: what there is, is for images.
+        augment: Must be None: augmentation is for images.
         num_workers: Processes that load; the texts are in memory.
-        pin_memory: Page-locked batches; where None, if there is a CUDA device.
+        pin_memory: Whether to page-lock batches; None does if there is a CUDA device.
 
     Raises:
-        DataError: If there are neither or both a file and lists, a value is out of its range, or
-            there is no such tokeniser; at :meth:`prepare_data`, listing all that is wrong with the
-            file; at :meth:`setup`, if there are fewer texts than labels are asked for.
+        DataError: If neither or both of a file and lists are given, a value is out of its range, or
+            there is no such tokeniser; at :meth:`prepare_data`, listing all problems of the file;
+            at :meth:`setup`, if a class has too few texts.
         MissingExtraError: If transformers is not installed.
     """
 
@@ -126,7 +126,7 @@ class TextDataModule(SplitLoaders):
         self._table: LabelsFile | None = None
         self._tokenised: dict[str, TokenisedTexts] = {}
         self.indices: dict[str, list[int]] = {}
-        """Which of the texts each split holds, after :meth:`setup`."""
+        """The indices of the texts of each split, after :meth:`setup`."""
 
     @property
     def table(self) -> LabelsFile:
@@ -145,7 +145,7 @@ class TextDataModule(SplitLoaders):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, the place of each is its number; or of the labels."""
+        """Names of the classes, in the order of their numbers; or of the labels."""
         return self.table.names
 
     @property
@@ -155,11 +155,11 @@ class TextDataModule(SplitLoaders):
 
     @property
     def task(self) -> Task:
-        """What the labels are, as it was asked for or found."""
+        """The task, given or inferred from the labels."""
         return self.table.task
 
     def class_counts(self, split: str) -> list[int]:
-        """How many texts of a split are of each class, or have each label."""
+        """Return the number of texts of a split in each class, or with each label."""
         self.setup()
         labels = [self.table.labels[i] for i in self.indices[split]]
         return counted(labels, self.num_classes, self.task)
@@ -169,7 +169,7 @@ class TextDataModule(SplitLoaders):
         assert self.table
 
     def setup(self, stage: str | None = None) -> None:
-        """Choose the samples; the second call does nothing."""
+        """Choose the samples; a second call has no effect."""
         if not self.indices:
             self.indices = divided(
                 self.table,
@@ -180,11 +180,11 @@ class TextDataModule(SplitLoaders):
             )
 
     def tokenise(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Turn texts into what the backbone takes, tensors ``(B, T)``, as in evaluation."""
+        """Tokenise texts as in evaluation, into tensors ``(B, T)`` for the backbone."""
         return self._tokens(texts).padded(range(len(texts)))
 
     def texts(self, split: str) -> TokenisedTexts:
-        """The dataset of a split, tokenised the first time."""
+        """Return the dataset of a split, which is tokenised once."""
         self.setup()
         if split not in self._tokenised:
             chosen = self.indices[split]
@@ -199,17 +199,17 @@ class TextDataModule(SplitLoaders):
         return self._tokenised[split]
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Batches of the validation texts; none if there is no such split."""
+        """Return batches of the validation texts; none if there is no such split."""
         self.setup()
         return self.plain_dataloader("val") if self.indices["val"] else []
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Batches of the test texts."""
+        """Return batches of the test texts."""
         self.setup()
         if not self.indices["test"]:
             raise DataError(
-                f"Expected test texts, got none in {self.table.path}: ask for test_fraction above "
-                "0, or let the column `split` say `test` of some."
+                f"Expected test texts, got none in {self.table.path}: set test_fraction above 0, "
+                "or mark some as `test` in the column `split`."
             )
         return self.plain_dataloader("test")
 
@@ -228,7 +228,7 @@ class TextDataModule(SplitLoaders):
             folder = self.root if self.root.is_dir() else self.root.parent
             beside = [path.name for path in folder.glob("*.csv")]
             raise DataError(
-                f"Expected a CSV file of texts and labels, got {self.root}, which is none. "
+                f"Expected a CSV file of texts and labels, got {self.root}, which is not one. "
                 f"{near(self.root.name, beside)}"
             )
         return self.root
@@ -245,7 +245,7 @@ def _check(
     fractions: Mapping[str, float],
     counts: Mapping[str, int | None],
 ) -> None:
-    """Refuse arguments that cannot be, all at once."""
+    """Refuse invalid arguments, all at once."""
     wrong = [f"{k} in [0, 1), got {v}" for k, v in fractions.items() if not 0 <= v < 1]
     wrong += [f"{k} of 1 or more, got {v}" for k, v in counts.items() if v is not None and v < 1]
     if (root is None) == (texts is None):

@@ -1,4 +1,4 @@
-"""VTAB-1k: nineteen tasks of 1000 labelled images each, and the protocol of the papers."""
+"""VTAB-1k: nineteen tasks of 1000 labelled images each, with the protocol of the papers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LISTS: dict[str, dict[str, str]] = {
     "choose": {"train": "train800.txt", "val": "val200.txt"},
     "final": {"train": "train800val200.txt", "test": "test.txt"},
 }
-"""Which list is which split, in each phase. No phase has the validation and the test images."""
+"""The list of each split, by phase. No phase has both the validation and the test images."""
 
 SOURCE = (
     "The lists and images are written by data/vtab-source/get_vtab1k.py of "
@@ -36,19 +36,19 @@ SOURCE = (
 
 
 class VTABDataModule(SplitLoaders):
-    """One task of VTAB-1k, from images on disk as the literature lays them out.
+    """One task of VTAB-1k, from images on disk in the layout of the literature.
 
     ``root/<task>/`` holds ``train800.txt``, ``val200.txt``, ``train800val200.txt`` and
     ``test.txt``, each with lines such as ``images/test/000000.jpg 3``.
 
     The protocol (Zhai et al., 2019, "A Large-scale Study of Representation Learning with the Visual
-    Task Adaptation Benchmark"): choose what there is to choose with 800 training and 200 validation
-    images (``phase="choose"``); then train once more on all 1000 and test the last weights
+    Task Adaptation Benchmark"): make all choices with 800 training and 200 validation images
+    (``phase="choose"``); then train once more on all 1000 and test the last weights
     (``phase="final"``). Neither phase has both the validation and the test images, so nothing can
-    be chosen on the test set. The measure is top-1 accuracy; its mean over the 19 tasks is given
-    in the literature as the mean of the three groups' means as well, which is a different number.
+    be chosen on the test set. The measure is top-1 accuracy; the literature reports its mean over
+    the 19 tasks or the mean of the three groups' means, which are different numbers.
 
-    Images are resized to the backbone's size, whatever their shape, and normalised; there is no
+    Images are resized to the backbone's size, whatever their shape, and normalised, without
     augmentation, as in VPT, NOAH, SSF, Convpass, FacT and RepAdapter.
 
     A batch is a pair of images ``(B, C, H, W)``, float32 and normalised, and labels ``(B,)``. The
@@ -59,24 +59,24 @@ class VTABDataModule(SplitLoaders):
         task: The task, which is the name of its folder.
         phase: ``"choose"`` trains on 800 images and validates on 200; ``"final"`` trains on 1000
             and tests.
-        backbone: For which backbone the images are prepared: a timm name, a model, a mapping or a
+        backbone: The backbone for which images are prepared: a timm name, a model, a mapping or a
             :class:`DataConfig`; None is timm's default (224 pixels).
         mean: Mean that normalises; None is the backbone's. Most papers use ImageNet's, although
             the ViT-B/16 that they adapt was pretrained with 0.5 and 0.5.
         std: Standard deviation that normalises; None is the backbone's.
-        interpolation: How images are resized: ``"bicubic"`` or ``"bilinear"``.
+        interpolation: The interpolation of resizing: ``"bicubic"`` or ``"bilinear"``.
         seed: Seed of the order.
         batch_size: Images a training batch, on each rank.
         eval_batch_size: Images a batch in validation and test.
-        drop_last: Leave out the images of an epoch that fill no batch, as the papers do.
+        drop_last: Leave out the last incomplete batch of an epoch, as the papers do.
         cache: Keep decoded images: as for :class:`~lightning_peft.ImageFolderDataModule`.
         num_workers: Processes that load; None is the number of CPU cores, at most 8.
-        pin_memory: Page-locked batches; where None, if there is a CUDA device.
+        pin_memory: Whether to page-lock batches; None does if there is a CUDA device.
 
     Raises:
-        DataError: If there is no such task or phase; at :meth:`prepare_data`, listing all: lists
-            that are missing, lines that are none, images that are missing, lists of other sizes
-            than belong together; for a split that the phase does not have.
+        DataError: If there is no such task or phase; at :meth:`prepare_data`, listing all problems:
+            missing lists, malformed lines, missing images, lists whose sizes do not match; for a
+            split that the phase does not have.
     """
 
     def __init__(
@@ -130,16 +130,16 @@ class VTABDataModule(SplitLoaders):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The labels as text: the lists have no names."""
+        """The labels as strings: the lists have no names."""
         return tuple(map(str, range(self.num_classes)))
 
     def prepare_data(self) -> None:
-        """Check the lists and that every image is there."""
+        """Check the lists and that every image exists."""
         lists = self._read()
         self._refuse([told for found in lists.values() for told in missing_images(found)])
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the lists of the phase; the second call does nothing."""
+        """Read the lists of the phase; a second call has no effect."""
         if not self.lists:
             self.lists = self._read()
 
@@ -158,7 +158,7 @@ class VTABDataModule(SplitLoaders):
         return lists
 
     def _strangers(self, folder: Path, train: ImageList) -> list[str]:
-        """In the final phase, compare with the lists that all training images come from, if any."""
+        """Compare the final phase's list with those that its images come from, if these exist."""
         parts = [folder / name for name in LISTS["choose"].values()]
         if self.phase != "final" or not all(part.is_file() for part in parts):
             return []
@@ -174,10 +174,10 @@ class VTABDataModule(SplitLoaders):
     def _refuse(self, problems: Sequence[str]) -> None:
         if problems:
             lines = "\n".join(f"  {problem}" for problem in problems)
-            raise DataError(f"The task '{self.task}' of VTAB-1k is not whole:\n{lines}\n{SOURCE}")
+            raise DataError(f"The task '{self.task}' of VTAB-1k is incomplete:\n{lines}\n{SOURCE}")
 
     def images(self, split: str) -> ImageFiles:
-        """The dataset of a split; one that the phase does not have is empty."""
+        """Return the dataset of a split; empty if the phase does not have it."""
         self.setup()
         found = self.lists.get(split)
         paths = () if found is None else found.images
@@ -192,7 +192,7 @@ class VTABDataModule(SplitLoaders):
         )
 
     def eval_transform(self) -> Callable[[Any], Tensor]:
-        """A PIL image in ``config.pil_mode`` to a tensor ``(C, H, W)``: training's as well."""
+        """Build the transform of training and evaluation: a PIL image to ``(C, H, W)``."""
         return self.config.eval_transform()
 
     def _samples(self, split: str, *, training: bool) -> ImageFiles:
@@ -204,18 +204,18 @@ class VTABDataModule(SplitLoaders):
         return max(1, len(samples) // self.batch_size) if self.batch_size > 0 else 1
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Batches of the 200 validation images; none in the final phase."""
+        """Return batches of the 200 validation images; none in the final phase."""
         return self.plain_dataloader("val") if self.phase == "choose" else []
 
     def test_dataloader(self) -> DataLoader[Any]:
-        """Batches of the test images.
+        """Return batches of the test images.
 
         Raises:
-            DataError: While there is something to choose.
+            DataError: In the phase ``"choose"``.
         """
         if self.phase == "choose":
             raise DataError(
-                "Expected phase='final' to test, got 'choose': the test set chooses nothing. "
+                "Expected phase='final' to test, got 'choose': the test set must choose nothing. "
                 "Choose by the validation accuracy (test=false), then train once more on all 1000 "
                 "images with phase='final' and test that."
             )

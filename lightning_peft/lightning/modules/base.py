@@ -1,7 +1,6 @@
-"""What the ready modules share: hooks, metrics, the record of a test, the optimizer.
+"""The base classes of the ready modules: hooks, metrics, test results, the optimizer.
 
-A subclass builds the backbone and says what its targets are, what its loss is and what the metrics
-take.
+A subclass builds the backbone and defines the targets, the loss and the inputs of the metrics.
 """
 
 from __future__ import annotations
@@ -26,13 +25,18 @@ __all__ = ["ImageModule", "ReadyModule", "monitors_of_test"]
 
 
 class ReadyModule(pl.LightningModule):
-    """A backbone, its loss and its metrics, whatever the backbone reads.
+    """A backbone with its loss and metrics, for any kind of input.
 
     Attributes:
-        noun: What a batch holds, for messages.
-        task: What the targets are.
+        noun: ``"images"`` or ``"texts"``, for messages.
+        task: The task.
         num_classes: Number of classes, labels or numbers.
-        class_names: Name of each, if they are known.
+        class_names: Name of each, if known.
+        backbone: The network, with its head.
+        lr: Learning rate.
+        weight_decay: Weight decay of the parameters that decay.
+        group_settings: More arguments of :func:`parameter_groups`.
+        optimizer: Called with the parameter groups; None is AdamW.
     """
 
     noun: ClassVar[str] = "images"
@@ -46,7 +50,7 @@ class ReadyModule(pl.LightningModule):
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None
 
     def _measure_with(self, val: MetricCollection, test: MetricCollection) -> None:
-        """Keep the metrics of each stage, and a record of the test for all else."""
+        """Keep the metrics of each stage, and collect the outputs of the test for the tables."""
         self.val_metrics = val.clone(prefix="val/")
         self.test_metrics = test.clone(prefix="test/")
         self.test_record = Gathered()
@@ -54,18 +58,18 @@ class ReadyModule(pl.LightningModule):
 
     @property
     def outputs(self) -> Outputs:
-        """How the outputs of the head are read."""
+        """The conversion of the outputs of the head."""
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        """Compare what the data module says of itself, if it does, with the head."""
+        """Compare the data module's task and classes, if it has them, with the head."""
         if stage == "fit" and (wrong := monitors_of_test(self.trainer)):
             raise DataError("Expected nothing to be chosen on the test set: " + "; ".join(wrong))
         data = getattr(self.trainer, "datamodule", None)
         found = getattr(data, "num_classes", None)
         task = getattr(data, "task", None)
-        task = task if task in TASKS else self.task  # a data module may call something else so
-        # two classes may be told apart by one output or by two
+        task = task if task in TASKS else self.task  # the name may mean something else
+        # two classes need one output or two
         same = task == self.task or {task, self.task} == {"binary", "multiclass"}
         if not same:
             raise DataError(
@@ -82,7 +86,7 @@ class ReadyModule(pl.LightningModule):
             self.class_names = [str(name) for name in names]
 
     def on_validation_epoch_start(self) -> None:
-        """Forget what an interrupted validation has left."""
+        """Reset the state of an interrupted validation."""
         self.val_metrics.reset()
 
     def validation_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> None:
@@ -95,7 +99,7 @@ class ReadyModule(pl.LightningModule):
         self.val_metrics.reset()
 
     def on_test_epoch_start(self) -> None:
-        """Forget what another test has left."""
+        """Reset the state of an earlier test."""
         self.test_metrics.reset()
         self.test_record.reset()
         self._results = None
@@ -114,7 +118,7 @@ class ReadyModule(pl.LightningModule):
         self.test_record.reset()
 
     def test_results(self) -> Evaluation:
-        """The last test's metrics and tables.
+        """Return the last test's metrics and tables.
 
         Raises:
             DataError: If the module has not been tested.
@@ -124,7 +128,7 @@ class ReadyModule(pl.LightningModule):
         return self._results
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimizer over what is trained, weight decay where it belongs."""
+        """Return the optimizer over the trained parameters, with weight decay where it belongs."""
         groups = parameter_groups(self, self.lr, self.weight_decay, **self.group_settings)
         return torch.optim.AdamW(groups) if self.optimizer is None else self.optimizer(groups)
 
@@ -144,40 +148,41 @@ class ReadyModule(pl.LightningModule):
         raise NotImplementedError
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The loss of evaluation: nothing smoothed, mixed or weighted."""
+        """Return the evaluation loss, without smoothing, mixing or weights."""
         raise NotImplementedError
 
     def _scored(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """What the metrics take."""
+        """Return the inputs of the metrics."""
         raise NotImplementedError
 
     def _recorded(self, outputs: Tensor) -> Tensor:
-        """What the test keeps of each image or text."""
+        """Return the outputs to keep for each image or text of the test."""
         raise NotImplementedError
 
     def _tables(self, scores: dict[str, float], outputs: Tensor, targets: Tensor) -> Evaluation:
-        """What the test came to."""
+        """Return the results of the test."""
         raise NotImplementedError
 
 
 class ImageModule(ReadyModule):
-    """What reads images; :class:`ImageClassifier` and :class:`ImageRegressor`."""
+    """The base class of :class:`ImageClassifier` and :class:`ImageRegressor`."""
 
     @property
     def data_config(self) -> DataConfig:
-        """Size, channels and normalisation of the images that the backbone expects."""
+        """The size, channels and normalisation of images that the backbone expects."""
         return data_config(self.backbone)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Outputs of the head ``(B, K)`` of images ``(B, C, H, W)``."""
+        """Return the outputs of the head ``(B, K)`` for images ``(B, C, H, W)``."""
         found: Tensor = self.backbone(images)
         return found
 
 
 def monitors_of_test(trainer: Any) -> list[str]:
-    """Find the callbacks that choose by a metric of the test set.
+    """Find the callbacks that monitor a metric of the test set.
 
-    A checkpoint or a stop that is chosen on the test images makes their score a training score.
+    Choosing a checkpoint or the end of training on the test images makes their score a training
+    score.
 
     Args:
         trainer: A trainer, or anything that has ``callbacks``.
@@ -191,7 +196,7 @@ def monitors_of_test(trainer: Any) -> list[str]:
         if isinstance(monitor, str) and is_test(monitor):
             instead = f"val/{monitor.partition('/')[2]}"
             found.append(
-                f"{type(callback).__name__} watches {monitor}; watch {instead}, and look at the "
-                "test set when all is chosen"
+                f"{type(callback).__name__} watches {monitor}; watch {instead}, and use the "
+                "test set after all choices"
             )
     return found

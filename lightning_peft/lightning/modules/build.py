@@ -1,4 +1,4 @@
-"""The parts that an image classifier is built of, and the checks of its arguments."""
+"""The parts of an image classifier, and checks of its arguments."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ def build_backbone(
     options: Mapping[str, Any],
     regularisers: Mapping[str, float],
 ) -> nn.Module:
-    """Make the backbone, or check the one that was given.
+    """Build the backbone, or check the given one.
 
     Args:
         backbone: A timm name or a module.
         num_classes: Classes of its head.
         pretrained: Load pretrained weights.
         options: More arguments of ``timm.create_model``.
-        regularisers: Arguments of it that are left out where they are 0, as not every model has
-            them.
+        regularisers: Further arguments, left out if they are 0, since not every model has them.
 
     Returns:
         The backbone.
 
     Raises:
-        DataError: If timm has no such model or it takes no such regulariser, or if a module was
-            given with another head or with arguments that only timm could use.
+        DataError: If timm has no such model or it takes no such regulariser, or if a module is
+            passed with another head or with arguments for timm.
     """
     asked = {name: value for name, value in regularisers.items() if value}
     if isinstance(backbone, nn.Module):
@@ -68,7 +67,7 @@ def build_backbone(
 
 
 def mixing(mixup: float, cutmix: float, num_classes: int) -> Callable[..., Any] | None:
-    """Make what mixes a batch ``(images, labels)``: mixup, CutMix, one of both, or None."""
+    """Build the mixing of a batch ``(images, labels)``: mixup, CutMix, one of both, or None."""
     if not mixup and not cutmix:
         return None
     from torchvision.transforms import v2
@@ -107,7 +106,7 @@ def check_arguments(
 
 
 def plain(value: Any) -> Any:
-    """Turn mappings and sequences of any kind, such as Hydra's, into dicts, lists and tuples."""
+    """Convert mappings and sequences of any kind, such as Hydra's, to dicts, lists and tuples."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""What the ready classifiers share: the tasks with classes, whatever the backbone reads."""
+"""The base class of the ready classifiers, for all tasks with classes and any input."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ClassifierModule(ReadyModule):
     """Losses, metrics, tables, temperature and predictions of a classifier.
 
     A subclass calls :meth:`_classify` with its arguments, builds ``backbone`` with a head of
-    ``head_size(task, num_classes)``, and says in ``forward`` what the backbone is given.
+    ``head_size(task, num_classes)``, and defines ``forward``.
     """
 
     temperature: float
@@ -53,14 +53,14 @@ class ClassifierModule(ReadyModule):
         parts: dict[str, float],
         amounts: dict[str, float],
     ) -> None:
-        """Check the arguments that classifiers have, and keep them.
+        """Check and keep the arguments that all classifiers have.
 
         Args:
             task: The task.
             num_classes: Number of classes.
             class_names: Name of each class.
-            label_smoothing: Part of the target that is spread over all classes.
-            temperature: What logits are divided by.
+            label_smoothing: Fraction of the target that is spread over all classes.
+            temperature: The divisor of logits.
             lr: Learning rate.
             weight_decay: Weight decay.
             groups: More arguments of :func:`parameter_groups`.
@@ -69,7 +69,7 @@ class ClassifierModule(ReadyModule):
             amounts: More arguments that have to be 0 or more, for the check.
 
         Raises:
-            DataError: Naming all that is out of range.
+            DataError: Listing all values that are out of range.
         """
         check_task(task, CLASSES)
         check_arguments(
@@ -90,20 +90,20 @@ class ClassifierModule(ReadyModule):
         self.group_settings = groups
         self.optimizer = optimizer
         self._measure_with(*(self._metrics(ranking) for ranking in (False, True)))
-        self._kept: Gathered | None = None  # what calibration looks at
+        self._kept: Gathered | None = None  # the outputs that calibration uses
 
     def _metrics(self, ranking: bool) -> MetricCollection:
-        """The metrics of the task; the ranking of all images by each class is for the test."""
+        """Return the metrics of the task; ranking metrics are for the test."""
         sizes = {"num_classes": self.num_classes, "num_labels": self.num_classes}
         return metric_set(self.task, **sizes, ranking=ranking)
 
     @property
     def outputs(self) -> Outputs:
-        """How logits become probabilities."""
+        """The conversion of logits to probabilities."""
         return Outputs(self.task, self.temperature)
 
     def setup(self, stage: str) -> None:
-        """Compare the classes of the data module, if it says which it has, with the head's."""
+        """Compare the classes of the data module, if it has them, with the head's."""
         super().setup(stage)
         counts = getattr(getattr(self.trainer, "datamodule", None), "class_counts", None)
         if stage != "fit" or counts is None or not self.trainer.is_global_zero:
@@ -113,7 +113,7 @@ class ClassifierModule(ReadyModule):
                 log.warning("%s", told)
 
     def training_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> Tensor:
-        """Cross entropy of a batch, changed and smoothed as asked."""
+        """Return the cross entropy of a batch, with mixing and smoothing."""
         inputs, labels = batch
         self._check_targets(labels, batch_idx)
         inputs, labels = self._for_training(inputs, labels, batch_idx)
@@ -123,7 +123,7 @@ class ClassifierModule(ReadyModule):
         return loss
 
     def _for_training(self, inputs: Any, labels: Tensor, batch_idx: int) -> tuple[Any, Tensor]:
-        """What is done to a training batch as a whole."""
+        """Return a training batch after changes to the whole batch."""
         return inputs, labels
 
     def calibrate(self, trainer: pl.Trainer, data: Any, ckpt_path: str | None = None) -> float:
@@ -132,7 +132,7 @@ class ClassifierModule(ReadyModule):
         Args:
             trainer: Runs the validation.
             data: A data module or a loader; its validation split is used, never its test split.
-            ckpt_path: Weights to load before.
+            ckpt_path: Weights to load first.
 
         Returns:
             The temperature.
@@ -161,11 +161,11 @@ class ClassifierModule(ReadyModule):
             self._kept.update(*found)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """Probabilities in float32 and what is predicted.
+        """Return probabilities in float32 and predictions.
 
         Returns:
-            ``probabilities`` ``(B, num_classes)`` (of a binary task of both classes), and
-            ``predictions``: classes ``(B,)``, or of ``"multilabel"`` 0 and 1 ``(B, num_classes)``.
+            ``probabilities`` ``(B, num_classes)`` (for a binary task of both classes), and
+            ``predictions``: classes ``(B,)``, or for ``"multilabel"`` 0 and 1 ``(B, num_classes)``.
         """
         inputs = batch[0] if isinstance(batch, list | tuple) else batch
         probabilities = self.outputs(self(inputs))
@@ -174,7 +174,7 @@ class ClassifierModule(ReadyModule):
         return {"probabilities": probabilities, "predictions": probabilities.argmax(-1)}
 
     def _check_targets(self, targets: Tensor, batch_idx: int) -> None:
-        # looking at labels on a GPU waits for it: once a pass is enough to find a wrong head
+        # reading labels on a GPU waits for it: once a pass is enough to find a wrong head
         if targets.device.type == "cpu" or batch_idx == 0:
             check_labels(self.task, targets, self.num_classes)
 

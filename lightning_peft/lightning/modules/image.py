@@ -21,20 +21,20 @@ __all__ = ["ImageClassifier"]
 class ImageClassifier(ClassifierModule, ImageModule):
     """Classifies images with a timm backbone and a new head.
 
-    It knows nothing of adapters: without ``lp.PEFT`` it is an ordinary full fine-tune.
+    It is independent of adapters: without ``lp.PEFT`` it fine-tunes all parameters.
 
     | Logged | When | What |
     | --- | --- | --- |
     | `train/loss` | each step | cross entropy, with smoothing and mixing |
     | `val/loss`, `test/loss` | each epoch | cross entropy, without |
-    | `val/accuracy`, `test/accuracy` | each epoch | part of the images, in [0, 1] |
-    | `val/...`, `test/...` | each epoch | what :func:`~lightning_peft.evaluation.metrics.metric_set` has for the task; a multiclass AUROC at the test alone |
+    | `val/accuracy`, `test/accuracy` | each epoch | fraction of the images, in [0, 1] |
+    | `val/...`, `test/...` | each epoch | the metrics of :func:`~lightning_peft.evaluation.metrics.metric_set` for the task; a multiclass AUROC in the test only |
     | `test/ece_uncalibrated` | test | the calibration error before the division by the temperature |
 
-    After a test, :meth:`test_results` has the table of classes, the confusion matrix, the bins of a
-    reliability diagram and bootstrap intervals too. Classes of which the largest has three times
-    the training or validation images of the smallest are told once, where the data module says
-    how many there are.
+    After a test, :meth:`test_results` also has the table of classes, the confusion matrix, the bins
+    of a reliability diagram and bootstrap intervals. If the largest class has three times the
+    training or validation images of the smallest, a message says so once, provided that the data
+    module has the counts.
 
     Args:
         backbone: A timm name, or a module that maps images to logits of ``num_classes``, which
@@ -46,30 +46,29 @@ class ImageClassifier(ClassifierModule, ImageModule):
             ``in_chans``.
         head_dropout: Probability of dropping a feature before the head, during training.
         drop_path: Probability of skipping a residual branch (stochastic depth), at the last block.
-        label_smoothing: Part of the target that is spread over all classes, in [0, 1).
-        mixup: Alpha of mixup's Beta distribution; 0 is off. With ``cutmix`` too, each batch is
-            changed by one of both.
+        label_smoothing: Fraction of the target that is spread over all classes, in [0, 1).
+        mixup: Alpha of mixup's Beta distribution; 0 is off. With ``cutmix`` too, one of both
+            changes each batch.
         cutmix: Alpha of CutMix; 0 is off.
         lr: Learning rate.
-        weight_decay: Weight decay of what should decay (see :func:`parameter_groups`).
-        head_lr: A learning rate of its own for the head.
-        head_weight_decay: A weight decay of its own for the head.
-        adapter_weight_decay: A weight decay of its own for adapters.
+        weight_decay: Weight decay of the parameters that decay (see :func:`parameter_groups`).
+        head_lr: A separate learning rate for the head.
+        head_weight_decay: A separate weight decay for the head.
+        adapter_weight_decay: A separate weight decay for adapters.
         lora_plus: How many times as fast as A the factor B of low-rank updates learns (LoRA+).
         layer_decay: Factor of the learning rate from each block to the one before it; None is 1.
         optimizer: Called with the parameter groups, such as ``functools.partial(torch.optim.SGD,
             momentum=0.9)``; AdamW by default. It is not among the hyperparameters of a checkpoint.
         class_names: Name of each class, for the tables; by default those of the data module.
-        task: ``"multiclass"`` (one class of several), ``"binary"`` (two classes, one logit, which
-            is of class 1) or ``"multilabel"`` (any number of labels; targets are ``(B,
-            num_classes)`` of 0 and 1). The last two have the binary cross entropy of each logit.
-        temperature: What logits are divided by before they become probabilities; see
-            :meth:`calibrate`.
+        task: ``"multiclass"`` (one class of several), ``"binary"`` (two classes, one logit, for
+            class 1) or ``"multilabel"`` (any number of labels; targets are ``(B,
+            num_classes)`` of 0 and 1). The last two use the binary cross entropy of each logit.
+        temperature: The divisor of logits before they become probabilities; see :meth:`calibrate`.
 
     Raises:
-        DataError: If timm has no such backbone, a value is out of its range, or the class names are
-            not as many as the classes; at :meth:`setup` or the first batch, if the data has other
-            classes than the head, or if a callback watches a metric of the test set.
+        DataError: If timm has no such backbone, a value is out of its range, or the number of
+            class names differs from the classes; at :meth:`setup` or the first batch, if the data
+            has other classes than the head, or if a callback monitors a metric of the test set.
     """  # noqa: E501
 
     def __init__(
@@ -97,7 +96,7 @@ class ImageClassifier(ClassifierModule, ImageModule):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        # Hydra hands over containers of its own, which must not end up in a checkpoint
+        # Hydra passes its own container types, which must not end up in a checkpoint
         backbone_kwargs = plain(backbone_kwargs or {})
         class_names = None if class_names is None else [str(name) for name in class_names]
         ignored = ["optimizer"] if isinstance(backbone, str) else ["backbone", "optimizer"]
@@ -135,7 +134,7 @@ class ImageClassifier(ClassifierModule, ImageModule):
     ) -> tuple[Tensor, Tensor]:
         if self._mix is None:
             return inputs, labels
-        # by the place in the run, so that a resumed run mixes as the one that never stopped
+        # seeded by the place in the run, so that a resumed run mixes like one that never stopped
         with seeded("mix", self.current_epoch, batch_idx, self.global_rank):
             images, labels = self._mix(inputs, labels)
         return images, labels

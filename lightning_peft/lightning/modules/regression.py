@@ -28,9 +28,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 class ImageRegressor(ImageModule):
     """Predicts numbers from images with a timm backbone and a new head.
 
-    It knows nothing of adapters: without ``lp.PEFT`` it is an ordinary full fine-tune. The head
-    learns standardised numbers (mean 0 and deviation 1 over the training images); what is logged
-    and predicted is in the unit of the data.
+    It is independent of adapters: without ``lp.PEFT`` it fine-tunes all parameters. The head learns
+    standardised numbers (mean 0 and deviation 1 over the training images); logged metrics and
+    predictions are in the unit of the data.
 
     | Logged | When | What |
     | --- | --- | --- |
@@ -42,29 +42,29 @@ class ImageRegressor(ImageModule):
     Args:
         backbone: A timm name, or a module that maps images to ``(B, num_outputs)``, which keeps its
             head. A module is not among the hyperparameters of a checkpoint.
-        num_outputs: How many numbers an image has.
+        num_outputs: How many numbers to predict for an image.
         pretrained: Start from the backbone's pretrained weights.
         backbone_kwargs: More arguments of ``timm.create_model``.
         head_dropout: Probability of dropping a feature before the head, during training.
         drop_path: Probability of skipping a residual branch, at the last block.
-        loss: ``"mse"``, or ``"smooth_l1"``, which large errors pull at less.
+        loss: ``"mse"``, or ``"smooth_l1"``, on which large errors have less influence.
         target_mean: Mean of each number; by default that of the training images, from the data
             module's ``target_statistics()``. It is in the ``state_dict``.
         target_std: Standard deviation of each, the same.
         lr: Learning rate.
-        weight_decay: Weight decay of what should decay.
-        head_lr: A learning rate of its own for the head.
-        head_weight_decay: A weight decay of its own for the head.
-        adapter_weight_decay: A weight decay of its own for adapters.
-        lora_plus: How many times the rate of ``A`` the rate of LoRA's ``B`` is.
+        weight_decay: Weight decay of the parameters that decay.
+        head_lr: A separate learning rate for the head.
+        head_weight_decay: A separate weight decay for the head.
+        adapter_weight_decay: A separate weight decay for adapters.
+        lora_plus: How many times as fast as A the factor B of low-rank updates learns (LoRA+).
         layer_decay: Factor of the learning rate from each block to the one before it; None is 1.
         optimizer: Called with the parameter groups; AdamW by default.
         class_names: Name of each number, for the tables; by default those of the data module.
 
     Raises:
         DataError: If a value is out of its range; at :meth:`setup`, if the data has other numbers
-            than the head, nobody says their mean and deviation, or a callback watches a metric of
-            the test set.
+            than the head, their mean and deviation are not known, or a callback monitors a metric
+            of the test set.
     """  # noqa: E501
 
     task: Task = "regression"
@@ -139,12 +139,12 @@ class ImageRegressor(ImageModule):
 
     @property
     def outputs(self) -> Outputs:
-        """How the outputs of the head become numbers in the unit of the data."""
+        """The conversion of the outputs of the head to numbers in the unit of the data."""
         mean, std = tuple(self.target_mean.tolist()), tuple(self.target_std.tolist())
         return Outputs("regression", mean=mean, std=std)
 
     def setup(self, stage: str) -> None:
-        """Take the mean and the deviation of the training numbers; a checkpoint's come after."""
+        """Use the mean and deviation of the training numbers; a checkpoint may replace them."""
         super().setup(stage)
         if bool(self.target_mean.isfinite().all()):
             return
@@ -160,7 +160,7 @@ class ImageRegressor(ImageModule):
             )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The loss of a batch, of standardised numbers."""
+        """Return the loss of a batch, on standardised numbers."""
         images, targets = batch
         self._check_targets(targets, batch_idx)
         loss = self._loss(self(images).float(), targets)
@@ -168,7 +168,7 @@ class ImageRegressor(ImageModule):
         return loss
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """``predictions`` in the unit of the data, float32: ``(B, K)``, of one number ``(B,)``."""
+        """Return ``predictions`` in the unit of the data: ``(B, K)``, or ``(B,)`` if K is 1."""
         images = batch[0] if isinstance(batch, list | tuple) else batch
         return {"predictions": self._in_units(self(images).float())}
 

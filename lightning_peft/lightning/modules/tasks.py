@@ -13,18 +13,18 @@ from lightning_peft.evaluation.metric_names import Task
 __all__ = ["check_labels", "imbalance", "task_loss"]
 
 UNEVEN = 3.0
-"""From this ratio of the largest class to the smallest, accuracy is mostly about the largest."""
+"""The ratio of the largest class to the smallest from which accuracy is misleading."""
 
 
 def task_loss(task: Task, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross entropy: over the classes, or of each yes and no by itself.
+    """Return the cross entropy over the classes, or the binary cross entropy of each logit.
 
     Args:
         task: ``"multiclass"``, ``"binary"`` or ``"multilabel"``.
-        logits: ``(B, C)``; of ``"binary"`` ``(B, 1)``.
-        labels: Classes ``(B,)`` or, mixed, their shares ``(B, C)`` (of ``"binary"`` ``(B, 2)``);
-            of ``"multilabel"`` ``(B, C)`` in [0, 1].
-        smoothing: Part of the target that is spread over all classes, or over yes and no.
+        logits: ``(B, C)``; for ``"binary"`` ``(B, 1)``.
+        labels: Classes ``(B,)`` or, mixed, their shares ``(B, C)`` (for ``"binary"`` ``(B, 2)``);
+            for ``"multilabel"`` ``(B, C)`` in [0, 1].
+        smoothing: Fraction of the target that is spread over all classes, or over 0 and 1.
 
     Returns:
         A scalar, the mean.
@@ -42,11 +42,11 @@ def check_labels(task: Task, labels: Tensor, num_classes: int) -> None:
 
     Args:
         task: A task with classes.
-        labels: Of a batch.
+        labels: The labels of a batch.
         num_classes: Number of classes or labels.
 
     Raises:
-        DataError: With what was expected and got.
+        DataError: If the labels do not fit.
     """
     if task == "multilabel":
         _check_multilabel(labels, num_classes)
@@ -54,7 +54,7 @@ def check_labels(task: Task, labels: Tensor, num_classes: int) -> None:
     if labels.dim() != 1 or labels.is_floating_point():
         raise DataError(
             f"Expected the number of one class for each item, shape (B,), got "
-            f"{labels.dtype} of shape {tuple(labels.shape)}. Where one may have several "
+            f"{labels.dtype} of shape {tuple(labels.shape)}. If an item may have several "
             "labels, build the module with task='multilabel'."
         )
     low, high = int(labels.min()), int(labels.max())
@@ -92,13 +92,13 @@ def imbalance(
     names: Sequence[str] | None = None,
     noun: str = "images",
 ) -> str | None:
-    """Say that classes are uneven, if they are.
+    """Return a warning if the classes are imbalanced.
 
     Args:
         counts: Images of each class or with each label.
-        split: What the images are for, such as ``"train"``.
+        split: The split, such as ``"train"``.
         names: Name of each class.
-        noun: What is counted.
+        noun: ``"images"`` or ``"texts"``.
 
     Returns:
         A sentence with the ratio and the rule, or None.
@@ -115,7 +115,7 @@ def imbalance(
     if low:
         told = f"'{common}' has {high / low:.1f} times the {noun} of '{rare}' ({high} and {low})"
     return (
-        f"the classes of the {split} {noun} are uneven: {told}; said from a ratio of {UNEVEN:g} on."
-        " Accuracy is mostly about the frequent ones: look at the macro figures "
-        f"({split}/balanced_accuracy, {split}/f1) and at the table of classes"
+        f"the classes of the {split} {noun} are uneven: {told}; reported from {UNEVEN:g} on."
+        " Accuracy mostly reflects the frequent ones: see the macro metrics "
+        f"({split}/balanced_accuracy, {split}/f1) and the table of classes"
     )

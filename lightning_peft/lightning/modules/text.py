@@ -22,41 +22,41 @@ __all__ = ["TextClassifier"]
 class TextClassifier(ClassifierModule):
     """Classifies texts with an encoder of Hugging Face and a new head.
 
-    It knows nothing of adapters: without ``lp.PEFT`` it is an ordinary full fine-tune. A batch is a
-    pair of what the tokeniser gives (a mapping of tensors ``(B, T)``) and labels, as
-    :class:`~lightning_peft.lightning.datamodules.text.TextDataModule` makes them. What is logged,
-    the tasks, the tables of a test and the temperature are those of
+    It is independent of adapters: without ``lp.PEFT`` it fine-tunes all parameters. A batch is a
+    pair of the tokeniser's output (a mapping of tensors ``(B, T)``) and labels, as from
+    :class:`~lightning_peft.lightning.datamodules.text.TextDataModule`. Logged metrics, tasks, the
+    tables of a test and the temperature are those of
     :class:`~lightning_peft.lightning.modules.image.ImageClassifier`.
 
     Args:
         backbone: A name on the Hugging Face hub or a local directory, for
             ``AutoModelForSequenceClassification``; or a module that maps ``input_ids``,
-            ``attention_mask`` and whatever else its tokeniser gives to logits, which keeps its
-            head. A module is not among the hyperparameters of a checkpoint:
+            ``attention_mask`` and the other outputs of its tokeniser to logits, which keeps
+            its head. A module is not among the hyperparameters of a checkpoint:
             ``load_from_checkpoint(path, backbone=module)``.
         num_classes: Number of classes.
         pretrained: Start from the encoder's pretrained weights.
         backbone_kwargs: Values of the model's config to change, such as ``hidden_dropout_prob``.
-        head_dropout: Probability of dropping a feature before the head, during training; None is
-            the model's own.
-        label_smoothing: Part of the target that is spread over all classes, in [0, 1).
+        head_dropout: Probability of dropping a feature before the head, during training; None
+            keeps the model's own.
+        label_smoothing: Fraction of the target that is spread over all classes, in [0, 1).
         lr: Learning rate.
-        weight_decay: Weight decay of what should decay (see :func:`parameter_groups`).
-        head_lr: A learning rate of its own for the head.
-        head_weight_decay: A weight decay of its own for the head.
-        adapter_weight_decay: A weight decay of its own for adapters.
+        weight_decay: Weight decay of the parameters that decay (see :func:`parameter_groups`).
+        head_lr: A separate learning rate for the head.
+        head_weight_decay: A separate weight decay for the head.
+        adapter_weight_decay: A separate weight decay for adapters.
         lora_plus: How many times as fast as A the factor B of low-rank updates learns (LoRA+).
         layer_decay: Factor of the learning rate from each block to the one before it; None is 1.
         optimizer: Called with the parameter groups; AdamW by default. It is not among the
             hyperparameters of a checkpoint.
         class_names: Name of each class, for the tables; by default those of the data module.
         task: ``"multiclass"``, ``"binary"`` (two classes, one logit) or ``"multilabel"``.
-        temperature: What logits are divided by before they become probabilities.
+        temperature: The divisor of logits before they become probabilities.
 
     Raises:
-        DataError: If there is no such model, a value is out of its range, or the class names are
-            not as many as the classes; at :meth:`setup` or the first batch, if the data has other
-            classes than the head, or if a callback watches a metric of the test set.
+        DataError: If there is no such model, a value is out of its range, or the number of
+            class names differs from the classes; at :meth:`setup` or the first batch, if the data
+            has other classes than the head, or if a callback monitors a metric of the test set.
         MissingExtraError: If transformers is not installed.
     """
 
@@ -84,7 +84,7 @@ class TextClassifier(ClassifierModule):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        # Hydra hands over containers of its own, which must not end up in a checkpoint
+        # Hydra passes its own container types, which must not end up in a checkpoint
         backbone_kwargs = plain(backbone_kwargs or {})
         class_names = None if class_names is None else [str(name) for name in class_names]
         ignored = ["optimizer"] if isinstance(backbone, str) else ["backbone", "optimizer"]
@@ -122,7 +122,7 @@ class TextClassifier(ClassifierModule):
             )
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Logits ``(B, K)`` of what a tokeniser gives, tensors ``(B, T)``."""
+        """Return logits ``(B, K)`` for a tokeniser's output, tensors ``(B, T)``."""
         return first_tensor(self.backbone(**inputs))
 
 

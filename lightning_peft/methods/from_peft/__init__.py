@@ -1,1 +1,1 @@
-"""The engine behind every tuner of Hugging Face ``peft``."""
+"""The engine for all tuners of Hugging Face ``peft``."""

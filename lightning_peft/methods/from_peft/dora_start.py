@@ -1,8 +1,8 @@
-"""The magnitudes that DoRA starts from, without a product that is zero.
+"""The initial magnitudes of DoRA, without computing a product that is zero.
 
 ``peft`` sets them to the row norms of ``W + s B A``. At the start ``B`` is zero, so these are the
 norms of ``W``, bit for bit; the product and the sum are two matrices of the weight's size for each
-layer, and most of the time that it takes to adapt a large backbone.
+layer, and take most of the time to adapt a large backbone.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import nn
 __all__ = ["quick_dora_start", "start_in_float32"]
 
 _PLACE = ("peft.tuners.lora.dora", "DoraLinearLayer", "update_layer")
-_INJECTING = threading.RLock()  # two threads must not take each other's for the original
+_INJECTING = threading.RLock()  # a thread must not take another's replacement for the original
 
 
 @contextmanager
 def quick_dora_start() -> Iterator[None]:
-    """Let ``peft`` start its DoRA layers from the norms of the weights themselves.
+    """Make ``peft`` start its DoRA layers from the norms of the weights themselves.
 
-    Inside the context only, and only for plain linear layers whose ``B`` is zero; any other layer,
-    and any ``peft`` that has no such place, is left as it is.
+    This applies inside the context, to plain linear layers whose ``B`` is zero. Other layers, and
+    versions of ``peft`` with other code, are not changed.
     """
     module, kind, name = _PLACE
     try:
@@ -47,11 +47,11 @@ def quick_dora_start() -> Iterator[None]:
 
 
 def start_in_float32(model: nn.Module, adapter: str) -> None:
-    """Start from norms in float32 where the backbone is in half precision and ``A`` and ``B`` not.
+    """Start from float32 norms if the backbone is in half precision and ``A`` and ``B`` are not.
 
     ``peft`` takes the norms in the precision of the weight and casts them afterwards, but its
-    forward divides by norms in float32: the first output would differ from the backbone's by what
-    the cast could not bring back.
+    forward divides by norms in float32: the first output would differ from the backbone's by
+    the rounding of the norms.
 
     Args:
         model: The adapted backbone; changed in place.
@@ -96,7 +96,7 @@ def _starts_at_weight(
     place_on_cpu: bool = False,
     **others: Any,
 ) -> bool:
-    """Say whether ``W + s B A`` is ``W``, of a layer whose weight is an ordinary tensor."""
+    """Whether ``W + s B A`` equals ``W``, for a layer whose weight is an ordinary tensor."""
     if type(base_layer) is not nn.Linear or place_on_cpu or set(others) - {"scaling"}:
         return False
     tensors = (base_layer.weight, lora_A, lora_B)
@@ -104,6 +104,6 @@ def _starts_at_weight(
         return False
     if any(t.is_meta or t.device != base_layer.weight.device for t in tensors):
         return False
-    if hasattr(base_layer.weight, "ds_id"):  # parted by DeepSpeed: peft gathers it first
+    if hasattr(base_layer.weight, "ds_id"):  # partitioned by DeepSpeed: peft gathers it first
         return False
     return base_layer.weight.is_contiguous() and not bool(lora_B.detach().any())

@@ -1,4 +1,4 @@
-"""Letting ``peft`` put its layers into a model, and what its layers share there."""
+"""Injecting ``peft``'s layers into a model, and finding the tensors that they share."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 __all__ = ["ADAPTER_NAME", "SHARED", "inject_tuner", "shared_entries"]
 
 ADAPTER_NAME = "default"
-"""The name under which ``peft`` keeps an adapter; its own default, so that files travel."""
+"""The name under which ``peft`` keeps an adapter: its default, so that files are portable."""
 
 SHARED = "_lightning_peft_shared"
-"""Under which a model keeps the names of what all layers of a tuner hold together."""
+"""The attribute of a model with the names of the tensors that a tuner's layers share."""
 
 
 def inject_tuner(config: PeftConfig, model: nn.Module, kind: str) -> None:
     """Inject a tuner's layers into a model.
 
     Args:
-        config: Says which tuner, and where.
+        config: The tuner's config, with its targets.
         model: The backbone; changed in place.
         kind: The tuner's name, for the error.
 
@@ -40,8 +40,8 @@ def inject_tuner(config: PeftConfig, model: nn.Module, kind: str) -> None:
     dora = getattr(config, "use_dora", False)
     quick = quick_dora_start() if dora else nullcontext()
     try:
-        # what peft's inject_adapter_in_model does too; it throws the tuner away, with the first
-        # name of what the layers share, and refuses the tuners where that name matters
+        # as peft's inject_adapter_in_model does; but that discards the tuner, with the first names
+        # of shared tensors, and refuses the tuners for which these names matter
         with quick:
             tuner = tuner_class(model, config, adapter_name=ADAPTER_NAME)
     except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError) as error:
@@ -55,7 +55,7 @@ def inject_tuner(config: PeftConfig, model: nn.Module, kind: str) -> None:
         ) from error
     shared = {name for name, _ in tuner.named_children()} - {"model"}
     model.__dict__[SHARED] = tuple(sorted(shared))
-    # a float16 adapter cannot be trained with gradient scaling, a bfloat16 one loses its updates
+    # a float16 adapter cannot be trained with gradient scaling, a bfloat16 one loses updates
     cast_adapter_dtype(model, ADAPTER_NAME)
     if dora:
         with quick_dora_start():
@@ -63,15 +63,15 @@ def inject_tuner(config: PeftConfig, model: nn.Module, kind: str) -> None:
 
 
 def shared_entries(model: nn.Module, names: list[str]) -> dict[str, str]:
-    """Give the entries that ``peft`` keeps once, on the tuner, and the model on every layer.
+    """Return the entries that ``peft`` has once, on the tuner, and the model on every layer.
 
     Args:
         model: The adapted backbone.
         names: The keys of its state dict.
 
     Returns:
-        For each name that ``peft``'s tuner has (``base_model.vera_A.default``), the first of the
-        names in the model.
+        The first name in the model, by the name that ``peft``'s tuner has
+        (``base_model.vera_A.default``).
     """
     found: dict[str, str] = {}
     for attribute in getattr(model, SHARED, ()):

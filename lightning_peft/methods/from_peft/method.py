@@ -1,4 +1,4 @@
-"""A method whose adapter is a tuner of ``peft``."""
+"""The base class of methods whose adapter is a tuner of ``peft``."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ __all__ = ["PeftMethod"]
 
 
 class PeftMethod(Method):
-    """A method that ``peft`` implements: common to the typed fronts and to :class:`HF`."""
+    """A method that ``peft`` implements: the base of the typed fronts and of :class:`HF`."""
 
     @abstractmethod
     def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
-        """Say which modules are adapted."""
+        """Return the modules to adapt."""
 
     @abstractmethod
     def peft_config(self, model: nn.Module, sites: tuple[Site, ...]) -> PeftConfig:
-        """Make the ``peft`` config that adapts exactly these sites."""
+        """Build the ``peft`` config that adapts exactly these sites."""
 
     def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
-        """Yield what keeps the method from serving the selected modules."""
+        """Yield the reasons why the method does not support the selected modules."""
         return ()
 
     @property
     def kind(self) -> str:
-        """What is done at a site, for reports."""
+        """The kind of change at a site, for reports."""
         return self.name
 
     def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:

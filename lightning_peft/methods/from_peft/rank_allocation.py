@@ -1,4 +1,4 @@
-"""AdaLoRA's ranks, given out step by step."""
+"""The allocation of AdaLoRA's ranks during training."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ __all__ = ["RankAllocation"]
 
 
 class RankSchedule(Protocol):
-    """When ranks are given out: fractions of the run, and an interval in steps."""
+    """The schedule of the allocation: fractions of the run, and an interval in steps."""
 
     @property
     def warmup(self) -> float:
-        """The fraction of the run before the first ranks are taken away."""
+        """The fraction of the run before the first ranks are pruned."""
 
     @property
     def final(self) -> float:
-        """The fraction of the run after the last ones were."""
+        """The fraction of the run after the last ranks are pruned."""
 
     @property
     def interval(self) -> int:
-        """How many steps lie between two allocations."""
+        """The number of steps between two allocations."""
 
 
 class RankAllocation(Stepper):
-    """What AdaLoRA does beside the forward: a loss term, and the allocation of ranks after a step.
+    """AdaLoRA's actions besides the forward: a loss term, and the allocation of ranks after a step.
 
     Both are ``peft``'s own (``AdaLoraModel``), which bare injection leaves out.
 
@@ -63,7 +63,7 @@ class RankAllocation(Stepper):
             )
 
     def penalty_gradients(self) -> dict[str, Tensor]:
-        """See :meth:`Stepper.penalty_gradients`: of how far A and B are from orthogonal."""
+        """See :meth:`Stepper.penalty_gradients`: the distance of A and B from orthogonal."""
         weight = self.config.orth_reg_weight
         sides = [
             (name, parameter, ".lora_A." in name)
@@ -83,14 +83,14 @@ class RankAllocation(Stepper):
         return {name: g for (name, _, _), g in zip(sides, gradients, strict=True)}
 
     def after_step(self, step: int) -> None:
-        """See :meth:`Stepper.after_step`: importance, and then the budget, as ``peft`` has it."""
+        """See :meth:`Stepper.after_step`: importance, and then the budget, as in ``peft``."""
         last = self.config.total_step - self.config.tfinal
         if step < last:
             _, pattern = self.allocator.update_and_allocate(self.model, step)
             if pattern:
                 self.config.rank_pattern = pattern
         elif step == last:
-            if not self.allocator.exp_avg_ipt:  # a run of one or two steps has no step before this
+            if not self.allocator.exp_avg_ipt:  # a run of one or two steps has no earlier step
                 self.allocator.update_ipt(self.model)
             _, pattern = self.allocator.update_and_allocate(self.model, step, force_mask=True)
             self.config.rank_pattern = pattern
@@ -115,7 +115,7 @@ class RankAllocation(Stepper):
 
 @torch.no_grad()
 def _mask(model: nn.Module, pattern: Mapping[str, list[bool]]) -> None:
-    """Keep what was taken away at zero."""
+    """Keep pruned ranks at zero."""
     for name, kept in pattern.items():
         parameter = model.get_parameter(name)
         mask = torch.tensor(kept, device=parameter.device).unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""A selection of modules in the language of ``peft``'s configs."""
+"""Expressing a selection of modules in ``peft``'s configs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["fan_in_fan_out", "matched_by_peft", "names_of", "rank_problems", "ta
 
 
 def names_of(sites: tuple[Site, ...]) -> tuple[str, ...]:
-    """Give the module names of sites."""
+    """Return the module names of sites."""
     return tuple(site.module for site in sites)
 
 
@@ -30,7 +30,7 @@ def rank_problems(model: nn.Module, names: tuple[str, ...], rank: int) -> Iterab
     Args:
         model: The backbone.
         names: The modules to adapt.
-        rank: The rank asked for.
+        rank: The requested rank.
     """
     small = []
     for name in names:
@@ -48,11 +48,11 @@ def rank_problems(model: nn.Module, names: tuple[str, ...], rank: int) -> Iterab
 
 
 def target_spec(model: nn.Module, names: tuple[str, ...]) -> list[str] | str:
-    """Write a selection of modules in ``peft``'s language, as short as it can be said exactly.
+    """Return a selection of modules as ``peft``'s ``target_modules``, in the shortest exact form.
 
-    ``peft`` matches an entry of a list against the end of a module's name. Where the last parts of
-    the names (``["proj", "qkv"]``) match just the selection, they are the most readable config;
-    otherwise it is the full names, and where even these would match more, a regular expression.
+    ``peft`` matches an entry of a list against the end of a module's name. If the last parts of the
+    names (``["proj", "qkv"]``) match exactly the selection, they are used; otherwise the full
+    names, and if even these would match more, a regular expression.
     """
     every = [name for name, _ in model.named_modules() if name]
     wanted = set(names)
@@ -70,13 +70,13 @@ def target_spec(model: nn.Module, names: tuple[str, ...]) -> list[str] | str:
 
 
 def fan_in_fan_out(model: nn.Module, names: tuple[str, ...]) -> dict[str, bool]:
-    """Give ``peft``'s setting for GPT-2's ``Conv1D``, a linear with a transposed weight."""
+    """Return ``peft``'s setting for GPT-2's ``Conv1D``, a linear layer with a transposed weight."""
     kinds = {type(model.get_submodule(name)).__name__ for name in names}
     return {"fan_in_fan_out": True} if kinds == {"Conv1D"} else {}
 
 
 def matched_by_peft(config: PeftConfig, model: nn.Module) -> tuple[str, ...]:
-    """Give the modules that a config's own ``target_modules`` mean, by ``peft``'s rules.
+    """Return the modules that a config's own ``target_modules`` match, by ``peft``'s rules.
 
     Raises:
         TargetError: If they match nothing.
@@ -86,7 +86,7 @@ def matched_by_peft(config: PeftConfig, model: nn.Module) -> tuple[str, ...]:
     config = copy.deepcopy(config)
     names = [name for name, _ in model.named_modules() if name]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # peft repeats them when it injects
+        warnings.simplefilter("ignore")  # peft repeats the warnings when it injects
         found = tuple(name for name in names if check_target_module_exists(config, name))
     if not found and not getattr(config, "target_parameters", None):
         wanted = getattr(config, "target_modules", None)

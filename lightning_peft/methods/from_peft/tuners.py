@@ -1,4 +1,4 @@
-"""The tuners of the installed ``peft``, and why some cannot be injected."""
+"""The tuners of the installed ``peft``, and the reasons why some cannot be injected."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def list_tuners() -> dict[str, str | None]:
     """List the tuners of the installed ``peft``, found from ``peft`` itself.
 
     Returns:
-        Each tuner's name, and why :class:`HF` cannot inject it (``None`` where it can).
+        Why :class:`HF` cannot inject each tuner, by name (``None`` if it can).
     """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -28,7 +28,7 @@ def list_tuners() -> dict[str, str | None]:
 
 
 def refusal(tuner: str) -> str | None:
-    """Say why a tuner cannot be injected into a backbone, or ``None`` where it can."""
+    """Return why a tuner cannot be injected into a backbone, or ``None`` if it can."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
     configs = _by_name(PEFT_TYPE_TO_CONFIG_MAPPING)
@@ -56,7 +56,7 @@ _NEEDS = {
 
 
 def layer_refusal(tuner: str, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
-    """Yield what ``peft`` accepts and then computes wrongly, or cannot compute.
+    """Yield the modules that ``peft`` accepts but computes wrongly, or cannot compute.
 
     Args:
         tuner: The tuner.
@@ -82,7 +82,7 @@ def _is_wide_convolution(model: nn.Module, name: str) -> bool:
 
 
 def _sees_a_map(model: nn.Module, name: str) -> bool:
-    """Say whether a linear layer works beside convolutions, on ``(B, H, W, C)``."""
+    """Whether a linear layer is next to convolutions, on ``(B, H, W, C)``."""
     parts = name.split(".")
     block = model.get_submodule(".".join(parts[:-2])) if len(parts) > 2 else model
     return isinstance(model.get_submodule(name), nn.Linear) and any(
@@ -90,10 +90,10 @@ def _sees_a_map(model: nn.Module, name: str) -> bool:
     )
 
 
-_TOKENS = "reads inputs of shape (B, N, C): expected layers that are given such"
+_TOKENS = "reads inputs of shape (B, N, C): expected layers with such inputs"
 
-# What peft 0.21 accepts all the same. Its OFT unfolds overlapping patches and folds them back
-# without dividing by how often a pixel was counted: even the unturned layer gives another output.
+# Layers that peft 0.21 accepts nevertheless. Its OFT unfolds overlapping patches and folds them
+# back without dividing by the count of each pixel: even without a rotation, the output differs.
 _LIMITS: dict[str, tuple[tuple[Callable[[nn.Module, str], bool], str], ...]] = {
     "GRALORA": ((_sees_a_map, f"peft's GraLoRA {_TOKENS}"),),
     "OFT": (
@@ -109,7 +109,7 @@ _LIMITS: dict[str, tuple[tuple[Callable[[nn.Module, str], bool], str], ...]] = {
 
 
 def config_class(tuner: str) -> type[PeftConfig]:
-    """Give the config class of a tuner that ``peft`` has."""
+    """Return the config class of a tuner that ``peft`` has."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     found: type[PeftConfig] = _by_name(PEFT_TYPE_TO_CONFIG_MAPPING)[tuner]
@@ -117,5 +117,5 @@ def config_class(tuner: str) -> type[PeftConfig]:
 
 
 def _by_name(mapping: Mapping[Any, Any]) -> dict[str, Any]:
-    """Give one of ``peft``'s mappings under plain names: its keys are an enum, or were added."""
+    """Return one of ``peft``'s mappings by plain names; its keys are an enum, or added strings."""
     return {getattr(key, "value", str(key)): value for key, value in mapping.items()}

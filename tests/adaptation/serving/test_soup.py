@@ -108,10 +108,13 @@ def test_updates_of_convolutions():
     assert torch.allclose(got[name] - base[name], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [lp.DoRA(rank=2), lp.SSF()], ids=["dora", "ssf"])
+KASA = lp.HF("lora", r=2, kasa_config={})  # LoRA with a diagonal between its factors
+
+
+@pytest.mark.parametrize("method", [lp.DoRA(rank=2), lp.SSF(), KASA], ids=["dora", "ssf", "kasa"])
 def test_updates_of_other_methods_are_refused(method):
     adaptation = member(0, method)
-    with pytest.raises(lp.MethodError, match=r"expected LoRA on linear .* got '(dora|ssf)'"):
+    with pytest.raises(lp.MethodError, match=r"expected LoRA on linear .* got '(dora|ssf|hf)'"):
         average_updates(adaptation, [copied(adaptation)])
 
 
@@ -146,7 +149,8 @@ def test_adapters_of_other_methods_and_other_backbones_are_refused(tmp_path):
 def test_states_that_differ_are_listed():
     one = {"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(1)}
     two = {"a": torch.zeros(2), "b": torch.zeros(4), "d": torch.zeros(1)}
-    with pytest.raises(lp.CheckpointError, match=r"'c' is in member 1 .*'d' is in .* 2 .*'b' is"):
+    listed = r"'c' is only in member 1.*'d' is only in member 2.*'b' is"
+    with pytest.raises(lp.CheckpointError, match=listed):
         soup([one, two])
 
 

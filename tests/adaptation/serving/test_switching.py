@@ -135,7 +135,7 @@ def test_adapters_come_and_go_and_follow_the_model(tmp_path):
     double = adapters(images.double(), "two")
     assert double.dtype == torch.float64
     assert torch.allclose(double.float(), alone(LORA, two, images), atol=1e-5)
-    with pytest.raises(lp.MethodError, match="got 'one', which is: activate another"):
+    with pytest.raises(lp.MethodError, match="got 'one', which is active: activate another"):
         adapters.remove("one")
     adapters.activate("two")
     adapters.remove("one")
@@ -211,5 +211,5 @@ def test_what_cannot_be_switched_is_refused(tmp_path):
     adapters.adaptation.merge()
     with pytest.raises(lp.MethodError, match="merged into the weights"):
         adapters.activate("other")
-    with pytest.raises(lp.MethodError, match=r"one number of samples, got \[2, 5\]"):
+    with pytest.raises(lp.MethodError, match=r"the same number of samples, got \[2, 5\]"):
         adapters({"x": torch.zeros(2, 1), "y": torch.zeros(5, 1)}, "good")

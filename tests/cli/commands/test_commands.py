@@ -43,7 +43,7 @@ def test_methods_are_chosen_by_family_merging_and_backbone(command):
     status, out, err = command("methods", "*a*", "--backbone", "resnet18")
     assert status == 0
     assert "conv_adapter" in out
-    assert "adaptformer does not serve resnet18: adaptformer: expected blocks with" in err
+    assert "adaptformer cannot adapt resnet18: adaptformer: expected blocks with" in err
 
 
 @pytest.mark.parametrize(

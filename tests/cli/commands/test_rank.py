@@ -59,7 +59,7 @@ def test_encoders_of_texts_are_ranked_on_a_file(command, tmp_path):
     assert "ms: forward, a text, on this machine" in " ".join(out.split())
     status, _, err = command("rank", "max_parameters=1M", "data=text", "data.root=texts.csv")
     assert status == 2
-    assert "expected models=NAME,... with data=text: encoders of Hugging Face" in err
+    assert "expected models=NAME,... with data=text: name Hugging Face encoders" in err
 
 
 def test_without_a_measured_candidate_the_status_is_1(command):
@@ -77,7 +77,10 @@ def test_without_a_measured_candidate_the_status_is_1(command):
         (["max_parameters=lots"], "max_parameters: expected a number above 0, such as 30M, got"),
         (["models=glyph_vit", "max_ms=-1"], "max_ms: expected a number above 0"),
         (["models=glyph_vit", "--by", "logmee"], "--by: there is no score 'logmee'"),
-        (["models=glyph_vit", "model=timm"], "'model=timm': the models are what is ranked"),
+        (
+            ["models=glyph_vit", "model=timm"],
+            "'model=timm': rank compares models; name them",
+        ),
         (["models=glyph_vit", "data=digts"], "there is no data=digts. Did you mean 'digits'"),
         (["models=glyph_vit", "data=folder"], "data.root needs a value"),
         (["models=glyph_vit", "--against", "none"], "--against: expected a directory of runs"),

@@ -85,7 +85,7 @@ def test_a_run_is_exported_and_predicts_as_timm_does_with_the_file(train, comman
     assert "was trained on another backbone" in err
     status, _, err = command("export", "run", *words, "--out", "x.safetensors")
     assert status == 2
-    assert "a run has a config of its own" in err
+    assert "a run has its own config" in err
 
 
 def test_an_adapter_directory_takes_its_backbone_from_the_command_line(command, tmp_path):
@@ -151,8 +151,8 @@ def test_a_device_that_is_there_is_found():
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ('{"num_classes": 1', r"serving.json: expected what a finished run .* it is no JSON"),
-        ('{"num_classes": 10}', "it has no class_names, it has no preprocessing. Bring the file"),
+        ('{"num_classes": 1', r"serving.json: expected the facts that .* it is no JSON"),
+        ('{"num_classes": 10}', "it has no class_names, it has no preprocessing. Restore the file"),
         ('{"num_classes": "x", "class_names": 3, "preprocessing": null}',
          "num_classes is 'x', class_names is 3"),
         ("[]", "it has no num_classes"),

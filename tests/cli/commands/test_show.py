@@ -123,7 +123,7 @@ def test_the_stages_of_a_freeze_begin_where_they_are_thawed(command, monkeypatch
     early = stages.replace("{epoch: 3, lr: 0.1}", "{epoch: 3, layers: '1-4', lr: 0.1}")
     status, out, err = command("show", *words, f"+callbacks.freeze={freeze % early}")
     assert status == 0, err
-    assert "from epoch 9: after the 25 steps of the run, it never begins" in out
+    assert "from epoch 9: never begins, since the run ends after 25 steps" in out
     (axes,) = figures
     parts = Multiplier(25, 2, "cosine") if schedule == "cosine" else lambda step: 1.0
     drawn = {line.get_label().partition(":")[0]: line.get_data() for line in axes.lines}
@@ -173,7 +173,7 @@ def test_a_run_that_ends_before_its_only_stage_has_no_picture(command, monkeypat
     monkeypatch.setattr(rates, "rates_of", lambda *args: late)
     status, out, err = command("show", "trainer.max_steps=4", "data.labels_per_class=1")
     assert status == 0, err
-    assert "from epoch 9: after the 4 steps of the run, it never begins" in out
+    assert "from epoch 9: never begins, since the run ends after 4 steps" in out
     assert "no picture of the learning rate: no step of the run trains anything" in out
 
 

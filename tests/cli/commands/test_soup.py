@@ -121,7 +121,10 @@ def test_members_may_differ_in_how_their_images_are_handed_out(member):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"seed": 1}, r"on other images than .*\(seed differ\).* data held, such as data.seed=0"),
+        (
+            {"seed": 1},
+            r"on other images than .*\(seed differ\).*Fix the data in the sweep",
+        ),
         ({"root": "b"}, r"on other images than .*\(root differ\): no validation set is new to b"),
         ({"mean": 0.5, "batch_size": 8}, r"images prepared in another way than .*\(mean differ\)"),
         ({"model": {"backbone": "x"}, "backbone": "x"}, r"ckpt has another backbone than .*ckpt.$"),
@@ -173,10 +176,18 @@ def test_what_chose_the_checkpoints_chooses_the_members():
 @pytest.mark.parametrize(
     ("configs", "metric", "match"),
     [
-        ([config("val/f1")], "test/f1", "'test/f1' is of the test set.*Use 'val/f1' with --metric"),
-        ([config("test/f1")], None, "chose the checkpoints: 'test/f1' is of the test set"),
-        ([config("val/f1")], "train/loss", "expected a metric of validation.* got 'train/loss'"),
-        ([config("val/f1"), config("val/loss", "min")], None, "0.ckpt: val/f1, more is better; 1"),
+        (
+            [config("val/f1")],
+            "test/f1",
+            "'test/f1' is a metric of the test set.*Use 'val/f1' with --metric",
+        ),
+        ([config("test/f1")], None, "chose the checkpoints: 'test/f1' is a metric of the test set"),
+        ([config("val/f1")], "train/loss", "expected a validation metric.* got 'train/loss'"),
+        (
+            [config("val/f1"), config("val/loss", "min")],
+            None,
+            "0.ckpt: val/f1, higher is better; 1",
+        ),
         ([config("val/f1"), config("val/f1", "min")], None, "chosen by different metrics"),
     ],
 )
@@ -196,7 +207,7 @@ def test_a_metric_that_is_not_there_or_no_number():
 def test_another_metric_and_a_test_metric(rates, command, tmp_path):
     status, out, err = command("soup", str(rates), "--metric", "val/loss", "--top-k", "1")
     assert status == 0, err
-    assert "val loss, less is better" in out
+    assert "val loss, lower is better" in out
     summary = json.loads((tmp_path / "soup" / "soup.json").read_text())
     assert summary["metric"] == "val/loss"
     best = min(summary["scores"], key=summary["scores"].get)
@@ -204,7 +215,7 @@ def test_another_metric_and_a_test_metric(rates, command, tmp_path):
     assert summary["metrics"]["val/loss"] == pytest.approx(summary["scores"][best])
     status, _, err = command("soup", str(rates), "--metric", "test/accuracy", "--out", "other")
     assert status == 2
-    assert "'test/accuracy' is of the test set, which must choose nothing" in err
+    assert "'test/accuracy' is a metric of the test set, which must choose nothing" in err
     assert not (tmp_path / "other").exists()
 
 
@@ -225,7 +236,7 @@ def test_of_numbers_the_least_error_is_the_best(train, command, tmp_path):
     assert status == 0, err
     status, out, err = command("soup", "sweep", "--greedy")
     assert status == 0, err
-    assert "val rmse, less is better" in out
+    assert "val rmse, lower is better" in out
     assert "the soup, on test" in out
     summary = json.loads((tmp_path / "soup" / "soup.json").read_text())
     assert summary["metrics"]["val/rmse"] <= min(summary["scores"].values())

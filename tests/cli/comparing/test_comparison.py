@@ -142,7 +142,7 @@ def test_runs_of_another_task_are_said_not_to_have_the_metric(tmp_path, run):
     run(tmp_path, "lora", 0, 0.9)
     assert not [note for note in notes(read(tmp_path)) if note.startswith("-")]
     run(tmp_path, "ssf", 0, None, metrics={"test/rmse": 2.0}, task="regression")
-    told = "- for test accuracy: these runs did not measure it, as those of another task"
+    told = "- for test accuracy: these runs did not measure it, because they have another task"
     assert [note for note in notes(read(tmp_path)) if note.startswith(told)]
 
 
@@ -353,7 +353,7 @@ def test_less_of_an_error_is_better(errors):
     assert "test mae" in text
     assert "3.5 ± 1" in text
     assert "%" not in text
-    assert "less test mae is better" in text
+    assert "lower test mae is better" in text
 
 
 def test_runs_of_several_objectives_are_judged_by_accuracy(tmp_path, run):

@@ -3,19 +3,24 @@
 import base64
 import hashlib
 import re
+import sys
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
 
+from lightning_peft.cli.comparing import figures
 from lightning_peft.cli.comparing.comparison import comparison_of
 from lightning_peft.cli.comparing.publish import compare
 from lightning_peft.cli.comparing.report import report_page
 from lightning_peft.cli.comparing.runs import read_runs
-from lightning_peft.cli.comparing.svg import HEIGHT, WIDTH, Plot, linear_axis, log_axis
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}&amp;\x07"
+
+
 NAME = re.compile(r'<span class="name">([^<]*(?:<wbr>[^<]*)*)</span>')
+
+
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
@@ -105,7 +110,7 @@ def test_the_page_has_everything(text):
         "1-NN on pixels",
     ):
         assert part in words, part
-    assert page.tags.count("svg") - 3 * 2 >= 5, "five plots beside the legends"
+    assert page.tags.count("svg") == 5
     assert ("th", "scope", "row") in page.attributes
     assert page.tags.count("caption") >= 3
 
@@ -126,11 +131,11 @@ def test_the_page_has_the_tables_beside_the_main_one(tmp_path, run, capsys):
     for part in (
         "test accuracy by lr",
         "Pareto set: ",
-        "of 6 runs, which no other betters",
+        "of 6 runs, which no other run beats",
         "total seconds (least)",
         "VTAB-1k, mean accuracy",
         "2 of 19",
-        "'groups' weighs the three groups alike",
+        "'groups' is the mean of the three groups",
         "lora lr=[/b]<b>",
     ):
         assert part in printed, part
@@ -145,14 +150,23 @@ def test_what_comes_from_files_is_text(text):
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     words = " ".join(page.text)
     assert "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}&amp;" in words
-    assert "\x07" not in "".join(re.findall(r"<svg.*?</svg>", text, re.DOTALL))
+    plots = [ElementTree.fromstring(plot) for plot in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+    drawn = {"".join(element.itertext()) for plot in plots for element in plot.iter("title")}
+    hostile = HOSTILE.replace("\x07", "\N{REPLACEMENT CHARACTER}")
+    assert [words for words in drawn if hostile in words], "in the pictures too"
 
 
 def test_the_page_asks_nobody_for_anything(text):
     page = Page(text)
+    names = [value for _, name, value in page.attributes if name == "id"]
+    assert len(names) == len(set(names)), "two pictures share no name"
     for tag, name, value in page.attributes:
         if name in ("src", "href", "xlink:href", "action", "data", "poster", "srcset"):
-            assert value.startswith("data:image/png;base64,"), (tag, name, value)
+            inside = value.startswith("#") and value[1:] in names
+            assert inside or value.startswith("data:image/png;base64,"), (tag, name, value)
+        for target in re.findall(r"url\((.*?)\)", value):
+            assert target[0] == "#", (tag, name, value)
+            assert target[1:] in names
     assert not {"link", "iframe", "object", "base", "form"} & set(page.tags)
     style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1]
     assert "url(" not in style
@@ -171,52 +185,61 @@ def test_the_policy_of_the_page_allows_its_own_script_alone(text):
     assert "default-src 'none'" in policy
 
 
+def plots_of(text):
+    return re.findall(r'<svg [^>]*class="plot".*?</svg>', text, re.DOTALL)
+
+
 def test_every_plot_is_xml_has_a_name_and_stays_in_its_frame(text):
-    plots = re.findall(r'<svg [^>]*class="plot".*?</svg>', text, re.DOTALL)
+    plots = plots_of(text)
     assert len(plots) == 5
     for plot in plots:
         root = ElementTree.fromstring(plot)
         assert root.get("role") == "img"
         assert len(root.get("aria-label")) > 10
+        _, _, width, height = map(float, root.get("viewBox").split())
+        assert (width, height) > (400, 200)
+        for defined in root.findall(".//defs/.."):
+            defined.remove(defined.find("defs"))
         for element in root.iter():
-            for name in ("x", "cx", "x1", "x2"):
-                assert -1 <= float(element.get(name, 0)) <= WIDTH + 1
-            for name in ("y", "cy", "y1", "y2"):
-                assert -20 <= float(element.get(name, 0)) <= HEIGHT + 1
-            for pair in (element.get("points") or "").split():
-                x, y = map(float, pair.split(","))
-                assert 0 <= x <= WIDTH
-                assert 0 <= y <= HEIGHT
+            assert -1 <= float(element.get("x", 0)) <= width + 1
+            assert -1 <= float(element.get("y", 0)) <= height + 1
+            for x, y in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", element.get("d", "")):
+                assert -1 <= float(x) <= width + 1
+                assert -1 <= float(y) <= height + 1
 
 
-def test_points_are_where_their_values_are():
-    plot = Plot(log_axis([1e2, 1e6], "x"), linear_axis([0.0, 100.0], "y"), "title")
-    for value in (1e2, 1e4, 1e6):
-        plot.point(value, 50.0, 0, spread=0.0, mark="", name="")
-    root = ElementTree.fromstring(plot.markup())
-    xs = [float(circle.get("cx")) for circle in root.iter("circle")]
-    assert xs[1] - xs[0] == pytest.approx(xs[2] - xs[1], abs=0.2)
-    ticks = {t.text: float(t.get("x")) for t in root.iter("text") if "middle" in t.get("class")}
-    assert ticks["10 k"] == pytest.approx(xs[1], abs=0.2)
+def test_every_colour_is_a_variable_of_the_page(text):
+    style = re.search(r"<style>(.*?)</style>", text, re.DOTALL)[1]
+    light, dark, printed = re.findall(r":root {(.*?)}", style, re.DOTALL)
+    of_page = dict(re.findall(r"(--\w+): (#\w+)", light))
+    of_files = {name: colour for colour, name in figures.VARIABLES.items()}
+    assert of_page == of_files, "a light page has the colours of a file"
+    for sheet in (dark, printed):
+        assert of_files.keys() <= set(re.findall(r"(--\w+): #", sheet))
+    assert "--page: #0d1117" in dark
+    for plot in plots_of(text):
+        looks = [element.get("style", "") for element in ElementTree.fromstring(plot).iter()]
+        used = set(re.findall(r"var\((.*?)\)", " ".join(looks)))
+        assert {"--text", "--soft", "--line", "--page"} < used < of_page.keys()
+        assert not re.search(r"#|rgb|black|white", " ".join(looks))
+        assert "<style" not in plot, "it would be the whole page's"
+        words = list(ElementTree.fromstring(plot).iter("text"))
+        assert all("fill: var(" in word.get("style") for word in words)
 
 
-@pytest.mark.parametrize("values", [[3.0], [0.0], [0.951, 0.952], [-5.0, 1e6], [1e-9, 3e-9]])
-def test_ticks_are_round_and_lie_on_the_axis(values):
-    axis = linear_axis(values, "")
-    assert 2 <= len(axis.ticks) <= 12
-    assert all(axis.low <= tick <= axis.high for tick, _ in axis.ticks)
-    assert len({text for _, text in axis.ticks}) == len(axis.ticks)
-    for tick, text in axis.ticks:
-        assert float(text) == pytest.approx(tick, rel=1e-5, abs=1e-11)
+def test_the_same_runs_have_the_same_page(sweep, text):
+    assert report_page(comparison_of(*read_runs([sweep]))) == text
+    assert not re.search(r"\b20\d\d-\d\d", "".join(plots_of(text))), "no date"
 
 
-def test_names_never_cover_each_other():
-    plot = Plot(log_axis([1.0, 10.0], "x"), linear_axis([0.0, 1.0], "y"), "title")
-    for _ in range(2):
-        plot.point(3.0, 0.5, 0, spread=0.0, mark="", name="")
-    written = [plot.name_point(3.0, 0.5, "a name of some length") for _ in range(12)]
-    assert written[0]
-    assert not written[-1]
+def test_without_matplotlib_the_page_has_its_tables_and_names_the_extra(sweep, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    page = Page(report_page(comparison_of(*read_runs([sweep]))))
+    words = " ".join(" ".join(page.text).split())
+    assert words.count("pip install 'lightning-peft[viz]'") == 1
+    assert "svg" not in page.tags
+    for part in ("9 of 11 runs completed", "paired t-test 4 p", "Confusion matrix", "Some of its"):
+        assert part in words, part
 
 
 def test_a_page_of_failed_runs_alone_is_a_page(tmp_path, run):
@@ -262,7 +285,9 @@ def test_many_rows_have_curves_that_can_be_told_apart(tmp_path, run):
         log(run(tmp_path, "lora", 0, 0.9 - i / 100, overrides=[f"lr={i}"]), 0.0)
     text = report_page(comparison_of(*read_runs([tmp_path])))
     assert "The first 12 rows; 2 more are left out." in text
-    assert 'class="line s0 again"' in text
+    assert text.count("border-top: 2px dashed var(--c0)") == 3, "in the key of each plot of curves"
+    for plot in plots_of(text)[-3:]:
+        assert re.search(r'style="[^"]*stroke-dasharray[^"]*var\(--c0\)', plot)
 
 
 def bins(directory, text):
@@ -277,8 +302,15 @@ def test_the_reliability_of_the_best_run(tmp_path, run):
     assert "Reliability of the test's predictions" in words
     assert "80 to 100 %: 160 of 200, sure by 95.0 %, true 90.0 %" in words
     assert "expected calibration error 0.0500" in words, "0.2 * 0.05 + 0.8 * 0.05"
-    assert text.count('class="column s0"') == 2
-    assert {"40", "160"} <= {part.strip() for part in Page(text).text}
+    plot = ElementTree.fromstring(plots_of(text)[-1])
+    titles = [title.text for title in plot.iter("title")]
+    assert len(titles) == 2
+    assert {"40", "160"} <= {word.text for word in plot.iter("text")}
+    low, high = (
+        [float(y) for _, y in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", path.get("d"))]
+        for path in plot.iterfind(".//title/../path")
+    )
+    assert (max(high) - min(high)) / (max(low) - min(low)) == pytest.approx(0.9 / 0.5, abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -308,19 +340,6 @@ def test_long_names_break_where_their_parts_end_and_nowhere_else(tmp_path, run):
     assert len(re.findall(r'<div class="scroll"[^>]*>\s*<table', text)) == tables
 
 
-def test_the_label_of_the_y_axis_is_clear_of_its_numbers():
-    for values in ([0.0, 0.0012], [0.0, 3.7e-7], [-1e6, 1e6], [0.0, 100.0]):
-        axis = linear_axis(values, "learning rate")
-        plot = Plot(linear_axis([0.0, 10.0], "step"), axis, "title")
-        root = ElementTree.fromstring(plot.markup())
-        ends = [t for t in root.iter("text") if t.get("class") == "tick end"]
-        assert len(ends) == len(axis.ticks)
-        label = next(t for t in root.iter("text") if "rotate" in (t.get("transform") or ""))
-        right = float(re.search(r"translate\(([\d.]+)", label.get("transform"))[1]) + 4
-        # digits of 11 px are 7 px wide at most
-        assert all(float(t.get("x")) - 6.6 * len(t.text) > right for t in ends), values
-
-
 def test_texts_are_called_texts(tmp_path, run):
     for method in ("lora", "bitfit"):
         left_by_a_test(run(tmp_path, method, 0, 0.9, noun="texts"), names=("bad", "so so", "good"))
@@ -347,10 +366,3 @@ def test_an_override_of_a_sweep_reads_as_it_was_typed(tmp_path, run, typed, read
     run(tmp_path, "lora", 0, 0.9, overrides=[typed])
     ((found,), _) = read_runs([tmp_path])
     assert read in found.overrides
-
-
-def test_a_plot_keeps_every_character_that_xml_can_hold():
-    axis = linear_axis([0.0, 1.0], "a\u00a0b\u3000c\U0001f600d\x00e\ud800f\uffffg")
-    root = ElementTree.fromstring(Plot(axis, axis, "title").markup())
-    texts = {element.text for element in root.iter("text")}
-    assert "a\u00a0b\u3000c\U0001f600d\ufffde\ufffdf\ufffdg" in texts

@@ -1,12 +1,10 @@
 """What is read of a run, and that nothing in a file can do harm."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 
 import pytest
+from filelock import FileLock
 from omegaconf import OmegaConf
 
 from lightning_peft.cli.comparing.runs import HANDED_OUT, PREPARED, labelled, read_runs, run_of
@@ -83,25 +81,27 @@ def test_what_is_of_the_wrong_type_is_not_there(tmp_path):
 
 
 def test_a_run_whose_process_is_gone_was_interrupted(tmp_path):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    here = socket.gethostname()
-
-    def status(number, host=here):
-        process = {"id": number, "host": host, "started": 0.0}
+    def status(process):
         return run_of({**SUMMARY, "status": "running", "process": process}, tmp_path).status
 
-    assert status(os.getpid()) == "running"
-    assert status(gone.pid) == "interrupted"
-    assert status(os.getpid(), "elsewhere") == "unfinished"
-    for strange in (-1, 0, None, "1", 10**30):
-        assert status(strange) in ("unfinished", "interrupted")
+    here = {"host": socket.gethostname()}
+    assert status(here) == "interrupted"
+    for strange in ({"host": "elsewhere"}, {"host": None}, {}, None, 7):
+        assert status(strange) == "unfinished"
+    (tmp_path / ".in_use").write_text(json.dumps(here))
+    assert status(here) == "interrupted"
+    with FileLock(tmp_path / ".in_use.lock"):
+        assert status(here) == status(None) == "running"
+        (tmp_path / ".in_use").write_text('{"host": "elsewhere"}')
+        assert status(here) == "unfinished"
 
 
 def test_a_running_run_says_for_how_long(tmp_path, monkeypatch):
+    process = {"host": socket.gethostname(), "started": 400.0}
+    (tmp_path / ".in_use").write_text(json.dumps(process))
+    with FileLock(tmp_path / ".in_use.lock"):
+        run = run_of({**SUMMARY, "status": "running", "process": process}, tmp_path)
     monkeypatch.setattr("time.time", lambda: 1000.0)
-    process = {"id": os.getpid(), "host": socket.gethostname(), "started": 400.0}
-    run = run_of({**SUMMARY, "status": "running", "process": process}, tmp_path)
     assert run.told() == "seed 1: running for 10 min"
 
 

@@ -1,6 +1,7 @@
 """A number that was swept: the metric against it, and rivals that saw the same labels."""
 
 import json
+import statistics
 from xml.etree import ElementTree
 
 import pytest
@@ -111,13 +112,22 @@ def test_the_chart_has_a_line_with_its_spread_for_each_method(sweep):
     (swept,) = swept_numbers(comparison)
     chart = by_number(comparison, swept)
     plot = ElementTree.fromstring(chart.svg)
-    lines = [node for node in plot.iter("polyline") if "line" in node.get("class").split()]
-    assert [node.find("title").text for node in lines] == ["lora", "full", "1-NN on pixels"]
-    assert [len(node.get("points").split()) for node in lines] == [3, 3, 3]
-    assert len(list(plot.iter("polygon"))) == 3
-    ticks = [node.text for node in plot.iter("text") if node.get("class") == "tick middle"]
+    lines = [group for group in plot.iter("g") if group.find("title") is not None]
+    assert [group.find("title").text for group in lines] == ["lora", "full", "1-NN on pixels"]
+    assert [group.find("path").get("d").count("L") + 1 for group in lines] == [3, 3, 3]
+    (axes,) = chart.figure.axes
+    for bars, method in zip(axes.containers[:2], ("lora", "full"), strict=True):
+        line, _, (spread,) = bars.lines
+        for shots, (x, y) in zip((1, 4, 16), line.get_xydata(), strict=True):
+            found = [100 * (ACCURACY[method][shots] + seed**2 / 100) for seed in range(3)]
+            assert (x, y) == pytest.approx((shots, statistics.mean(found)))
+            low, high = spread.get_segments()[(1, 4, 16).index(shots)][:, 1]
+            assert (high - low) / 2 == pytest.approx(statistics.stdev(found))
+    labels = [node.text for node in plot.iter("text")]
+    ticks = [text for text in labels if text in ("1", "2", "4", "8", "16")]
     assert ticks == ["1", "4", "16"]
-    assert [text for _, text in chart.legend] == ["lora", "full", "1-NN on pixels"]
+    assert "shots" in labels
+    assert [text for _, text in chart.keys] == ["lora", "full", "1-NN on pixels"]
 
 
 def test_the_files_have_it_too(sweep):

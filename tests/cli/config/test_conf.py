@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+import lightning_peft as lp
 from lightning_peft.cli.config.check import check_targets, check_values
 from lightning_peft.cli.config.help import default_choices, settings
 from lightning_peft.cli.config.known import experiment_in, known_keys
@@ -55,23 +56,41 @@ def test_every_choice_composes_into_something_that_can_be_called(composed, choic
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_instantiated_with_its_own_defaults(composed, name):
-    import lightning_peft as lp
-
     cfg = composed(f"method={name}")
     method = instantiate(cfg.method, _convert_="all")
     assert isinstance(method, lp.Method)
     if name == "hf":
         assert method == lp.HF("loha")
         return
-    assert method == type(method)(), "the YAML restates defaults that the code has changed"
-    keys = set(cfg.method) - {"_target_"}
-    assert keys == ({f.name for f in dataclasses.fields(method)} if name != "scratch" else set())
+    written = dict(OmegaConf.load(ROOT / "method" / f"{name}.yaml").method)
+    del written["_target_"]
+    defaults = type(method)()
+    assert method == dataclasses.replace(defaults, **written)
+    restated = [key for key, value in written.items() if value == getattr(defaults, key)]
+    assert not restated, "the YAML says what the class says already"
+    fields = [field.name for field in dataclasses.fields(method)]
+    assert [key for key in cfg.method if key != "_target_"] == fields
     assert "lr" in OmegaConf.load(ROOT / "method" / f"{name}.yaml")
 
 
-def test_every_registered_method_has_a_choice():
-    import lightning_peft as lp
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"hf"}))
+def test_every_field_of_a_method_can_be_typed(composed, name):
+    plain = OmegaConf.to_container(composed(f"method={name}").method)
+    words = [f"method.{key}=0.75" for key in plain if key != "_target_"]
+    changed = OmegaConf.to_container(composed(f"method={name}", *words).method)
+    assert changed == {key: plain[key] if key == "_target_" else 0.75 for key in plain}
 
+
+def test_a_choice_of_ones_own_goes_on_from_a_shipped_one(composed, tmp_path):
+    own = tmp_path / "method" / "mine.yaml"
+    own.parent.mkdir()
+    own.write_text("# @package _global_\ndefaults: [lora, _self_]\nlr: 0.5\nmethod: {rank: 2}\n")
+    cfg = composed(f"hydra.searchpath=[file://{tmp_path}]", "method=mine", "method.alpha=4")
+    assert instantiate(cfg.method, _convert_="all") == lp.LoRA(rank=2, alpha=4)
+    assert cfg.lr == 0.5
+
+
+def test_every_registered_method_has_a_choice():
     assert set(lp.list_methods()) - {"union"} <= set(METHODS)
 
 

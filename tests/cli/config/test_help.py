@@ -1,9 +1,13 @@
 """The help names everything that there is, and costs nothing."""
 
+import inspect
+import re
 import subprocess
 import sys
 
 import pytest
+import yaml
+from omegaconf import OmegaConf
 
 from lightning_peft.cli import main
 from lightning_peft.cli.config.help import choices, default_choices, help_text, settings
@@ -25,7 +29,8 @@ HEAVY = (
 
 def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from lightning_peft.cli import main; status = main(['--help']); "
+        "import sys; from lightning_peft.cli import main; "
+        "status = main(['method=lora', '--help']); "
         f"print(status, [m for m in {HEAVY!r} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -76,6 +81,42 @@ def test_help_shows_the_choices_of_a_directory_of_ones_own(tmp_path):
         assert ["mine", "my", "own"] in lines
         assert ["shop="] in lines
         assert ["corner", "round", "the", "corner"] in lines
+
+
+@pytest.mark.parametrize("name", sorted(choices([conf_dir()], "method")))
+def test_the_help_of_a_method_has_every_field_of_its_class_with_the_default(name):
+    import lightning_peft as lp
+
+    section = help_text([f"method={name}"]).partition(f"Settings of method={name}\n")[2]
+    shown = dict(re.findall(r"^    ([\w.]+)=(\S*)", section.partition("\n\n")[0], flags=re.M))
+    config = OmegaConf.load(conf_dir() / "method" / f"{name}.yaml")
+    assert float(shown.pop("lr")) == config.lr
+    cls = getattr(lp, config.method._target_.removeprefix("lightning_peft."))
+    expected = {
+        f"method.{key}": "???" if parameter.default is parameter.empty else parameter.default
+        for key, parameter in inspect.signature(cls).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    assert {key: yaml.safe_load(value) for key, value in shown.items()} == expected
+    for key in expected:  # and a line that says what it is
+        assert re.search(rf"^    {re.escape(key)}=\S*\s+\S", section, flags=re.M), key
+
+
+def test_the_help_of_several_methods_has_each_and_leaves_out_what_is_none():
+    text = help_text(["-m", "method=lora,sff,ssf"])
+    assert re.findall(r"^Settings of method=(\w+)$", text, flags=re.M) == ["lora", "ssf"]
+    assert "Settings of method" not in help_text([])
+
+
+def test_composing_a_config_imports_no_class():
+    code = (
+        "import sys; from lightning_peft.cli import main; "
+        "status = main(['method=adalora', 'method.interval=3', '--cfg', 'job']); "
+        "print(status, [m for m in ('torch', 'lightning', 'peft') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "  interval: 3\n  orthogonality: 0.1\n" in done.stdout
+    assert done.stdout.splitlines()[-1] == "0 []"
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"])

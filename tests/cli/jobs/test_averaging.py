@@ -70,4 +70,4 @@ def test_early_stopping_without_validation_is_refused(train):
     words = ("callbacks/stop=early", "callbacks=no_validation", "data.val_per_class=0")
     status, _, err = train(*EPOCHS, *words, "trainer.max_epochs=1")
     assert status == 2
-    assert "EarlyStopping watches val/accuracy, and this data has no validation split" in err
+    assert "EarlyStopping monitors val/accuracy, but this data has no validation split" in err

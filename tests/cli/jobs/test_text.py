@@ -102,7 +102,7 @@ def test_a_plan_for_texts_knows_what_is_made_again(command, reviews):
     ("words", "match"),
     [
         (("plan", "model=text", "model.backbone=encoder", "--tokens", "25"), "at most the 24 that"),
-        (("plan", "--tokens", "8"), "--tokens: it is for texts (model=text)"),
+        (("plan", "--tokens", "8"), "--tokens: expected model=text"),
         (("plan", "model=text", "model.backbone=encoder", "--tokens", "0"), "--tokens of at least"),
         (
             ("rank", "models=[glyph_vit]", "data=text", "data.root=reviews.csv"),
@@ -124,7 +124,7 @@ def test_what_cannot_be_planned_or_ranked(command, reviews, words, match):
         (("data.root=review.csv",), "Did you mean 'reviews.csv'?"),
         (
             ("baselines=[nearest_neighbour]",),
-            "nearest_neighbour is of pixels, and TextDataModule hands out none",
+            "nearest_neighbour needs pixels, but TextDataModule has no pixels(split)",
         ),
         (("data.labels_per_class=100",), "100 or more labelled training texts of each class"),
     ],

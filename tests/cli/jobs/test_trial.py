@@ -19,9 +19,17 @@ from lightning_peft.evaluation.metric_names import KNOWN, TASKS
 MEDIAN = {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 2, "n_warmup_steps": 1}
 
 
-@pytest.fixture
-def storage(tmp_path):
-    return f"sqlite:///{tmp_path}/study.db"
+@pytest.fixture(params=["study.journal", "sqlite"])
+def storage(tmp_path, request):
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/study.db"
+    return f"{tmp_path}/{request.param}"
+
+
+def opened(storage):
+    if "://" in storage:
+        return storage
+    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
 
 
 def part(**sweeper):
@@ -41,12 +49,14 @@ def test_a_trial_travels_in_the_environment(monkeypatch, storage):
     # a job may work in another directory
     there = OmegaConf.merge(part(storage="sqlite:///a/b.db"), {"runtime": {"cwd": "/there"}})
     assert trial_of(there).storage == "sqlite:////there/a/b.db"
+    there = OmegaConf.merge(part(storage="a/b.journal"), {"runtime": {"cwd": "/there"}})
+    assert trial_of(there).storage == "/there/a/b.journal"
     assert trial_of(part(storage="mysql://host/x")).storage == "mysql://host/x"
     assert trial_of(OmegaConf.create({"job": {"num": 2}, "sweeper": {"params": {}}})) is None
 
 
 def test_a_trial_is_stopped_where_optuna_itself_would_stop_it(storage):
-    study = optuna.create_study(study_name="s", storage=storage, direction="maximize")
+    study = optuna.create_study(study_name="s", storage=opened(storage), direction="maximize")
     for height in (0.5, 0.7):
         done = study.ask()
         for step in range(3):
@@ -59,7 +69,7 @@ def test_a_trial_is_stopped_where_optuna_itself_would_stop_it(storage):
             for step, value in enumerate(values)
         ]
         pruner = optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=1)
-        twin = optuna.load_study(study_name="s", storage=storage, pruner=pruner)
+        twin = optuna.load_study(study_name="s", storage=opened(storage), pruner=pruner)
         asked = optuna.trial.Trial(twin, twin.ask()._trial_id)
         expected = []
         for step, value in enumerate(values):
@@ -70,12 +80,14 @@ def test_a_trial_is_stopped_where_optuna_itself_would_stop_it(storage):
 
 
 def test_a_value_that_is_reported_again_is_the_first(storage):
-    study = optuna.create_study(study_name="s", storage=storage)
+    study = optuna.create_study(study_name="s", storage=opened(storage))
     number = study.ask().number
     trial = Trial(number, "s", storage, MEDIAN)
     trial.report(0.5, 0)
     trial.report(0.6, 0)  # a run that went on from its checkpoint; optuna would warn
-    again = optuna.load_study(study_name="s", storage=storage)  # the first keeps what it knew
+    again = optuna.load_study(
+        study_name="s", storage=opened(storage)
+    )  # the first keeps what it knew
     assert again.trials[number].intermediate_values == {0: 0.5}
 
 
@@ -89,7 +101,7 @@ def sweep(directory, **sweeper):
 
 
 def test_a_later_start_counts_what_is_done_and_finds_what_was_under_way(tmp_path, storage):
-    study = optuna.create_study(study_name="s", storage=storage, direction="maximize")
+    study = optuna.create_study(study_name="s", storage=opened(storage), direction="maximize")
     for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL):
         value = 0.5 if state is TrialState.COMPLETE else None
         study.tell(study.ask(), value, state=state)
@@ -103,7 +115,7 @@ def test_a_later_start_counts_what_is_done_and_finds_what_was_under_way(tmp_path
     assert prepare_search(config) == standing
     assert config.hydra.sweeper.sampler.seed == 7 + 6
     assert prepare_search(sweep(tmp_path, params={})) is None
-    for name, where in (("new", storage), ("s", f"sqlite:///{tmp_path}/none.db"), ("s", None)):
+    for name, where in (("new", storage), ("s", f"{tmp_path}/none.db"), ("s", None)):
         assert standing_of(where, name, tmp_path) == Standing()
     assert not (tmp_path / "none.db").exists()
 

@@ -61,7 +61,7 @@ def test_choose_then_train_once_more_and_test(command, vtab, tmp_path):
     ("more", "message"),
     [
         (["data.phase=choose"], "data: Expected phase='final' to test, got 'choose'"),
-        (["callbacks=default"], "callbacks: ModelCheckpoint watches val/accuracy, and this data"),
+        (["callbacks=default"], "callbacks: ModelCheckpoint monitors val/accuracy, but this data"),
         (["data.task=kiti"], "data.task: expected one of 19 words, got 'kiti'. Did you mean 'kitt"),
         (["data.phase=chose"], "data.phase: expected 'choose' or 'final', got 'chose'. Did you"),
         (["data.task=dmlab"], "data: Expected the folder"),

@@ -1,33 +1,24 @@
 """One run or sweep at a time is at work in a directory."""
 
+import errno
+import fcntl
 import json
 import os
 import socket
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
+from filelock import SoftFileLock
 
+from lightning_peft.cli.comparing.runs import run_of
 from lightning_peft.cli.config.errors import ConfigError
-from lightning_peft.cli.runs.occupied import FILE, holder_of, occupy, vacate
-from lightning_peft.cli.runs.processes import is_alive, this_process
+from lightning_peft.cli.runs.occupied import FILE, holder_of, occupied, occupy, vacate
 from lightning_peft.cli.runs.summary import record_death
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from lightning_peft.cli.config.errors import ConfigError
-from lightning_peft.cli.runs.occupied import occupy, vacate
-sys.stdin.readline()
-try:
-    occupy(Path(sys.argv[1]), "hydra.sweep.dir")
-    print("taken", flush=True)
-    sys.stdin.readline()
-    vacate()
-except ConfigError as error:
-    print(error, flush=True)
-"""
+FILES = {FILE, f"{FILE}.lock"}
+ELSEWHERE = {"id": 7, "host": "elsewhere", "started": 0.0}
 
 
 @pytest.fixture(autouse=True)
@@ -38,14 +29,21 @@ def left():
 
 @pytest.fixture
 def others(tmp_path):
-    """Start processes that take ``tmp_path / "sweep"`` at the first line that they read."""
+    """Start processes that take ``tmp_path / "sweep"`` at once: ``(processes, what they say)``."""
     started = []
 
     def start(count):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        words = [sys.executable, "-c", HOLD, str(tmp_path / "sweep")]
+        words = [
+            sys.executable,
+            str(Path(__file__).parents[2] / "support" / "hold.py"),
+            str(tmp_path / "sweep"),
+        ]
         started.extend(subprocess.Popen(words, **pipes) for _ in range(count))
-        return started
+        for process in started:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        return started, [process.stdout.readline() for process in started]
 
     yield start
     for process in started:
@@ -53,119 +51,143 @@ def others(tmp_path):
         process.communicate()
 
 
-def ask(processes):
-    for process in processes:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    return [process.stdout.readline() for process in processes]
+def names(directory):
+    return {path.name for path in directory.iterdir()}
 
 
 def test_of_processes_that_start_at_once_one_has_the_directory(others, tmp_path):
-    processes = others(4)
-    said = ask(processes)
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / FILE).write_text('{"id": ')  # of one that was killed
+    processes, said = others(4)
     assert said.count("taken\n") == 1, said
     winner = processes[said.index("taken\n")]
-    for told in said:
-        if told != "taken\n":
-            assert f"sweep is in use: process {winner.pid} since 2" in told
-            assert "Wait for it, end it, or choose another hydra.sweep.dir." in told
-    with pytest.raises(ConfigError, match=f"process {winner.pid} since .* on this machine"):
+    match = (
+        rf"sweep is in use: process {winner.pid} since 2.* on this machine is at work there\. "
+        r"Wait for it, end it, or choose another hydra\.sweep\.dir"
+    )
+    with pytest.raises(ConfigError, match=match) as refused:
         occupy(tmp_path / "sweep", "hydra.sweep.dir")
+    assert {told for told in said if told != "taken\n"} == {f"{refused.value}\n"}
     assert holder_of(tmp_path / "sweep")["id"] == winner.pid
-    winner.stdin.write("\n")
-    winner.stdin.flush()
-    winner.wait()
-    assert not (tmp_path / "sweep").exists(), "left as it was found"
-    occupy(tmp_path / "sweep", "hydra.sweep.dir")
-
-
-def test_of_processes_that_find_a_dead_one_one_has_the_directory(others, tmp_path):
-    processes = others(3)
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    (tmp_path / "sweep").mkdir()
-    (tmp_path / "sweep" / FILE).write_text(json.dumps({**this_process(), "id": gone.pid}))
-    said = ask(processes)
-    assert said.count("taken\n") == 1, said
-    assert [p.name for p in (tmp_path / "sweep").iterdir()] == [FILE]
+    winner.communicate("\n")
+    assert names(tmp_path / "sweep") == set(), "left as it was found"
 
 
 def test_a_process_that_was_killed_holds_nobody_up(others, tmp_path):
-    (process,) = others(1)
-    assert ask([process]) == ["taken\n"]
+    (process,), _ = others(1)
+    running = {
+        "status": "running",
+        "method": {"name": "lora"},
+        "process": {"host": socket.gethostname()},
+    }
+    assert run_of(running, tmp_path / "sweep").status == "running"
     process.kill()
     process.wait()
-    assert (tmp_path / "sweep" / FILE).exists()
+    assert names(tmp_path / "sweep") == FILES
+    assert holder_of(tmp_path / "sweep") is None
+    assert run_of(running, tmp_path / "sweep").status == "interrupted"
     occupy(tmp_path / "sweep", "hydra.sweep.dir")
     assert json.loads((tmp_path / "sweep" / FILE).read_text())["id"] == os.getpid()
 
 
-def test_a_number_that_another_process_has_now_is_another_process(tmp_path):
-    now = this_process()
-    assert is_alive(now) is True
-    if now["born"] is None:
-        pytest.skip("the system does not say when a process was started")
-    assert is_alive({**now, "id": os.getppid(), "born": -1}) is False
-    (tmp_path / FILE).write_text(json.dumps({**now, "born": now["born"] - 1}))
-    occupy(tmp_path, "hydra.run.dir")  # a container that is started anew gives the same numbers
-
-
-@pytest.mark.parametrize(
-    ("content", "match"),
-    [
-        ({"id": 7, "host": "elsewhere"}, "process 7 on elsewhere took it.*it cannot be asked.*"),
-        (None, "does not say by which process.*If nothing runs there, "),
-    ],
-)
-def test_who_cannot_be_asked_is_told_with_what_to_delete(tmp_path, content, match):
-    path = tmp_path / FILE
-    path.write_text("" if content is None else json.dumps(content))
-    with pytest.raises(ConfigError, match=rf"may be in use: .*{match}.*delete .*{FILE}"):
+def test_a_process_of_another_machine_is_told_with_what_to_delete(tmp_path):
+    (tmp_path / FILE).write_text(json.dumps(ELSEWHERE))
+    match = (
+        "may be in use: process 7 since .* on elsewhere took it, and its process cannot be checked "
+        rf"from this machine. If it has ended, delete \S*{FILE}; otherwise choose another"
+    )
+    with pytest.raises(ConfigError, match=match):
         occupy(tmp_path, "hydra.run.dir")
-    path.unlink()
+    assert holder_of(tmp_path) == ELSEWHERE
+    record_death(tmp_path, {"seed": 0}, "the process of the job ended with exit status 2")
+    assert not (tmp_path / "summary.json").exists(), "the job of that machine writes its own"
+    (tmp_path / FILE).unlink()
     occupy(tmp_path, "hydra.run.dir")
 
 
-def test_ranks_and_second_calls_belong_to_the_job(tmp_path, monkeypatch):
-    occupy(tmp_path, "hydra.run.dir")
-    occupy(tmp_path, "hydra.run.dir")
+def test_a_lock_that_a_process_of_another_machine_holds_is_seen(others, tmp_path):
+    others(1)
+    (tmp_path / "sweep" / FILE).write_text(json.dumps(ELSEWHERE))
+    with pytest.raises(ConfigError, match="is in use: process 7 since .* on elsewhere works there"):
+        occupy(tmp_path / "sweep", "hydra.sweep.dir")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, code):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    path = tmp_path / "a" / FILE
+    occupy(path.parent, "hydra.run.dir")
     vacate()
-    (tmp_path / FILE).write_text(json.dumps({"id": 1, "host": socket.gethostname()}))
+    assert not path.parent.exists()
+    with SoftFileLock(f"{path}.soft"):  # another process of this machine
+        path.write_text(json.dumps({"id": 1, "host": socket.gethostname()}))
+        with pytest.raises(ConfigError, match="is in use: process 1 on this machine"):
+            occupy(path.parent, "hydra.run.dir")
+        path.write_text(json.dumps(ELSEWHERE))
+        with pytest.raises(ConfigError, match=rf"delete {path} and {path}\.soft; otherwise"):
+            occupy(path.parent, "hydra.run.dir")
+
+
+def test_a_forked_process_neither_holds_the_directory_nor_leaves_it(others, tmp_path):
+    (process,), _ = others(1)
+    process.stdin.write("fork\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "forked\n"
+    with pytest.raises(ConfigError, match=f"in use: process {process.pid} since"):
+        occupy(tmp_path / "sweep", "hydra.sweep.dir")
+    process.kill()
+    occupy(tmp_path / "sweep", "hydra.sweep.dir")  # while the forked one waits for its input
+
+
+def test_ranks_and_second_calls_belong_to_the_job(others, tmp_path, monkeypatch):
+    occupy(tmp_path / "run", "hydra.run.dir")
+    with occupied(tmp_path / "run", "output_dir"):
+        pass
+    assert names(tmp_path / "run") == FILES, "it is held until the command ends"
+    others(1)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    occupy(tmp_path, "hydra.run.dir")
-    assert holder_of(tmp_path)["id"] == 1
+    assert not occupy(tmp_path / "sweep", "hydra.run.dir")
 
 
 def test_what_came_into_the_directory_stays(tmp_path):
     occupy(tmp_path / "a" / "b", "hydra.run.dir")
     (tmp_path / "a" / "found").write_text("")
     vacate()
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["found"]
-
-
-def test_the_summary_of_a_run_at_work_is_not_taken_for_a_dead_one(tmp_path):
-    (tmp_path / FILE).write_text(json.dumps({"id": 1, "host": "elsewhere", "started": time.time()}))
-    record_death(tmp_path, {"seed": 0}, "the process of the job ended with exit status 2")
-    assert not (tmp_path / "summary.json").exists()
+    assert names(tmp_path / "a") == {"found"}
 
 
 @pytest.mark.parametrize("kind", ["sweep", "run"])
 def test_the_command_is_refused_and_then_goes_on(train, others, tmp_path, kind):
     words = ("experiment=smoke", "method=bitfit", "test=false", f"hydra.{kind}.dir=sweep")
     many = ("-m", "seed=0,1") if kind == "sweep" else ()
-    (process,) = others(1)
-    assert ask([process]) == ["taken\n"]
+    (process,), _ = others(1)
     status, _, err = train(*many, *words)
     assert status == 2
     assert f"sweep is in use: process {process.pid} since" in err
     assert f"choose another hydra.{kind}.dir" in err
-    assert "goes on with" not in err
-    assert [p.name for p in (tmp_path / "sweep").iterdir()] == [FILE], "nothing was changed"
+    assert "to resume the sweep" not in err
+    assert names(tmp_path / "sweep") == FILES, "nothing was changed"
     process.kill()
     process.wait()
     status, _, err = train(*many, *words)
     assert status == 0, err
-    assert not (tmp_path / "sweep" / FILE).exists()
+    assert not [path for path in tmp_path.rglob("*") if path.name in FILES]
+
+
+def test_a_job_whose_directory_is_in_use_is_refused_and_says_nothing_of_it(
+    train, others, tmp_path, monkeypatch
+):
+    (process,), _ = others(1)
+    monkeypatch.chdir(tmp_path)
+    words = ("experiment=smoke", "method=bitfit", "test=false", "seed=0,1")
+    status, _, err = train("-m", *words, "hydra.sweep.dir=.", "hydra.sweep.subdir=sweep")
+    assert status == 1
+    assert f"sweep is in use: process {process.pid} since" in err
+    assert names(tmp_path / "sweep") >= FILES
+    assert not (tmp_path / "sweep" / "summary.json").exists()
 
 
 def test_the_directory_that_the_time_and_the_method_choose_is_one_as_well(train, tmp_path):
@@ -173,4 +195,4 @@ def test_the_directory_that_the_time_and_the_method_choose_is_one_as_well(train,
     assert status == 0, err
     (found,) = tmp_path.rglob("summary.json")
     assert found.parent.name.endswith("_bitfit")
-    assert not list(tmp_path.rglob(FILE))
+    assert not [path for path in tmp_path.rglob("*") if path.name in FILES]

@@ -174,9 +174,8 @@ def test_a_path_with_quotes_is_one_value_for_hydra():
 @pytest.mark.parametrize(
     ("file", "needs"),
     [
-        ("hydra/sweeper/optuna", "hydra-optuna-sweeper"),
-        ("hydra/sweeper/sampler/tpe", "hydra-optuna-sweeper"),
         ("hydra/launcher/joblib", "hydra-joblib-launcher"),
+        ("hydra/launcher/submitit_local", "hydra-submitit-launcher"),
     ],
 )
 def test_a_plugin_that_is_not_installed_is_named_with_its_extra(file, needs):

@@ -7,11 +7,10 @@ import subprocess
 import sys
 import time
 
-import optuna
 import pytest
 from optuna.trial import TrialState
 
-from tests.cli.conftest import ROOT, TINY
+from tests.cli.conftest import ROOT, TINY, study_in
 
 SHORT = (
     *("hydra.sweep.dir=sweep", "test=false", "trainer.limit_val_batches=1"),
@@ -28,8 +27,7 @@ def summaries(directory):
 
 
 def trials(directory):
-    storage = f"sqlite:///{directory}/sweep/study.db"
-    return optuna.load_study(study_name="search", storage=storage).trials
+    return study_in(directory / "sweep").trials
 
 
 def test_trials_at_once_are_told_to_one_study(train, tmp_path):

@@ -20,13 +20,16 @@ SEARCH = ("-m", "hydra/sweeper=search", "hydra.sweep.dir=d", "lr=interval(0.1,0.
         (("-m", "hydra.sweep.dir=file", "seed=0,1"), "hydra.sweep.dir: cannot write in "),
         (("hydra.run.dir=file",), "hydra.run.dir: cannot write in "),
         (("hydra.run.dir=/proc/nope",), "hydra.run.dir: cannot write in /proc/nope"),
-        (("-m", "hydra.sweep.dir=run", "seed=0,1"), "run holds a single run, and a sweep has a"),
+        (("-m", "hydra.sweep.dir=run", "seed=0,1"), "run holds a single run, but a sweep needs"),
         (("-m", "hydra.sweeper=null", "hydra.sweep.dir=d"), "hydra.sweeper: expected a mapping"),
         ((*SEARCH, "hydra.sweeper.n_trials=abc"), "hydra.sweeper.n_trials: expected a whole"),
         ((*SEARCH, "objective=3"), "objective: expected a name"),
         ((*SEARCH, "hydra.sweeper.pruner=median"), "hydra.sweeper.pruner: expected a mapping"),
         ((*SEARCH, "hydra.sweeper.params=3"), "hydra.sweeper.params: expected a mapping"),
-        ((*SEARCH, "hydra.sweeper.storage=sqlit:///x"), "hydra.sweeper.storage: expected the"),
+        (
+            (*SEARCH, "hydra.sweeper.storage=sqlit:///x"),
+            "hydra.sweeper.storage: expected",
+        ),
         (
             (*SEARCH, "hydra/sweeper/pruner=median", "hydra.sweeper.pruner.n_warmup_steps=-1"),
             "hydra.sweeper.pruner: ValueError: Number of warmup steps cannot be negative",

@@ -62,7 +62,7 @@ def test_a_rank_that_dies_takes_its_job_with_it_and_no_other(process, tmp_path):
     assert "linear_probe" in told
     assert "failed: linear_probe" in told
     assert "0_linear_probe_seed0" in told
-    assert "goes on with: lightning-peft continue sweep" in done.stderr
+    assert "to resume the sweep: lightning-peft continue sweep" in done.stderr
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -135,7 +135,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(tmp_path, weig
 
 def test_a_gradient_that_was_not_finite_is_named_by_the_next_loss(tmp_path):
     module = Toy(bad_gradient_at=3)
-    with pytest.raises(NonFiniteLossError, match=r"step 4,.*net.weight is not finite already"):
+    with pytest.raises(NonFiniteLossError, match=r"step 4,.*net.weight is already not finite"):
         run(module, tmp_path)
 
 

@@ -166,7 +166,7 @@ def test_another_starting_point_is_refused(tmp_path: Path) -> None:
     other = Grouped()
     with torch.no_grad():
         other.net.blocks[0].mlp.fc1.weight.add_(1)
-    with pytest.raises(lp.CheckpointError, match="starting point of the run before, got another"):
+    with pytest.raises(lp.CheckpointError, match="starting point of the first run, got another"):
         fit(tmp_path, lp.L2SP(ALPHA), module=other, epochs=4, ckpt_path=tmp_path / "l2sp.ckpt")
 
 

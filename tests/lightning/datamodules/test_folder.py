@@ -220,9 +220,7 @@ def test_more_labels_than_there_are(bare):
 def test_too_few_images_to_split(tmp_path):
     write(tmp_path / "a", 2)
     write(tmp_path / "b", 9)
-    with pytest.raises(
-        DataError, match=r"'a' has 0 \(of 1, 1 of them for validation\).*Give these"
-    ):
+    with pytest.raises(DataError, match=r"'a' has 0 \(of 1, 1 of them for validation\).*to these"):
         module(tmp_path).setup()
 
 

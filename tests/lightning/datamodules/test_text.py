@@ -123,7 +123,7 @@ def test_a_text_that_comes_again_is_taken_once(data, caplog):
     with caplog.at_level(logging.WARNING):
         module = data(texts=TEXTS + TEXTS[:3], labels=LABELS + LABELS[:3])
         assert len(module.table.files) == 40
-    assert "3 of 43 texts come again and are left out" in caplog.text
+    assert "3 of 43 texts are repeats and are dropped" in caplog.text
 
 
 def test_numbers_name_classes_from_0(data):
@@ -154,7 +154,7 @@ def test_arguments_that_cannot_be(data, settings, match):
     ("settings", "match"),
     [
         ({"labels": LABELS[:-1]}, "as many labels as texts, got 39 and 40"),
-        ({"texts": [*TEXTS[:-1], " "]}, "text 39: expected words, got ' '"),
+        ({"texts": [*TEXTS[:-1], " "]}, "text 39: expected a non-empty string, got ' '"),
         ({"labels": [*LABELS[:-1], 1]}, "all names or all numbers"),
         ({"labels": ["good"] * 40}, "2 or more classes"),
         ({"labels": [-1, 1] * 20}, "numbers of classes from 0"),
@@ -183,7 +183,7 @@ def test_lists_that_cannot_serve(data, settings, match):
     [
         (("txt", "label"), [("a", "x"), ("b", "y")], "no column 'text'.*Did you mean|no column"),
         (("text", "label"), [("a", "x"), ("", "y")], "line 3: no text"),
-        (("text", "label"), [("a", "x"), ("a", "y")], "line 3: the text of line 2 with another"),
+        (("text", "label"), [("a", "x"), ("a", "y")], "line 3: same text as line 2, other label"),
         (("text",), [("a",), ("b",)], "no column of labels"),
     ],
 )

@@ -64,7 +64,7 @@ def test_to_choose_there_are_800_and_200_and_no_test_set(root):
     assert len(next(iter(data.val_dataloader()))[1]) == 4
     with pytest.raises(DataError, match="phase='final' to test, got 'choose': the test set"):
         data.test_dataloader()
-    with pytest.raises(DataError, match="the test set chooses nothing"):
+    with pytest.raises(DataError, match="the test set must choose nothing"):
         data.predict_dataloader()
 
 
@@ -114,10 +114,10 @@ def test_every_problem_is_told_with_where_the_data_comes_from(root):
     folder = root / "kitti"
     (folder / "test.txt").unlink()
     (folder / "train800val200.txt").write_text("images/a.jpg 4\nimages/b.jpg\nimages/c.jpg x\n\n")
-    with pytest.raises(DataError, match="The task 'kitti' of VTAB-1k is not whole") as caught:
+    with pytest.raises(DataError, match="The task 'kitti' of VTAB-1k is incomplete") as caught:
         module(root).prepare_data()
     text = str(caught.value)
-    assert f"{folder / 'test.txt'}: there is no such list" in text
+    assert f"{folder / 'test.txt'}: this list does not exist" in text
     assert "train800val200.txt:1: expected a label below 4, got 4" in text
     assert "train800val200.txt:2: expected a path and a label, got 'images/b.jpg'" in text
     assert "train800val200.txt:3: expected a path and a label, got 'images/c.jpg x'" in text
@@ -127,10 +127,10 @@ def test_every_problem_is_told_with_where_the_data_comes_from(root):
 def test_missing_images_are_told_and_many_are_counted(root):
     for i in random.Random(0).sample(range(12), 7):
         (root / "kitti" / "images" / "train800val200" / f"{i:06d}.jpg").unlink()
-    with pytest.raises(DataError, match="which is not there") as caught:
+    with pytest.raises(DataError, match="which does not exist") as caught:
         module(root).prepare_data()
-    assert str(caught.value).count("which is not there") == 5
-    assert "more images that are not there: 2" in str(caught.value)
+    assert str(caught.value).count("which does not exist") == 5
+    assert "more missing images: 2" in str(caught.value)
 
 
 def test_lists_that_do_not_belong_together_are_refused(root):

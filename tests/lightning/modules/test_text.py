@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import lightning_peft as lp
 from lightning_peft.kernels import fast_layers
 from tests.support.encoders import minilm, tiny_encoder
+from tests.support.fast import nothing_too_small
 from tests.support.topics import topics
 from tests.support.trainers import quiet_trainer
 
@@ -86,6 +87,7 @@ def test_an_adapter_is_saved_loaded_and_merged(backbone, pretrained, inputs, tmp
     assert difference <= 1e-5 * after.abs().max().clamp_min(1)
 
 
+@nothing_too_small()
 def test_every_linear_layer_of_the_blocks_is_adapted_and_takes_the_fast_way(
     backbone, inputs, monkeypatch
 ):
@@ -102,6 +104,7 @@ def test_every_linear_layer_of_the_blocks_is_adapted_and_takes_the_fast_way(
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@nothing_too_small()
 def test_logits_and_gradients_are_those_of_peft(backbone, pretrained, inputs, tmp_path):
     ours = lp.adapt(backbone, lp.LoRA(rank=4))
     moved(backbone).eval()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import lightning_peft as lp
-from lightning_peft.methods.from_peft.layer import all_finite
+from lightning_peft.methods.finite import all_finite
 
 LAYERS = {
     "linear": (nn.Linear(8, 6), (4, 8)),
@@ -67,7 +67,10 @@ def test_a_broken_adapter_is_refused_and_every_bit_stays(dtype, bad):
         model[1].lora_A["default"].weight[0, 0] = 1.0
         model[1].lora_B["default"].weight[0, 0] = bad
     before = {name: tensor.clone() for name, tensor in model[1].state_dict().items()}
-    with pytest.raises(lp.MethodError, match="expected finite numbers after merging, got some in"):
+    with pytest.raises(
+        lp.MethodError,
+        match="expected finite numbers in the adapter, got some that are not in 1.lora_B",
+    ):
         adaptation.merge()
     assert not adaptation.merged
     assert model[0].merged_adapters == model[1].merged_adapters == []

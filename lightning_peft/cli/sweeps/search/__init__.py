@@ -1,1 +1,1 @@
-"""Sweeps whose next job depends on the last: Optuna proposes, jobs are its trials."""
+"""Searches: sweeps whose jobs are trials that Optuna proposes."""

@@ -1,4 +1,4 @@
-"""What can be wrong with a search, found before its first job starts."""
+"""Check a search before its first job starts."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from lightning_peft.cli.config.objectives import (
 from lightning_peft.cli.config.task import of_the_test_set
 from lightning_peft.cli.runs.trial import NO_PRUNER
 from lightning_peft.cli.sweeps.search.settings import wrong_settings
+from lightning_peft.errors import require
 from lightning_peft.evaluation.metric_names import is_test
 
 __all__ = ["check_search"]
 
 WAYS = ("maximize", "minimize")
 NOT_SEVERAL = ("CmaEsSampler",)
-"""Samplers of Optuna that know one objective alone."""
+"""Samplers of Optuna that can handle only one objective."""
 
 
 def check_search(config: Any) -> None:
-    """Check what is searched for, and settle which way it is better where the config does not say.
+    """Check the objectives of a search, and set their directions if the config does not.
 
     Args:
         config: The config of a sweep; ``hydra.sweeper.direction`` is filled in.
 
     Raises:
-        ConfigError: With every problem found. Sweeps that are no search have none.
+        ConfigError: With every problem found. Sweeps that are not searches have none.
     """
     from omegaconf import OmegaConf, open_dict, read_write
 
@@ -61,13 +62,14 @@ def check_search(config: Any) -> None:
                 ]
             )
         return
+    require("optuna", "sweep")
     directions = directions_of(sweeper.get("direction"))
     problems = [*_wrong_names(config, names), *_wrong_directions(names, directions)]
     problems += [*wrong_settings(config, sweeper), *_wrong_pruner(sweeper, names)]
     sampler = str(_mapping(sweeper.get("sampler")).get("_target_"))
     if len(names) > 1 and sampler.endswith(NOT_SEVERAL):
         problems.append(
-            f"hydra/sweeper/sampler: {sampler} knows one objective alone, got {len(names)}. "
+            f"hydra/sweeper/sampler: {sampler} takes only one objective, got {len(names)}. "
             "Choose nsgaii, tpe or random."
         )
     if problems:
@@ -97,7 +99,7 @@ def _wrong_names(config: Any, names: Sequence[str]) -> list[str]:
 
 
 def _is_monitored(config: Any) -> bool:
-    """Whether the costs may be measured; a callback of the user's own may be a monitor, too."""
+    """Whether the costs may be measured; a user's own callback may be a monitor, too."""
     nodes = [_mapping(node) for node in _mapping(config.get("callbacks")).values()]
     targets = [str(node.get("_target_", "")) for node in nodes]
     return any(
@@ -116,7 +118,7 @@ def _wrong_directions(names: Sequence[str], directions: Sequence[str]) -> list[s
     if directions and len(directions) != expected:
         problems.append(
             f"hydra.sweeper.direction: expected {expected}, one for each objective, got "
-            f"{len(directions)}. Left out, it is what is better of each: "
+            f"{len(directions)}. By default it is the better direction of each: "
             f"[{', '.join(map(better, names)) or 'maximize'}]."
         )
     return problems
@@ -134,13 +136,13 @@ def _wrong_pruner(sweeper: Mapping[str, Any], names: Sequence[str]) -> list[str]
         )
     elif names and not names[0].startswith("val/"):
         problems.append(
-            "hydra/sweeper/pruner: it has to see the objective at each validation, and must never "
-            f"judge by the test set: expected objective=val/..., got '{names[0]}'."
+            "hydra/sweeper/pruner: expected an objective that each validation measures, never one "
+            f"of the test set, such as objective=val/accuracy, got '{names[0]}'."
         )
     if not isinstance(sweeper.get("storage"), str) or not sweeper.get("study_name"):
         problems.append(
-            "hydra/sweeper/pruner: jobs speak to the study through its database: it needs "
-            "hydra.sweeper.storage and hydra.sweeper.study_name."
+            "hydra/sweeper/pruner: jobs access the study through its file or database, so a pruner "
+            "needs hydra.sweeper.storage and hydra.sweeper.study_name."
         )
     return problems
 

@@ -1,7 +1,7 @@
-"""The study of a search: which of its trials are done, and what a later start has left to do.
+"""Read the study of a search: which of its trials are finished, and what a later start has to do.
 
-A trial that was under way when its process was killed still counts as running in the study. It is
-run again under its own number, in its own directory, where it goes on from its last checkpoint.
+A trial whose process was killed still counts as running in the study. It is run again under its own
+number, in its own directory, where it resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -13,48 +13,45 @@ from typing import Any
 
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.objectives import directions_of
-from lightning_peft.cli.runs.trial import FILE, open_storage
+from lightning_peft.cli.runs.storage import cannot_open, file_of, open_storage
 from lightning_peft.cli.sweeps.record import Standing, sweep_of, told, words_of
 
-__all__ = ["GRID", "PLACE", "cannot_open", "keep_search", "prepare_search", "standing_of"]
+__all__ = ["GRID", "PLACE", "keep_search", "prepare_search", "standing_among", "standing_of"]
 
 PLACE = "lightning_peft_sweep"
-"""The attribute of a trial that says in the directory of which sweep it runs."""
+"""The attribute of a trial with the directory of its sweep."""
 
 SEARCH = "lightning_peft_search"
-"""The attribute of a study that says which search it is of."""
+"""The attribute of a study that identifies its search."""
 
 OF_THE_PLACE = ("data.root=", "output_dir=", "name=", "logger=", "logger.")
-"""Overrides in which the parts of one search may differ that two machines run."""
+"""Overrides that may differ between machines that share one search."""
 
 GRID = ".GridSampler"
-"""What the name of the sampler ends with that tries every value."""
-
-OF_THE_PLUGIN = "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"
-OURS = "hydra_plugins.lightning_peft_search.OptunaSearch"
+"""The end of the name of the sampler that tries every value."""
 
 
 def prepare_search(config: Any) -> Standing | None:
-    """Fit the config of a sweep to what its study holds; changes nothing for other sweepers.
+    """Adapt the config of a sweep to the state of its study; leave other sweepers unchanged.
 
     Args:
         config: The config of the sweep; ``hydra.sweeper`` is changed.
 
     Returns:
-        How the study stands, or ``None`` where the sweep is no search.
+        The state of the study, or ``None`` if the sweep is not a search.
     """
     from omegaconf import open_dict, read_write
 
     sweeper = config.hydra.sweeper
     if "n_trials" not in sweeper:
         return None
+    ways = directions_of(sweeper.get("direction"))
+    place = config.hydra.sweep.dir
     standing = standing_of(
-        sweeper.get("storage"), sweeper.get("study_name"), config.hydra.sweep.dir, _search(config)
+        sweeper.get("storage"), sweeper.get("study_name"), place, _search(config), ways
     )
     sampler: Any = sweeper.get("sampler") or {}
     with read_write(config), open_dict(config):
-        if sweeper.get("_target_") == OF_THE_PLUGIN:  # the same search, which also goes on
-            sweeper._target_ = OURS
         if str(sampler.get("_target_")).endswith(GRID):
             from lightning_peft.cli.sweeps.search.space import grid_of, space_of
 
@@ -62,8 +59,9 @@ def prepare_search(config: Any) -> Standing | None:
             sweeper.n_trials = min(sweeper.n_trials, math.prod(map(len, grid.values())))
         if "seed" in sampler:  # without trials it proposes the same again, with them something else
             sampler.seed = (sampler.seed or 0) + standing.trials
+        for key in [key for key, value in sampler.items() if value is None]:
+            del sampler[key]  # null leaves a setting to Optuna
         # the jobs compose their config anew, and have to hear what was settled
-        ways = directions_of(sweeper.get("direction"))
         if ways:
             word = ways[0] if len(ways) == 1 else f"[{','.join(ways)}]"
             config.hydra.overrides.hydra.append(f"++hydra.sweeper.direction={word}")
@@ -71,66 +69,79 @@ def prepare_search(config: Any) -> Standing | None:
 
 
 def standing_of(
-    storage: Any, name: str | None, directory: str | Path, search: Mapping[str, Any] | None = None
+    storage: Any,
+    name: str | None,
+    directory: str | Path,
+    search: Mapping[str, Any] | None = None,
+    directions: Sequence[str] = (),
 ) -> Standing:
-    """Look into the database of a study, which is not made by that.
+    """Return the state of a study, without creating it.
 
     Args:
         storage: As ``hydra.sweeper.storage``.
         name: The study's name.
         directory: The directory of the sweep.
-        search: Which search it has to be of, as :func:`keep_search` keeps it.
+        search: The search that it must belong to, as :func:`keep_search` records it.
+        directions: The directions that it must have.
 
     Raises:
-        ConfigError: If the database cannot be read, or the study is of another search.
+        ConfigError: If the study cannot be read, or has another search or other directions.
     """
     if not isinstance(storage, str) or name is None:
         return Standing()
-    if storage.startswith(FILE) and not Path(storage.removeprefix(FILE)).is_file():
+    file = file_of(storage)
+    if file is not None and not file.is_file():
         return Standing()
     import optuna
 
+    opened = open_storage(storage)
     try:
-        opened = open_storage(storage)
-        if name not in {study.study_name for study in optuna.get_all_study_summaries(opened)}:
-            return Standing()
         study = optuna.load_study(study_name=name, storage=opened)
         trials = study.get_trials(deepcopy=False)
-    except Exception as error:  # SQLAlchemy's and the driver's own
+    except KeyError:
+        return Standing()
+    except Exception as error:
         raise cannot_open(storage, error) from error
-    before = study.user_attrs.get(SEARCH)
-    if search is not None and before is not None and before != search and _has_begun(trials):
-        raise ConfigError(
-            [
-                f"hydra.sweeper.study_name: the study '{name}' of {storage} is of another search: "
-                f"{told(before)}; this one is {told(dict(search))}. Choose another "
-                "hydra.sweeper.study_name."
-            ]
-        )
-    return _standing(trials, str(Path(directory).resolve()))
-
-
-def cannot_open(storage: Any, error: Exception) -> ConfigError:
-    """Say that the database of a study cannot be opened."""
-    why = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return ConfigError(
-        [
-            "hydra.sweeper.storage: expected the address of a database with Optuna's studies, such "
-            f"as sqlite:///study.db, got {storage}, which cannot be opened ({why})."
-        ]
-    )
+    if search is not None:
+        _check(study, storage, search, directions)
+    return standing_among(trials, directory)
 
 
 def keep_search(study: Any, config: Any) -> None:
-    """Write into a study which search it is of; one of which nothing came may become another.
+    """Record the search of a study; a study without results may be reused for another search.
 
     Args:
         study: The study of Optuna.
         config: The config of the sweep.
+
+    Raises:
+        ConfigError: If the study belongs to another search or has other directions.
     """
-    search = _search(config)
+    search, sweeper = _search(config), config.hydra.sweeper
+    _check(study, sweeper.get("storage"), search, directions_of(sweeper.get("direction")))
     if study.user_attrs.get(SEARCH) != search and not _has_begun(study.get_trials(deepcopy=False)):
         study.set_user_attr(SEARCH, search)
+
+
+def _check(study: Any, storage: Any, search: Mapping[str, Any], directions: Sequence[str]) -> None:
+    """Refuse the study of another search."""
+    told_of = f"the study '{study.study_name}' of {storage}"
+    another = "Choose another hydra.sweeper.study_name."
+    problems = []
+    before = study.user_attrs.get(SEARCH)
+    if before not in (None, search) and _has_begun(study.get_trials(deepcopy=False)):
+        problems.append(
+            f"hydra.sweeper.study_name: {told_of} belongs to another search: {told(before)}; this "
+            f"one is {told(dict(search))}. {another}"
+        )
+    has = [direction.name.lower() for direction in study.directions]
+    if directions and has != list(directions):
+        problems.append(
+            f"hydra.sweeper.direction: {told_of} has the directions {' and '.join(has)}, got "
+            f"{' and '.join(directions)}. {another}"
+        )
+    if problems:
+        raise ConfigError(problems)
 
 
 def _search(config: Any) -> dict[str, Any]:
@@ -139,17 +150,23 @@ def _search(config: Any) -> dict[str, Any]:
 
 
 def _has_begun(trials: Sequence[Any]) -> bool:
-    """Whether a trial is more than a proposal that failed."""
+    """Whether a trial is more than a failed proposal."""
     from optuna.trial import TrialState
 
     return any(trial.state is not TrialState.FAIL for trial in trials)
 
 
-def _standing(trials: Sequence[Any], place: str) -> Standing:
+def standing_among(trials: Sequence[Any], directory: str | Path) -> Standing:
+    """Return the state of a study according to its trials.
+
+    Args:
+        trials: All of its trials.
+        directory: The directory of the sweep.
+    """
     from optuna.trial import TrialState
 
+    place = str(Path(directory).resolve())
     done = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
-    # of a trial that was killed before it had its parameters there is nothing to run again
     interrupted = tuple(
         trial.number
         for trial in trials

@@ -8,6 +8,8 @@ import pytest
 import yaml
 from optuna.trial import TrialState
 
+from tests.cli.conftest import study_in
+
 SEARCH = (
     *("-m", "experiment=optuna", "hydra.sweep.dir=search", "hydra.sweeper.params.method=bitfit"),
     *("trainer=cpu", "trainer.max_steps=6", "trainer.limit_val_batches=1"),
@@ -17,8 +19,7 @@ MEMORY = "hydra.sweeper.storage=null"
 
 
 def trials(directory):
-    storage = f"sqlite:///{directory}/study.db"
-    return optuna.load_study(study_name="search", storage=storage).trials
+    return study_in(directory).trials
 
 
 def summaries(directory):
@@ -48,7 +49,7 @@ def test_a_search_runs_and_goes_on_with_the_same_command(train, tmp_path):
         summary = left[trial.number]
         assert f"lr={trial.params['lr']}" in summary["overrides"]
         assert summary["objective"] == {"name": "val/loss", "value": trial.value}
-    study = optuna.load_study(study_name="search", storage=f"sqlite:///{where}/study.db")
+    study = study_in(where)
     assert study.direction.name == "MINIMIZE"  # of a loss; nobody has said so
     assert yaml.safe_load((where / "optimization_results.yaml").read_text()) == {
         "name": "optuna",
@@ -146,7 +147,7 @@ def test_a_pruned_job_whose_sweep_was_killed_is_not_run_again(train, tmp_path):
     assert train(*PRUNED)[0] == 0
     where = tmp_path / "search"
     before = figures(where)
-    (where / "study.db").unlink()  # nobody has heard of it
+    (where / "study.journal").unlink()  # nobody has heard of it
     status, _, err = train(*PRUNED)
     assert status == 0, err
     assert sum(": done already" in line for line in err.splitlines()) == 1
@@ -161,7 +162,7 @@ def test_several_objectives_end_in_the_pareto_set(train, tmp_path):
     method = "hydra.sweeper.params.method='choice(bitfit,linear_probe)'"
     status, out, err = train(*SEARCH, method, *words, "hydra.sweeper.n_trials=4")
     assert status == 0, err
-    study = optuna.load_study(study_name="search", storage=f"sqlite:///{where}/study.db")
+    study = study_in(where)
     assert [direction.name for direction in study.directions] == ["MINIMIZE", "MINIMIZE"]
     for trial in study.trials:
         summary = summaries(where)[trial.number]
@@ -200,12 +201,13 @@ def test_what_is_wrong_with_a_search_is_told_before_anything_is_made(train, tmp_
 
 def test_a_study_of_another_direction_is_refused(train, tmp_path):
     (tmp_path / "search").mkdir()
-    storage = f"sqlite:///{tmp_path}/search/study.db"
+    journal = optuna.storages.journal.JournalFileBackend(f"{tmp_path}/search/study.journal")
+    storage = optuna.storages.JournalStorage(journal)
     optuna.create_study(study_name="search", storage=storage, direction="minimize")
     status, _, err = train(*SEARCH)
     assert status == 2, err
     assert (
-        "hydra.sweeper.direction: the study 'search' of sqlite:///search/study.db has others" in err
+        "direction: the study 'search' of search/study.journal is to minimize, got maximize." in err
     )
     assert trials(tmp_path / "search") == []
 
@@ -220,4 +222,4 @@ def test_hydras_own_name_for_the_sweeper_is_the_same_search(train, tmp_path):
     assert sorted(found) == [0, 1]
     results = yaml.safe_load((tmp_path / "search" / "optimization_results.yaml").read_text())
     scores = [summary["objective"]["value"] for summary in found.values()]
-    assert results["best_value"] == max(scores), "the plugin itself would look for the least"
+    assert results["best_value"] == max(scores), "Hydra's own plugin looked for the least"

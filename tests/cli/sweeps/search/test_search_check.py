@@ -1,5 +1,7 @@
 """What is wrong with a search is found before its first job, all of it at once."""
 
+import sys
+
 import pytest
 from omegaconf import OmegaConf
 
@@ -9,6 +11,7 @@ from lightning_peft.cli.jobs.trial_run import check_direction, told
 from lightning_peft.cli.runs.trial import Trial
 from lightning_peft.cli.sweeps.launcher_check import check_launcher
 from lightning_peft.cli.sweeps.search.check import check_search
+from lightning_peft.errors import MissingExtraError
 
 SEARCH = {"n_trials": 3, "direction": None, "params": {"lr": "interval(1e-3,1e-2)"}}
 MEDIAN = {"_target_": "optuna.pruners.MedianPruner"}
@@ -63,7 +66,7 @@ def test_what_is_typed_stays_and_a_plain_sweep_is_left_alone():
         (config("val/acuracy"), "got 'val/acuracy'. Did you mean 'val/accuracy'"),
         (config("trained"), "expected a metric or a cost of a run, got 'trained'"),
         (config(["val/f1", "val/f1"]), "expected each name once"),
-        (config("test/f1"), r"'test/f1' is of the test set.*allow_test_objective=true"),
+        (config("test/f1"), r"'test/f1' is a metric of the test set.*allow_test_objective=true"),
         (config(direction="up"), "expected maximize or minimize, got 'up'"),
         (
             config(["val/f1", "checkpoint_bytes"], direction=["maximize"]),
@@ -75,12 +78,12 @@ def test_what_is_typed_stays_and_a_plain_sweep_is_left_alone():
         ),
         (
             config("trained_parameters", pruner=MEDIAN, **IN_A_FILE),
-            "has to see the objective at each validation.*got 'trained_parameters'",
+            "expected an objective that each validation measures.*got 'trained_parameters'",
         ),
-        (config(pruner=MEDIAN, storage=None), "it needs hydra.sweeper.storage"),
+        (config(pruner=MEDIAN, storage=None), "a pruner needs hydra.sweeper.storage"),
         (
             config(["val/f1", "val/loss"], sampler={"_target_": "optuna.samplers.CmaEsSampler"}),
-            "CmaEsSampler knows one objective alone, got 2",
+            "CmaEsSampler takes only one objective, got 2",
         ),
         (config(n_trials=0), r"n_trials: expected a whole number of at least 1, got 0\."),
         (config(n_trials=None), "n_trials: expected a whole number of at least 1, got null"),
@@ -89,14 +92,33 @@ def test_what_is_typed_stays_and_a_plain_sweep_is_left_alone():
         (config(max_failure_rate="abc"), "expected a number from 0 to 1, got 'abc'"),
         (config(max_failure_rate=1.5), "max_failure_rate: expected a number from 0 to 1, got 1.5"),
         (config(params=3), "hydra.sweeper.params: expected a mapping .* got 3"),
-        (config(params={}), "nothing is searched, so every trial would be the same"),
-        (config(params={"lr": 0.1}), "nothing is searched, so every trial would be the same"),
+        (config(params={}), "expected a search space, got none, so every trial would be the same"),
+        (
+            config(params={"lr": 0.1}),
+            "expected a search space, got none, so every trial would be the same",
+        ),
         (config(pruner="median"), "got 'median'.* with a slash: hydra/sweeper/pruner=median"),
         (config(sampler="grid"), "got 'grid'.* with a slash: hydra/sweeper/sampler=grid"),
         (
             config(sampler={"_target_": "optuna.samplers.GridSampler", "_partial_": True}),
-            r"the grid tries every value, and lr is an interval.*lr=choice\(",
+            r"the grid tries every value, but lr is an interval.*lr=choice\(",
         ),
+        (
+            config(sampler={"_target_": "optuna.samplers.TPESampler", "seed": "abc"}),
+            "hydra.sweeper.sampler.seed: expected a whole number or null, got 'abc'",
+        ),
+        (
+            config(pruner={"_target_": "optuna.pruners.MedianPrunr"}, **IN_A_FILE),
+            "hydra.sweeper.pruner._target_: .* has no 'MedianPrunr'. Did you mean 'MedianPruner'",
+        ),
+        (
+            config(search_space={"lr": {"type": "float"}}),
+            r"search_space: use hydra.sweeper.params instead.*interval\(0,1\)",
+        ),
+        (config(params={"lr": "interval(5,1)"}), r"lr=interval\(5,1\) cannot be searched .*low"),
+        (config(params={"lr": "range(5,1)"}), r"lr=range\(5,1\) cannot .* \(it has no values\)"),
+        (config(params={"lr": "range(1,5,step=0)"}), "cannot be searched .*must not be zero"),
+        (config(params={"method": "glob(*)"}), r"\(it does not list its values\). Expected such"),
         (config(3), "objective: expected a name, a list of names or null, got 3"),
         (
             OmegaConf.create({"hydra": {"sweeper": None}}),
@@ -110,15 +132,10 @@ def test_a_search_is_refused(made, match):
         check_search(made)
 
 
-def test_the_default_of_hydras_plugin_is_no_direction_that_anybody_chose():
-    from hydra_plugins.hydra_optuna_sweeper.config import Direction
-
-    found = config("val/accuracy", direction=Direction.minimize)
-    check_search(found)
-    assert found.hydra.sweeper.direction == "maximize"
-    typed = config("val/accuracy", direction="minimize")
-    check_search(typed)
-    assert typed.hydra.sweeper.direction == "minimize"
+def test_a_search_without_optuna_names_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MissingExtraError, match=r"`optuna` is needed.*lightning-peft\[sweep\]"):
+        check_search(config())
 
 
 def test_the_checkpoint_is_chosen_by_what_keeps_it_and_not_by_what_stops_the_run():
@@ -142,7 +159,7 @@ def test_a_cost_that_nothing_measures_is_no_objective():
 def test_the_test_set_never_prunes_even_where_it_may_be_searched_on():
     made = config("test/f1", pruner=MEDIAN, **IN_A_FILE)
     made.allow_test_objective = True
-    with pytest.raises(ConfigError, match="must never judge by the test set.*got 'test/f1'"):
+    with pytest.raises(ConfigError, match="never one of the test set.*got 'test/f1'"):
         check_search(made)
 
 
@@ -167,7 +184,7 @@ def test_more_is_not_searched_of_an_error_that_nobody_has_named():
         {"objective": None, "callbacks": {"best": {"monitor": "val/rmse", "mode": "min"}}}
     )
     match = (
-        "to maximize val/rmse, of which minimize is better. Say hydra.sweeper.direction=minimize"
+        "would maximize val/rmse, but it should minimize it. Set hydra.sweeper.direction=minimize"
     )
     with pytest.raises(ConfigError, match=match):
         check_direction(numbers, Trial(0, directions=("maximize",)))

@@ -1,5 +1,7 @@
 """What becomes of the trials of a search, with a launcher that runs nothing."""
 
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
@@ -18,6 +20,7 @@ from lightning_peft.cli.sweeps.record import count_jobs
 from lightning_peft.cli.sweeps.search.check import check_search
 from lightning_peft.cli.sweeps.search.study import prepare_search, standing_of
 from lightning_peft.cli.sweeps.state import STATE
+from tests.cli.conftest import study_in
 
 MIXED = ("method=choice(linear_probe,lora)", "method.rank=choice(2,4)", "hydra.sweeper.n_trials=4")
 BITFIT = ("method=bitfit", "lr=choice(0.1,0.2)", "hydra.sweeper.n_trials=2")
@@ -45,8 +48,11 @@ def search(tmp_path, monkeypatch):
     def run(launcher, *words):
         typed = ["hydra/sweeper=search", "hydra/sweeper/sampler=random", "hydra.sweep.dir=search"]
         loader = GlobalHydra.instance().config_loader()
-        typed += ["++hydra.sweeper.sampler.seed=0"] * ("grid" not in " ".join(words)) + [*words]
+        typed += [*words]
+        if not any("sampler.seed" in word or "sampler=grid" in word for word in words):
+            typed.append("hydra.sweeper.sampler.seed=0")
         config = loader.load_configuration("config", typed, run_mode=RunMode.MULTIRUN)
+        launcher.keys = set(config.hydra.sweeper.sampler)
         check_search(config)
         jobs = count_jobs(config, prepare_search(config))
         launcher.config = config
@@ -62,7 +68,9 @@ def search(tmp_path, monkeypatch):
         yield run
 
 
-def trials(storage="sqlite:///search/study.db"):
+def trials(storage=None):
+    if storage is None:
+        return study_in(Path("search")).trials
     return optuna.load_study(study_name="search", storage=storage).trials
 
 
@@ -177,10 +185,123 @@ def test_a_grid_has_as_many_jobs_as_combinations(search):
     assert search(launcher, *words, "hydra.sweeper.n_trials=3") == 4
 
 
+def test_a_grid_whose_last_combinations_do_not_compose_comes_to_its_end(search):
+    words = [word for word in MIXED if "n_trials" not in word]
+    search(Launcher(), *words, "hydra/sweeper/sampler=grid")
+    found = trials()
+    assert sorted(t.state.name for t in found) == ["COMPLETE", "COMPLETE", "FAIL", "FAIL"]
+    assert {tuple(t.params.values()) for t in found} == {
+        (method, rank) for method in ("linear_probe", "lora") for rank in (2, 4)
+    }
+
+
+KEYS = {
+    "tpe": {
+        *("seed", "consider_prior", "prior_weight", "consider_magic_clip", "consider_endpoints"),
+        *("n_startup_trials", "n_ei_candidates", "multivariate", "warn_independent_sampling"),
+    },
+    "random": {"seed"},
+    "cmaes": {
+        *("seed", "x0", "sigma0", "independent_sampler", "warn_independent_sampling"),
+        *("consider_pruned_trials", "restart_strategy", "inc_popsize", "use_separable_cma"),
+        "source_trials",
+    },
+    "nsgaii": {
+        *("seed", "population_size", "mutation_prob", "crossover_prob", "swapping_prob"),
+        "constraints_func",
+    },
+    "grid": {"_partial_"},
+}
+"""The keys that samplers have in hydra-optuna-sweeper 1.3."""
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_each_sampler_proposes_and_has_the_keys_of_hydras_plugin(search, name):
+    launcher = Launcher(value=0.5)
+    space = ("seed=range(0,3)", "bootstrap=range(0,4)", "method=bitfit")
+    search(launcher, f"hydra/sweeper/sampler={name}", *space, "hydra.sweeper.n_trials=12")
+    found = launcher.config.hydra.sweeper.sampler
+    names = {"tpe": "TPE", "random": "Random", "cmaes": "CmaEs", "nsgaii": "NSGAII", "grid": "Grid"}
+    assert found._target_ == f"optuna.samplers.{names[name]}Sampler"
+    assert KEYS[name] == launcher.keys - {"_target_"}
+    assert [t.state for t in trials()] == [TrialState.COMPLETE] * 12
+    assert len(launcher.jobs) == 12
+    if name == "grid":
+        assert len(set(launcher.jobs)) == 12
+
+
+def test_a_sampler_is_seeded_by_the_config_and_by_what_is_there(search, tmp_path):
+    words = ("hydra/sweeper/sampler=tpe", "hydra.sweeper.n_trials=2", "lr=interval(0.1,0.2)")
+    found = {}
+    for seed in (0, 1):
+        own = (f"hydra.sweeper.storage=s{seed}", f"hydra.sweeper.sampler.seed={seed}")
+        search(Launcher(), *words, *own)
+        search(Launcher(), *words, *own, "hydra.sweeper.n_trials=4")
+        Path(f"s{seed}").rename("study.journal")
+        found[seed] = [trial.params["lr"] for trial in study_in(tmp_path).trials]
+        Path("study.journal").unlink()
+    assert len({*found[0], *found[1]}) == 8, "neither starts anew with the same"
+    twin = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0), direction="maximize")
+    space = {"lr": optuna.distributions.FloatDistribution(0.1, 0.2)}
+    for expected in found[0][:2]:
+        trial = twin.ask(space)
+        twin.tell(trial, 0.5)
+        assert trial.params["lr"] == expected
+
+
+def more_parameters(config, trial):
+    trial.suggest_int("data.batch_size", 8, 8 + trial.params["seed"])
+
+
+def the_same(config, trial):
+    trial.suggest_categorical("method", ["lora"])
+
+
+def test_a_function_adds_parameters_that_depend_on_others(search, monkeypatch):
+    module = SimpleNamespace(more=more_parameters, same=the_same)
+    monkeypatch.setitem(sys.modules, "added_parameters", module)
+    words = ("method=bitfit", "seed=range(0,9)", "hydra.sweeper.n_trials=3")
+    launcher = Launcher()
+    search(launcher, *words, "hydra.sweeper.custom_search_space=added_parameters.more")
+    for job, trial in zip(launcher.jobs, trials(), strict=True):
+        assert 8 <= trial.params["data.batch_size"] <= 8 + trial.params["seed"]
+        assert f"data.batch_size={trial.params['data.batch_size']}" in job
+    with pytest.raises(ConfigError, match="custom_search_space: method is both searched and fix"):
+        search(
+            launcher,
+            *words,
+            "hydra.sweeper.custom_search_space=added_parameters.same",
+            "hydra.sweeper.storage=null",
+        )
+
+
+def test_a_space_that_was_mended_is_not_that_of_the_trials_that_failed(search):
+    with pytest.raises(ConfigError, match="^no$"):
+        search(Launcher(ConfigError(["no"])), *BITFIT)
+    words = ("method=bitfit", "lr=choice(0.3,0.4)", "hydra.sweeper.n_trials=2")
+    with pytest.raises(ConfigError, match="has trials of another space .*Choose another hydra.sw"):
+        search(Launcher(), *words)
+    search(Launcher(), *words, "hydra.sweeper.study_name=another")
+
+
+def test_a_trial_that_was_killed_while_it_was_proposed_has_failed(search):
+    search(Launcher(), *BITFIT)
+    study_in(Path("search")).ask()
+    launcher = Launcher()
+    search(launcher, *BITFIT, "hydra.sweeper.n_trials=3")
+    assert [t.state.name for t in trials()] == ["COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
+    assert len(launcher.jobs) == 1
+
+
 @pytest.mark.parametrize(
     ("storage", "content"),
-    [("sqlite:///study.db", b"no database"), ("sqlit:///study.db", None)],
-    ids=["a file", "an address"],
+    [
+        ("sqlite:///study.db", b"no database"),
+        ("sqlit:///study.db", None),
+        ("study.db", b"no journal"),
+        ("study.db", b'{"op_code":0,"worker_id":"a"}\n'),
+    ],
+    ids=["a database", "an address", "a journal", "half a journal"],
 )
 def test_a_storage_that_cannot_be_opened_is_named(tmp_path, monkeypatch, storage, content):
     monkeypatch.chdir(tmp_path)
@@ -188,3 +309,5 @@ def test_a_storage_that_cannot_be_opened_is_named(tmp_path, monkeypatch, storage
         (tmp_path / "study.db").write_bytes(content * 100)
     with pytest.raises(ConfigError, match=rf"storage: expected .* got {storage}, which cannot"):
         standing_of(storage, "search", tmp_path)
+    if content is not None:
+        assert (tmp_path / "study.db").read_bytes() == content * 100, "it is not ours"

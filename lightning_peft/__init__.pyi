@@ -1,0 +1,87 @@
+"""The public names: type checkers read this file, and ``__init__.py`` imports what is asked for."""
+
+from lightning_peft.adaptation.adapt import adapt as adapt
+from lightning_peft.adaptation.handle import Adaptation as Adaptation
+from lightning_peft.adaptation.handle import find_adaptation as find_adaptation
+from lightning_peft.adaptation.loading import load_adapter as load_adapter
+from lightning_peft.adaptation.parameter_groups import parameter_groups as parameter_groups
+from lightning_peft.adaptation.plan import AdaptationPlan as AdaptationPlan
+from lightning_peft.adaptation.plan import plan as plan
+from lightning_peft.adaptation.serving.exporting import ExportReport as ExportReport
+from lightning_peft.adaptation.serving.exporting import export_model as export_model
+from lightning_peft.adaptation.serving.soup import average_adapters as average_adapters
+from lightning_peft.adaptation.serving.soup import average_updates as average_updates
+from lightning_peft.adaptation.serving.soup import greedy_soup as greedy_soup
+from lightning_peft.adaptation.serving.soup import soup as soup
+from lightning_peft.adaptation.serving.switching import AdapterSwitch as AdapterSwitch
+from lightning_peft.adaptation.sharding import shard as shard
+from lightning_peft.caching.views import RepeatedViews as RepeatedViews
+from lightning_peft.data.augment import Augment as Augment
+from lightning_peft.errors import AdapterFileError as AdapterFileError
+from lightning_peft.errors import BackboneMismatchError as BackboneMismatchError
+from lightning_peft.errors import CheckpointError as CheckpointError
+from lightning_peft.errors import DataError as DataError
+from lightning_peft.errors import ExportError as ExportError
+from lightning_peft.errors import MethodError as MethodError
+from lightning_peft.errors import MissingExtraError as MissingExtraError
+from lightning_peft.errors import PEFTError as PEFTError
+from lightning_peft.errors import ScheduleError as ScheduleError
+from lightning_peft.errors import TargetError as TargetError
+from lightning_peft.kernels import Acceleration as Acceleration
+from lightning_peft.kernels import accelerate as accelerate
+from lightning_peft.lightning.callbacks.cache import FeatureCache as FeatureCache
+from lightning_peft.lightning.callbacks.efficiency import EfficiencyMonitor as EfficiencyMonitor
+from lightning_peft.lightning.callbacks.finite import FiniteLoss as FiniteLoss
+from lightning_peft.lightning.callbacks.finite import NonFiniteLossError as NonFiniteLossError
+from lightning_peft.lightning.callbacks.freeze import BackboneFreeze as BackboneFreeze
+from lightning_peft.lightning.callbacks.freeze import Stage as Stage
+from lightning_peft.lightning.callbacks.l2sp import L2SP as L2SP
+from lightning_peft.lightning.callbacks.peft import PEFT as PEFT
+from lightning_peft.lightning.callbacks.schedule import WarmupConstant as WarmupConstant
+from lightning_peft.lightning.callbacks.schedule import WarmupCosine as WarmupCosine
+from lightning_peft.lightning.callbacks.schedule import WarmupLinear as WarmupLinear
+from lightning_peft.lightning.callbacks.schedule import WarmupStableDecay as WarmupStableDecay
+from lightning_peft.lightning.datamodules.digits import DigitsDataModule as DigitsDataModule
+from lightning_peft.lightning.datamodules.folder import (
+    ImageFolderDataModule as ImageFolderDataModule,
+)
+from lightning_peft.lightning.datamodules.text import TextDataModule as TextDataModule
+from lightning_peft.lightning.datamodules.vtab import VTABDataModule as VTABDataModule
+from lightning_peft.lightning.mixin import PEFTMixin as PEFTMixin
+from lightning_peft.lightning.mixin import load_from_checkpoint as load_from_checkpoint
+from lightning_peft.lightning.modules.image import ImageClassifier as ImageClassifier
+from lightning_peft.lightning.modules.regression import ImageRegressor as ImageRegressor
+from lightning_peft.lightning.modules.text import TextClassifier as TextClassifier
+from lightning_peft.methods import HF as HF
+from lightning_peft.methods import IA3 as IA3
+from lightning_peft.methods import SSF as SSF
+from lightning_peft.methods import AdaLoRA as AdaLoRA
+from lightning_peft.methods import AdapterPlus as AdapterPlus
+from lightning_peft.methods import AdaptFormer as AdaptFormer
+from lightning_peft.methods import BitFit as BitFit
+from lightning_peft.methods import ConvAdapter as ConvAdapter
+from lightning_peft.methods import Convpass as Convpass
+from lightning_peft.methods import DoRA as DoRA
+from lightning_peft.methods import FacTTK as FacTTK
+from lightning_peft.methods import FacTTT as FacTTT
+from lightning_peft.methods import Full as Full
+from lightning_peft.methods import Houlsby as Houlsby
+from lightning_peft.methods import Hydra as Hydra
+from lightning_peft.methods import LadderSideTuning as LadderSideTuning
+from lightning_peft.methods import LastBlocks as LastBlocks
+from lightning_peft.methods import LinearProbe as LinearProbe
+from lightning_peft.methods import LoRA as LoRA
+from lightning_peft.methods import LoRAFA as LoRAFA
+from lightning_peft.methods import LoRAQV as LoRAQV
+from lightning_peft.methods import Method as Method
+from lightning_peft.methods import Norm as Norm
+from lightning_peft.methods import Pfeiffer as Pfeiffer
+from lightning_peft.methods import RepAdapter as RepAdapter
+from lightning_peft.methods import Union as Union
+from lightning_peft.methods import VPTDeep as VPTDeep
+from lightning_peft.methods import VPTShallow as VPTShallow
+from lightning_peft.methods import create_method as create_method
+from lightning_peft.methods import list_methods as list_methods
+from lightning_peft.methods import register_method as register_method
+
+__version__: str

@@ -1,0 +1,60 @@
+"""Add the settings of a method to its config when Hydra reads it.
+
+``conf/method/lora.yaml`` names the class and a learning rate. Hydra refuses a key that is not in
+the config (``method.rank=4``), so the fields of the class and their defaults are added when the
+file is read.
+"""
+
+from __future__ import annotations
+
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import Container, DictConfig
+
+from lightning_peft.cli.config.method_fields import fields_of
+from lightning_peft.cli.config.paths import conf_dir
+from lightning_peft.cli.config.schema import is_ours
+
+__all__ = ["ConfSource", "read_by_conf_source"]
+
+METHOD = "method"
+"""The group whose choices are completed, and the key of the method in each."""
+
+
+class ConfSource(FileConfigSource):
+    """Reads ``conf/`` of this package, and its methods with the defaults of their classes."""
+
+    @staticmethod
+    def scheme() -> str:
+        """Return the prefix of a search path of this kind."""
+        return "lightning-peft-conf"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Read a config file."""
+        found = super().load_config(config_path)
+        if config_path.strip("/").startswith(f"{METHOD}/"):
+            _complete(found.config)
+        return found
+
+
+def read_by_conf_source(search_path: ConfigSearchPath) -> None:
+    """Make :class:`ConfSource` read the configs of this package, wherever they are on the path.
+
+    Args:
+        search_path: The search path of an application; changed in place.
+    """
+    own = str(conf_dir())
+    for element in search_path.get_path():
+        if element.path is not None and element.path.removeprefix("file://") == own:
+            element.path = f"{ConfSource.scheme()}://{own}"
+
+
+def _complete(config: Container) -> None:
+    method = config.get(METHOD) if isinstance(config, DictConfig) else None
+    if not isinstance(method, DictConfig) or not is_ours(method.get("_target_")):
+        return
+    written = dict(method.items())
+    target = str(written.pop("_target_"))
+    defaults = {field.name: field.default for field in fields_of(target.rpartition(".")[2])}
+    config[METHOD] = {"_target_": target, **defaults, **written}
