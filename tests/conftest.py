@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import functools
 import os
 
 import torch
@@ -13,3 +14,7 @@ if os.environ.get("ANY_PROCESSOR"):
 # there is a GPU (torch.compile and exports do), it starts threads for it, and every test of several
 # ranks behind it in the same process would fail.
 torch.zeros((), requires_grad=True).backward()
+
+# With more than one thread, a process that was forked would wait forever for those of its parent,
+# which a fork does not copy. Lightning does this too, unless OMP_NUM_THREADS is set.
+os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
