@@ -140,21 +140,28 @@ def parsed(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--any-processor", action="store_true", help="one more combination")
     parser.add_argument("--select", default="", help="paths and options for pytest, in one word")
     parser.add_argument("--slow", action="store_true", help="the slow tests as well")
-    parser.add_argument("--workers", type=int, default=2, help="processes (default: %(default)s)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=2,
+        help="processes, shared out among threads (default: %(default)s)",
+    )
     return parser.parse_args(words)
 
 
 def main(words: list[str] | None = None) -> int:
     """Run the combinations one after the other; return the exit status."""
     args = parsed(words)
-    command = ["-q", "-p", "no:cacheprovider", "--numprocesses", str(args.workers)]
-    command += ["--dist=loadfile", "--no-loadscope-reorder"] if args.workers else []
+    command = ["-q", "-p", "no:cacheprovider", "--dist=loadfile", "--no-loadscope-reorder"]
     command += [] if args.slow else ["-m", "not slow"]
     command += shlex.split(args.select)
     console = Console(highlight=False, soft_wrap=True)
     outcomes: dict[Combination, Outcome] = {}
     for combination in combinations(args):
-        found = outcomes[combination] = run(combination, command)
+        # threads of several processes would wait for each other's cores
+        workers = min(args.workers, max(1, args.workers // combination.threads))
+        found = run(combination, ["--numprocesses", str(workers), *command])
+        outcomes[combination] = found
         console.print(
             f"{combination.name}: {found.passed} passed, {found.failed} failed, "
             f"{found.seconds:.0f} s, {'green' if found.green else f'red, see {found.log}'}"
