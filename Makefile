@@ -12,7 +12,7 @@ help: ## List what can be made
 setup: $(STAMP) ## Make the environment
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)  # what is no longer asked for is gone, too
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --group dev --editable '.[all,sweep]'
 	@touch $@
