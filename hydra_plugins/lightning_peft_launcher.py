@@ -99,7 +99,7 @@ class FreshLauncher(Launcher):
 
     def _run(self, config: Any, directory: Path) -> Any:
         from lightning_peft.cli.config.job_config import own_part
-        from lightning_peft.cli.runs.earlier import Earlier, earlier_run
+        from lightning_peft.cli.sweeps.earlier import Earlier, earlier_run
         from lightning_peft.cli.sweeps.fresh import run_fresh
 
         cfg = own_part(config)

@@ -19,7 +19,7 @@ from lightning_peft.errors import near
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from lightning_peft.cli.runs.earlier import Earlier
+    from lightning_peft.cli.sweeps.earlier import Earlier
     from lightning_peft.cli.sweeps.state import State
 
 __all__ = ["main"]
@@ -126,9 +126,9 @@ def main(args: Sequence[str]) -> int:
 def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value:
     """Run one job, and keep its error, so that the jobs after it still run."""
     from lightning_peft.cli.config.job_config import in_sweep
-    from lightning_peft.cli.runs.earlier import Earlier, earlier_run
     from lightning_peft.cli.runs.occupied import occupied
     from lightning_peft.cli.runs.summary import record_failure
+    from lightning_peft.cli.sweeps.earlier import Earlier, earlier_run
     from lightning_peft.cli.sweeps.sweep import isolated_job, wants_own_process
 
     directory = str(cfg.output_dir) if in_sweep() else ""

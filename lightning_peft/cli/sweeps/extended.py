@@ -129,7 +129,7 @@ def _composed(config: Any, job: Job) -> dict[str, Any] | None:
     """Return the composed config of a job; ``None`` if it cannot be composed."""
     from hydra.core.global_hydra import GlobalHydra
 
-    from lightning_peft.cli.runs.earlier import identity
+    from lightning_peft.cli.sweeps.earlier import identity
 
     try:
         full = GlobalHydra.instance().config_loader().load_sweep_config(config, list(job))

@@ -17,9 +17,9 @@ from hydra.experimental.callback import Callback
 
 from lightning_peft.cli.config.errors import explain
 from lightning_peft.cli.config.job_config import own_part
-from lightning_peft.cli.runs.earlier import Earlier, earlier_run, refuse_finished
 from lightning_peft.cli.runs.occupied import occupy, occupy_run
 from lightning_peft.cli.runs.summary import write_json
+from lightning_peft.cli.sweeps.earlier import Earlier, earlier_run, refuse_finished
 from lightning_peft.cli.sweeps.extended import go_on_in
 from lightning_peft.cli.sweeps.launcher_check import check_launcher
 from lightning_peft.cli.sweeps.record import FILE, count_jobs, describe, swept

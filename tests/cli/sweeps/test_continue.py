@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from lightning_peft.cli.config.errors import ConfigError, explain
 from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.cli.config.task import fit_to_task
-from lightning_peft.cli.runs.earlier import CONFIG, LAST, Earlier, earlier_run
 from lightning_peft.cli.runs.log import read_log
+from lightning_peft.cli.sweeps.earlier import CONFIG, LAST, Earlier, earlier_run
 from lightning_peft.cli.sweeps.record import quoted
 from lightning_peft.cli.sweeps.whole import job_line
 
