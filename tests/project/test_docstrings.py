@@ -32,7 +32,7 @@ def problems_in(source: str) -> Iterator[str]:
 
 
 def fields_of(node: ast.FunctionDef | ast.ClassDef) -> set[str]:
-    """Return the public fields of a class that are declared in its body."""
+    """Return the public fields of a class that its body declares and its ``__init__`` takes."""
     return {
         part.target.id
         for part in node.body
@@ -40,6 +40,7 @@ def fields_of(node: ast.FunctionDef | ast.ClassDef) -> set[str]:
         and isinstance(part.target, ast.Name)
         and not part.target.id.startswith("_")
         and "ClassVar" not in ast.unparse(part.annotation)
+        and "init=False" not in ast.unparse(part)
     }
 
 

@@ -77,7 +77,7 @@ def test_random_weights_are_the_same_every_time_and_everywhere(tmp_path):
 
 
 def test_what_is_no_encoder_is_refused_all_at_once():
-    with pytest.raises(DataError, match=r"(?s)'/nowhere/a', which is none.*'/nowhere/b', which is"):
+    with pytest.raises(DataError, match=r"(?s)'/nowhere/a', which is not.*'/nowhere/b', which is"):
         find_encoders(["/nowhere/a", "/nowhere/b:random"])
     with pytest.raises(DataError, match="a Hugging Face model of texts, got 'resnet18'"):
         find_encoders(["resnet18"])

@@ -197,9 +197,10 @@ def hf_vit() -> nn.Module:
 
 
 def tv_resnet() -> nn.Module:
-    """torchvision ResNet of basic blocks, one a stage; torchvision has no setting for the width."""
+    """torchvision ResNet of basic blocks, one a stage."""
     from torchvision.models.resnet import BasicBlock, ResNet
 
+    # narrower layers take the place of its own: it has no setting for the width
     model = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=CLASSES)
     model.inplanes = 16
     model.conv1 = nn.Conv2d(3, 16, kernel_size=7, stride=2, padding=3, bias=False)

@@ -211,7 +211,7 @@ def _override(text: str, error: BaseException) -> str:
         from lightning_peft.cli.config.words import COMMANDS
 
         hint = f" A command comes first: lightning-peft {text} ..." if text in COMMANDS else ""
-        return f"'{text}' is no override: expected key=value.{hint}"
+        return f"'{text}' is not an override: expected key=value.{hint}"
     return f"cannot read the override '{text}': {_first_line(error)}"
 
 

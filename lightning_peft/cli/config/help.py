@@ -66,6 +66,8 @@ FLAGS = {
     "extra: sweep)",
     "hydra/sweeper=search": "let Optuna choose the values: lr='tag(log,interval(1e-4,1e-2))' "
     "(extra: sweep; as in experiment=optuna)",
+    "hydra/sweeper/sampler=random": "with hydra/sweeper=search: how values are proposed "
+    "(tpe, cmaes, nsgaii, random, grid)",
     "hydra/sweeper/pruner=median": "with hydra/sweeper=search: stop trials that fall behind",
     "--cfg job": "show the composed config and stop (--resolve, --package KEY)",
     "--info defaults": "show where each part of the config comes from",

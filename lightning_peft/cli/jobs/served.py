@@ -143,7 +143,7 @@ def _read_facts(path: Path) -> Mapping[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        found, wrong = {}, [f"it is no JSON ({error})"]
+        found, wrong = {}, [f"it is not JSON ({error})"]
     else:
         found = found if isinstance(found, Mapping) else {}
         wrong = [

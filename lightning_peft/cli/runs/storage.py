@@ -108,8 +108,8 @@ def earlier_study(storage: Any, directory: Path | None) -> str | None:
         address = f"{SQLITE}{found}"
         return (
             f"hydra.sweeper.storage: expected a study of this release, got {found}, a database of "
-            f"Optuna {version} as earlier releases wrote it. To begin anew, choose another "
-            "hydra.sweep.dir or hydra.sweeper.storage. To go on with it, keep a copy, let Optuna "
+            f"Optuna {version} as earlier releases wrote it. To start again, choose another "
+            "hydra.sweep.dir or hydra.sweeper.storage. To resume it, keep a copy, let Optuna "
             f"convert it (optuna storage upgrade --storage {address}) and add "
             f"hydra.sweeper.storage={address}"
         )
@@ -137,7 +137,7 @@ def _open_journal(path: str) -> Any:
     if os.path.exists(path):
         with open(path, "rb") as file:
             if not JOURNAL.startswith(file.read(len(JOURNAL))):
-                raise ValueError("it is no journal")
+                raise ValueError("it is not a journal")
     # Optuna's own locks are files (.lock), which a killed process leaves behind for half a minute
     lock: Any = FileLock(f"{path}.held")
     with lock:

@@ -115,7 +115,7 @@ def imbalance(
     if low:
         told = f"'{common}' has {high / low:.1f} times the {noun} of '{rare}' ({high} and {low})"
     return (
-        f"the classes of the {split} {noun} are uneven: {told}; reported from {UNEVEN:g} on."
-        " Accuracy mostly reflects the frequent ones: see the macro metrics "
+        f"the classes of the {split} {noun} are uneven: {told}; reported from a ratio of "
+        f"{UNEVEN:g} on. Accuracy mostly reflects the frequent ones: see the macro metrics "
         f"({split}/balanced_accuracy, {split}/f1) and the table of classes"
     )

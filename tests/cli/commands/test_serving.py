@@ -151,7 +151,7 @@ def test_a_device_that_is_there_is_found():
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ('{"num_classes": 1', r"serving.json: expected the facts that .* it is no JSON"),
+        ('{"num_classes": 1', r"serving.json: expected the facts that .* it is not JSON"),
         ('{"num_classes": 10}', "it has no class_names, it has no preprocessing. Restore the file"),
         ('{"num_classes": "x", "class_names": 3, "preprocessing": null}',
          "num_classes is 'x', class_names is 3"),

@@ -152,7 +152,7 @@ def test_files_that_cannot_be_read_are_named_where_there_is_nothing_else(tmp_pat
         (tmp_path / name / "summary.json").write_text('{"status": "comp')
     assert main(["compare", str(tmp_path)]) == 2
     lines = capsys.readouterr().err.splitlines()
-    assert [f"{tmp_path / name / 'summary.json'}: expected what" in line
+    assert [f"{tmp_path / name / 'summary.json'}: expected the summary" in line
             for name, line in zip("ab", lines, strict=True)] == [True, True]  # fmt: skip
 
 

@@ -44,7 +44,7 @@ from lightning_peft.errors import MethodError
         (["trian"], "unknown command 'trian', and an override is written key=value. Did you mean"),
         (
             ["method=lora", "compare"],
-            "'compare' is no override: expected key=value. A command comes",
+            "'compare' is not an override: expected key=value. A command comes",
         ),
         (["methods", "lorra"], "there is no method 'lorra'. Did you mean 'lora'"),
     ],

@@ -1,11 +1,14 @@
 """The shipped experiments do what they say."""
 
+import copy
+import functools
 import json
 import re
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from omegaconf import open_dict
 
 from lightning_peft.cli import main
 from lightning_peft.cli.config.check import check_values
@@ -15,10 +18,19 @@ from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.data.vtab_tasks import TASKS
 
 
-def composed(*overrides, hydra=False):
+@functools.cache
+def composed_once(*overrides):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         words = [*overrides, "name=test", "output_dir=."]
-        return compose("config", words, return_hydra_config=hydra)
+        return compose("config", words, return_hydra_config=True)
+
+
+def composed(*overrides, hydra=False):
+    cfg = copy.deepcopy(composed_once(*overrides))
+    if not hydra:
+        with open_dict(cfg):
+            del cfg["hydra"]
+    return cfg
 
 
 def split(*overrides):

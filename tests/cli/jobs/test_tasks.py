@@ -182,7 +182,7 @@ def test_nothing_is_chosen_on_the_test_set(train, name):
     status, _, err = train(*words)
     assert status == 2
     assert f"callbacks.{name}.monitor: 'test/accuracy' is a metric of the test set" in err
-    assert "Watch 'val/accuracy'" in err
+    assert "Monitor 'val/accuracy'" in err
 
 
 def test_all_monitors_of_the_test_set_at_once():

@@ -123,7 +123,7 @@ def test_stopped_before_the_first_validation_there_is_a_checkpoint_all_the_same(
         (["data.labels_per_class=1000"], "data: "),
         (
             ["data.val_per_class=0"],
-            "callbacks: ModelCheckpoint watches val/accuracy, and this",
+            "callbacks: ModelCheckpoint monitors val/accuracy, but this",
         ),
         (["trainer.accelerator=gpuu"], "trainer: "),
     ],
@@ -187,7 +187,10 @@ def test_a_run_says_that_it_is_under_way_and_logs_its_learning_rate(train, tmp_p
     status, _, err = train(*RUN, *words, "test=false", "schedule=linear")
     assert status == 0, err
     (then,) = read_runs([tmp_path / "then"])[0]
-    assert (then.status, then.method, then.metrics) == ("running", "lora", {})
+    # nobody is at work in the copy
+    assert (then.status, then.method, then.metrics) == ("interrupted", "lora", {})
+    summary = json.loads((tmp_path / "then" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["status"] == "running"
     assert read_runs([tmp_path / "run"])[0][0].completed
     rates = [rate for _, rate in read_log(tmp_path / "run")["lr"]]
     assert len(rates) == 4

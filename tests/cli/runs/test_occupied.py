@@ -62,7 +62,7 @@ def test_of_processes_that_start_at_once_one_has_the_directory(others, tmp_path)
     assert said.count("taken\n") == 1, said
     winner = processes[said.index("taken\n")]
     match = (
-        rf"sweep is in use: process {winner.pid} since 2.* on this machine is at work there\. "
+        rf"sweep is in use: process {winner.pid} since 2.* on this machine works there\. "
         r"Wait for it, end it, or choose another hydra\.sweep\.dir"
     )
     with pytest.raises(ConfigError, match=match) as refused:

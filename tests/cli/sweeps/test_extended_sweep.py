@@ -38,7 +38,7 @@ def test_more_values_run_the_new_jobs_alone(train, command, tmp_path):
 
     status, out, err = train(*FIXED, "method=linear_probe,bitfit", "seed=0,1")
     assert status == 0, err
-    assert "sweep is extended: 2 new jobs beside the 2 that it has" in err
+    assert "sweep is extended: 2 new jobs in addition to the 2 that it has" in err
     assert lines(err) == [
         "job 1 of 4: method=linear_probe seed=0: done already",
         "job 2 of 4: method=bitfit seed=0: done already",

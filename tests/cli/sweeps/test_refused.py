@@ -131,7 +131,7 @@ def test_a_search_and_a_plain_sweep_do_not_share_a_directory(tmp_path, before, n
 def test_a_record_that_says_nothing_is_no_sweep_to_go_on_with(tmp_path, content):
     assert read_record(tmp_path) is None
     (tmp_path / "sweep.json").write_text(content)
-    with pytest.raises(ConfigError, match=r"sweep\.json does not say which sweep .*or delete"):
+    with pytest.raises(ConfigError, match=r"sweep\.json does not say which sweep .*delete"):
         read_record(tmp_path)
 
 

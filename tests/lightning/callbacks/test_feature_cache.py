@@ -1,127 +1,15 @@
 """The feature cache changes how long a run takes, and nothing else."""
 
-import copy
-import logging
-import re
-
 import lightning as L
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_peft as lp
-from lightning_peft.errors import MethodError
-from lightning_peft.evaluation.efficiency import human_bytes
+from tests.support.cached import SAMPLES, Net, Rows, assert_close, close, fit, same, samples
 from tests.support.trainers import quiet_trainer
-from tests.support.zoo import BATCH, CLASSES, build, example_input, output_of
-
-SAMPLES = 8
-
-
-def samples(name, count=SAMPLES):
-    """Inputs of a model, one a sample."""
-    batches = [example_input(name, seed) for seed in range(count // BATCH)]
-    if isinstance(batches[0], dict):
-        return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
-    return torch.cat(batches)
-
-
-class Rows(Dataset):
-    def __init__(self, inputs, noise=0.0):
-        self.inputs = inputs
-        self.noise = noise
-
-    def __len__(self):
-        return SAMPLES
-
-    def __getitem__(self, index):
-        if isinstance(self.inputs, dict):
-            return {key: value[index] for key, value in self.inputs.items()}, index % CLASSES
-        image = self.inputs[index]
-        return image + self.noise * torch.randn_like(image), index % CLASSES
-
-
-class Net(L.LightningModule):
-    def __init__(self, name="vit", data=None, validate=True, net=None, shuffle=True):
-        super().__init__()
-        self.shuffle = shuffle
-        self.name = name
-        self.net = build(name) if net is None else net
-        self.rows = Rows(samples(name)) if data is None else data
-        self.validate = validate
-        self.losses = []
-
-    def loss(self, batch):
-        inputs, labels = batch
-        loss = nn.functional.cross_entropy(output_of(self.net, self.name, inputs), labels)
-        self.losses.append((self.training, float(loss.detach())))
-        return loss
-
-    def training_step(self, batch, batch_idx):
-        return self.loss(batch)
-
-    def validation_step(self, batch, batch_idx):
-        self.loss(batch)
-
-    def configure_optimizers(self):
-        # not Adam, which divides a gradient by its size: rounding alone, where it is nothing else,
-        # would become whole steps
-        return torch.optim.SGD(self.parameters(), lr=0.01)
-
-    def train_dataloader(self):
-        if not self.shuffle:
-            return DataLoader(self.rows, batch_size=4)
-        generator = torch.Generator().manual_seed(3)
-        return DataLoader(self.rows, batch_size=3, shuffle=True, generator=generator)
-
-    def val_dataloader(self):
-        return DataLoader(self.rows, batch_size=4)
-
-
-def fit(module, *callbacks, **options):
-    L.seed_everything(5, verbose=False)
-    options = {"max_epochs": 4, "limit_val_batches": None if module.validate else 0, **options}
-    quiet_trainer(*callbacks, **options).fit(module)
-    return module
-
-
-def same(left, right):
-    """Compare two runs bit for bit: right where features are read back in the batches of before."""
-    mine, theirs = left.state_dict(), right.state_dict()
-    assert mine.keys() == theirs.keys()
-    for name, value in mine.items():
-        assert torch.equal(value, theirs[name]), name
-    assert left.losses == right.losses
-
-
-def close(left, right):
-    """Compare two runs up to rounding, for features that are read back in another batch.
-
-    There a processor may add up the numbers of the same sample in another order. A run carries the
-    difference on: a ResNet's ReLUs and BatchNorms make up to 5e-4 of it in five epochs. A feature
-    of another sample would be more than a hundred times as much.
-    """
-    assert_close(left.state_dict(), right.state_dict())
-    assert [mode for mode, _ in left.losses] == [mode for mode, _ in right.losses]
-    assert [loss for _, loss in left.losses] == pytest.approx(
-        [loss for _, loss in right.losses], rel=2e-3
-    )
-
-
-def assert_close(mine, theirs):
-    assert mine.keys() == theirs.keys()
-    for name, value in mine.items():
-        largest = max(float(theirs[name].abs().max()), 0.1)
-        torch.testing.assert_close(value, theirs[name], rtol=0, atol=2e-3 * largest, msg=name)
-
-
-@pytest.fixture
-def said(caplog):
-    """What the callback has said: rank-zero information of either namespace."""
-    caplog.set_level(logging.INFO)
-    return lambda: "\n".join(record.getMessage() for record in caplog.records)
-
+from tests.support.zoo import CLASSES, build
 
 CASES = [
     ("vit", "linear_probe"),
@@ -212,126 +100,6 @@ def test_a_position_embedding_that_is_trained_ends_the_first_part():
     assert callback.cache.where == "behind 'patch_embed'"  # in training and in validation
 
 
-# --- where it would be wrong ---------------------------------------------------------------------
-
-
-def test_random_augmentation_turns_it_off_in_the_second_epoch(said):
-    data = Rows(samples("vit"), noise=0.1)
-    callback = lp.FeatureCache()
-    fit(Net("vit", data, validate=False), lp.PEFT("linear_probe"), callback)
-    assert "0 had been seen before" in callback.cache.off
-    assert "RepeatedViews" in said()
-    assert callback.cache.count.batches == 6  # the first epoch, and the second until its end
-    assert len(callback.cache.store) == 0
-
-
-def test_augmentation_that_repeats_itself_is_cached():
-    def module():
-        data = lp.RepeatedViews(Rows(samples("vit"), noise=0.1), views=2)
-        return Net("vit", data, validate=False)
-
-    callback = lp.FeatureCache()
-    cached = fit(module(), lp.PEFT("linear_probe"), callback, max_epochs=6)
-    assert callback.cache.off is None
-    assert callback.cache.count.cached == 11  # four epochs of three batches, less the one compared
-
-    class Epochs(L.Callback):
-        def on_train_epoch_start(self, trainer, pl_module):
-            pl_module.rows.set_epoch(trainer.current_epoch)
-
-    close(fit(module(), lp.PEFT("linear_probe"), Epochs(), max_epochs=6), cached)
-
-
-def test_dropout_before_the_end_ends_the_first_part(said):
-    def module():
-        net = build("vit")
-        net.pos_drop.p = 0.5
-        return Net(net=net)
-
-    callback = lp.FeatureCache(min_share=0.5)
-    close(fit(module(), lp.PEFT("linear_probe")), fit(module(), lp.PEFT("linear_probe"), callback))
-    assert "'pos_drop': it draws random numbers in this mode" in said()
-    # in evaluation mode there is no dropout, and validation reads its features back
-    assert callback.cache.count.cached == 5
-
-
-def test_batchnorm_that_learns_its_statistics_ends_it(said):
-    def peft():
-        return lp.PEFT("linear_probe", batchnorm="train")
-
-    callback = lp.FeatureCache()
-    same(fit(Net("resnet"), peft()), fit(Net("resnet"), peft(), callback))
-    assert "'bn1': it changes its buffers" in said()
-    assert callback.cache.count.cached == 0
-
-
-def test_gradient_checkpointing_turns_it_off():
-    module = Net("vit")
-    module.net.set_grad_checkpointing()
-    callback = lp.FeatureCache()
-    fit(module, lp.PEFT("last_blocks"), callback, max_epochs=1)
-    assert "gradient checkpointing" in callback.cache.off
-
-
-def test_a_module_that_never_calls_its_backbone(said):
-    class Parts(Net):
-        def loss(self, batch):
-            features = self.net.forward_features(batch[0])
-            return nn.functional.cross_entropy(self.net.forward_head(features), batch[1])
-
-    callback = lp.FeatureCache()
-    fit(Parts("vit"), lp.PEFT("linear_probe"), callback, max_epochs=2)
-    assert "never called the backbone's own forward" in said()
-
-
-def test_more_than_max_bytes_is_refused_before_anything_is_kept(said):
-    callback = lp.FeatureCache(max_bytes=100)
-    fit(Net("vit"), lp.PEFT("linear_probe"), callback, max_epochs=2)
-    found = re.search(r"it would keep (\d+) B a sample, (.*) for 16 samples", callback.cache.off)
-    assert found is not None, callback.cache.off
-    assert found[2] == human_bytes(16 * int(found[1]))
-    assert callback.cache.count.cached == 0
-
-
-def test_frozen_weights_that_are_written_to_are_noticed(said):
-    class Write(L.Callback):
-        def on_train_epoch_start(self, trainer, pl_module):
-            if trainer.current_epoch == 2:  # behind autograd's back, which counts no such writes
-                pl_module.net.blocks[0].mlp.fc1.weight.data.mul_(1.5)
-
-    plain = fit(Net("vit"), lp.PEFT("linear_probe"), Write())
-    cached = fit(Net("vit"), lp.PEFT("linear_probe"), Write(), lp.FeatureCache())
-    close(plain, cached)
-    assert "frozen weights were written to" in said()
-
-
-def test_an_exception_leaves_the_backbone_as_it_was():
-    class Stop(L.Callback):
-        def on_train_batch_end(self, trainer, pl_module, *args):
-            if trainer.global_step == 5:
-                raise RuntimeError("stop")
-
-    module = Net("vit")
-    with pytest.raises(RuntimeError, match="stop"):
-        fit(module, lp.PEFT("linear_probe"), lp.FeatureCache(), Stop())
-    assert "forward" not in module.net.__dict__
-    assert not any("forward" in part.__dict__ for part in module.modules())
-
-
-def test_a_copy_made_in_the_middle_runs_whole():
-    class Copy(L.Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            self.copy = copy.deepcopy(pl_module.net)
-
-    keep = Copy()
-    module = fit(Net("vit"), lp.PEFT("linear_probe"), lp.FeatureCache(), keep)
-    images = example_input("vit", 9)
-    assert torch.equal(keep.copy.eval()(images), module.net.eval()(images))
-
-
-# --- resuming, files, processes ------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_a_run_that_is_resumed(on_disk, tmp_path):
     def run(*more):
@@ -380,28 +148,6 @@ def test_two_processes_share_a_directory(tmp_path, monkeypatch):
     for (plain, _), (cached, count) in zip(*states, strict=True):
         assert count > 0
         assert_close(plain, cached)  # the other process made some of the features in its batches
-
-
-# --- settings ------------------------------------------------------------------------------------
-
-
-def test_settings_out_of_range_are_refused_together(tmp_path):
-    file = tmp_path / "file"
-    file.touch()
-    with pytest.raises(MethodError, match="max_bytes.*min_share.*directory"):
-        lp.FeatureCache(max_bytes=0, min_share=2, directory=file)
-
-
-def test_a_strategy_that_shards_is_left_alone(said):
-    class FSDPStrategy:
-        pass
-
-    class Trainer:
-        strategy = FSDPStrategy()
-
-    callback = lp.FeatureCache()
-    callback.on_fit_start(Trainer(), Net("vit"))
-    assert "FSDPStrategy" in callback.cache.off
 
 
 def test_tensors_without_a_dataset_length():

@@ -51,7 +51,8 @@ def trainer(folder, *callbacks, **options):
 @pytest.mark.parametrize("mixup", [0.0, 0.3])
 def test_it_learns_with_adapters(tmp_path, task, mixup):
     module, data = classifier(task, mixup=mixup, lr=1e-2, label_smoothing=0.05), loader(task)
-    run = trainer(tmp_path, PEFT(LoRA(rank=4)), max_epochs=20)
+    epochs = {"max_epochs": 20, "check_val_every_n_epoch": 20, "num_sanity_val_steps": 0}
+    run = trainer(tmp_path, PEFT(LoRA(rank=4)), **epochs)
     run.fit(module, data, data)
     assert run.callback_metrics["val/accuracy"] > 0.6
     (logged,) = run.test(module, data, verbose=False)
@@ -130,7 +131,7 @@ def test_arguments_that_fit_no_task():
 def test_calibration(tmp_path, task):
     module, data = classifier(task, lr=1e-2), loader(task)
     run = trainer(tmp_path, PEFT(LoRA(rank=4)), max_epochs=12)
-    run.fit(module, data, data)
+    run.fit(module, data)
     (plain,) = run.test(module, data, verbose=False)
     before = [b.confidence for b in module.test_results().reliability()]
     temperature = module.calibrate(run, data)

@@ -137,7 +137,7 @@ def _check(study: Any, storage: Any, search: Mapping[str, Any], directions: Sequ
     has = [direction.name.lower() for direction in study.directions]
     if directions and has != list(directions):
         problems.append(
-            f"hydra.sweeper.direction: {told_of} has the directions {' and '.join(has)}, got "
+            f"hydra.sweeper.direction: {told_of} has the direction {' and '.join(has)}, got "
             f"{' and '.join(directions)}. {another}"
         )
     if problems:

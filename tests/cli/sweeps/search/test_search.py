@@ -206,9 +206,7 @@ def test_a_study_of_another_direction_is_refused(train, tmp_path):
     optuna.create_study(study_name="search", storage=storage, direction="minimize")
     status, _, err = train(*SEARCH)
     assert status == 2, err
-    assert (
-        "direction: the study 'search' of search/study.journal is to minimize, got maximize." in err
-    )
+    assert "study 'search' of search/study.journal has the direction minimize, got maximize." in err
     assert trials(tmp_path / "search") == []
 
 

@@ -145,9 +145,9 @@ def test_a_study_of_another_search_is_refused(search, tmp_path):
     shared = "sqlite:///shared.db"
     words = ("lr=choice(0.1,0.2)", "hydra.sweeper.n_trials=1", f"hydra.sweeper.storage={shared}")
     search(Launcher(), "method=bitfit", *words, "name=here")
-    with pytest.raises(ConfigError, match=r"is of another search: 'method=bitfit.*method=lora") as (
-        refused
-    ):
+    with pytest.raises(
+        ConfigError, match=r"belongs to another search: 'method=bitfit.*method=lora"
+    ) as (refused):
         search(Launcher(), "method=lora", *words)
     assert "Choose another hydra.sweeper.study_name" in str(refused.value)
     assert len(trials(shared)) == 1
@@ -159,7 +159,7 @@ def test_a_study_of_which_nothing_came_may_become_another_search(search):
     with pytest.raises(ConfigError, match="^no$"):
         search(Launcher(ConfigError(["no"])), *BITFIT)
     search(Launcher(), *BITFIT, "test=false")
-    with pytest.raises(ConfigError, match="is of another search"):
+    with pytest.raises(ConfigError, match="belongs to another search"):
         search(Launcher(), *BITFIT)
 
 
