@@ -1,6 +1,5 @@
 """What holds for all tests."""
 
-import functools
 import os
 
 import torch
@@ -15,6 +14,5 @@ if os.environ.get("ANY_PROCESSOR"):
 # ranks behind it in the same process would fail.
 torch.zeros((), requires_grad=True).backward()
 
-# With more than one thread, a process that was forked would wait forever for those of its parent,
-# which a fork does not copy. Lightning does this too, unless OMP_NUM_THREADS is set.
-os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
+# a forked process has no threads but its first, and waits for ever for those of its parent's pool
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
