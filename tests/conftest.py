@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import gc
 import os
 
 import torch
@@ -16,3 +17,15 @@ torch.zeros((), requires_grad=True).backward()
 
 # a forked process has no threads but its first, and waits for ever for those of its parent's pool
 os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
+def pytest_collection_finish():
+    """Leave what the libraries made out of garbage collections: millions of objects, each time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
+
+
+def pytest_sessionfinish():
+    """Let everything be freed at the end, as it would have been."""
+    gc.unfreeze()
