@@ -113,7 +113,7 @@ def test_the_lock_of_a_killed_process_holds_nobody_up(tmp_path):
     command = [sys.executable, "-c", code, lock.lock_file]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(Timeout):
+        with pytest.raises(Timeout, match="could not be acquired"):
             lock.acquire(timeout=0)
         holder.send_signal(signal.SIGKILL)
         assert holder.wait() == -signal.SIGKILL
