@@ -29,7 +29,14 @@ from lightning_peft.files.writing import WEIGHTS_FILE
 from lightning_peft.kernels import Memory
 from lightning_peft.methods.registry import method_from_config
 
-__all__ = ["adapt_from_description", "adapted_as", "fitting_state", "load_adapter", "rewritten"]
+__all__ = [
+    "adapt_from_description",
+    "adapted_as",
+    "fitting_state",
+    "load_adapter",
+    "named_state",
+    "rewritten",
+]
 
 
 _INITIAL = "init_lora_weights"
@@ -124,9 +131,7 @@ def fitting_state(
         )
     _check_backbone(adaptation, about.get("fingerprint"), path, strict_backbone)
     own = adaptation.model.state_dict()
-    state = stored.state_for(
-        adaptation.model, adaptation.method, adaptation.head, adaptation.state_names()
-    )
+    state = named_state(adaptation, stored)
     problems = key_problems(state, own, _saved(adaptation))
     problems += value_problems(state, own)
     problems += _not_finite(state, own)
@@ -136,6 +141,13 @@ def fitting_state(
             f"({adaptation.method.name}): " + "; ".join(problems)
         )
     return state
+
+
+def named_state(adaptation: Adaptation, stored: StoredAdapter) -> dict[str, Tensor]:
+    """Return the tensors of a stored adapter under the names of an adapted model, unchecked."""
+    return stored.state_for(
+        adaptation.model, adaptation.method, adaptation.head, adaptation.state_names()
+    )
 
 
 def _saved(adaptation: Adaptation) -> set[str]:

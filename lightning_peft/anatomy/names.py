@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from torch import nn
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["inside", "shared_names"]
 

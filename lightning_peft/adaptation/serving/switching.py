@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.adaptation.handle import find_adaptation
-from lightning_peft.adaptation.loading import adapted_as, fitting_state
+from lightning_peft.adaptation.loading import adapted_as, fitting_state, named_state
 from lightning_peft.anatomy.forward import first_tensor
 from lightning_peft.errors import AdapterFileError, MethodError, PEFTError, near
 from lightning_peft.files.reading import StoredAdapter, read_adapter
@@ -233,8 +233,7 @@ class AdapterSwitch:
 
     def _hold(self, name: str, stored: StoredAdapter) -> None:
         """Check an adapter against the model, in which no adapter is active, and keep it."""
-        own = self.adaptation
-        state = stored.state_for(own.model, own.method, own.head, own.state_names())
+        state = named_state(self.adaptation, stored)
         for key in (self.adaptation.state_names() | state.keys()) & self._tensors.keys():
             self._originals.setdefault(key, self._tensor(key).data)
         # only the head may have another shape, for another number of classes

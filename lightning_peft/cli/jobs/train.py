@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,9 +21,6 @@ from lightning_peft.cli.jobs.trial_run import check_direction, pruning_of, told
 from lightning_peft.cli.runs.occupied import this_process
 from lightning_peft.cli.runs.summary import write_summary, write_text
 from lightning_peft.cli.runs.trial import Trial
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["train"]
 
