@@ -18,7 +18,7 @@ from lightning_peft.adaptation.merging import MergeReport, merge_adapters
 from lightning_peft.adaptation.modes import hold_in_eval, is_held, release
 from lightning_peft.adaptation.report import Report, make_report
 from lightning_peft.anatomy.fast_path import fast_path_off, fast_path_on
-from lightning_peft.anatomy.names import inside, shared_names
+from lightning_peft.anatomy.names import inside, parameter_at, shared_names
 from lightning_peft.errors import AdapterFileError, CheckpointError, MethodError, TargetError, near
 from lightning_peft.files.peft_format import peft_form
 from lightning_peft.files.writing import write_adapter
@@ -313,7 +313,7 @@ class Adaptation:
 
     def _swap_originals(self) -> None:
         for name, kept in self._originals.items():
-            parameter = self.model.get_parameter(name)
+            parameter = parameter_at(self.model, name)
             now = parameter.detach().clone()
             parameter.data.copy_(kept)
             self._originals[name] = now

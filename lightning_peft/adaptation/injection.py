@@ -150,7 +150,7 @@ def refuse_bypassed(model: nn.Module, plan: Plan) -> None:
     Raises:
         MethodError: If code around a module reads its weight instead of calling it.
     """
-    found = bypassed(model, _injected(plan))
+    found = bypassed(model, [s.module for _, sites in plan.steps for s in sites if not s.in_weight])
     if found:
         reasons = "; ".join(f"{name} ({reason})" for name, reason in list(found.items())[:4])
         more = f" and {len(found) - 4} more" if len(found) > 4 else ""

@@ -6,7 +6,7 @@ from itertools import chain
 
 from torch import nn
 
-__all__ = ["inside", "shared_names"]
+__all__ = ["inside", "parameter_at", "shared_names"]
 
 
 def shared_names(model: nn.Module) -> dict[str, str]:
@@ -28,6 +28,25 @@ def shared_names(model: nn.Module) -> dict[str, str]:
                 earlier = first.setdefault(id(tensor), name)
                 if earlier != name:
                     found[name] = earlier
+    return found
+
+
+def parameter_at(model: nn.Module, name: str) -> nn.Parameter:
+    """Return a parameter as it is registered.
+
+    ``get_parameter`` takes the attribute, which is the sum where an update is in the weight.
+
+    Args:
+        model: Any module.
+        name: The parameter's name.
+
+    Raises:
+        AttributeError: If there is none of this name.
+    """
+    path, _, key = name.rpartition(".")
+    found = model.get_submodule(path)._parameters.get(key)
+    if found is None:
+        raise AttributeError(f"{type(model).__name__} has no parameter '{name}'")
     return found
 
 

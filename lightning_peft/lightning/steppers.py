@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_peft.adaptation.handle import find_adaptations
+from lightning_peft.anatomy.names import parameter_at
 from lightning_peft.errors import CheckpointError, MethodError
 from lightning_peft.lightning.namespace import pl
 from lightning_peft.methods.base import Stepper
@@ -51,7 +52,7 @@ class DriveSteppers(pl.Callback):
         factor *= scaler.get_scale() if scaler is not None else 1.0
         for stepper in self._steppers:
             for name, gradient in stepper.penalty_gradients().items():
-                parameter = stepper.model.get_parameter(name)
+                parameter = parameter_at(stepper.model, name)
                 if parameter.grad is not None:
                     parameter.grad.add_(gradient, alpha=factor)
 

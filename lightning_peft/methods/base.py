@@ -43,11 +43,14 @@ class Site:
         module: The module's name.
         kind: The kind of change, in a word or two.
         parts: Names of further modules that the adapter uses.
+        in_weight: Whether the change is in the weight that a forward reads, since the module is
+            not called, or computes more than the product with its weight.
     """
 
     module: str
     kind: str
     parts: tuple[str, ...] = ()
+    in_weight: bool = False
 
 
 class Adapter(Protocol):

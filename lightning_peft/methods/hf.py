@@ -138,6 +138,15 @@ class HF(PeftMethod):
         return self.tuner.lower()
 
     @property
+    def tuner_name(self) -> str:
+        """See :attr:`PeftMethod.tuner_name`."""
+        return self.tuner
+
+    def peft_options(self) -> Mapping[str, Any]:
+        """See :meth:`PeftMethod.peft_options`."""
+        return self.options
+
+    @property
     def accelerated(self) -> bool:  # type: ignore[override]
         """Whether it is LoRA; each layer shows whether it is a variant with another forward."""
         return self.tuner == "LORA"
@@ -197,7 +206,8 @@ class HF(PeftMethod):
         options = {
             key: _thawed(value) for key, value in self.options.items() if key != "modules_to_save"
         }
-        if self.targets is not None:
+        # peft's own patterns do not match the parts of a module
+        if self.targets is not None or any(site.in_weight for site in sites):
             options["target_modules"] = target_spec(model, names)
             if self.tuner == "IA3" and "feedforward_modules" not in options:
                 options["feedforward_modules"] = []

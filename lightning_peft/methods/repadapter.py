@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +13,8 @@ from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of, is_transposed
+from lightning_peft.methods.finite import exact
+from lightning_peft.methods.in_weight.places import never_called
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.settings import size_problems
 
@@ -52,21 +54,25 @@ class LinearBefore(ChildAdapter):
         new = x + (self.scale * (change.flatten(-2) + self.up_bias)).to(x.dtype)
         return tuple(new if arg is x else arg for arg in args)
 
-    def merged(self, host: nn.Module) -> dict[str, Tensor]:
+    def merged(self, host: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See :meth:`ChildAdapter.merged`: ``W (I + scale B A)`` and ``b + scale W (B a + b)``."""
         kind = "in_proj_" if isinstance(host, nn.MultiheadAttention) else ""
-        weight, bias = host._parameters[f"{kind}weight"], host._parameters[f"{kind}bias"]
-        assert weight is not None
+        if f"{kind}weight" not in own:
+            raise NotImplementedError(
+                f"{type(host).__name__} reads a weight without a bias to absorb the shift"
+            )
+        weight, bias = own[f"{kind}weight"], own.get(f"{kind}bias")
         if bias is None:
             raise NotImplementedError(f"{type(host).__name__} has no bias to absorb the shift")
-        up = torch.block_diag(*self.up_weight.float())
-        matrix = self.scale * up @ self.down.weight.float()
-        shift = self.scale * (up @ self.down.bias.float() + self.up_bias.float())
-        old = weight.float()
+        up = torch.block_diag(*exact(self.up_weight))
+        up = up * self.dropout(torch.ones_like(up[0]))
+        matrix = self.scale * up @ exact(self.down.weight)
+        shift = self.scale * (up @ exact(self.down.bias) + exact(self.up_bias))
+        old = exact(weight)
         if is_transposed(host):
             new = old + matrix.T @ old
-            return {"weight": new, "bias": bias.float() + shift @ old}
-        return {f"{kind}weight": old + old @ matrix, f"{kind}bias": bias.float() + old @ shift}
+            return {"weight": new, "bias": exact(bias) + shift @ old}
+        return {f"{kind}weight": old + old @ matrix, f"{kind}bias": exact(bias) + old @ shift}
 
 
 @register_method
@@ -95,6 +101,7 @@ class RepAdapter(ChildMethod):
     summary: ClassVar[str] = "linear bottlenecks before attention and MLP, mergeable"
     reference: ClassVar[str] = "https://arxiv.org/abs/2302.08106"
     mergeable: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
 
     bottleneck: int = 8
     groups: int = 2
@@ -131,10 +138,18 @@ class RepAdapter(ChildMethod):
                 f"{self.name}: expected linear layers with a multiple of {self.groups} features, "
                 f"got {', '.join((odd or convs)[:8])}. Exclude them, or use groups=1."
             )
-        return tuple(Site(name, "before") for name in names)
+        read = never_called(model, names)
+        sites = []
+        for name in names:
+            module = model.get_submodule(name)
+            # what is read past its module has its input one level above
+            around = name in read and getattr(module, "bias", None) is None
+            host = name.rpartition(".")[0] if around else name
+            sites.append(Site(host, "before", parts=(name,)))
+        return tuple(sites)
 
     def build(self, model: nn.Module, sites: tuple[Site, ...]) -> Iterator[ChildAdapter]:
         """See :meth:`ChildMethod.build`."""
         for site in sites:
-            features = features_of(model.get_submodule(site.module))[0]
+            features = features_of(model.get_submodule(site.parts[0]))[0]
             yield LinearBefore(features, self.bottleneck, self.groups, self.scale, self.dropout)

@@ -29,12 +29,12 @@ __all__ = ["Houlsby", "Pfeiffer"]
 
 
 class SerialAdapter(ChildAdapter):
-    """``z + bottleneck(z)`` for the output ``z`` of its host."""
+    """``z + bottleneck(z)`` for the output ``z`` of its host, which a layer computes."""
 
-    def __init__(self, host: nn.Module, width: int, **options: Any) -> None:
+    def __init__(self, layer: nn.Module, width: int, **options: Any) -> None:
         super().__init__()
-        self.bottleneck = Bottleneck(features_of(host)[1], width, **options)
-        self.last = channels_last(host)
+        self.bottleneck = Bottleneck(features_of(layer)[1], width, **options)
+        self.last = channels_last(layer)
 
     def connect(self, model: nn.Module, site: Site) -> None:
         """See :meth:`ChildAdapter.connect`."""
@@ -90,16 +90,16 @@ class Houlsby(ChildMethod):
 
     def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
         """See :meth:`ChildMethod.select`."""
-        names = outputs_of(
+        outputs = outputs_of(
             self.branches, anatomy, model, self.name, layers=self.layers, exclude=self.exclude
         )
-        return tuple(Site(name, self.name) for name in names)
+        return tuple(Site(name, self.name, parts=(layer,)) for name, layer in outputs.items())
 
     def build(self, model: nn.Module, sites: tuple[Site, ...]) -> Iterator[ChildAdapter]:
         """See :meth:`ChildMethod.build`."""
         for site in sites:
             yield SerialAdapter(
-                model.get_submodule(site.module),
+                model.get_submodule(site.parts[0]),
                 self.bottleneck,
                 activation=self.activation,
                 dropout=self.dropout,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +18,9 @@ from lightning_peft.methods.child import (
     features_of,
     is_transposed,
 )
+from lightning_peft.methods.finite import exact
+from lightning_peft.methods.in_weight.part import layer_at, with_parts
+from lightning_peft.methods.in_weight.places import never_called
 from lightning_peft.methods.registry import register_method
 
 if TYPE_CHECKING:
@@ -31,13 +34,15 @@ _PLACES = ("all-linear", "norms", "convs")
 class ScaleShift(ChildAdapter):
     """``scale * y + shift`` for each feature of its host's output ``y``."""
 
-    def __init__(self, host: nn.Module, std: float) -> None:
+    def __init__(self, host: nn.Module, std: float, shifts: bool) -> None:
         super().__init__()
         features = features_of(host)[1]
         self.scale = nn.Parameter(torch.empty(features))
-        self.shift = nn.Parameter(torch.empty(features))
         nn.init.normal_(self.scale, 1.0, std)
-        nn.init.normal_(self.shift, 0.0, std)
+        self.shift: nn.Parameter | None = None
+        if shifts:
+            self.shift = nn.Parameter(torch.empty(features))
+            nn.init.normal_(self.shift, 0.0, std)
         self.last = channels_last(host)
 
     def connect(self, model: nn.Module, site: Site) -> None:
@@ -48,6 +53,7 @@ class ScaleShift(ChildAdapter):
         """Scale and shift the host's output."""
         if not self.active:
             return output
+        assert self.shift is not None
         scale: Tensor = self.scale
         shift: Tensor = self.shift
         if not self.last:
@@ -55,10 +61,10 @@ class ScaleShift(ChildAdapter):
             scale, shift = scale.view(shape), shift.view(shape)
         return torch.addcmul(shift.to(output.dtype), output, scale.to(output.dtype))
 
-    def merged(self, host: nn.Module) -> dict[str, Tensor]:
+    def merged(self, host: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See :meth:`ChildAdapter.merged`: exact, row by row."""
-        weight, bias = host._parameters.get("weight"), host._parameters.get("bias")
-        if weight is None or bias is None:
+        weight, bias = own.get("weight"), own.get("bias")
+        if weight is None or (bias is None and self.shift is not None):
             raise NotImplementedError(
                 f"{type(host).__name__} has no {'weight' if weight is None else 'bias'} to absorb "
                 f"the {'scale' if weight is None else 'shift'}"
@@ -69,14 +75,14 @@ class ScaleShift(ChildAdapter):
             raise NotImplementedError(
                 f"{type(host).__name__} ends in an activation, and the scale comes after it"
             )
-        rows = self.scale.float()
+        rows = exact(self.scale)
         if weight.ndim > 1:
             transposed = is_transposed(host)
             rows = rows if transposed else rows.view(-1, *(1,) * (weight.ndim - 1))
-        return {
-            "weight": weight.float() * rows,
-            "bias": bias.float() * self.scale.float() + self.shift.float(),
-        }
+        values = {"weight": exact(weight) * rows}
+        if bias is not None and self.shift is not None:
+            values["bias"] = exact(bias) * exact(self.scale) + exact(self.shift)
+        return values
 
 
 @register_method
@@ -103,6 +109,7 @@ class SSF(ChildMethod):
     summary: ClassVar[str] = "scale and shift after every layer"
     reference: ClassVar[str] = "https://arxiv.org/abs/2210.08823"
     mergeable: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
 
     targets: Names = None
     layers: Layers = None
@@ -120,9 +127,25 @@ class SSF(ChildMethod):
         if targets is None:
             targets = tuple(place for place in _PLACES if anatomy.roles[place]) or "auto"
         names = resolve(anatomy, model, targets, layers=self.layers, exclude=self.exclude)
-        return tuple(Site(name, "scale and shift") for name in names)
+        # the states of a recurrent layer are no features of one product
+        chosen = [n for n in names if not isinstance(model.get_submodule(n), nn.RNNBase)]
+        chosen = [part for name in chosen for part in _layers(model, name)]
+        read = never_called(model, chosen)
+        return tuple(Site(n, _kind(layer_at(model, n), n in read)) for n in chosen)
 
     def build(self, model: nn.Module, sites: tuple[Site, ...]) -> Iterator[ChildAdapter]:
         """See :meth:`ChildMethod.build`."""
         for site in sites:
-            yield ScaleShift(model.get_submodule(site.module), self.init_std)
+            layer = layer_at(model, site.module)
+            yield ScaleShift(layer, self.init_std, shifts=site.kind != "scale")
+
+
+def _layers(model: nn.Module, name: str) -> tuple[str, ...]:
+    """Return the parts of an attention module, and any other layer itself."""
+    attention = isinstance(model.get_submodule(name), nn.MultiheadAttention)
+    return with_parts(model, (name,)) if attention else (name,)
+
+
+def _kind(layer: nn.Module, read: bool) -> str:
+    """Return the kind of change; where a layer is read, only its bias could hold a shift."""
+    return "scale" if read and layer.bias is None else "scale and shift"

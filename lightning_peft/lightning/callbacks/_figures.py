@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_peft.adaptation.handle import find_adaptations
+from lightning_peft.anatomy.names import parameter_at
 from lightning_peft.evaluation.efficiency import (
     count_parameters,
     gradient_bytes,
@@ -68,7 +69,7 @@ def static_figures(trainer: pl.Trainer, pl_module: pl.LightningModule, at_start:
 
 def _without_adapters(pl_module: nn.Module) -> list[nn.Parameter]:
     new = {
-        id(adaptation.model.get_parameter(name))
+        id(parameter_at(adaptation.model, name))
         for adaptation in find_adaptations(pl_module).values()
         for name in adaptation.adapter_names()
     }

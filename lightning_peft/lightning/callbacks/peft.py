@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_peft.adaptation.checks import as_names
 from lightning_peft.adaptation.handle import Adaptation, find_adaptations
+from lightning_peft.anatomy.names import parameter_at
 from lightning_peft.errors import MethodError
 from lightning_peft.kernels import Memory
 from lightning_peft.lightning.attachment import Attachment, attach, attachment_of
@@ -161,7 +162,7 @@ class PEFT(pl.Callback):
             f"{path}.{name}" if path else name
             for path, adaptation in find_adaptations(pl_module).items()
             for name in adaptation.adapter_names()
-            if (p := adaptation.model.get_parameter(name)).requires_grad and p.grad is None
+            if (p := parameter_at(adaptation.model, name)).requires_grad and p.grad is None
         }
         self._without_gradient = silent if self._steps == 0 else self._without_gradient & silent
         self._steps += 1
@@ -180,7 +181,7 @@ def _refuse_untrained(path: str, adaptation: Adaptation, in_optimizers: set[int]
         name
         for name in adaptation.trained_names()
         # the trained names already include what BackboneFreeze trains later
-        if (p := adaptation.model.get_parameter(name)).requires_grad and id(p) not in in_optimizers
+        if (p := parameter_at(adaptation.model, name)).requires_grad and id(p) not in in_optimizers
     ]
     if lost and in_optimizers:
         more = f" and {len(lost) - 6} more" if len(lost) > 6 else ""

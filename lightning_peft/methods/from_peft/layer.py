@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_peft.methods.finite import refuse_not_finite
+from lightning_peft.methods.finite import lost, refuse_not_finite
+from lightning_peft.methods.from_peft.in_weight import is_in_weight, take_out_of_weight, updated
+from lightning_peft.methods.in_weight.part import Part
+from lightning_peft.methods.in_weight.reading import read_without_updates
+from lightning_peft.methods.in_weight.values import own_value, restore, write
 
 __all__ = ["PeftLayer"]
 
@@ -23,6 +27,7 @@ class PeftLayer:
     def __init__(self, model: nn.Module, name: str) -> None:
         self.model = model
         self.name = name
+        self._kept: dict[str, Tensor] = {}
 
     @property
     def layer(self) -> Any:
@@ -45,6 +50,8 @@ class PeftLayer:
     def merge(self) -> float:
         """See :class:`Adapter`."""
         layer = self.layer
+        if is_in_weight(layer):
+            return self._write_weight(layer)
         base = layer.get_base_layer()
         half = {
             key: parameter.dtype
@@ -78,12 +85,52 @@ class PeftLayer:
 
     def unmerge(self) -> None:
         """See :class:`Adapter`."""
-        self.layer.unmerge()
+        layer = self.layer
+        if not is_in_weight(layer):
+            layer.unmerge()
+            return
+        restore(layer.base_layer, self._kept)
+        self._kept = {}
+        layer.merged_adapters = []
 
     def unload(self) -> None:
         """See :class:`Adapter`."""
         parent, _, key = self.name.rpartition(".")
-        self.model.get_submodule(parent)._modules[key] = self.layer.get_base_layer()
+        layer = self.layer
+        base = layer.get_base_layer()
+        if is_in_weight(layer):
+            base = take_out_of_weight(layer)
+        modules = self.model.get_submodule(parent)._modules
+        modules[key] = base
+        if isinstance(base, Part):
+            del modules[key]
+            if not any(_is_part(m) for m in modules.values()):
+                read_without_updates(base.holder)
+
+    @torch.no_grad()
+    def _write_weight(self, layer: Any) -> float:
+        """Write the weight that the forward reads into the base layer's own."""
+        base = layer.base_layer
+        own = {name: own_value(base, name) for name in ("weight", "bias")}
+        weight = own["weight"]
+        assert weight is not None
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        before = {name: value for name, value in own.items() if value is not None}
+        new = updated(layer, exact)
+        values = {name: v for name in before if (v := new[name]) is not None}
+        rounded = {name: v.to(before[name].dtype) for name, v in values.items()}
+        refuse_not_finite(rounded, f"the merged weights of {self.name}")
+        changed = {n: v for n, v in rounded.items() if not torch.equal(v, before[n])}
+        kept: dict[str, Tensor] = {}
+        try:
+            for name, value in changed.items():
+                kept |= write(base, name, value.contiguous())
+        except ValueError:
+            restore(base, kept)
+            raise
+        self._kept = kept
+        layer.merged_adapters = list(layer.active_adapters)
+        return max((lost(values[name], rounded[name]) for name in changed), default=0.0)
 
 
 def _is_plain_lora(layer: Any) -> bool:
@@ -101,7 +148,10 @@ def _cast(module: nn.Module, dtypes: dict[str, torch.dtype]) -> float:
         assert parameter is not None
         before = parameter.data
         parameter.data = before.to(dtype)
-        if before.numel():
-            lost = (parameter.data.to(before.dtype) - before).abs().max()
-            worst = max(worst, float(lost / before.abs().max().clamp_min(1e-30)))
+        worst = max(worst, lost(before, parameter.data))
     return worst
+
+
+def _is_part(module: nn.Module | None) -> bool:
+    """Whether a module is a part, or a layer around one."""
+    return module is not None and isinstance(module._modules.get("base_layer", module), Part)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
+from lightning_peft.methods.from_peft.in_weight import put_in_weight, refuse_variant
 from lightning_peft.methods.from_peft.inject import inject_tuner
-from lightning_peft.methods.from_peft.targets import (
-    names_of,
+from lightning_peft.methods.from_peft.places import (
+    in_weight_problems,
+    ready_for_peft,
+    weights_to_change,
 )
+from lightning_peft.methods.from_peft.targets import names_of
+from lightning_peft.methods.in_weight.part import with_parts
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -39,28 +45,54 @@ class PeftMethod(Method):
         return ()
 
     @property
+    def tuner_name(self) -> str:
+        """The tuner's name in ``peft``."""
+        return "LORA"
+
+    def peft_options(self) -> Mapping[str, Any]:
+        """Return the settings under the names that ``peft`` gives them."""
+        return {"lora_dropout": getattr(self, "dropout", 0.0)}
+
+    @property
     def kind(self) -> str:
         """The kind of change at a site, for reports."""
         return self.name
 
     def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
         """See :meth:`Method.plan`."""
-        sites = self.select(anatomy, model)
-        problems = list(self.site_problems(model, names_of(sites)))
+        selected = [
+            dataclasses.replace(site, module=name)
+            for site in self.select(anatomy, model)
+            for name in with_parts(model, (site.module,))
+        ]
+        names = tuple(dict.fromkeys(site.module for site in selected))
+        in_weight = weights_to_change(model, names)
+        problems = [
+            *self.site_problems(model, names),
+            *in_weight_problems(self.tuner_name, self.peft_options(), model, in_weight),
+        ]
         if problems:
             raise MethodError(f"{self.kind}: " + "; ".join(problems) + ".")
+        sites = tuple(
+            dataclasses.replace(site, in_weight=site.module in in_weight) for site in selected
+        )
         return Plan(sites=sites, steps=((self, sites),))
 
     def inject(self, model: nn.Module, sites: tuple[Site, ...]) -> None:
         """See :meth:`Method.inject`."""
-        config = self.peft_config(model, sites)
-        inject_tuner(config, model, self.kind)
+        with ready_for_peft(model, sites):
+            inject_tuner(self.peft_config(model, sites), model, self.kind)
         missed = [n for n in names_of(sites) if not hasattr(model.get_submodule(n), "base_layer")]
         if missed:
             raise MethodError(
                 f"{self.kind}: expected peft to adapt every target, it left out "
                 f"{', '.join(missed[:8])}. Exclude these modules, or use another tuner for them."
             )
+        for site in sites:
+            if site.in_weight:
+                layer = model.get_submodule(site.module)
+                refuse_variant(layer, site.module)
+                put_in_weight(layer)
 
     def adapters(self, model: nn.Module, sites: tuple[Site, ...]) -> list[Adapter]:
         """See :meth:`Method.adapters`."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lightning_peft.errors import near
+from lightning_peft.methods.in_weight.part import layer_at
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -71,11 +72,11 @@ def layer_refusal(tuner: str, model: nn.Module, names: tuple[str, ...]) -> Itera
 
 
 def _is_convolution(model: nn.Module, name: str) -> bool:
-    return isinstance(model.get_submodule(name), nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return isinstance(layer_at(model, name), nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
 
 def _is_wide_convolution(model: nn.Module, name: str) -> bool:
-    module = model.get_submodule(name)
+    module = layer_at(model, name)
     return isinstance(module, nn.Conv2d) and (
         module.groups > 1 or any(size > 1 for size in module.kernel_size)
     )
@@ -85,7 +86,7 @@ def _sees_a_map(model: nn.Module, name: str) -> bool:
     """Whether a linear layer is next to convolutions, on ``(B, H, W, C)``."""
     parts = name.split(".")
     block = model.get_submodule(".".join(parts[:-2])) if len(parts) > 2 else model
-    return isinstance(model.get_submodule(name), nn.Linear) and any(
+    return isinstance(layer_at(model, name), nn.Linear) and any(
         isinstance(module, nn.Conv2d) for module in block.children()
     )
 
