@@ -8,7 +8,7 @@ checkpoint of the backbone loads before and after, and copies, pickles, ``torch.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -82,12 +82,12 @@ class ChildAdapter(Update):
     def connect(self, model: nn.Module, site: Site) -> None:
         """Register the hooks on the host, ``model.get_submodule(site.module)``, and around it."""
 
-    def merged(self, host: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def merged(self, host: nn.Module) -> dict[str, Tensor]:
         """Compute the host's own weights with the adapter folded in.
 
         Args:
-            host: The adapted module; not changed.
-            own: Its weights by name, to start from.
+            host: The adapted module; not changed. Its weights are
+                :func:`~lightning_peft.methods.in_weight.values.own_value`.
 
         Returns:
             New values by name, in float32 or finer.
@@ -203,7 +203,7 @@ class ChildMethod(Method):
             adapter.train(host.training)
             if site.in_weight:
                 adapter.in_weight = True
-                read_with_updates(host, adapter.merged(host, own_values(host)))
+                read_with_updates(host, adapter.merged(host))
             else:
                 adapter.connect(model, site)
 
@@ -251,7 +251,7 @@ class ChildHandle:
         training = child.training
         child.eval()  # dropout is not merged
         try:
-            values = child.merged(host, own)
+            values = child.merged(host)
         finally:
             child.train(training)
         codes = [name for name in values if not own[name].is_floating_point()]
@@ -273,11 +273,11 @@ class ChildHandle:
                 kept |= write(host, name, rounded[name].contiguous())
             child.folded = True
             if probe is not None and before is not None:
-                refuse_other_function(before, probed(host, probe), what)
+                refuse_other_function(before, probed(host, probe))
         except Exception as error:
             child.folded = False
             restore(host, kept)
-            raise ValueError(f"{what}: {error}") from error
+            raise ValueError(f"{what} {error}") from error
         self._kept = kept
         return max((lost(values[name], rounded[name]) for name in values), default=0.0)
 
@@ -299,8 +299,8 @@ class ChildHandle:
         del host._modules[self.key]
         if child.in_weight and not any(isinstance(m, Update) for m in host.children()):
             read_without_updates(host)
-            if isinstance(host, Part):
-                remove_part(host)
+            if isinstance(host, Part) and not remove_part(host):
+                read_without_updates(host.holder)
 
 
 def features_of(module: nn.Module) -> tuple[int, int]:

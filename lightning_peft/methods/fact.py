@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +22,7 @@ from lightning_peft.methods.child import (
 )
 from lightning_peft.methods.finite import exact
 from lightning_peft.methods.in_weight.part import layer_at, with_parts
+from lightning_peft.methods.in_weight.values import needed_value
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.settings import size_problems
 
@@ -51,7 +52,7 @@ class Factors(ChildAdapter):
     def connect(self, model: nn.Module, site: Site) -> None:
         """See :meth:`ChildAdapter.connect`: the sites have the hooks."""
 
-    def merged(self, host: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def merged(self, host: nn.Module) -> dict[str, Tensor]:
         """See :meth:`ChildAdapter.merged`: the sites change the weights."""
         return {}
 
@@ -113,7 +114,7 @@ class SharedUpdate(ChildAdapter):
             change = torch.einsum("...s,ds->...d", hidden, v)
         return output + (self.scale * change).to(output.dtype)
 
-    def merged(self, host: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def merged(self, host: nn.Module) -> dict[str, Tensor]:
         """See :meth:`ChildAdapter.merged`: exact."""
         u, v = exact(self.factors.u.weight), exact(self.factors.v.weight)
         kept = self.dropout(torch.ones_like(u[:, :1]))
@@ -121,7 +122,7 @@ class SharedUpdate(ChildAdapter):
         change = torch.cat(list(blocks), 0 if self.tall else 1)
         if is_transposed(host):
             change = change.T
-        return {"weight": exact(own["weight"]) + change}
+        return {"weight": exact(needed_value(host, "weight")) + change}
 
 
 @dataclass(frozen=True)

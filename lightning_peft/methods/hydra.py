@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +16,7 @@ from lightning_peft.methods.bottleneck import Bottleneck
 from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of, is_transposed
 from lightning_peft.methods.finite import exact
 from lightning_peft.methods.in_weight.part import layer_at, with_parts
+from lightning_peft.methods.in_weight.values import needed_value, own_value
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.settings import size_problems
 
@@ -44,9 +45,9 @@ class BesideAndBehind(ChildAdapter):
             return output
         return output + (self.beside(args[0]) + self.behind(output)).to(output.dtype)
 
-    def merged(self, host: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def merged(self, host: nn.Module) -> dict[str, Tensor]:
         """See :meth:`ChildAdapter.merged`: ``(I + D C) W + B A`` and the biases with it."""
-        weight, bias = own["weight"], own.get("bias")
+        weight, bias = needed_value(host, "weight"), own_value(host, "bias")
         if bias is None:
             raise NotImplementedError(f"{type(host).__name__} has no bias to absorb the shift")
         transposed = is_transposed(host)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +19,7 @@ from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of,
 from lightning_peft.methods.finite import exact
 from lightning_peft.methods.from_peft.targets import rank_problems
 from lightning_peft.methods.in_weight.part import layer_at, with_parts
+from lightning_peft.methods.in_weight.values import needed_value
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.settings import size_problems
 
@@ -71,7 +72,7 @@ class SliceUpdate(ChildAdapter):
         query, value = F.pad(self.b[0], (0, rank, 0, self.rest)), F.pad(self.b[1], (rank, 0))
         return torch.cat([query, value])
 
-    def merged(self, host: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def merged(self, host: nn.Module) -> dict[str, Tensor]:
         """See :meth:`ChildAdapter.merged`: exact."""
         kept = self.dropout(torch.ones_like(self.a[0, 0]))
         downs = exact(self.a * kept)
@@ -79,7 +80,10 @@ class SliceUpdate(ChildAdapter):
         if len(changes) > 1:
             changes.insert(1, changes[0].new_zeros(self.rest, changes[0].shape[1]))
         change = torch.cat(changes)
-        return {"weight": exact(own["weight"]) + (change.T if is_transposed(host) else change)}
+        return {
+            "weight": exact(needed_value(host, "weight"))
+            + (change.T if is_transposed(host) else change)
+        }
 
 
 @register_method

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +15,7 @@ from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of, is_transposed
 from lightning_peft.methods.finite import exact
 from lightning_peft.methods.in_weight.places import never_called
+from lightning_peft.methods.in_weight.values import own_value
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.settings import size_problems
 
@@ -54,14 +55,14 @@ class LinearBefore(ChildAdapter):
         new = x + (self.scale * (change.flatten(-2) + self.up_bias)).to(x.dtype)
         return tuple(new if arg is x else arg for arg in args)
 
-    def merged(self, host: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def merged(self, host: nn.Module) -> dict[str, Tensor]:
         """See :meth:`ChildAdapter.merged`: ``W (I + scale B A)`` and ``b + scale W (B a + b)``."""
         kind = "in_proj_" if isinstance(host, nn.MultiheadAttention) else ""
-        if f"{kind}weight" not in own:
+        weight, bias = own_value(host, f"{kind}weight"), own_value(host, f"{kind}bias")
+        if weight is None:
             raise NotImplementedError(
                 f"{type(host).__name__} reads a weight without a bias to absorb the shift"
             )
-        weight, bias = own[f"{kind}weight"], own.get(f"{kind}bias")
         if bias is None:
             raise NotImplementedError(f"{type(host).__name__} has no bias to absorb the shift")
         up = torch.block_diag(*exact(self.up_weight))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_peft.anatomy.targets import resolve
+from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.child import (
     ChildAdapter,
@@ -21,6 +23,7 @@ from lightning_peft.methods.child import (
 from lightning_peft.methods.finite import exact
 from lightning_peft.methods.in_weight.part import layer_at, with_parts
 from lightning_peft.methods.in_weight.places import never_called
+from lightning_peft.methods.in_weight.values import own_value
 from lightning_peft.methods.registry import register_method
 
 if TYPE_CHECKING:
@@ -61,9 +64,9 @@ class ScaleShift(ChildAdapter):
             scale, shift = scale.view(shape), shift.view(shape)
         return torch.addcmul(shift.to(output.dtype), output, scale.to(output.dtype))
 
-    def merged(self, host: nn.Module, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def merged(self, host: nn.Module) -> dict[str, Tensor]:
         """See :meth:`ChildAdapter.merged`: exact, row by row."""
-        weight, bias = own.get("weight"), own.get("bias")
+        weight, bias = own_value(host, "weight"), own_value(host, "bias")
         if weight is None or (bias is None and self.shift is not None):
             raise NotImplementedError(
                 f"{type(host).__name__} has no {'weight' if weight is None else 'bias'} to absorb "
@@ -77,8 +80,12 @@ class ScaleShift(ChildAdapter):
             )
         rows = exact(self.scale)
         if weight.ndim > 1:
-            transposed = is_transposed(host)
-            rows = rows if transposed else rows.view(-1, *(1,) * (weight.ndim - 1))
+            if isinstance(host, _ConvTransposeNd):
+                if host.groups > 1:
+                    raise NotImplementedError(f"{type(host).__name__} is transposed and in groups")
+                rows = rows.view(1, -1, *(1,) * (weight.ndim - 2))
+            elif not is_transposed(host):
+                rows = rows.view(-1, *(1,) * (weight.ndim - 1))
         values = {"weight": exact(weight) * rows}
         if bias is not None and self.shift is not None:
             values["bias"] = exact(bias) * exact(self.scale) + exact(self.shift)
@@ -130,6 +137,11 @@ class SSF(ChildMethod):
         # the states of a recurrent layer are no features of one product
         chosen = [n for n in names if not isinstance(model.get_submodule(n), nn.RNNBase)]
         chosen = [part for name in chosen for part in _layers(model, name)]
+        if not chosen:
+            raise MethodError(
+                f"{self.name}: expected layers with features to scale, got recurrent layers only. "
+                "Methods that fit: 'lora', 'bitfit'."
+            )
         read = never_called(model, chosen)
         return tuple(Site(n, _kind(layer_at(model, n), n in read)) for n in chosen)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.errors import MethodError
+from lightning_peft.kernels.instances import both
 from lightning_peft.methods.in_weight.places import own_forward
 from lightning_peft.methods.in_weight.reading import (
     call_with,
@@ -42,7 +43,8 @@ def put_in_weight(layer: Any) -> None:
     Args:
         layer: The layer; its class and that of its base layer become subclasses of what they were.
     """
-    layer.__class__ = _in_weight_class(type(layer))
+    kind: Any = type(layer)
+    layer.__class__ = _in_weight_class(kind)
     read_with_updates(layer.base_layer, ("weight", "bias"))
 
 
@@ -74,7 +76,7 @@ def take_out_of_weight(layer: Any) -> nn.Module:
 
 def is_in_weight(layer: Any) -> bool:
     """Whether a layer of ``peft`` has its update in the weight."""
-    return "_in_weight" in vars(type(layer))
+    return "in_weight" in vars(type(layer))
 
 
 def updated(layer: Any, dtype: torch.dtype | None = None) -> dict[str, Tensor | None]:
@@ -164,10 +166,11 @@ def _by_outputs(layer: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor
 
 def _tuner_class(layer: Any) -> Any:
     kind = type(layer)
-    return kind.__mro__[1] if "_in_weight" in vars(kind) else kind
+    return kind.__mro__[1] if "in_weight" in vars(kind) else kind
 
 
-def _restore(kind: type[nn.Module]) -> nn.Module:
+def _restore(tuner: Any, also: Any) -> nn.Module:
+    kind: Any = tuner if also is None else both(tuner, also)
     made: nn.Module = object.__new__(_in_weight_class(kind))
     return made
 
@@ -179,15 +182,18 @@ def _in_weight_class(kind: Any) -> type[nn.Module]:
             return self.base_layer(*args, **kwargs)
         return call_with(self.base_layer, updated(self), args, kwargs)
 
+    also = vars(kind).get("_also")
+    tuner = kind if also is None else kind.__mro__[1]
+
     def reduce(self: Any, protocol: Any) -> Any:
-        return _restore, (kind,), self.__getstate__()
+        return _restore, (tuner, also), self.__getstate__()
 
     namespace = {
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
         "__doc__": kind.__doc__,
         "__reduce_ex__": reduce,
-        "_in_weight": True,
+        "in_weight": True,
         "forward": forward,
         "weight": property(lambda self: updated(self)["weight"]),
         "bias": property(lambda self: updated(self)["bias"]),

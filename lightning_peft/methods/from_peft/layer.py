@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_peft.methods.finite import lost, refuse_not_finite
 from lightning_peft.methods.from_peft.in_weight import is_in_weight, take_out_of_weight, updated
-from lightning_peft.methods.in_weight.part import Part
+from lightning_peft.methods.in_weight.part import Part, remove_part
 from lightning_peft.methods.in_weight.reading import read_without_updates
 from lightning_peft.methods.in_weight.values import own_value, restore, write
 
@@ -100,12 +100,11 @@ class PeftLayer:
         base = layer.get_base_layer()
         if is_in_weight(layer):
             base = take_out_of_weight(layer)
-        modules = self.model.get_submodule(parent)._modules
-        modules[key] = base
         if isinstance(base, Part):
-            del modules[key]
-            if not any(_is_part(m) for m in modules.values()):
+            if not remove_part(base):
                 read_without_updates(base.holder)
+            return
+        self.model.get_submodule(parent)._modules[key] = base
 
     @torch.no_grad()
     def _write_weight(self, layer: Any) -> float:
@@ -150,8 +149,3 @@ def _cast(module: nn.Module, dtypes: dict[str, torch.dtype]) -> float:
         parameter.data = before.to(dtype)
         worst = max(worst, lost(before, parameter.data))
     return worst
-
-
-def _is_part(module: nn.Module | None) -> bool:
-    """Whether a module is a part, or a layer around one."""
-    return module is not None and isinstance(module._modules.get("base_layer", module), Part)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lightning_peft.errors import MethodError
+from lightning_peft.kernels.instances import keep_class
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
 from lightning_peft.methods.from_peft.in_weight import put_in_weight, refuse_variant
 from lightning_peft.methods.from_peft.inject import inject_tuner
@@ -89,8 +90,9 @@ class PeftMethod(Method):
                 f"{', '.join(missed[:8])}. Exclude these modules, or use another tuner for them."
             )
         for site in sites:
+            layer = model.get_submodule(site.module)
+            keep_class(layer)
             if site.in_weight:
-                layer = model.get_submodule(site.module)
                 refuse_variant(layer, site.module)
                 put_in_weight(layer)
 

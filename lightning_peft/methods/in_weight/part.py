@@ -113,11 +113,18 @@ def add_part(model: nn.Module, name: str) -> bool:
     return True
 
 
-def remove_part(part: Part) -> None:
-    """Remove a part from its holder."""
+def remove_part(part: Part) -> bool:
+    """Remove a part, or the layer around it, from its holder; return whether others are left."""
     modules = part.holder._modules
-    for key in [key for key, module in modules.items() if module is part]:
-        del modules[key]
+    for key, module in list(modules.items()):
+        if _inner(module) is part:
+            del modules[key]
+    return any(isinstance(_inner(module), Part) for module in modules.values())
+
+
+def _inner(module: nn.Module | None) -> nn.Module | None:
+    """Return the base of a layer of ``peft``, or the module itself."""
+    return None if module is None else module._modules.get("base_layer", module)
 
 
 def _bias_of(holder: nn.Module, weight: str) -> str | None:

@@ -66,13 +66,12 @@ def probed(layer: nn.Module, x: Tensor) -> Tensor:
     return found
 
 
-def refuse_other_function(before: Tensor, after: Tensor, what: str) -> None:
+def refuse_other_function(before: Tensor, after: Tensor) -> None:
     """Refuse a merged layer that computes another function than the adapter beside it.
 
     Args:
         before: The output with the adapter beside the weights.
         after: The output with the adapter merged.
-        what: The layer, for the error.
 
     Raises:
         ValueError: If the outputs differ by more than rounding.
@@ -80,6 +79,6 @@ def refuse_other_function(before: Tensor, after: Tensor, what: str) -> None:
     error = float((after - before).abs().max() / before.abs().max().clamp_min(1e-12))
     if not error <= _TOLERANCE.get(before.dtype, 1e-4):
         raise ValueError(
-            f"{what} does more with its weight than multiply by it, and with the merged weight its "
-            f"output would be {error:.1e} off. Keep the adapter beside the weights"
+            "does more with its weight than multiply by it, and with the merged weight its output "
+            f"would be {error:.1e} off. Keep the adapter beside the weights"
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.methods.in_weight.part import Part
-from lightning_peft.methods.in_weight.values import own_value, own_values
+from lightning_peft.methods.in_weight.values import own_value
 
 __all__ = ["Update", "call_with", "own_class", "read_with_updates", "read_without_updates"]
 
@@ -33,7 +33,7 @@ class Update(nn.Module):
         """Whether it takes part in the forward."""
         return True
 
-    def merged(self, host: nn.Module, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    def merged(self, host: nn.Module) -> dict[str, Tensor]:
         """Return the host's weights with the change folded in, by name."""
         raise NotImplementedError
 
@@ -49,7 +49,8 @@ def read_with_updates(module: nn.Module, names: Iterable[str]) -> None:
         names: The weights that may change.
     """
     read = tuple(sorted({*getattr(type(module), "_read", ()), *names}))
-    module.__class__ = _reading_class(own_class(module), read)
+    kind: Any = own_class(module)
+    module.__class__ = _reading_class(kind, read)
     if isinstance(module, nn.RNNBase):
         module.__dict__.pop("_flat_weights", None)  # a list of the weights without updates
 
@@ -57,7 +58,8 @@ def read_with_updates(module: nn.Module, names: Iterable[str]) -> None:
 def read_without_updates(module: nn.Module) -> None:
     """Give a module its own class back."""
     module.__class__ = own_class(module)
-    module.__dict__.pop("_held", None)
+    for key in ("_held", "_start"):
+        module.__dict__.pop(key, None)
     if isinstance(module, nn.RNNBase):
         module._init_flat_weights()
 
@@ -96,7 +98,7 @@ def _value(module: Any, name: str) -> Tensor | None:
     return value
 
 
-def _computed(module: nn.Module, name: str) -> Tensor | None:
+def _computed(module: Any, name: str) -> Tensor | None:
     own = own_value(module, name)
     for child in module._modules.values():
         of_part = _from_part(child, name, own)
@@ -109,10 +111,14 @@ def _computed(module: nn.Module, name: str) -> Tensor | None:
     ]
     if not updates or own is None:
         return own
-    values = own_values(module)
-    for update in updates:
-        values = {**values, **update.merged(module, values)}
-    return values[name].to(own.dtype)
+    values = updates[0].merged(module)
+    try:
+        for update in updates[1:]:
+            module._start = values
+            values = {**values, **update.merged(module)}
+    finally:
+        module._start = None
+    return values.get(name, own).to(own.dtype)
 
 
 def _from_part(child: nn.Module | None, name: str, own: Tensor | None) -> Tensor | None:
@@ -129,7 +135,7 @@ def _from_part(child: nn.Module | None, name: str, own: Tensor | None) -> Tensor
     return None
 
 
-def _restore(kind: type[nn.Module], read: tuple[str, ...]) -> nn.Module:
+def _restore(kind: Any, read: tuple[str, ...]) -> nn.Module:
     made: nn.Module = object.__new__(_reading_class(kind, read))
     return made
 
@@ -158,6 +164,7 @@ def _reading_class(kind: Any, read: tuple[str, ...]) -> type[nn.Module]:
         "__reduce_ex__": reduce,
         "_read": read,
         "_held": None,
+        "_start": None,
         "forward": forward,
     }
     for name in read:

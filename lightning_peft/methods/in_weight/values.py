@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_peft.anatomy.names import parameter_at
 from lightning_peft.methods.in_weight.part import Part
 
-__all__ = ["own_value", "own_values", "restore", "write"]
+__all__ = ["needed_value", "own_value", "own_values", "restore", "write"]
 
 _CLOSE = 1e-5
 """The largest relative error of a weight that is written through a parametrization."""
@@ -24,6 +24,10 @@ def own_value(module: nn.Module, name: str) -> Tensor | None:
         module: The layer, or a part of one.
         name: ``"weight"`` or another attribute that its forward reads.
     """
+    start: Any = getattr(module, "_start", None)  # what other updates have made of it
+    if start is not None and name in start:
+        found: Tensor = start[name]
+        return found
     if isinstance(module, Part):
         return module.own(name)
     parameter = module._parameters.get(name)
@@ -31,6 +35,22 @@ def own_value(module: nn.Module, name: str) -> Tensor | None:
         return parameter
     held: Any = getattr(module, "parametrizations", {})
     return held[name]() if name in held else None
+
+
+def needed_value(module: nn.Module, name: str) -> Tensor:
+    """Return :func:`own_value` of a layer that has to have it.
+
+    Args:
+        module: The layer.
+        name: The weight's name.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    found = own_value(module, name)
+    if found is None:
+        raise ValueError(f"expected {type(module).__name__} to have a {name}, got none")
+    return found
 
 
 def own_values(module: nn.Module) -> dict[str, Tensor]:
