@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["both", "class_of_peft", "keep_class", "with_class_of_peft"]
+__all__ = ["assembled", "class_of_peft", "ingredients", "keep_class", "with_class_of_peft"]
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 _HARMLESS = {"forward", "extra_repr", "__repr__", "__init__", "__annotations__", "__doc__"}
@@ -28,13 +28,13 @@ def keep_class(layer: Any) -> None:
     kind = _kind_of(layer.base_layer)
     if kind is not None and not isinstance(layer, kind):
         own: Any = type(layer)
-        layer.__class__ = both(own, kind)
+        layer.__class__ = _both(own, kind)
 
 
 def class_of_peft(layer: nn.Module) -> type[nn.Module]:
     """Return a layer's class without what :func:`keep_class` added."""
-    kind = type(layer)
-    return kind.__mro__[1] if "_also" in vars(kind) else kind
+    kind: type[nn.Module] = ingredients(type(layer))[0]
+    return kind
 
 
 def with_class_of_peft(layer: Any, kind: Any) -> None:
@@ -44,8 +44,18 @@ def with_class_of_peft(layer: Any, kind: Any) -> None:
         layer: The layer.
         kind: The new class.
     """
-    also = vars(type(layer)).get("_also")
-    layer.__class__ = kind if also is None else both(kind, also)
+    layer.__class__ = assembled(kind, ingredients(type(layer))[1])
+
+
+def ingredients(kind: Any) -> tuple[Any, Any]:
+    """Return the class of ``peft`` and the other one, or ``None``, of a class of its layers."""
+    also = vars(kind).get("_also")
+    return (kind if also is None else kind.__mro__[1]), also
+
+
+def assembled(kind: Any, also: Any) -> Any:
+    """Return the class of its :func:`ingredients`."""
+    return kind if also is None else _both(kind, also)
 
 
 def _kind_of(base: nn.Module) -> Any:
@@ -64,19 +74,12 @@ def _kind_of(base: nn.Module) -> Any:
 
 
 def _restore(kind: Any, also: Any) -> nn.Module:
-    made: nn.Module = object.__new__(both(kind, also))
+    made: nn.Module = object.__new__(_both(kind, also))
     return made
 
 
 @functools.cache
-def both(kind: Any, also: Any) -> Any:
-    """Make the class of ``peft``'s layers of a class that are instances of another as well.
-
-    Args:
-        kind: The class of ``peft``.
-        also: The class of the base layer.
-    """
-
+def _both(kind: Any, also: Any) -> Any:
     def reduce(self: Any, protocol: Any) -> Any:
         return _restore, (kind, also), self.__getstate__()
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.errors import MethodError
-from lightning_peft.kernels.instances import both
+from lightning_peft.kernels.instances import assembled, ingredients
 from lightning_peft.methods.in_weight.places import own_forward
 from lightning_peft.methods.in_weight.reading import (
     call_with,
@@ -156,12 +156,19 @@ def _by_outputs(layer: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor
     rows[0, :inputs] = torch.eye(inputs, dtype=weight.dtype, device=weight.device)
     base = layer.base_layer
     base._held = {"weight": weight, "bias": None if bias is None else bias.to(weight.dtype)}
+    layer._computing = True
     try:
         outputs: Tensor = _tuner_class(layer).forward(layer, rows)[0]
     finally:
         base._held = None
+        layer._computing = False
     shift = outputs[inputs]
     return (outputs[:inputs] - shift).T, None if bias is None else shift
+
+
+def _read(layer: Any, name: str) -> Tensor | None:
+    """Return a weight with its update, or the own one to a tuner that is computing it."""
+    return own_value(layer.base_layer, name) if layer._computing else updated(layer)[name]
 
 
 def _tuner_class(layer: Any) -> Any:
@@ -170,8 +177,7 @@ def _tuner_class(layer: Any) -> Any:
 
 
 def _restore(tuner: Any, also: Any) -> nn.Module:
-    kind: Any = tuner if also is None else both(tuner, also)
-    made: nn.Module = object.__new__(_in_weight_class(kind))
+    made: nn.Module = object.__new__(_in_weight_class(assembled(tuner, also)))
     return made
 
 
@@ -182,11 +188,10 @@ def _in_weight_class(kind: Any) -> type[nn.Module]:
             return self.base_layer(*args, **kwargs)
         return call_with(self.base_layer, updated(self), args, kwargs)
 
-    also = vars(kind).get("_also")
-    tuner = kind if also is None else kind.__mro__[1]
+    parts = ingredients(kind)
 
     def reduce(self: Any, protocol: Any) -> Any:
-        return _restore, (tuner, also), self.__getstate__()
+        return _restore, parts, self.__getstate__()
 
     namespace = {
         "__module__": kind.__module__,
@@ -194,8 +199,9 @@ def _in_weight_class(kind: Any) -> type[nn.Module]:
         "__doc__": kind.__doc__,
         "__reduce_ex__": reduce,
         "in_weight": True,
+        "_computing": False,
         "forward": forward,
-        "weight": property(lambda self: updated(self)["weight"]),
-        "bias": property(lambda self: updated(self)["bias"]),
+        "weight": property(functools.partial(_read, name="weight")),
+        "bias": property(functools.partial(_read, name="bias")),
     }
     return type(kind.__name__, (kind,), namespace)

@@ -20,6 +20,7 @@ from lightning_peft.methods.from_peft.places import (
     weights_to_change,
 )
 from lightning_peft.methods.from_peft.targets import names_of
+from lightning_peft.methods.from_peft.tokens import TOKENS_ONLY, take_any_shape
 from lightning_peft.methods.in_weight.part import with_parts
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ class PeftMethod(Method):
             if site.in_weight:
                 refuse_variant(layer, site.module)
                 put_in_weight(layer)
+            elif self.tuner_name in TOKENS_ONLY and isinstance(layer.base_layer, nn.Linear):
+                take_any_shape(layer)
 
     def adapters(self, model: nn.Module, sites: tuple[Site, ...]) -> list[Adapter]:
         """See :meth:`Method.adapters`."""

@@ -14,6 +14,7 @@ from lightning_peft.methods.from_peft.in_weight import ADDITIVE
 from lightning_peft.methods.in_weight.part import Part, add_part, layer_at
 from lightning_peft.methods.in_weight.places import is_computed_by_hook, never_called, own_forward
 from lightning_peft.methods.in_weight.reading import read_with_updates
+from lightning_peft.methods.in_weight.values import write
 
 __all__ = ["in_weight_problems", "ready_for_peft", "weights_to_change"]
 
@@ -91,6 +92,7 @@ def ready_for_peft(model: nn.Module, sites: Iterable[Site]) -> Iterator[None]:
         sites: The sites.
     """
     shown: list[tuple[nn.Module, type[nn.Module]]] = []
+    parts: list[tuple[str, Part]] = []
     for site in sites:
         if not site.in_weight:
             continue
@@ -99,6 +101,8 @@ def ready_for_peft(model: nn.Module, sites: Iterable[Site]) -> Iterator[None]:
             assert isinstance(part, Part)
             names = [name for name in part.names.values() if name is not None]
             read_with_updates(part.holder, names)
+            parts.append((site.module, part))
+            _replace(model, site.module, _as_linear(part))
             continue
         layer = model.get_submodule(site.module)
         kind = type(layer)
@@ -111,6 +115,31 @@ def ready_for_peft(model: nn.Module, sites: Iterable[Site]) -> Iterator[None]:
     finally:
         for layer, kind in shown:
             layer.__class__ = kind
+        for name, part in parts:
+            found = model.get_submodule(name)
+            if "base_layer" in found._modules:
+                write(
+                    part, "weight", found.base_layer.weight.data
+                )  # some tuners start from another
+                found.base_layer = part
+            else:
+                _replace(model, name, part)
+
+
+def _as_linear(part: Part) -> nn.Linear:
+    """Return a plain layer over the same memory: some tuners take no other class."""
+    weight, bias = part.own("weight"), part.own("bias")
+    assert weight is not None
+    layer = nn.Linear(part.in_features, part.out_features, bias=False, device="meta")
+    layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return layer.train(part.training)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    holder, _, key = name.rpartition(".")
+    model.get_submodule(holder)._modules[key] = module
 
 
 def _of_variant(options: Mapping[str, Any]) -> bool:

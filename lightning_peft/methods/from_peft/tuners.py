@@ -82,28 +82,15 @@ def _is_wide_convolution(model: nn.Module, name: str) -> bool:
     )
 
 
-def _sees_a_map(model: nn.Module, name: str) -> bool:
-    """Whether a linear layer is next to convolutions, on ``(B, H, W, C)``."""
-    parts = name.split(".")
-    block = model.get_submodule(".".join(parts[:-2])) if len(parts) > 2 else model
-    return isinstance(layer_at(model, name), nn.Linear) and any(
-        isinstance(module, nn.Conv2d) for module in block.children()
-    )
-
-
-_TOKENS = "reads inputs of shape (B, N, C): expected layers with such inputs"
-
 # Layers that peft 0.21 accepts nevertheless. Its OFT unfolds overlapping patches and folds them
 # back without dividing by the count of each pixel: even without a rotation, the output differs.
 _LIMITS: dict[str, tuple[tuple[Callable[[nn.Module, str], bool], str], ...]] = {
-    "GRALORA": ((_sees_a_map, f"peft's GraLoRA {_TOKENS}"),),
     "OFT": (
         (
             _is_wide_convolution,
             "peft's OFT is right for linear layers and ungrouped 1x1 convolutions only: expected "
             "these",
         ),
-        (_sees_a_map, f"peft's OFT {_TOKENS}"),
     ),
     "TINYLORA": ((_is_convolution, "peft's TinyLoRA adapts linear layers: expected these"),),
 }
