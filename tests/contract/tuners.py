@@ -37,6 +37,7 @@ SERVE_GPT2 = (
 REFUSED_BY_PEFT = "peft refuses to adapt this|expected peft to adapt every target"
 _RULES: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
     (("LILY",), READ, "since its update depends on the input"),
+    (("BEFT",), ("beit", "eva", "swinv2"), "expected layers with a bias to train"),
     (tuple(t for t in TUNERS if t not in SERVE_CONVOLUTIONS), CONVOLUTIONAL, REFUSED_BY_PEFT),
     (tuple(t for t in TUNERS if t not in SERVE_GPT2), ("gpt2",), REFUSED_BY_PEFT),
     (("OFT",), CONVOLUTIONAL, "right for linear layers and ungrouped 1x1 convolutions only"),

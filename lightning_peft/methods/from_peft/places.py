@@ -14,7 +14,7 @@ from lightning_peft.methods.from_peft.in_weight import ADDITIVE
 from lightning_peft.methods.in_weight.part import Part, add_part, layer_at
 from lightning_peft.methods.in_weight.places import is_computed_by_hook, never_called, own_forward
 from lightning_peft.methods.in_weight.reading import read_with_updates
-from lightning_peft.methods.in_weight.values import write
+from lightning_peft.methods.in_weight.values import own_value, write
 
 __all__ = ["in_weight_problems", "ready_for_peft", "weights_to_change"]
 
@@ -70,6 +70,13 @@ def in_weight_problems(
         )
     if tuner in _NOT_LINEAR:
         yield f"expected layers that the forward calls, since {_NOT_LINEAR[tuner]}, got {told}"
+    if tuner == "BEFT":
+        bare = [n for n in in_weight if own_value(layer_at(model, n), "bias") is None]
+        if bare:
+            yield (
+                f"expected layers with a bias to train where a layer is read and not called, got "
+                f"{_listed(bare)}. Exclude these layers"
+            )
     own = [n for n in in_weight if own_forward(layer_at(model, n)) is not None]
     if own and tuner not in ADDITIVE:
         told = "; ".join(f"{name} ({in_weight[name]})" for name in own[:_MOST])
@@ -116,14 +123,14 @@ def ready_for_peft(model: nn.Module, sites: Iterable[Site]) -> Iterator[None]:
         for layer, kind in shown:
             layer.__class__ = kind
         for name, part in parts:
-            found = model.get_submodule(name)
-            if "base_layer" in found._modules:
-                write(
-                    part, "weight", found.base_layer.weight.data
-                )  # some tuners start from another
-                found.base_layer = part
-            else:
+            found: Any = model.get_submodule(name)
+            if "base_layer" not in found._modules:
                 _replace(model, name, part)
+                continue
+            weight, own = found.base_layer.weight.data, part.own("weight")
+            found.base_layer = part
+            if own is not None and weight.data_ptr() != own.data_ptr():
+                write(part, "weight", weight)  # some tuners start from another
 
 
 def _as_linear(part: Part) -> nn.Linear:

@@ -75,6 +75,11 @@ def _is_convolution(model: nn.Module, name: str) -> bool:
     return isinstance(layer_at(model, name), nn.Conv1d | nn.Conv2d | nn.Conv3d)
 
 
+def _has_oblong_kernel(model: nn.Module, name: str) -> bool:
+    module = layer_at(model, name)
+    return isinstance(module, nn.Conv2d) and len(set(module.kernel_size)) > 1
+
+
 def _is_wide_convolution(model: nn.Module, name: str) -> bool:
     module = layer_at(model, name)
     return isinstance(module, nn.Conv2d) and (
@@ -85,6 +90,13 @@ def _is_wide_convolution(model: nn.Module, name: str) -> bool:
 # Layers that peft 0.21 accepts nevertheless. Its OFT unfolds overlapping patches and folds them
 # back without dividing by the count of each pixel: even without a rotation, the output differs.
 _LIMITS: dict[str, tuple[tuple[Callable[[nn.Module, str], bool], str], ...]] = {
+    "HRA": (
+        (
+            _has_oblong_kernel,
+            "peft's HRA reads the first side of a kernel for both: expected convolutions with a "
+            "square kernel",
+        ),
+    ),
     "OFT": (
         (
             _is_wide_convolution,
