@@ -17,6 +17,7 @@ from lightning_peft.anatomy.names import inside
 from lightning_peft.errors import MethodError
 from lightning_peft.kernels import Memory, accelerate, holds_lora
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
+from lightning_peft.methods.from_peft.layer import further_names, put_under
 from lightning_peft.methods.memory import refuse_no_fast_layer
 
 __all__ = ["Injection", "inject"]
@@ -176,7 +177,10 @@ def _inject_steps(model: nn.Module, plan: Plan) -> set[int]:
     model.requires_grad_(False)
     asked: set[int] = set()
     for part, sites in plan.steps:
+        further = further_names(model, [site.module for site in sites])
         part.inject(model, sites)
+        for name, others in further.items():
+            put_under(model, name, others)
         asked |= {id(p) for p in model.parameters() if p.requires_grad}
     return asked
 

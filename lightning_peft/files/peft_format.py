@@ -19,6 +19,7 @@ from lightning_peft.anatomy.names import shared_names
 from lightning_peft.errors import AdapterFileError, MethodError
 from lightning_peft.methods.base import Method
 from lightning_peft.methods.from_peft.inject import ADAPTER_NAME, shared_entries
+from lightning_peft.methods.from_peft.layer import FURTHER_NAMES
 from lightning_peft.methods.from_peft.method import PeftMethod
 from lightning_peft.methods.from_peft.tuners import config_class, refusal
 from lightning_peft.methods.hf import HF
@@ -45,7 +46,7 @@ def peft_form(
         uses (a shared tensor once), or ``None`` if ``peft``'s format cannot express what is trained
         (a method of our own, several methods, single parameters of the backbone).
     """
-    if not isinstance(method, PeftMethod):
+    if not isinstance(method, PeftMethod) or _with_further_names(model):
         return None
     own = model.state_dict()
     saved = (*head, *_saved_modules(method))
@@ -106,6 +107,13 @@ def from_peft_keys(
     Raises:
         AdapterFileError: If two different entries have the same name in the model.
     """
+    twofold = _with_further_names(model)
+    if twofold:
+        raise AdapterFileError(
+            "expected modules with one name each for an adapter that peft wrote, got "
+            f"{', '.join(twofold[:8])} with further names: peft adapts a module under its first "
+            "name only, which is another function. Give each name a module of its own."
+        )
     names = _names_by_peft(model, (*head, *_saved_modules(method)), model.state_dict(), wanted)
     known = _derived(model)
     state: dict[str, Tensor] = {}
@@ -169,6 +177,11 @@ def described_by_peft(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(saved, list | tuple):
         raise AdapterFileError(f"{path}: expected 'modules_to_save' to be a list, got {saved!r}.")
     return {"method": method, "head": list(saved) or None}
+
+
+def _with_further_names(model: nn.Module) -> list[str]:
+    """Return the adapted layers that the model has under several names, which ``peft`` has not."""
+    return [name for name, module in model.named_modules() if FURTHER_NAMES in module.__dict__]
 
 
 def _derived(model: nn.Module) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,10 @@ from torch import nn
 
 from lightning_peft.methods.finite import refuse_not_finite
 
-__all__ = ["PeftLayer"]
+__all__ = ["FURTHER_NAMES", "PeftLayer", "further_names", "put_under"]
+
+FURTHER_NAMES = "_lightning_peft_further_names"
+"""The attribute of a layer with its names in the model besides the first, if it has several."""
 
 
 class PeftLayer:
@@ -82,8 +86,48 @@ class PeftLayer:
 
     def unload(self) -> None:
         """See :class:`Adapter`."""
-        parent, _, key = self.name.rpartition(".")
-        self.model.get_submodule(parent)._modules[key] = self.layer.get_base_layer()
+        layer = self.layer
+        for name in (self.name, *layer.__dict__.get(FURTHER_NAMES, ())):
+            parent, _, key = name.rpartition(".")
+            self.model.get_submodule(parent)._modules[key] = layer.get_base_layer()
+
+
+def further_names(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Find the modules that have another name in a model too (``self.k = self.q``).
+
+    Args:
+        model: The model.
+        names: The first names of modules.
+
+    Returns:
+        The further names of a module, by its first; modules with one name are left out.
+    """
+    found: dict[str, list[str]] = {}
+    first = {id(model.get_submodule(name)): name for name in names}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if first.get(id(module), name) != name:
+            found.setdefault(first[id(module)], []).append(name)
+    return {name: tuple(others) for name, others in found.items()}
+
+
+def put_under(model: nn.Module, name: str, others: tuple[str, ...]) -> None:
+    """Put a layer that replaced a module under the module's further names as well.
+
+    ``peft`` replaces it under its first name only: the others would keep the plain layer, and see
+    an update of the first as soon as it is merged into the weight that they share.
+
+    Args:
+        model: The adapted model; changed in place.
+        name: The first name.
+        others: The further names.
+    """
+    layer = model.get_submodule(name)
+    left = tuple(other for other in others if model.get_submodule(other) is not layer)
+    for other in left:
+        parent, _, key = other.rpartition(".")
+        model.get_submodule(parent)._modules[key] = layer
+    if left:
+        layer.__dict__[FURTHER_NAMES] = left
 
 
 def _is_plain_lora(layer: Any) -> bool:
