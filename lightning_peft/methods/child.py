@@ -7,6 +7,7 @@ checkpoint of the backbone loads before and after, and copies, pickles, ``torch.
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,10 +26,10 @@ __all__ = [
     "ChildAdapter",
     "ChildHandle",
     "ChildMethod",
-    "channels_last",
     "features_of",
     "first",
     "is_transposed",
+    "spatial_dims",
     "with_first",
 ]
 
@@ -270,15 +271,25 @@ def is_transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D"
 
 
-def channels_last(host: nn.Module) -> bool:
-    """Whether a layer has its features in the last dimension, as all except 2d layers have."""
-    if isinstance(host, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.modules.batchnorm._BatchNorm):
-        return False
-    return not isinstance(host, nn.GroupNorm) and type(host).__name__ not in _CHANNELS_FIRST
+def spatial_dims(host: nn.Module) -> int | None:
+    """Return how many dimensions of a layer's output come after its features or channels.
+
+    Args:
+        host: A layer.
+
+    Returns:
+        0 for features in the last dimension, as most layers have them, 2 for ``(B, C, H, W)`` and
+        ``(C, H, W)``; ``None`` for a layer whose features are in dimension 1, whatever follows.
+    """
+    if isinstance(host, nn.modules.batchnorm._BatchNorm | nn.GroupNorm):
+        return None
+    kind = next((k.__name__ for k in type(host).__mro__ if _FLAT.search(k.__name__)), "")
+    if kind:  # convolutions, InstanceNorm, the norms of timm and torchvision over (B, C, H, W)
+        return int(_FLAT.findall(kind)[-1])
+    return 2 if getattr(host, "data_format", None) == "channels_first" else 0
 
 
-_CHANNELS_FIRST = ("LayerNorm2d", "RmsNorm2d", "SimpleNorm2d", "LayerNormExp2d")
-"""The classes of timm's norms over the channels of feature maps ``(B, C, H, W)``."""
+_FLAT = re.compile(r"([123])d")
 
 
 def first(value: Any) -> Tensor:

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_peft.anatomy.targets import resolve
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.child import (
     ChildAdapter,
     ChildMethod,
-    channels_last,
     features_of,
     is_transposed,
+    spatial_dims,
 )
 from lightning_peft.methods.registry import register_method
 
@@ -38,7 +39,7 @@ class ScaleShift(ChildAdapter):
         self.shift = nn.Parameter(torch.empty(features))
         nn.init.normal_(self.scale, 1.0, std)
         nn.init.normal_(self.shift, 0.0, std)
-        self.last = channels_last(host)
+        self.spatial = spatial_dims(host)
 
     def connect(self, model: nn.Module, site: Site) -> None:
         """See :meth:`ChildAdapter.connect`."""
@@ -50,8 +51,9 @@ class ScaleShift(ChildAdapter):
             return output
         scale: Tensor = self.scale
         shift: Tensor = self.shift
-        if not self.last:
-            shape = (-1, *(1,) * (output.ndim - 2))
+        behind = output.ndim - 2 if self.spatial is None else self.spatial
+        if behind:
+            shape = (-1, *(1,) * behind)
             scale, shift = scale.view(shape), shift.view(shape)
         return torch.addcmul(shift.to(output.dtype), output, scale.to(output.dtype))
 
@@ -70,9 +72,11 @@ class ScaleShift(ChildAdapter):
                 f"{type(host).__name__} ends in an activation, and the scale comes after it"
             )
         rows = self.scale.float()
-        if weight.ndim > 1:
-            transposed = is_transposed(host)
-            rows = rows if transposed else rows.view(-1, *(1,) * (weight.ndim - 1))
+        if isinstance(host, _ConvTransposeNd):  # (in, out of one group, ...)
+            rows = rows.view(host.groups, 1, -1).repeat(1, len(weight) // host.groups, 1)
+            rows = rows.view(*weight.shape[:2], *(1,) * (weight.ndim - 2))
+        elif weight.ndim > 1 and not is_transposed(host):
+            rows = rows.view(-1, *(1,) * (weight.ndim - 1))
         return {
             "weight": weight.float() * rows,
             "bias": bias.float() * self.scale.float() + self.shift.float(),
