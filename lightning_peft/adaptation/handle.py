@@ -25,6 +25,7 @@ from lightning_peft.files.writing import write_adapter
 from lightning_peft.kernels import Acceleration, Memory, accelerate, acceleration_of
 from lightning_peft.methods.base import Adapter, Method, Site, Stepper
 from lightning_peft.methods.from_peft.inject import SHARED
+from lightning_peft.methods.from_peft.start import follow_factors, starts_of, weight_problems
 from lightning_peft.methods.memory import check_memory, refuse_no_fast_layer
 
 __all__ = ["ATTRIBUTE", "Adaptation", "find_adaptation", "find_adaptations"]
@@ -223,7 +224,7 @@ class Adaptation:
         own = self.model.state_dict()
         required = self._trained | self._adapter | self._adapter_buffers
         required = required & set(own) - set(shared_names(self.model))
-        problems = key_problems(state, own, required)
+        problems = key_problems(state, own, required) or weight_problems(self.model, state)
         if problems:
             raise CheckpointError(
                 f"the state does not fit this adaptation ({self.method.name}): "
@@ -233,10 +234,13 @@ class Adaptation:
         with torch.no_grad():
             for name, tensor in state.items():
                 own[name].copy_(tensor)
+        follow_factors(self.model)
 
     def describe(self) -> dict[str, Any]:
         """Describe the adaptation as plain JSON types, enough to adapt another model like it."""
+        start = {"start": "factors"} if starts_of(self.model) else {}
         return {
+            **start,
             "method": self.method.to_config(),
             "head": list(self.head),
             "also_train": list(self.also_train),

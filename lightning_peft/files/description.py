@@ -86,6 +86,8 @@ def _type_problems(about: Mapping[str, Any]) -> Iterable[str]:
     for key in ("batchnorm", "backbone_dropout"):
         if not isinstance(about.get(key, ""), str):
             yield f"expected '{key}' to be a string, got {about[key]!r:.80}"
+    if about.get("start", "factors") != "factors":
+        yield f"expected 'start' to be 'factors', got {about['start']!r:.80}"
     if not all(map(math.isfinite, _floats(about.get("method")))):
         yield "expected settings that are finite numbers, got one that is not"
     fingerprint = about.get("fingerprint")

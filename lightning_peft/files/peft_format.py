@@ -17,10 +17,18 @@ from torch import Tensor, nn
 
 from lightning_peft.anatomy.names import shared_names
 from lightning_peft.errors import AdapterFileError, MethodError
+from lightning_peft.files.start_format import (
+    converted_config,
+    converted_state,
+    factor_names,
+    is_convertible,
+    split_state,
+)
 from lightning_peft.methods.base import Method
 from lightning_peft.methods.from_peft.inject import ADAPTER_NAME, shared_entries
 from lightning_peft.methods.from_peft.layer import FURTHER_NAMES
 from lightning_peft.methods.from_peft.method import PeftMethod
+from lightning_peft.methods.from_peft.start import starts_of
 from lightning_peft.methods.from_peft.tuners import config_class, refusal
 from lightning_peft.methods.hf import HF
 
@@ -51,9 +59,14 @@ def peft_form(
     own = model.state_dict()
     saved = (*head, *_saved_modules(method))
     names = _names_by_peft(model, saved, own, wanted)
-    if not set(wanted) <= set(names.values()):
+    if not set(wanted) - factor_names(model) <= set(names.values()):
         return None
-    return _written_config(model, saved), _written_state(model, own, names)
+    config, state = _written_config(model, saved), _written_state(model, own, names)
+    if not starts_of(model):
+        return config, state
+    if not is_convertible(model):
+        return None
+    return converted_config(config), converted_state(model, state, names)
 
 
 def _written_config(model: Any, saved: Sequence[str]) -> dict[str, Any]:
@@ -92,6 +105,7 @@ def from_peft_keys(
     method: Method,
     head: Sequence[str],
     wanted: Collection[str],
+    factors: bool = False,
 ) -> dict[str, Tensor]:
     """Return the tensors of a ``peft`` file under the names of the adapted model.
 
@@ -103,6 +117,7 @@ def from_peft_keys(
         method: How it was adapted.
         head: Names of the head's modules.
         wanted: The entries of its state dict that a file must hold.
+        factors: Whether it holds what an initialisation took out of the weights.
 
     Raises:
         AdapterFileError: If two different entries have the same name in the model.
@@ -126,6 +141,7 @@ def from_peft_keys(
         if name in state and not torch.equal(state[name], tensor):  # RandLora writes both
             twice.append(name)
         state[name] = tensor
+    state = split_state(model, state, factors)
     if twice:
         raise AdapterFileError(f"expected each entry once, got {', '.join(twice[:8])} again.")
     return state
@@ -164,6 +180,8 @@ def described_by_peft(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
             f"{', '.join(sorted(beyond)[:8])} (written by peft "
             f"{config.get('peft_version', 'of an unknown version')!s:.40}). Update peft to read it."
         )
+    # read by an initialisation, which is over; a converted file still has them
+    config = {**config, "corda_config": None, "lora_ga_config": None, "eva_config": None}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are about training, which is over

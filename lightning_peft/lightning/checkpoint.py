@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_peft.adaptation.checks import key_problems, value_problems
@@ -15,6 +16,7 @@ from lightning_peft.anatomy.names import every_name
 from lightning_peft.errors import AdapterFileError, BackboneMismatchError, CheckpointError
 from lightning_peft.files.description import FORMAT_VERSION, check_description, check_format
 from lightning_peft.files.writing import versions
+from lightning_peft.methods.from_peft.start import kept_weights
 
 __all__ = [
     "CHECKPOINT_KEY",
@@ -99,6 +101,7 @@ def complete_checkpoint(
         }
         if recorded is None:
             state = _renamed(state, adaptations, _further_names(pl_module))
+            state = _with_rewritten(state, own, adaptations)
         holder[section] = _filled(state, own, pl_module, fresh=recorded is None)
 
 
@@ -251,6 +254,30 @@ def _renamed(
     }
     names = {name.replace(".base_layer.", "."): name for name in further} | names
     return {names.get(name, name): tensor for name, tensor in state.items()}
+
+
+def _with_rewritten(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], adaptations: Mapping[str, Adaptation]
+) -> dict[str, Tensor]:
+    """Replace original weights by those that the adapter's initialisation made of them.
+
+    Raises:
+        CheckpointError: If they are not the weights that it was computed from.
+    """
+    kept = {
+        _join(path, name): weight
+        for path, adaptation in adaptations.items()
+        for name, weight in kept_weights(adaptation.model).items()
+    }
+    found = [name for name in kept if name in state]
+    other = [name for name in found if not torch.equal(state[name].to(kept[name]), kept[name])]
+    if other:
+        raise CheckpointError(
+            "the checkpoint is from before the adaptation and holds other weights than those that "
+            f"the adapter's initial values were computed from, in {', '.join(other[:8])}: expected "
+            "the same. Load it into the module before adapting it."
+        )
+    return {**state, **{name: own[name] for name in found}}
 
 
 def needed_keys(

@@ -44,7 +44,10 @@ def inject_tuner(config: PeftConfig, model: nn.Module, kind: str) -> None:
         # of shared tensors, and refuses the tuners for which these names matter
         with quick:
             tuner = tuner_class(model, config, adapter_name=ADAPTER_NAME)
-    except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError) as error:
+    except (
+        *(ValueError, TypeError, NotImplementedError, RuntimeError, KeyError),
+        AssertionError,  # of torch, if an initialisation needs a GPU (LoftQ)
+    ) as error:
         if any(parameter.is_meta for parameter in model.parameters()):
             raise MethodError(
                 f"{kind}: peft reads the weights when it makes this adapter: expected a backbone "

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lightning_peft.methods.finite import refuse_not_finite
+from lightning_peft.methods.from_peft.start import kept_weight
 
 __all__ = ["FURTHER_NAMES", "PeftLayer", "further_names", "put_under"]
 
@@ -45,6 +46,9 @@ class PeftLayer:
         layer.enable_adapters(enabled)  # peft ties requires_grad to it
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+        kept = kept_weight(layer)
+        if kept is not None:
+            kept.put(layer.get_base_layer(), shown=not enabled)
 
     def merge(self) -> float:
         """See :class:`Adapter`."""
@@ -87,6 +91,9 @@ class PeftLayer:
     def unload(self) -> None:
         """See :class:`Adapter`."""
         layer = self.layer
+        kept = kept_weight(layer)
+        if kept is not None and not layer.merged:
+            kept.put(layer.get_base_layer(), shown=True)
         for name in (self.name, *layer.__dict__.get(FURTHER_NAMES, ())):
             parent, _, key = name.rpartition(".")
             self.model.get_submodule(parent)._modules[key] = layer.get_base_layer()

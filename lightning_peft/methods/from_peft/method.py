@@ -11,6 +11,7 @@ from torch import nn
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
 from lightning_peft.methods.from_peft.inject import inject_tuner
+from lightning_peft.methods.from_peft.start import keep_weights, note_start, without_start
 from lightning_peft.methods.from_peft.targets import (
     names_of,
 )
@@ -54,13 +55,15 @@ class PeftMethod(Method):
     def inject(self, model: nn.Module, sites: tuple[Site, ...]) -> None:
         """See :meth:`Method.inject`."""
         config = self.peft_config(model, sites)
-        inject_tuner(config, model, self.kind)
+        kept = keep_weights(config, model, names_of(sites))
+        inject_tuner(without_start(config), model, self.kind)
         missed = [n for n in names_of(sites) if not hasattr(model.get_submodule(n), "base_layer")]
         if missed:
             raise MethodError(
                 f"{self.kind}: expected peft to adapt every target, it left out "
                 f"{', '.join(missed[:8])}. Exclude these modules, or use another tuner for them."
             )
+        note_start(config, model, kept)
 
     def adapters(self, model: nn.Module, sites: tuple[Site, ...]) -> list[Adapter]:
         """See :meth:`Method.adapters`."""
