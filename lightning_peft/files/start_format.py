@@ -76,9 +76,7 @@ def converted_state(
     return written
 
 
-def split_state(
-    model: nn.Module, state: Mapping[str, Tensor], factors: bool
-) -> dict[str, Tensor]:
+def split_state(model: nn.Module, state: Mapping[str, Tensor], factors: bool) -> dict[str, Tensor]:
     """Return the four factors of each layer from a file, under the model's names.
 
     A file without ``A0`` and ``B0`` is one for which the initialisation was run again: its own are

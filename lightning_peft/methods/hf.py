@@ -18,8 +18,9 @@ from lightning_peft.anatomy.names import inside
 from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError, TargetError, near
 from lightning_peft.methods.base import Layers, Names, Plan, Site, Stepper, plain
+from lightning_peft.methods.from_peft.idle import idle_problems, wrapper_problems
 from lightning_peft.methods.from_peft.method import PeftMethod
-from lightning_peft.methods.from_peft.start import start_problems
+from lightning_peft.methods.from_peft.start import is_loading, start_problems
 from lightning_peft.methods.from_peft.targets import (
     fan_in_fan_out,
     matched_by_peft,
@@ -125,13 +126,10 @@ class HF(PeftMethod):
             yield reason
             return
         known = {field.name for field in dataclasses.fields(config_class(self.tuner))} - _MANAGED
-        for key, value in self.options.items():
+        for key in self.options:
             if key not in known:
                 yield f"{self.tuner} has no setting '{key}'. {near(key, known)}"
-            elif key == "trainable_token_indices" and value:
-                yield "trainable_token_indices needs peft's own wrapper: use peft.get_peft_model"
-            elif (self.tuner, key) == ("FROD", "save_projection") and value:
-                yield "FROD: save_projection=True needs peft's own wrapper: expected False"
+        yield from wrapper_problems(self.tuner, self.options)
 
     @property
     def kind(self) -> str:
@@ -201,6 +199,8 @@ class HF(PeftMethod):
             yield from rank_problems(model, names, rank)
         yield from layer_refusal(self.tuner, model, names)
         yield from start_problems(self.tuner, self.options, model, names)
+        if not is_loading():
+            yield from idle_problems(self.tuner, self.options, model, names)
 
     def peft_config(self, model: nn.Module, sites: tuple[Site, ...]) -> PeftConfig:
         """See :meth:`PeftMethod.peft_config`."""
