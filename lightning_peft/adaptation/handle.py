@@ -59,6 +59,10 @@ class Adaptation:
         sites: The adapted places.
         head: Names of the head's modules; empty if there is none.
         fingerprint: The fingerprint of the frozen backbone.
+        fixed: Names, before the adaptation, of the parameters that the module itself fixed
+            (``requires_grad=False`` in a model that is not frozen as a whole). They stay so;
+            ``also_train`` trains them by name.
+        held: Those of them that would be trained otherwise.
         merged: Whether the adapter is currently folded into the weights.
         restored_steppers: The steppers' states from a checkpoint, for the run that resumes from it.
     """
@@ -81,6 +85,9 @@ class Adaptation:
         self.backbone_dropout = backbone_dropout
         self.fingerprint: dict[str, Any] = injection.fingerprint
         self.base_names: dict[str, str] = injection.base_names
+        self.fixed: tuple[str, ...] = injection.fixed
+        self.held: tuple[str, ...] = injection.held
+        self._flags = injection.flags
         self.merged = False
         self._disabled = False
         self._adapter = injection.adapter
@@ -244,6 +251,7 @@ class Adaptation:
             "method": self.method.to_config(),
             "head": list(self.head),
             "also_train": list(self.also_train),
+            "fixed": list(self.fixed),
             "batchnorm": self.batchnorm,
             "backbone_dropout": self.backbone_dropout,
             "fingerprint": self.fingerprint,
@@ -381,7 +389,8 @@ class Adaptation:
 
         Returns:
             The same model object, without any trace of the adaptation; this handle is no longer
-            usable. Parameters of the backbone that were trained in place keep their values.
+            usable. Parameters of the backbone that were trained in place keep their values; those
+            that required a gradient before require it again.
         """
         fast_path_on(self._fast_path)
         for adapter in self._adapters:
@@ -389,6 +398,9 @@ class Adaptation:
         release(self.model.modules())
         for key in (ATTRIBUTE, "peft_config", SHARED):
             self.model.__dict__.pop(key, None)
+        for name, parameter in self.model.named_parameters():
+            if parameter.is_floating_point() or parameter.is_complex():
+                parameter.requires_grad_(self._flags.get(name, parameter.requires_grad))
         return self.model
 
     def refuse_if_merged(self, what: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_peft.adaptation.adapt import adapt
 from lightning_peft.adaptation.checks import key_problems, value_problems
+from lightning_peft.adaptation.fixed import fixed_then
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation
 from lightning_peft.adaptation.snapshot import restored_after_error
 from lightning_peft.anatomy.fingerprint import differences
@@ -206,7 +207,8 @@ def adapt_from_description(
         method = method_from_config(about["method"])
         _refuse_slow(about, model, where)
         what: Loading = "factors" if about.get("start") == "factors" else "values"
-        with loading(what), AllocationLimit(model, held or 0, where):
+        fixed = fixed_then(about.get("fixed", ()))
+        with loading(what), fixed, AllocationLimit(model, held or 0, where):
             return adapt(
                 model,
                 method,

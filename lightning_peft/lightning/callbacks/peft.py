@@ -136,7 +136,7 @@ class PEFT(pl.Callback):
             _say(
                 f"PEFT: {adaptation.method.name} on '{path or type(pl_module).__name__}' "
                 f"({len(adaptation.sites)} sites), {report.trained:,} of {report.total:,} "
-                f"parameters trained ({report.share:.2%})"
+                f"parameters trained ({report.share:.2%})" + _told_of(adaptation.held)
             )
         self._drive_steppers.on_fit_start(trainer, pl_module)
 
@@ -156,6 +156,16 @@ class PEFT(pl.Callback):
         """Find an adapter that the model's forward bypasses."""
         if self.check_gradients:
             self._watch.look(find_adaptations(pl_module), optimizer, len(trainer.optimizers))
+
+
+def _told_of(held: tuple[str, ...]) -> str:
+    if not held:
+        return ""
+    more = f" and {len(held) - 4} more" if len(held) > 4 else ""
+    return (
+        f"; fixed by the module, and left so: {', '.join(held[:4])}{more} (also_train=... trains "
+        "them by name)"
+    )
 
 
 def _refuse_untrained(path: str, adaptation: Adaptation, in_optimizers: set[int]) -> None:
