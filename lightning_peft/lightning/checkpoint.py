@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from lightning_peft.adaptation.checks import key_problems, value_problems
 from lightning_peft.adaptation.handle import Adaptation, find_adaptations
 from lightning_peft.anatomy.fingerprint import differences
-from lightning_peft.anatomy.names import every_name
 from lightning_peft.errors import AdapterFileError, BackboneMismatchError, CheckpointError
 from lightning_peft.files.description import FORMAT_VERSION, check_description, check_format
 from lightning_peft.files.writing import versions
+from lightning_peft.lightning.further_names import further_names, join
 from lightning_peft.methods.from_peft.start import kept_weights
 
 __all__ = [
@@ -53,8 +53,8 @@ def slim_checkpoint(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
     for path, adaptation in adaptations.items():
         adaptation.refuse_if_merged("saving a checkpoint")
         keep = adaptation.state_names()
-        drop |= {_join(path, name) for name in adaptation.model.state_dict() if name not in keep}
-    drop |= set(_further_names(pl_module))
+        drop |= {join(path, name) for name in adaptation.model.state_dict() if name not in keep}
+    drop |= set(further_names(pl_module))
     for holder, section in _sections(checkpoint):
         holder[section] = {name: t for name, t in holder[section].items() if name not in drop}
     checkpoint[CHECKPOINT_KEY] = {
@@ -100,7 +100,7 @@ def complete_checkpoint(
             by_plain.get(_plain(name), name): tensor for name, tensor in holder[section].items()
         }
         if recorded is None:
-            state = _renamed(state, adaptations, _further_names(pl_module))
+            state = _renamed(state, adaptations, further_names(pl_module))
             state = _with_rewritten(state, own, adaptations)
         holder[section] = _filled(state, own, pl_module, fresh=recorded is None)
 
@@ -216,31 +216,6 @@ def check_recorded(
         warnings.warn(message, stacklevel=2)
 
 
-def _further_names(pl_module: nn.Module) -> dict[str, str]:
-    """Find the further names of the tensors of adapted backbones, anywhere in a module.
-
-    A part of a backbone may have two names in it (``self.k = self.q``), and the backbone, or a part
-    of it, another one beside it.
-
-    Args:
-        pl_module: The adapted module.
-
-    Returns:
-        The first name below the backbone's path, by each further name.
-    """
-    names = dict(every_name(pl_module))
-    first: dict[int, str] = {}
-    for path, adaptation in find_adaptations(pl_module).items():
-        for name, tensor in every_name(adaptation.model):
-            if _join(path, name) in names:  # the path of a compiled wrapper is no prefix of names
-                first.setdefault(id(tensor), _join(path, name))
-    return {
-        name: first[id(tensor)]
-        for name, tensor in names.items()
-        if first.get(id(tensor), name) != name
-    }
-
-
 def _renamed(
     state: Mapping[str, Tensor],
     adaptations: Mapping[str, Adaptation],
@@ -248,7 +223,7 @@ def _renamed(
 ) -> dict[str, Tensor]:
     """Return the entries of a checkpoint from before the adaptation, by their present names."""
     names = {
-        _join(path, before): _join(path, now)
+        join(path, before): join(path, now)
         for path, adaptation in adaptations.items()
         for before, now in adaptation.base_names.items()
     }
@@ -265,7 +240,7 @@ def _with_rewritten(
         CheckpointError: If they are not the weights that it was computed from.
     """
     kept = {
-        _join(path, name): weight
+        join(path, name): weight
         for path, adaptation in adaptations.items()
         for name, weight in kept_weights(adaptation.model).items()
     }
@@ -299,8 +274,8 @@ def needed_keys(
         for name in adaptation.model.state_dict():
             new = name in adapter or name not in backbone
             if new if fresh else not (name in trained or name in adapter):
-                optional.add(_join(path, name))
-    return set(own) - optional - set(_further_names(pl_module))
+                optional.add(join(path, name))
+    return set(own) - optional - set(further_names(pl_module))
 
 
 def refuse_unfit(problems: Sequence[str]) -> None:
@@ -323,15 +298,11 @@ def _filled(
     """Check the keys, and add entries that may be absent: frozen ones, or a new adapter's."""
     problems = key_problems(state, own, needed_keys(pl_module, own, fresh=fresh))
     refuse_unfit([*problems, *value_problems(state, own)])
-    shared = _further_names(pl_module)
+    shared = further_names(pl_module)
     filled = {name: state.get(name, tensor) for name, tensor in own.items()}
     # a shared tensor is saved under one name: the others must not restore its old value
     filled.update({name: filled[first] for name, first in shared.items() if name not in state})
     return filled
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
 
 
 def _plain(name: str) -> str:

@@ -20,7 +20,8 @@ from lightning_peft.errors import MethodError, TargetError, near
 from lightning_peft.methods.base import Layers, Names, Plan, Site, Stepper, plain
 from lightning_peft.methods.from_peft.idle import idle_problems, wrapper_problems
 from lightning_peft.methods.from_peft.method import PeftMethod
-from lightning_peft.methods.from_peft.start import is_loading, start_problems
+from lightning_peft.methods.from_peft.start import loading_what
+from lightning_peft.methods.from_peft.start_checks import start_problems
 from lightning_peft.methods.from_peft.targets import (
     fan_in_fan_out,
     matched_by_peft,
@@ -199,7 +200,7 @@ class HF(PeftMethod):
             yield from rank_problems(model, names, rank)
         yield from layer_refusal(self.tuner, model, names)
         yield from start_problems(self.tuner, self.options, model, names)
-        if not is_loading():
+        if loading_what() is None:
             yield from idle_problems(self.tuner, self.options, model, names)
 
     def peft_config(self, model: nn.Module, sites: tuple[Site, ...]) -> PeftConfig:

@@ -15,10 +15,9 @@ PiSSA, OLoRA, CorDA and LoRA-GA choose ``A0`` and ``B0`` and take their product 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -35,14 +34,13 @@ __all__ = [
     "Loading",
     "Start",
     "follow_factors",
-    "is_loading",
     "keep_weights",
     "kept_weight",
     "kept_weights",
     "loading",
+    "loading_what",
     "note_start",
     "rewrites",
-    "start_problems",
     "starts_of",
     "weight_problems",
     "without_start",
@@ -75,9 +73,9 @@ def loading(what: Loading) -> Iterator[None]:
         _loading.reset(token)
 
 
-def is_loading() -> bool:
-    """Whether an adapter's values will be loaded: see :func:`loading`."""
-    return _loading.get() is not None
+def loading_what() -> Loading | None:
+    """Return what will be loaded, as :func:`loading` says; ``None`` for a new adapter."""
+    return _loading.get()
 
 
 def rewrites(config: Any) -> bool:
@@ -98,81 +96,8 @@ def without_start(config: PeftConfig) -> PeftConfig:
     """Return a config without its initialisation, if ``A0`` and ``B0`` will be loaded."""
     if _loading.get() == "factors" and takes_out(config):
         config = copy.copy(config)
-        config.init_lora_weights = True  # type: ignore[attr-defined]
+        setattr(config, "init_lora_weights", True)  # noqa: B010  (of LoRA's config)
     return config
-
-
-def start_problems(
-    tuner: str, options: Mapping[str, Any], model: nn.Module, names: Sequence[str]
-) -> Iterable[str]:
-    """Yield the reasons why an initialisation cannot do what its name says.
-
-    Args:
-        tuner: The tuner.
-        options: The settings of its config.
-        model: The backbone, not yet adapted.
-        names: The modules to adapt.
-    """
-    if tuner != "LORA":
-        return
-    config = SimpleNamespace(peft_type=tuner, **options)
-    start = options.get("init_lora_weights")
-    start = start.lower() if isinstance(start, str) else ""
-    if start == "eva" and not is_loading():
-        yield (
-            "init_lora_weights='eva' reads activations of your data, which an injection has not: A "
-            "would stay random. Run peft.get_peft_model and peft.initialize_lora_eva_weights on "
-            "the backbone, save_pretrained, and load that with lp.load_adapter"
-        )
-    needed = _NEEDED.get(start)
-    if needed is not None and _loading.get() != "factors":
-        attribute, prepare = needed
-        bare = [name for name in names if not hasattr(model.get_submodule(name), attribute)]
-        if bare and is_loading():
-            yield (
-                f"the file was written by peft after init_lora_weights='{start}', and the weights "
-                "that belong to it are in no file: save it again in peft with "
-                "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
-            )
-        elif bare:
-            yield (
-                f"init_lora_weights='{start}' reads what {prepare} measured on your data, expected "
-                f"it on every target, {_few(bare)} have none. Call it on this backbone, with the "
-                "same targets, before adapting it"
-            )
-    if "_niter_" in start and _loading.get() == "values":
-        yield (
-            f"the file was written by peft after init_lora_weights='{start}', which draws at "
-            "random what it takes out of the weights, and peft's file does not hold it: save it "
-            "again in peft with save_pretrained(..., path_initial_model_for_weight_conversion=...)"
-        )
-    if options.get("kasa_config") is not None and start:
-        yield (
-            f"kasa_config and init_lora_weights='{start}' both decide what A and B start from: "
-            "expected one of them"
-        )
-    if rewrites(config):
-        weights = {name: getattr(model.get_submodule(name), "weight", None) for name in names}
-        odd = [n for n, w in weights.items() if not (_is_plain(w) and w.ndim == 2)]
-        if odd:
-            yield (
-                f"this initialisation rewrites the weights, expected matrices of floating-point "
-                f"numbers, got {_few(odd)}. Exclude these modules, or use init_lora_weights=True"
-            )
-
-
-_NEEDED = {
-    "corda": ("eigens", "peft.tuners.lora.corda.preprocess_corda"),
-    "lora_ga": ("_peft_loraga_grad", "peft.tuners.lora.loraga.preprocess_loraga"),
-}
-
-
-def _is_plain(weight: Any) -> bool:
-    return isinstance(weight, nn.Parameter) and weight.is_floating_point()
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 class Start(nn.Module):
@@ -279,11 +204,8 @@ def note_start(config: PeftConfig, model: nn.Module, kept: dict[str, Tensor]) ->
 
 def starts_of(model: nn.Module) -> dict[str, Start]:
     """Return the factors that were taken out of the weights, by the names of the layers."""
-    return {
-        name: layer._modules[START]
-        for name, layer in model.named_modules()
-        if isinstance(layer._modules.get(START), Start)
-    }  # type: ignore[return-value]
+    found = {name: layer._modules.get(START) for name, layer in model.named_modules()}
+    return {name: start for name, start in found.items() if isinstance(start, Start)}
 
 
 def kept_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -355,17 +277,18 @@ def weight_problems(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
         kept, key = kept_weight(layer), f"{name}.base_layer.weight"
         if kept is None or key not in state:
             continue
-        base: Any = layer.get_base_layer()  # type: ignore[operator]
+        adapted: Any = layer
+        base = adapted.get_base_layer()
         expected = base.weight if kept.aside is None else kept.aside
-        factors = [state.get(f"{name}.{START}.{side}") for side in ("A", "B")]
+        first, second = (state.get(f"{name}.{START}.{side}") for side in ("A", "B"))
         if torch.equal(state[key].to(expected), expected):
             continue
-        if None not in factors:
-            expected = _left(layer, kept, *factors)  # type: ignore[arg-type]
+        if first is not None and second is not None:
+            expected = _left(layer, kept, first, second)
         given = state[key].to(expected)
         if (given - expected).abs().max() > 0.01 * expected.abs().max():
             odd.append(key)
-    return [f"{len(odd)} of another backbone: {_few(odd)}"] if odd else []
+    return [f"{len(odd)} of another backbone: {', '.join(odd[:8])}"] if odd else []
 
 
 def _refuse_shards(weight: Tensor) -> None:
