@@ -25,6 +25,7 @@ from lightning_peft.files.writing import write_adapter
 from lightning_peft.kernels import Acceleration, Memory, accelerate, acceleration_of
 from lightning_peft.methods.base import Adapter, Method, Site, Stepper
 from lightning_peft.methods.from_peft.inject import SHARED
+from lightning_peft.methods.from_peft.start import follow_factors, starts_of, weight_problems
 from lightning_peft.methods.memory import check_memory, refuse_no_fast_layer
 
 __all__ = ["ATTRIBUTE", "Adaptation", "find_adaptation", "find_adaptations"]
@@ -58,6 +59,10 @@ class Adaptation:
         sites: The adapted places.
         head: Names of the head's modules; empty if there is none.
         fingerprint: The fingerprint of the frozen backbone.
+        fixed: Names, before the adaptation, of the parameters that the module itself fixed
+            (``requires_grad=False`` in a model that is not frozen as a whole). They stay so;
+            ``also_train`` trains them by name.
+        held: Those of them that would be trained otherwise.
         merged: Whether the adapter is currently folded into the weights.
         restored_steppers: The steppers' states from a checkpoint, for the run that resumes from it.
     """
@@ -80,6 +85,9 @@ class Adaptation:
         self.backbone_dropout = backbone_dropout
         self.fingerprint: dict[str, Any] = injection.fingerprint
         self.base_names: dict[str, str] = injection.base_names
+        self.fixed: tuple[str, ...] = injection.fixed
+        self.held: tuple[str, ...] = injection.held
+        self._flags = injection.flags
         self.merged = False
         self._disabled = False
         self._adapter = injection.adapter
@@ -223,7 +231,7 @@ class Adaptation:
         own = self.model.state_dict()
         required = self._trained | self._adapter | self._adapter_buffers
         required = required & set(own) - set(shared_names(self.model))
-        problems = key_problems(state, own, required)
+        problems = key_problems(state, own, required) or weight_problems(self.model, state)
         if problems:
             raise CheckpointError(
                 f"the state does not fit this adaptation ({self.method.name}): "
@@ -233,13 +241,17 @@ class Adaptation:
         with torch.no_grad():
             for name, tensor in state.items():
                 own[name].copy_(tensor)
+        follow_factors(self.model)
 
     def describe(self) -> dict[str, Any]:
         """Describe the adaptation as plain JSON types, enough to adapt another model like it."""
+        start = {"start": "factors"} if starts_of(self.model) else {}
         return {
+            **start,
             "method": self.method.to_config(),
             "head": list(self.head),
             "also_train": list(self.also_train),
+            "fixed": list(self.fixed),
             "batchnorm": self.batchnorm,
             "backbone_dropout": self.backbone_dropout,
             "fingerprint": self.fingerprint,
@@ -377,7 +389,8 @@ class Adaptation:
 
         Returns:
             The same model object, without any trace of the adaptation; this handle is no longer
-            usable. Parameters of the backbone that were trained in place keep their values.
+            usable. Parameters of the backbone that were trained in place keep their values; those
+            that required a gradient before require it again.
         """
         fast_path_on(self._fast_path)
         for adapter in self._adapters:
@@ -385,6 +398,9 @@ class Adaptation:
         release(self.model.modules())
         for key in (ATTRIBUTE, "peft_config", SHARED):
             self.model.__dict__.pop(key, None)
+        for name, parameter in self.model.named_parameters():
+            if parameter.is_floating_point() or parameter.is_complex():
+                parameter.requires_grad_(self._flags.get(name, parameter.requires_grad))
         return self.model
 
     def refuse_if_merged(self, what: str) -> None:

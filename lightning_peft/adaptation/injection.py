@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from lightning_peft.anatomy.names import inside
 from lightning_peft.errors import MethodError
 from lightning_peft.kernels import Memory, accelerate, holds_lora
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
+from lightning_peft.methods.from_peft.layer import further_names, put_under
 from lightning_peft.methods.memory import refuse_no_fast_layer
 
 __all__ = ["Injection", "inject"]
@@ -41,6 +42,9 @@ class Injection:
         originals: Copies of backbone parameters that are trained in place, if they are kept.
         adapters: Handles on the adapters.
         fast_path: Layers whose inference fast path would bypass an adapter; it is off.
+        fixed: Names before of the parameters that the module itself fixed.
+        held: Those of them that would be trained otherwise.
+        flags: Which parameters required a gradient before, by their names then.
     """
 
     sites: tuple[Site, ...]
@@ -54,6 +58,9 @@ class Injection:
     originals: dict[str, Tensor]
     adapters: list[Adapter]
     fast_path: list[nn.Module]
+    fixed: tuple[str, ...]
+    held: tuple[str, ...]
+    flags: dict[str, bool]
 
 
 def inject(
@@ -63,6 +70,7 @@ def inject(
     found: Anatomy,
     also_train: tuple[str, ...],
     memory: Memory = "default",
+    fixed: Collection[str] = (),
 ) -> Injection:
     """Carry out a plan.
 
@@ -73,6 +81,7 @@ def inject(
         found: The backbone's anatomy.
         also_train: Names of parameters to train in addition to the method's.
         memory: Which tensors fast LoRA layers may recompute in the backward pass.
+        fixed: Names of parameters that are not trained, whoever selects them.
 
     Returns:
         The result.
@@ -84,8 +93,11 @@ def inject(
     in_head = {name for name, _ in model.named_parameters() if inside(name, found.head)}
     adapted = {site.module for site in plan.sites if inside(site.module, found.head)}
     in_head -= {name for name in in_head if inside(name, tuple(adapted))}
-    chosen = {*plan.train, *in_head, *also_train}
+    selected = {*plan.train, *in_head, *also_train}
+    chosen = selected - set(fixed)
     before = dict(_tensors(model))
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    fixed_ids = {id(before[name]): name for name in fixed}
     modules = {id(module) for module in model.modules()}
     frozen = [n for n, _ in model.named_parameters() if n not in chosen]
     fingerprint = backbone_fingerprint(model, frozen, found.architecture)
@@ -93,6 +105,8 @@ def inject(
     with restored_after_error(model):
         wanted = {id(before[name]) for name in chosen if name in before}
         asked = _inject_steps(model, plan)
+        held = selected & set(fixed) | {fixed_ids[i] for i in asked & fixed_ids.keys()}
+        asked -= fixed_ids.keys()
         fresh = [module for module in model.modules() if id(module) not in modules]
         for module in fresh:  # a new module is in training mode, whatever the model's mode
             module.training = model.training
@@ -106,6 +120,12 @@ def inject(
             for name, parameter in model.named_parameters(remove_duplicate=False)
             if id(parameter) in wanted or id(parameter) in asked
         }
+        if not trained and held:
+            raise MethodError(
+                f"{method.name}: expected something to train, got only parameters that the module "
+                f"fixed (requires_grad=False): {', '.join(sorted(held)[:8])}. Name those to train "
+                "in also_train."
+            )
         if not trained:
             raise MethodError(
                 f"{method.name}: expected something to train, got nothing: no head was found in "
@@ -137,6 +157,9 @@ def inject(
         originals={n: now[n].detach().clone() for n in in_place} if method.keeps_original else {},
         adapters=[a for part, sites in plan.steps for a in part.adapters(model, sites)],
         fast_path=fast_path,
+        fixed=tuple(name for name in flags if name in fixed),
+        held=tuple(name for name in flags if name in held),
+        flags=flags,
     )
 
 
@@ -176,7 +199,10 @@ def _inject_steps(model: nn.Module, plan: Plan) -> set[int]:
     model.requires_grad_(False)
     asked: set[int] = set()
     for part, sites in plan.steps:
+        further = further_names(model, [site.module for site in sites])
         part.inject(model, sites)
+        for name, others in further.items():
+            put_under(model, name, others)
         asked |= {id(p) for p in model.parameters() if p.requires_grad}
     return asked
 

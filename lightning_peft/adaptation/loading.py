@@ -13,20 +13,18 @@ from torch import Tensor, nn
 
 from lightning_peft.adaptation.adapt import adapt
 from lightning_peft.adaptation.checks import key_problems, value_problems
+from lightning_peft.adaptation.fixed import fixed_then
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation
 from lightning_peft.adaptation.snapshot import restored_after_error
 from lightning_peft.anatomy.fingerprint import differences
 from lightning_peft.errors import AdapterFileError, BackboneMismatchError, PEFTError
 from lightning_peft.files.bounded import AllocationLimit
-from lightning_peft.files.description import (
-    check_description,
-    check_format,
-    method_configs,
-)
+from lightning_peft.files.description import check_description, check_format
 from lightning_peft.files.patterns import slow_patterns, strings_in
 from lightning_peft.files.reading import StoredAdapter, read_adapter
 from lightning_peft.files.writing import WEIGHTS_FILE
 from lightning_peft.kernels import Memory
+from lightning_peft.methods.from_peft.start import Loading, follow_factors, loading
 from lightning_peft.methods.registry import method_from_config
 
 __all__ = [
@@ -35,11 +33,7 @@ __all__ = [
     "fitting_state",
     "load_adapter",
     "named_state",
-    "rewritten",
 ]
-
-
-_INITIAL = "init_lora_weights"
 
 
 def load_adapter(
@@ -77,8 +71,7 @@ def load_adapter(
     standing = find_adaptation(model)
     if standing is not None:
         standing.refuse_if_merged("load_adapter()")
-    rewritten_too = () if standing is not None else rewritten(stored.about, model)
-    with restored_after_error(model, rewritten_too):
+    with restored_after_error(model):
         adaptation = standing or adapted_as(model, stored, memory or "default")
         state = fitting_state(adaptation, stored, strict_backbone=strict_backbone)
         if standing is not None and memory is not None:
@@ -87,6 +80,7 @@ def load_adapter(
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)
+    follow_factors(model)
     return model
 
 
@@ -212,7 +206,9 @@ def adapt_from_description(
     try:
         method = method_from_config(about["method"])
         _refuse_slow(about, model, where)
-        with AllocationLimit(model, held or 0, where):
+        what: Loading = "factors" if about.get("start") == "factors" else "values"
+        fixed = fixed_then(about.get("fixed", ()))
+        with loading(what), fixed, AllocationLimit(model, held or 0, where):
             return adapt(
                 model,
                 method,
@@ -242,18 +238,3 @@ def _refuse_slow(about: Mapping[str, Any], model: nn.Module, where: str) -> None
             f"{where}: expected regular expressions that are matched in a bounded time, got "
             f"{', '.join(f'{text!r:.80}' for text in slow[:4])}. Name the modules instead."
         )
-
-
-def rewritten(about: Mapping[str, Any], model: nn.Module) -> list[str]:
-    """Return the names of the parameters whose values an injection may overwrite.
-
-    If LoRA's initial values are computed from a weight (OLoRA), ``peft`` subtracts them from it.
-
-    Args:
-        about: A checked description.
-        model: The backbone.
-    """
-    options = (config.get("options") for config in method_configs(about["method"]))
-    if any(isinstance(o, Mapping) and isinstance(o.get(_INITIAL), str) for o in options):
-        return [name for name, _ in model.named_parameters()]
-    return []

@@ -159,6 +159,8 @@ def plan(
     full = on_meta(model).train().requires_grad_(True)
     adapted = on_meta(model)
     adaptation = adapt(adapted, method, head=head, also_train=also_train, memory=memory, **settings)
+    for name in adaptation.fixed:
+        full.get_parameter(name).requires_grad_(False)
     adapted.train()
     return AdaptationPlan(
         report=adaptation.report(),

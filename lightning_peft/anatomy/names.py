@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["inside", "parameter_at", "shared_names"]
+__all__ = ["every_name", "inside", "parameter_at", "shared_names"]
+
+
+def every_name(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield each parameter and buffer of a model under every name that it has.
+
+    Args:
+        model: Any module.
+
+    Yields:
+        The name and the tensor, in the order of the modules.
+    """
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for key, tensor in chain(module._parameters.items(), module._buffers.items()):
+            if tensor is not None:
+                yield prefix + key, tensor
 
 
 def shared_names(model: nn.Module) -> dict[str, str]:
@@ -20,14 +37,10 @@ def shared_names(model: nn.Module) -> dict[str, str]:
     """
     first: dict[int, str] = {}
     found: dict[str, str] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        prefix = f"{path}." if path else ""
-        for key, tensor in chain(module._parameters.items(), module._buffers.items()):
-            if tensor is not None:
-                name = prefix + key
-                earlier = first.setdefault(id(tensor), name)
-                if earlier != name:
-                    found[name] = earlier
+    for name, tensor in every_name(model):
+        earlier = first.setdefault(id(tensor), name)
+        if earlier != name:
+            found[name] = earlier
     return found
 
 

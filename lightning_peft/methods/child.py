@@ -7,6 +7,7 @@ checkpoint of the backbone loads before and after, and copies, pickles, ``torch.
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,14 +15,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
 from lightning_peft.methods.finite import lost, refuse_not_finite
 from lightning_peft.methods.in_weight.part import Part, add_part, layer_at, remove_part
-from lightning_peft.methods.in_weight.places import never_called
+from lightning_peft.methods.in_weight.places import never_called, own_forward
 from lightning_peft.methods.in_weight.probe import (
     is_known,
     probe_input,
@@ -43,10 +42,10 @@ __all__ = [
     "ChildAdapter",
     "ChildHandle",
     "ChildMethod",
-    "channels_last",
     "features_of",
     "first",
     "is_transposed",
+    "spatial_dims",
     "with_first",
 ]
 
@@ -144,6 +143,8 @@ class ChildMethod(Method):
     """Whether another method's adapter may sit on the same module."""
     linear: ClassVar[bool] = False
     """Whether its adapters can be in the weight, where a layer is read and not called."""
+    of_weight: ClassVar[bool] = False
+    """Whether they are a sum with the weight, whatever a layer does with it."""
 
     @property
     def key(self) -> str:
@@ -162,7 +163,11 @@ class ChildMethod(Method):
         """See :meth:`Method.plan`."""
         sites = self.select(anatomy, model)
         if self.linear:
-            read = never_called(model, [site.module for site in sites])
+            names = [site.module for site in sites]
+            read = dict.fromkeys(never_called(model, names), "read and not called")
+            if self.of_weight:
+                own = {name: own_forward(layer_at(model, name)) for name in names}
+                read |= {name: reason for name, reason in own.items() if reason is not None}
             problems = [
                 f"{name} ({reason})"
                 for name in read
@@ -265,7 +270,7 @@ class ChildHandle:
         what = f"{self.host} ({type(host).__name__})"
         probe = None
         if values and not (child.in_weight or is_known(host)):
-            probe = probe_input(host, features_of(host)[0], channels_last(host))
+            probe = probe_input(host, features_of(host)[0], spatial_dims(host))
         kept: dict[str, Tensor] = {}
         try:
             before = None if probe is None else probed(host, probe)
@@ -333,15 +338,25 @@ def is_transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D"
 
 
-def channels_last(host: nn.Module) -> bool:
-    """Whether a layer has its features in the last dimension, as all except 2d layers have."""
-    if isinstance(host, _ConvNd | _NormBase):
-        return False
-    return not isinstance(host, nn.GroupNorm) and type(host).__name__ not in _CHANNELS_FIRST
+def spatial_dims(host: nn.Module) -> int | None:
+    """Return how many dimensions of a layer's output come after its features or channels.
+
+    Args:
+        host: A layer.
+
+    Returns:
+        0 for features in the last dimension, as most layers have them, 2 for ``(B, C, H, W)`` and
+        ``(C, H, W)``; ``None`` for a layer whose features are in dimension 1, whatever follows.
+    """
+    if isinstance(host, nn.modules.batchnorm._BatchNorm | nn.GroupNorm):
+        return None
+    kind = next((k.__name__ for k in type(host).__mro__ if _FLAT.search(k.__name__)), "")
+    if kind:  # convolutions, InstanceNorm, the norms of timm and torchvision over (B, C, H, W)
+        return int(_FLAT.findall(kind)[-1])
+    return 2 if getattr(host, "data_format", None) == "channels_first" else 0
 
 
-_CHANNELS_FIRST = ("LayerNorm2d", "RmsNorm2d", "SimpleNorm2d", "LayerNormExp2d")
-"""The classes of timm's norms over the channels of feature maps ``(B, C, H, W)``."""
+_FLAT = re.compile(r"([123])d")
 
 
 def first(value: Any) -> Tensor:

@@ -130,6 +130,7 @@ class _FacT(ChildMethod):
     reference: ClassVar[str] = "https://arxiv.org/abs/2212.03145"
     mergeable: ClassVar[bool] = True
     linear: ClassVar[bool] = True
+    of_weight: ClassVar[bool] = True
 
     rank: int = 16
     scale: float = 1.0

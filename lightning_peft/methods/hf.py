@@ -18,7 +18,10 @@ from lightning_peft.anatomy.names import inside
 from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError, TargetError, near
 from lightning_peft.methods.base import Layers, Names, Plan, Site, Stepper, plain
+from lightning_peft.methods.from_peft.idle import idle_problems, wrapper_problems
 from lightning_peft.methods.from_peft.method import PeftMethod
+from lightning_peft.methods.from_peft.start import loading_what
+from lightning_peft.methods.from_peft.start_checks import start_problems
 from lightning_peft.methods.from_peft.targets import (
     fan_in_fan_out,
     matched_by_peft,
@@ -124,13 +127,10 @@ class HF(PeftMethod):
             yield reason
             return
         known = {field.name for field in dataclasses.fields(config_class(self.tuner))} - _MANAGED
-        for key, value in self.options.items():
+        for key in self.options:
             if key not in known:
                 yield f"{self.tuner} has no setting '{key}'. {near(key, known)}"
-            elif key == "trainable_token_indices" and value:
-                yield "trainable_token_indices needs peft's own wrapper: use peft.get_peft_model"
-            elif (self.tuner, key) == ("FROD", "save_projection") and value:
-                yield "FROD: save_projection=True needs peft's own wrapper: expected False"
+        yield from wrapper_problems(self.tuner, self.options)
 
     @property
     def kind(self) -> str:
@@ -150,6 +150,16 @@ class HF(PeftMethod):
     def accelerated(self) -> bool:  # type: ignore[override]
         """Whether it is LoRA; each layer shows whether it is a variant with another forward."""
         return self.tuner == "LORA"
+
+    def to_config(self) -> dict[str, Any]:
+        """See :meth:`Method.to_config`; settings that only the initialisation reads are left out.
+
+        They may name files, which no adapter file may do, and a loaded adapter does not need them.
+        """
+        config = super().to_config()
+        for key in ("corda_config", "lora_ga_config"):
+            config["options"].pop(key, None)
+        return config
 
     @classmethod
     def _from_settings(cls, settings: dict[str, Any]) -> HF:
@@ -198,6 +208,9 @@ class HF(PeftMethod):
         if isinstance(rank, int) and self.tuner not in ("VERA", "PVERA"):
             yield from rank_problems(model, names, rank)
         yield from layer_refusal(self.tuner, model, names)
+        yield from start_problems(self.tuner, self.options, model, names)
+        if loading_what() is None:
+            yield from idle_problems(self.tuner, self.options, model, names)
 
     def peft_config(self, model: nn.Module, sites: tuple[Site, ...]) -> PeftConfig:
         """See :meth:`PeftMethod.peft_config`."""
@@ -213,6 +226,8 @@ class HF(PeftMethod):
                 options["feedforward_modules"] = []
         if self.tuner == "FROD":  # its projections come from the weights, and are in no state dict
             options.setdefault("save_projection", False)
+        if options.get("init_lora_weights") == "corda":
+            options.setdefault("corda_config", {})  # peft's default, without its warning
         fields = {field.name for field in dataclasses.fields(cls)}
         if "fan_in_fan_out" in fields and "fan_in_fan_out" not in options:
             options.update(fan_in_fan_out(model, names))

@@ -111,6 +111,7 @@ class LoRAQV(ChildMethod):
     reference: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
     mergeable: ClassVar[bool] = True
     linear: ClassVar[bool] = True
+    of_weight: ClassVar[bool] = True
 
     rank: int = 8
     alpha: float | None = None

@@ -14,6 +14,7 @@ from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of, is_transposed
 from lightning_peft.methods.finite import exact
+from lightning_peft.methods.in_weight.part import layer_at, with_parts
 from lightning_peft.methods.in_weight.places import never_called
 from lightning_peft.methods.in_weight.values import own_value
 from lightning_peft.methods.registry import register_method
@@ -139,10 +140,11 @@ class RepAdapter(ChildMethod):
                 f"{self.name}: expected linear layers with a multiple of {self.groups} features, "
                 f"got {', '.join((odd or convs)[:8])}. Exclude them, or use groups=1."
             )
+        names = tuple(part for name in names for part in _layers(model, name))
         read = never_called(model, names)
         sites = []
         for name in names:
-            module = model.get_submodule(name)
+            module = layer_at(model, name)
             # what is read past its module has its input one level above
             around = name in read and getattr(module, "bias", None) is None
             host = name.rpartition(".")[0] if around else name
@@ -152,5 +154,13 @@ class RepAdapter(ChildMethod):
     def build(self, model: nn.Module, sites: tuple[Site, ...]) -> Iterator[ChildAdapter]:
         """See :meth:`ChildMethod.build`."""
         for site in sites:
-            features = features_of(model.get_submodule(site.parts[0]))[0]
+            features = features_of(layer_at(model, site.parts[0]))[0]
             yield LinearBefore(features, self.bottleneck, self.groups, self.scale, self.dropout)
+
+
+def _layers(model: nn.Module, name: str) -> tuple[str, ...]:
+    """Return the one part of an attention module whose bias can absorb a shift, or the name."""
+    module = model.get_submodule(name)
+    fused = isinstance(module, nn.MultiheadAttention) and module.in_proj_bias is not None
+    parts = with_parts(model, (name,)) if fused else ()
+    return parts if len(parts) == 1 else (name,)

@@ -13,9 +13,9 @@ from lightning_peft.methods.bottleneck import Bottleneck, activation_problems
 from lightning_peft.methods.child import (
     ChildAdapter,
     ChildMethod,
-    channels_last,
     features_of,
     first,
+    spatial_dims,
     with_first,
 )
 from lightning_peft.methods.places import outputs_of
@@ -34,7 +34,7 @@ class SerialAdapter(ChildAdapter):
     def __init__(self, layer: nn.Module, width: int, **options: Any) -> None:
         super().__init__()
         self.bottleneck = Bottleneck(features_of(layer)[1], width, **options)
-        self.last = channels_last(layer)
+        self.spatial = spatial_dims(layer)
 
     def connect(self, model: nn.Module, site: Site) -> None:
         """See :meth:`ChildAdapter.connect`."""
@@ -45,9 +45,8 @@ class SerialAdapter(ChildAdapter):
         if not self.active:
             return output
         z = first(output)
-        if self.last:
-            return with_first(output, z + self.bottleneck(z).to(z.dtype))
-        change = self.bottleneck(z.movedim(1, -1)).movedim(-1, 1)
+        axis = 1 if self.spatial is None else -1 - self.spatial
+        change = self.bottleneck(z.movedim(axis, -1)).movedim(-1, axis)
         return with_first(output, z + change.to(z.dtype))
 
 

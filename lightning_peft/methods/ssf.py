@@ -16,9 +16,9 @@ from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.child import (
     ChildAdapter,
     ChildMethod,
-    channels_last,
     features_of,
     is_transposed,
+    spatial_dims,
 )
 from lightning_peft.methods.finite import exact
 from lightning_peft.methods.in_weight.part import layer_at, with_parts
@@ -46,7 +46,7 @@ class ScaleShift(ChildAdapter):
         if shifts:
             self.shift = nn.Parameter(torch.empty(features))
             nn.init.normal_(self.shift, 0.0, std)
-        self.last = channels_last(host)
+        self.spatial = spatial_dims(host)
 
     def connect(self, model: nn.Module, site: Site) -> None:
         """See :meth:`ChildAdapter.connect`."""
@@ -59,8 +59,9 @@ class ScaleShift(ChildAdapter):
         assert self.shift is not None
         scale: Tensor = self.scale
         shift: Tensor = self.shift
-        if not self.last:
-            shape = (-1, *(1,) * (output.ndim - 2))
+        behind = output.ndim - 2 if self.spatial is None else self.spatial
+        if behind:
+            shape = (-1, *(1,) * behind)
             scale, shift = scale.view(shape), shift.view(shape)
         return torch.addcmul(shift.to(output.dtype), output, scale.to(output.dtype))
 
@@ -79,13 +80,11 @@ class ScaleShift(ChildAdapter):
                 f"{type(host).__name__} ends in an activation, and the scale comes after it"
             )
         rows = exact(self.scale)
-        if weight.ndim > 1:
-            if isinstance(host, _ConvTransposeNd):
-                if host.groups > 1:
-                    raise NotImplementedError(f"{type(host).__name__} is transposed and in groups")
-                rows = rows.view(1, -1, *(1,) * (weight.ndim - 2))
-            elif not is_transposed(host):
-                rows = rows.view(-1, *(1,) * (weight.ndim - 1))
+        if isinstance(host, _ConvTransposeNd):  # (in, out of one group, ...)
+            rows = rows.view(host.groups, 1, -1).repeat(1, len(weight) // host.groups, 1)
+            rows = rows.view(*weight.shape[:2], *(1,) * (weight.ndim - 2))
+        elif weight.ndim > 1 and not is_transposed(host):
+            rows = rows.view(-1, *(1,) * (weight.ndim - 1))
         values = {"weight": exact(weight) * rows}
         if bias is not None and self.shift is not None:
             values["bias"] = exact(bias) * exact(self.scale) + exact(self.shift)

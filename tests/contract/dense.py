@@ -153,15 +153,15 @@ FORMULAS: dict[str, tuple[Callable[..., Layer], float]] = {
 """The formula of each linear method, with the factor that its settings give."""
 
 
-def plain_copy(name: str) -> nn.Module:
+def plain_copy(name: str, dtype: torch.dtype) -> nn.Module:
     """Build a backbone, with the weights that parametrizations compute as parameters.
 
     It is not a deep copy: torch takes the property of a parametrization from the class, which a
     deep copy shares.
     """
-    plain = build(name)
+    plain = build(name).to(dtype)
     if any(hasattr(module, "parametrizations") for module in plain.modules()):
-        own, plain = plain, OUTSIDE[name]().eval()
+        own, plain = plain, OUTSIDE[name]().eval().to(dtype)
         plain.load_state_dict(own.state_dict())
         for module in plain.modules():
             for key in list(getattr(module, "parametrizations", {})):

@@ -25,6 +25,7 @@ from lightning_peft.adaptation.loading import fitting_state, load_adapter
 from lightning_peft.adaptation.serving.low_rank_mean import low_rank_layers, mean_factors
 from lightning_peft.errors import CheckpointError, MethodError
 from lightning_peft.files.reading import read_adapter
+from lightning_peft.methods.from_peft.start import START
 
 __all__ = ["average_adapters", "average_updates", "greedy_soup", "soup"]
 
@@ -211,4 +212,9 @@ def _differences(states: Sequence[State]) -> Iterable[str]:
                 yield (
                     f"'{name}' is {tuple(one.shape)} {one.dtype} in member 1 and "
                     f"{tuple(two.shape)} {two.dtype} in member {number}"
+                )
+            elif f".{START}." in name and not torch.equal(one, two.to(one.device)):
+                yield (
+                    f"'{name}', which the initialisation took out of the weight, is not the same "
+                    f"in members 1 and {number}: their A and B are updates of different weights"
                 )

@@ -44,7 +44,10 @@ def inject_tuner(config: PeftConfig, model: nn.Module, kind: str) -> None:
         # of shared tensors, and refuses the tuners for which these names matter
         with quick:
             tuner = tuner_class(model, config, adapter_name=ADAPTER_NAME)
-    except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError) as error:
+    except (
+        *(ValueError, TypeError, NotImplementedError, RuntimeError, KeyError),
+        AssertionError,  # of torch, if an initialisation needs a GPU (LoftQ)
+    ) as error:
         if any(parameter.is_meta for parameter in model.parameters()):
             raise MethodError(
                 f"{kind}: peft reads the weights when it makes this adapter: expected a backbone "
@@ -57,6 +60,10 @@ def inject_tuner(config: PeftConfig, model: nn.Module, kind: str) -> None:
     model.__dict__[SHARED] = tuple(sorted(shared))
     # a float16 adapter cannot be trained with gradient scaling, a bfloat16 one loses updates
     cast_adapter_dtype(model, ADAPTER_NAME)
+    for module in model.modules():  # peft makes AdaLoRA's constant anew in half precision
+        constants = module._modules.get("ranknum")
+        if constants is not None:
+            constants.requires_grad_(False)
     if dora:
         with quick_dora_start():
             start_in_float32(model, ADAPTER_NAME)

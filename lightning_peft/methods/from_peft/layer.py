@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,11 +10,15 @@ from torch import Tensor, nn
 
 from lightning_peft.methods.finite import lost, refuse_not_finite
 from lightning_peft.methods.from_peft.in_weight import is_in_weight, take_out_of_weight, updated
+from lightning_peft.methods.from_peft.start import kept_weight
 from lightning_peft.methods.in_weight.part import Part, remove_part
 from lightning_peft.methods.in_weight.reading import read_without_updates
 from lightning_peft.methods.in_weight.values import own_value, restore, write
 
-__all__ = ["PeftLayer"]
+__all__ = ["FURTHER_NAMES", "PeftLayer", "further_names", "put_under"]
+
+FURTHER_NAMES = "_lightning_peft_further_names"
+"""The attribute of a layer with its names in the model besides the first, if it has several."""
 
 
 class PeftLayer:
@@ -46,6 +51,9 @@ class PeftLayer:
         layer.enable_adapters(enabled)  # peft ties requires_grad to it
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+        kept = kept_weight(layer)
+        if kept is not None:
+            kept.put(layer.get_base_layer(), shown=not enabled)
 
     def merge(self) -> float:
         """See :class:`Adapter`."""
@@ -95,16 +103,20 @@ class PeftLayer:
 
     def unload(self) -> None:
         """See :class:`Adapter`."""
-        parent, _, key = self.name.rpartition(".")
         layer = self.layer
         base = layer.get_base_layer()
+        kept = kept_weight(layer)
+        if kept is not None and not layer.merged:
+            kept.put(base, shown=True)
         if is_in_weight(layer):
             base = take_out_of_weight(layer)
         if isinstance(base, Part):
             if not remove_part(base):
                 read_without_updates(base.holder)
             return
-        self.model.get_submodule(parent)._modules[key] = base
+        for name in (self.name, *layer.__dict__.get(FURTHER_NAMES, ())):
+            parent, _, key = name.rpartition(".")
+            self.model.get_submodule(parent)._modules[key] = base
 
     @torch.no_grad()
     def _write_weight(self, layer: Any) -> float:
@@ -130,6 +142,44 @@ class PeftLayer:
         self._kept = kept
         layer.merged_adapters = list(layer.active_adapters)
         return max((lost(values[name], rounded[name]) for name in changed), default=0.0)
+
+
+def further_names(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Find the modules that have another name in a model too (``self.k = self.q``).
+
+    Args:
+        model: The model.
+        names: The first names of modules.
+
+    Returns:
+        The further names of a module, by its first; modules with one name are left out.
+    """
+    found: dict[str, list[str]] = {}
+    first = {id(model.get_submodule(name)): name for name in names}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if first.get(id(module), name) != name:
+            found.setdefault(first[id(module)], []).append(name)
+    return {name: tuple(others) for name, others in found.items()}
+
+
+def put_under(model: nn.Module, name: str, others: tuple[str, ...]) -> None:
+    """Put a layer that replaced a module under the module's further names as well.
+
+    ``peft`` replaces it under its first name only: the others would keep the plain layer, and see
+    an update of the first as soon as it is merged into the weight that they share.
+
+    Args:
+        model: The adapted model; changed in place.
+        name: The first name.
+        others: The further names.
+    """
+    layer = model.get_submodule(name)
+    left = tuple(other for other in others if model.get_submodule(other) is not layer)
+    for other in left:
+        parent, _, key = other.rpartition(".")
+        model.get_submodule(parent)._modules[key] = layer
+    if left:
+        layer.__dict__[FURTHER_NAMES] = left
 
 
 def _is_plain_lora(layer: Any) -> bool:

@@ -17,8 +17,10 @@ from lightning_peft.methods.from_peft.inject import inject_tuner
 from lightning_peft.methods.from_peft.places import (
     in_weight_problems,
     ready_for_peft,
+    refuse_computed_weights,
     weights_to_change,
 )
+from lightning_peft.methods.from_peft.start import keep_weights, note_start, rewrites, without_start
 from lightning_peft.methods.from_peft.targets import names_of
 from lightning_peft.methods.from_peft.tokens import TOKENS_ONLY, take_any_shape
 from lightning_peft.methods.in_weight.part import with_parts
@@ -83,7 +85,11 @@ class PeftMethod(Method):
     def inject(self, model: nn.Module, sites: tuple[Site, ...]) -> None:
         """See :meth:`Method.inject`."""
         with ready_for_peft(model, sites):
-            inject_tuner(self.peft_config(model, sites), model, self.kind)
+            config = self.peft_config(model, sites)
+            if rewrites(config):
+                refuse_computed_weights(self.kind, model, sites)
+            kept = keep_weights(config, model, names_of(sites))
+            inject_tuner(without_start(config), model, self.kind)
         missed = [n for n in names_of(sites) if not hasattr(model.get_submodule(n), "base_layer")]
         if missed:
             raise MethodError(
@@ -98,6 +104,7 @@ class PeftMethod(Method):
                 put_in_weight(layer)
             elif self.tuner_name in TOKENS_ONLY and isinstance(layer.base_layer, nn.Linear):
                 take_any_shape(layer)
+        note_start(config, model, kept)
 
     def adapters(self, model: nn.Module, sites: tuple[Site, ...]) -> list[Adapter]:
         """See :meth:`Method.adapters`."""

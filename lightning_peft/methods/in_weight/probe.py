@@ -24,24 +24,22 @@ def is_known(layer: nn.Module) -> bool:
     return kind in _KNOWN or (kind.__name__ == "Conv1D" and library == "transformers")
 
 
-def probe_input(layer: nn.Module, features: int, channels_last: bool) -> Tensor:
+def probe_input(layer: nn.Module, features: int, spatial: int | None) -> Tensor:
     """Return a small input for a layer, which depends on nothing but its sizes.
 
     Args:
         layer: A linear layer, convolution or norm.
         features: Its input features or channels.
-        channels_last: Whether they are in the last dimension.
+        spatial: How many dimensions come after them; ``None`` if any number may.
     """
     own = next(layer.parameters())
-    shape: tuple[int, ...] = (2, 3, features)
+    after: tuple[int, ...] = (4,) * (2 if spatial is None else spatial)
     if isinstance(layer, _ConvNd):
         sizes = zip(layer.kernel_size, layer.dilation, strict=True)
-        shape = (2, features, *((size - 1) * step + 3 for size, step in sizes))
-    elif not channels_last:
-        one = isinstance(layer, nn.BatchNorm1d | nn.InstanceNorm1d)
-        shape = (2, features, 4) if one else (2, features, 4, 4)
-        if isinstance(layer, nn.BatchNorm3d | nn.InstanceNorm3d):
-            shape = (2, features, 2, 2, 2)
+        after = tuple((size - 1) * step + 3 for size, step in sizes)
+    elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm3d):
+        after = (4,) if isinstance(layer, nn.BatchNorm1d) else (4, 4, 4)
+    shape = (2, features, *after) if after else (2, 3, features)
     drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return drawn.to(own.device, own.dtype)
 
