@@ -112,7 +112,7 @@ def make_report(
         return sum(size for name, size in sizes.items() if name in names)
 
     kinds = Counter(
-        f"{site.module.rpartition('.')[2]} ({site.kind})" if site.module else site.kind
+        f"{site.label} ({site.kind})" if site.label else site.kind
         for site in sites
     )
     return Report(

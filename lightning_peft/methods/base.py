@@ -43,11 +43,20 @@ class Site:
         module: The module's name.
         kind: The kind of change, in a word or two.
         parts: Names of further modules that the adapter uses.
+        parameter: The name of the parameter of the module that is adapted, where the change is one
+            of a single parameter (fused experts); empty for the module itself.
     """
 
     module: str
     kind: str
     parts: tuple[str, ...] = ()
+    parameter: str = ""
+
+    @property
+    def label(self) -> str:
+        """The last part of the module's name, and the parameter's if it is one that is adapted."""
+        name = self.module.rpartition(".")[2]
+        return f"{name}.{self.parameter}" if self.parameter else name
 
 
 class Adapter(Protocol):

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from lightning_peft.methods.finite import refuse_not_finite
+from lightning_peft.methods.from_peft.parameters import wrapper_of
 
-__all__ = ["PeftLayer"]
+__all__ = ["ParameterLayer", "PeftLayer"]
 
 
 class PeftLayer:
@@ -46,12 +47,14 @@ class PeftLayer:
         """See :class:`Adapter`."""
         layer = self.layer
         base = layer.get_base_layer()
+        own = self._merged_keys(base)
         half = {
             key: parameter.dtype
             for key, parameter in base.named_parameters(recurse=False)
-            if parameter.dtype in (torch.float16, torch.bfloat16)
+            if key in (own or base._parameters)
+            and parameter.dtype in (torch.float16, torch.bfloat16)
         }
-        if base._modules or not all(p.is_floating_point() for p in base.parameters()):
+        if not own:
             _cast(base, dict.fromkeys(half, torch.float32))
             try:
                 # peft's own check for NaN runs on a copy, before the weight is touched
@@ -60,7 +63,7 @@ class PeftLayer:
                 difference = _cast(base, half)
             return difference
 
-        before = {key: p.data for key, p in base._parameters.items() if p is not None}
+        before = {key: base.get_parameter(key).data for key in own}
         for key, value in before.items():
             base.get_parameter(key).data = value.clone() if key not in half else value.float()
         try:
@@ -76,6 +79,12 @@ class PeftLayer:
             raise
         return difference
 
+    def _merged_keys(self, base: nn.Module) -> tuple[str, ...]:
+        """Return the parameters to copy before a merge; none if ``peft`` has to guard them."""
+        if base._modules or not all(p.is_floating_point() for p in base.parameters()):
+            return ()
+        return tuple(key for key, p in base._parameters.items() if p is not None)
+
     def unmerge(self) -> None:
         """See :class:`Adapter`."""
         self.layer.unmerge()
@@ -84,6 +93,39 @@ class PeftLayer:
         """See :class:`Adapter`."""
         parent, _, key = self.name.rpartition(".")
         self.model.get_submodule(parent)._modules[key] = self.layer.get_base_layer()
+
+
+class ParameterLayer(PeftLayer):
+    """A handle on the ``peft`` layer of one parameter (``target_parameters``).
+
+    The layers of several parameters of a module lie around each other, in any order.
+
+    Args:
+        model: The adapted backbone.
+        name: The name of the module that holds the parameter.
+        parameter: The parameter's name in it.
+    """
+
+    def __init__(self, model: nn.Module, name: str, parameter: str) -> None:
+        super().__init__(model, name)
+        self.parameter = parameter
+
+    @property
+    def layer(self) -> Any:
+        """The ``peft`` layer (a ``ParamWrapper``)."""
+        return wrapper_of(self.model, self.name, self.parameter)
+
+    def _merged_keys(self, base: nn.Module) -> tuple[str, ...]:
+        return (self.parameter,) if base.get_parameter(self.parameter).is_floating_point() else ()
+
+    def unload(self) -> None:
+        """See :class:`Adapter`; the layers of the module's other parameters stay."""
+        layer = self.layer
+        parent, _, key = self.name.rpartition(".")
+        holder: Any = self.model.get_submodule(parent)
+        while holder._modules[key] is not layer:
+            holder, key = holder._modules[key], "base_layer"
+        holder._modules[key] = layer.base_layer
 
 
 def _is_plain_lora(layer: Any) -> bool:

@@ -11,9 +11,8 @@ from torch import nn
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
 from lightning_peft.methods.from_peft.inject import inject_tuner
-from lightning_peft.methods.from_peft.targets import (
-    names_of,
-)
+from lightning_peft.methods.from_peft.parameters import tuned_places
+from lightning_peft.methods.from_peft.targets import names_of
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -43,6 +42,11 @@ class PeftMethod(Method):
         """The kind of change at a site, for reports."""
         return self.name
 
+    @property
+    def targets_by_peft(self) -> bool:
+        """Whether ``peft`` itself chooses the targets, by its own rules."""
+        return False
+
     def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
         """See :meth:`Method.plan`."""
         sites = self.select(anatomy, model)
@@ -54,16 +58,30 @@ class PeftMethod(Method):
     def inject(self, model: nn.Module, sites: tuple[Site, ...]) -> None:
         """See :meth:`Method.inject`."""
         config = self.peft_config(model, sites)
-        inject_tuner(config, model, self.kind)
-        missed = [n for n in names_of(sites) if not hasattr(model.get_submodule(n), "base_layer")]
+        before = tuned_places(model)
+        inject_tuner(config, model, self.kind, converted=self.targets_by_peft)
+        places = {(site.module, site.parameter) for site in sites}
+        now = tuned_places(model)
+        missed = [".".join(filter(None, place)) for place in sorted(places - now)]
         if missed:
             raise MethodError(
                 f"{self.kind}: expected peft to adapt every target, it left out "
                 f"{', '.join(missed[:8])}. Exclude these modules, or use another tuner for them."
             )
+        beyond = [".".join(filter(None, place)) for place in sorted(now - before - places)]
+        if beyond:
+            raise MethodError(
+                f"{self.kind}: expected peft to adapt the targets alone, it also adapts "
+                f"{', '.join(beyond[:8])}. Name these as targets too, or choose other targets."
+            )
 
     def adapters(self, model: nn.Module, sites: tuple[Site, ...]) -> list[Adapter]:
         """See :meth:`Method.adapters`."""
-        from lightning_peft.methods.from_peft.layer import PeftLayer
+        from lightning_peft.methods.from_peft.layer import ParameterLayer, PeftLayer
 
-        return [PeftLayer(model, site.module) for site in sites]
+        return [
+            ParameterLayer(model, site.module, site.parameter)
+            if site.parameter
+            else PeftLayer(model, site.module)
+            for site in sites
+        ]
