@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_peft.adaptation.shared_weights import refuse_shared
 from lightning_peft.anatomy.forward import output_of
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Adapter
@@ -60,6 +61,7 @@ def merge_adapters(
     done: list[Adapter] = []
     try:
         refuse_not_finite(state, "the adapter")
+        refuse_shared(model, adapters)
         for adapter in adapters:
             worst = max(worst, adapter.merge())
             done.append(adapter)

@@ -63,6 +63,13 @@ class Adapter(Protocol):
     """The interface of the adapter at one site."""
 
     @property
+    def owner(self) -> nn.Module:
+        """The module in whose call the adapter acts."""
+
+    def written(self) -> Iterable[nn.Parameter]:
+        """Return the parameters of the backbone that a merge would change; nothing is changed."""
+
+    @property
     def enabled(self) -> bool:
         """Whether the adapter takes part in the forward."""
 

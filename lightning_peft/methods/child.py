@@ -196,6 +196,16 @@ class ChildHandle:
         """See :class:`Adapter`."""
         self.child.enabled = enabled
 
+    @property
+    def owner(self) -> nn.Module:
+        """See :class:`Adapter`."""
+        return self.model.get_submodule(self.host)
+
+    @torch.no_grad()
+    def written(self) -> list[nn.Parameter]:
+        """See :class:`Adapter`."""
+        return [self.owner.get_parameter(name) for name in self.child.merged(self.owner)]
+
     @torch.no_grad()
     def merge(self) -> float:
         """See :class:`Adapter`; the host's values are kept, so that unmerging is exact."""

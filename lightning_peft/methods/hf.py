@@ -134,6 +134,12 @@ class HF(PeftMethod):
                 yield f"{self.tuner} has no setting '{key}'. {near(key, known)}"
             elif key == "trainable_token_indices" and value:
                 yield "trainable_token_indices needs peft's own wrapper: use peft.get_peft_model"
+            elif key == "ensure_weight_tying" and value:
+                # two parameters on one storage: moving the model to a device parts them
+                yield (
+                    "expected ensure_weight_tying to be False, got True, which peft keeps up only "
+                    "until the model is moved: untie the weights before adapting one of them"
+                )
             elif key == "init_lora_weights" and self.options.get("target_parameters"):
                 if value not in (True, False, "gaussian"):
                     yield (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -42,6 +43,23 @@ class PeftLayer:
         layer.enable_adapters(enabled)  # peft ties requires_grad to it
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+    @property
+    def owner(self) -> nn.Module:
+        """See :class:`Adapter`."""
+        return self.model.get_submodule(self.name)
+
+    @torch.no_grad()
+    def written(self) -> list[nn.Parameter]:
+        """See :class:`Adapter`; ``peft`` merges a copy of the layer to find out."""
+        twin = copy.deepcopy(self.layer)
+        twin.merge()
+        merged = dict(twin.get_base_layer().named_parameters())
+        return [
+            parameter
+            for key, parameter in self.layer.get_base_layer().named_parameters()
+            if key not in merged or not torch.equal(parameter, merged[key])
+        ]
 
     def merge(self) -> float:
         """See :class:`Adapter`."""

@@ -66,8 +66,8 @@ def tuned_places(model: nn.Module) -> set[Place]:
             while name.endswith(".base_layer"):
                 name = name.removesuffix(".base_layer")
             found.add((name, str(module.parameter_name)))
-        elif hasattr(module, "base_layer"):
-            found.add((name, ""))
+        elif hasattr(module, "base_layer") and "base_layer" not in name.split("."):
+            found.add((name, ""))  # one inside of another layer is that layer's own affair
     return found
 
 
@@ -89,9 +89,7 @@ def parameter_sites(model: nn.Module, targets: Iterable[str], kind: str) -> tupl
     """
     wanted = tuple(targets)
     ends = tuple(f".{entry}" for entry in wanted)
-    names = [
-        name for name, _ in model.named_parameters() if name in wanted or name.endswith(ends)
-    ]
+    names = [name for name, _ in model.named_parameters() if name in wanted or name.endswith(ends)]
     lost = [e for e in wanted if not any(n == e or n.endswith(f".{e}") for n in names)]
     if lost:
         known = {name for name, _ in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""``target_parameters``: fused experts are sites like modules, beside ``peft`` and dense algebra."""
+"""``target_parameters``: fused experts are sites like modules, beside ``peft``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
 RANK, ALPHA, NUMBER = 2, 3, 4
 INPUTS = torch.tensor([[5, 3, 9, 7, 4], [8, 6, 3, 11, 10]])
 SIZES = {
-    "vocab_size": 12, "hidden_size": 16, "intermediate_size": 10, "moe_intermediate_size": 10,
+    "vocab_size": 12, "hidden_size": 16, "intermediate_size": 24, "moe_intermediate_size": 24,
     "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
     "num_experts": NUMBER, "num_local_experts": NUMBER, "n_routed_experts": NUMBER,
     "num_experts_per_tok": 2, "max_position_embeddings": 16, "pad_token_id": 0,
