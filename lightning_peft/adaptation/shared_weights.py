@@ -43,10 +43,11 @@ def refuse_shared(model: nn.Module, adapters: Sequence[Adapter]) -> None:
         raise ValueError(
             "expected weights that only the adapted module reads, got "
             f"{', '.join(problems[:8])}{more}: the sum would change the other reader, which the "
-            "adapter does not. Keep the adapter beside the weights; or load it into a backbone "
-            "in which each reader has a weight of its own (lm_head.weight = "
-            "nn.Parameter(lm_head.weight.detach().clone()), in transformers with "
-            "tie_word_embeddings=False in the config), and merge there"
+            "adapter does not. Keep the adapter beside the weights; or give each reader of a fresh "
+            "backbone a weight of its own (reader.weight = "
+            "nn.Parameter(reader.weight.detach().clone()); for transformers "
+            "config.tie_word_embeddings = False as well), load the adapter into it with "
+            "strict_backbone=False and merge there"
         )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
+from lightning_peft.methods.codes import refuse_codes
 from lightning_peft.methods.finite import refuse_not_finite
 
 if TYPE_CHECKING:
@@ -204,20 +205,15 @@ class ChildHandle:
     @torch.no_grad()
     def written(self) -> list[nn.Parameter]:
         """See :class:`Adapter`."""
+        refuse_codes(self.owner, self.host)
         return [self.owner.get_parameter(name) for name in self.child.merged(self.owner)]
 
     @torch.no_grad()
     def merge(self) -> float:
         """See :class:`Adapter`; the host's values are kept, so that unmerging is exact."""
-        host, child = self.model.get_submodule(self.host), self.child
+        host, child = self.owner, self.child
+        refuse_codes(host, self.host)
         values = child.merged(host)
-        codes = [name for name in values if not host.get_parameter(name).is_floating_point()]
-        if codes:
-            dtype = host.get_parameter(codes[0]).dtype
-            raise ValueError(
-                f"expected weights of floating-point numbers, got codes of {dtype} in "
-                f"{self.host}.{codes[0]}, which cannot hold the sum"
-            )
         rounded = {name: v.to(host.get_parameter(name).dtype) for name, v in values.items()}
         refuse_not_finite(rounded, f"the merged weights of {self.host}")
         worst = 0.0

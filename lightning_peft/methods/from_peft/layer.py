@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_peft.methods.codes import BESIDE, code_names, is_code, probe, refuse_codes
 from lightning_peft.methods.finite import refuse_not_finite
 from lightning_peft.methods.from_peft.parameters import wrapper_of
 
@@ -25,6 +26,7 @@ class PeftLayer:
     def __init__(self, model: nn.Module, name: str) -> None:
         self.model = model
         self.name = name
+        self._restore: _Restorer | None = None
 
     @property
     def layer(self) -> Any:
@@ -63,8 +65,13 @@ class PeftLayer:
 
     def merge(self) -> float:
         """See :class:`Adapter`."""
+        base = self.layer.get_base_layer()
+        if any(True for _ in code_names(base)):
+            return self._merge_into_codes(base)
+        return self._merge_into_numbers(base)
+
+    def _merge_into_numbers(self, base: nn.Module) -> float:
         layer = self.layer
-        base = layer.get_base_layer()
         own = self._merged_keys(base)
         half = {
             key: parameter.dtype
@@ -97,15 +104,50 @@ class PeftLayer:
             raise
         return difference
 
+    def _merge_into_codes(self, base: nn.Module) -> float:
+        """Merge by the base's own quantiser; return the difference of the layer's outputs."""
+        layer, what = self.layer, f"{type(base).__name__} in {self.name}"
+        base.state_dict()  # bitsandbytes undoes here the packing for inference, which peft misreads
+        restore = _Restorer(base)
+        wanted, bare = probe(layer, base), probe(base, base)
+        try:
+            try:
+                layer.merge(safe_merge=True)
+            except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
+                reason = str(error) or type(error).__name__
+                raise ValueError(
+                    f"expected codes that peft can merge into, got {what} ({reason}). {BESIDE}"
+                ) from error
+            lost = probe(layer, base) - wanted
+            effect = (wanted - bare).norm()
+            if not lost.norm() < effect:
+                raise ValueError(
+                    f"expected codes that can hold the adapter, got {what}: making codes of the "
+                    f"sum changes its outputs by {float(lost.norm()):.2g}, the adapter itself by "
+                    f"{float(effect):.2g}. {BESIDE}"
+                )
+        except BaseException:
+            restore()
+            layer.merged_adapters.clear()
+            raise
+        self._restore = restore
+        return float(lost.abs().max() / wanted.abs().max().clamp_min(1e-30))
+
     def _merged_keys(self, base: nn.Module) -> tuple[str, ...]:
         """Return the parameters to copy before a merge; none if ``peft`` has to guard them."""
-        if base._modules or not all(p.is_floating_point() for p in base.parameters()):
+        if base._modules:
             return ()
         return tuple(key for key, p in base._parameters.items() if p is not None)
 
     def unmerge(self) -> None:
         """See :class:`Adapter`."""
-        self.layer.unmerge()
+        if self._restore is None:
+            self.layer.unmerge()
+            return
+        # codes of W + dW - dW are not those of W
+        self._restore()
+        self.layer.merged_adapters.clear()
+        self._restore = None
 
     def unload(self) -> None:
         """See :class:`Adapter`."""
@@ -133,8 +175,13 @@ class ParameterLayer(PeftLayer):
         """The ``peft`` layer (a ``ParamWrapper``)."""
         return wrapper_of(self.model, self.name, self.parameter)
 
+    def _merge_into_codes(self, base: nn.Module) -> float:
+        if is_code(base.get_parameter(self.parameter)):
+            refuse_codes(base, self.name)
+        return self._merge_into_numbers(base)
+
     def _merged_keys(self, base: nn.Module) -> tuple[str, ...]:
-        return (self.parameter,) if base.get_parameter(self.parameter).is_floating_point() else ()
+        return (self.parameter,)
 
     def unload(self) -> None:
         """See :class:`Adapter`; the layers of the module's other parameters stay."""
@@ -144,6 +191,34 @@ class ParameterLayer(PeftLayer):
         while holder._modules[key] is not layer:
             holder, key = holder._modules[key], "base_layer"
         holder._modules[key] = layer.base_layer
+
+
+class _Restorer:
+    """What puts a quantised layer back as it is now: its codes, and its library's state beside.
+
+    Args:
+        base: The quantised layer.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        self.base = base
+        self.attributes = {
+            key: copy.copy(value) if key in ("_parameters", "_buffers", "state") else value
+            for key, value in base.__dict__.items()
+        }
+        self.tensors = [
+            # a tensor that dequantises itself is never written in place, and may not be copied
+            (tensor, tensor.data if tensor.is_floating_point() else tensor.data.clone())
+            for tensor in (*base._parameters.values(), *base._buffers.values())
+            if tensor is not None
+        ]
+
+    def __call__(self) -> None:
+        """Put it back."""
+        self.base.__dict__.clear()
+        self.base.__dict__.update(self.attributes)
+        for tensor, data in self.tensors:
+            tensor.data = data
 
 
 def _is_plain_lora(layer: Any) -> bool:
