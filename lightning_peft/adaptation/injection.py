@@ -187,7 +187,7 @@ def refuse_bypassed(model: nn.Module, plan: Plan) -> None:
 
 def _now(name: str, names: list[str]) -> str:
     """Choose one of the names that a tensor has now (a shared one has several)."""
-    return next((n for n in names if n.replace(".base_layer.", ".") == name), names[0])
+    return next((n for n in names if n.replace(".base_layer", "") == name), names[0])
 
 
 def _injected(plan: Plan) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_peft.adaptation.shared_weights import refuse_shared
 from lightning_peft.anatomy.forward import output_of
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Adapter
@@ -23,7 +24,8 @@ class MergeReport:
     Attributes:
         sites: How many adapters were folded into weights.
         weight_difference: The largest change that rounding to the weights' dtype made, relative to
-            the largest weight of its layer; 0 in float32.
+            the largest weight of its layer; 0 in float32. Where a weight is held as codes, the
+            largest change of its layer's outputs for random inputs, relative to the largest.
         output_difference: The largest difference between the outputs before and after, relative to
             the largest output; ``None`` without example inputs.
     """
@@ -60,6 +62,7 @@ def merge_adapters(
     done: list[Adapter] = []
     try:
         refuse_not_finite(state, "the adapter")
+        refuse_shared(model, adapters)
         for adapter in adapters:
             worst = max(worst, adapter.merge())
             done.append(adapter)

@@ -209,7 +209,7 @@ def _layers(adaptation: Any) -> Iterator[LayerPlan]:
         count[0] += parameter.numel() if name in trained else 0
         count[1] += parameter.numel()
     for site in adaptation.sites:
-        label = site.module.rpartition(".")[2] or site.kind
+        label = site.label or site.kind
         if label not in sites[place(site.module)]:
             sites[place(site.module)].append(label)
     order = [outside, *blocks, "head"]

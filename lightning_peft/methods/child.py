@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
+from lightning_peft.methods.codes import refuse_codes
 from lightning_peft.methods.finite import lost, refuse_not_finite
 from lightning_peft.methods.in_weight.part import Part, add_part, layer_at, remove_part
 from lightning_peft.methods.in_weight.places import never_called, own_forward
@@ -32,7 +33,7 @@ from lightning_peft.methods.in_weight.reading import (
     read_with_updates,
     read_without_updates,
 )
-from lightning_peft.methods.in_weight.values import own_values, restore, write
+from lightning_peft.methods.in_weight.values import own_values, parameters_of, restore, write
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy
@@ -248,10 +249,23 @@ class ChildHandle:
         """See :class:`Adapter`."""
         self.child.enabled = enabled
 
+    @property
+    def owner(self) -> nn.Module:
+        """See :class:`Adapter`."""
+        return self.model.get_submodule(self.host)
+
+    @torch.no_grad()
+    def written(self) -> list[nn.Parameter]:
+        """See :class:`Adapter`."""
+        refuse_codes(self.owner, self.host)
+        host = self.owner
+        return [p for name in self.child.merged(host) for p in parameters_of(host, name)]
+
     @torch.no_grad()
     def merge(self) -> float:
         """See :class:`Adapter`; the host's values are kept, so that unmerging is exact."""
-        host, child = self.model.get_submodule(self.host), self.child
+        host, child = self.owner, self.child
+        refuse_codes(host, self.host)
         own = own_values(host)
         training = child.training
         child.eval()  # dropout is not merged
@@ -259,12 +273,6 @@ class ChildHandle:
             values = child.merged(host)
         finally:
             child.train(training)
-        codes = [name for name in values if not own[name].is_floating_point()]
-        if codes:
-            raise ValueError(
-                f"expected weights of floating-point numbers, got codes of {own[codes[0]].dtype} "
-                f"in {self.host}.{codes[0]}, which cannot hold the sum"
-            )
         rounded = {name: v.to(own[name].dtype) for name, v in values.items()}
         refuse_not_finite(rounded, f"the merged weights of {self.host}")
         what = f"{self.host} ({type(host).__name__})"

@@ -21,8 +21,8 @@ __all__ = ["fan_in_fan_out", "matched_by_peft", "names_of", "rank_problems", "ta
 
 
 def names_of(sites: tuple[Site, ...]) -> tuple[str, ...]:
-    """Return the module names of sites."""
-    return tuple(site.module for site in sites)
+    """Return the names of the modules that sites adapt, without those of single parameters."""
+    return tuple(site.module for site in sites if not site.parameter)
 
 
 def rank_problems(model: nn.Module, names: tuple[str, ...], rank: int) -> Iterable[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_peft.anatomy.names import parameter_at
 from lightning_peft.methods.in_weight.part import Part
 
-__all__ = ["needed_value", "own_value", "own_values", "restore", "write"]
+__all__ = ["needed_value", "own_value", "own_values", "parameters_of", "restore", "write"]
 
 _CLOSE = 1e-5
 """The largest relative error of a weight that is written through a parametrization."""
@@ -58,6 +58,22 @@ def own_values(module: nn.Module) -> dict[str, Tensor]:
     names = dict.fromkeys(("weight", "bias", *module._parameters))
     found = {name: own_value(module, name) for name in names}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def parameters_of(module: nn.Module, name: str) -> list[nn.Parameter]:
+    """Return the registered parameters that hold a weight of a layer.
+
+    Args:
+        module: The layer, or a part of one.
+        name: The weight's name.
+    """
+    if isinstance(module, Part):
+        return [parameter_at(module.holder, module.attribute(name))]
+    parameter = module._parameters.get(name)
+    if parameter is not None:
+        return [parameter]
+    held: Any = getattr(module, "parametrizations", {})
+    return list(held[name].parameters()) if name in held else []
 
 
 @torch.no_grad()
