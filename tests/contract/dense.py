@@ -197,6 +197,10 @@ def dense_tensors(label: str, adaptation: Any, plain: nn.Module) -> dict[str, Te
         values[names[0]] = new.T if transposed else new.reshape(weight.shape)
         if moved is not None and bias is not None:
             values[names[1]] = moved
+    for name, tensor in own.items():  # a module under two names has its tensors twice
+        first = next(key for key, other in own.items() if other is tensor)
+        if first in values:
+            values[name] = values[first]
     return values
 
 

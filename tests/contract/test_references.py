@@ -81,6 +81,8 @@ def difference_from_dense(case: Case, dtype: torch.dtype, training: bool) -> Dif
     inputs = _cast(example_input(case.backbone), dtype)
     for module in (*model.modules(), *plain.modules()):
         module.training = training and not _is_random(module)
+        if isinstance(module, nn.Dropout):  # some read its probability only
+            module.p = 0.0
         if isinstance(getattr(module, "dropout", None), float):  # of transformers' attention
             module.dropout = module.attention_dropout = 0.0
     got = output_of(model, case.backbone, inputs)
@@ -118,7 +120,11 @@ def test_what_no_weight_can_hold_is_not_merged(case: Case) -> None:
 
 def _is_random(module: nn.Module) -> bool:
     """Whether a module draws random numbers while training, or has frozen statistics."""
-    return isinstance(module, _NormBase) or type(module).__name__ in ("Dropout", "DropPath")
+    return isinstance(module, _NormBase) or type(module).__name__ in (
+        "Dropout",
+        "DropPath",
+        "StochasticDepth",
+    )
 
 
 class _Named(nn.Module):

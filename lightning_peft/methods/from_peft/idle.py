@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from lightning_peft.methods.from_peft.tuners import config_class
+from lightning_peft.methods.in_weight.part import layer_at
 
 __all__ = ["idle_problems", "wrapper_problems"]
 
@@ -120,7 +121,7 @@ def _idle_in_lora(
     for key, needed in _OF_A_START.items():
         if key in given and start != needed:
             yield f"{key} acts with init_lora_weights='{needed}' only, got {start!r}"
-    quantised = any("Quant" in type(model.get_submodule(name)).__name__ for name in names)
+    quantised = any("Quant" in type(layer_at(model, name)).__name__ for name in names)
     if "use_qalora" in given and not quantised:
         yield "use_qalora acts on layers of GPTQ only, got none: leave it out"
     elif "qalora_group_size" in given and "use_qalora" not in given:

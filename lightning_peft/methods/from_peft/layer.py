@@ -13,6 +13,7 @@ from lightning_peft.methods.codes import BESIDE, code_names, is_code, probe, ref
 from lightning_peft.methods.finite import lost, refuse_not_finite
 from lightning_peft.methods.from_peft.parameters import wrapper_of
 from lightning_peft.methods.from_peft.start import kept_weight
+from lightning_peft.methods.in_weight.part import layer_at
 
 __all__ = ["FURTHER_NAMES", "ParameterLayer", "PeftLayer", "further_names", "put_under"]
 
@@ -181,7 +182,7 @@ def further_names(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str
         The further names of a module, by its first; modules with one name are left out.
     """
     found: dict[str, list[str]] = {}
-    first = {id(model.get_submodule(name)): name for name in names}
+    first = {id(layer_at(model, name)): name for name in names}
     for name, module in model.named_modules(remove_duplicate=False):
         if first.get(id(module), name) != name:
             found.setdefault(first[id(module)], []).append(name)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from lightning_peft.methods.from_peft.start import loading_what, rewrites
+from lightning_peft.methods.in_weight.part import layer_at
 
 __all__ = ["start_problems"]
 
@@ -38,7 +39,7 @@ def start_problems(
     needed = _NEEDED.get(start)
     if needed is not None and loading_what() != "factors":
         attribute, prepare = needed
-        bare = [name for name in names if not hasattr(model.get_submodule(name), attribute)]
+        bare = [name for name in names if not hasattr(layer_at(model, name), attribute)]
         if bare and loading_what() is not None:
             yield (
                 f"the file was written by peft after init_lora_weights='{start}', and the weights "
@@ -63,7 +64,7 @@ def start_problems(
             "expected one of them"
         )
     if rewrites(config):
-        weights = {name: getattr(model.get_submodule(name), "weight", None) for name in names}
+        weights = {name: getattr(layer_at(model, name), "weight", None) for name in names}
         odd = [name for name, weight in weights.items() if not _is_matrix(weight)]
         if odd:
             yield (
