@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+
+from lightning_peft.evaluation.flop_formulas import formula_of
 
 __all__ = [
     "FlopCounter",
@@ -203,13 +204,14 @@ def _one_state(
 
 
 class FlopCounter(TorchDispatchMode):
-    """Count the floating-point operations inside the context, by torch's own formulas.
+    """Count the floating-point operations inside the context.
 
     As in ``torch.utils.flop_counter.FlopCounterMode``: matrix products, convolutions and attention
-    count, elementwise work does not, one multiply-add is two. Unlike that mode, it puts no hooks
-    on modules and runs operations without a formula normally (that mode skips custom Triton
-    kernels, which changes results), so that a real training step, forward and backward, can be
-    counted without changing its result.
+    count, elementwise work does not, one multiply-add is two. Unlike that mode, it counts grouped
+    convolutions by their groups, and recurrent layers (``flop_formulas`` names the rest). It puts
+    no hooks on modules and runs operations without a formula normally (that mode skips custom
+    Triton kernels, which changes results), so that a real training step, forward and backward, can
+    be counted without changing its result.
 
     Attributes:
         flops: The count so far.
@@ -227,7 +229,7 @@ class FlopCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         if isinstance(func, torch._ops.HigherOrderOperator):
             return func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
+        formula = formula_of(func._overloadpacket)
         if formula is None and func is not torch.ops.prim.device.default:
             with self:  # under inference_mode, matmul and linear arrive here undecomposed
                 result = func.decompose(*args, **kwargs)
