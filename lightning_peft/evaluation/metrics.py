@@ -12,14 +12,14 @@ from torchmetrics.classification import (
     BinaryAccuracy,
     BinaryAUROC,
     BinaryAveragePrecision,
-    BinaryF1Score,
     BinaryStatScores,
     MulticlassAccuracy,
     MulticlassAUROC,
     MulticlassF1Score,
+    MulticlassStatScores,
     MultilabelAveragePrecision,
     MultilabelExactMatch,
-    MultilabelF1Score,
+    MultilabelStatScores,
 )
 from torchmetrics.regression import (
     MeanAbsoluteError,
@@ -134,16 +134,50 @@ class Gathered(Metric):
         )
 
 
+class BalancedAccuracy(MulticlassStatScores):
+    """The mean of the recalls of the classes that have images; NaN if none has."""
+
+    higher_is_better = True
+
+    def compute(self) -> Tensor:
+        """Return the value, in [0, 1]."""
+        hits, _, _, missed = self._final_state()
+        return (hits / (hits + missed)).nanmean()
+
+
 class BinaryBalancedAccuracy(BinaryStatScores):
-    """The mean of the recalls of both classes; the recall of a class without images is 0."""
+    """The mean of the recalls of both classes, or that of the one that has images."""
 
     higher_is_better = True
 
     def compute(self) -> Tensor:
         """Return the value, in [0, 1]."""
         hits, false, rejected, missed = self._final_state()
-        recalls = [hits / (hits + missed).clamp(min=1), rejected / (rejected + false).clamp(min=1)]
-        return torch.stack(recalls).mean()
+        return torch.stack([hits / (hits + missed), rejected / (rejected + false)]).nanmean()
+
+
+class SeenBinaryF1(BinaryStatScores):
+    """F1 of class 1, which is NaN and not 0 if no image is of it nor called it."""
+
+    higher_is_better = True
+
+    def compute(self) -> Tensor:
+        """Return the value, in [0, 1]."""
+        hits, false, _, missed = self._final_state()
+        return 2 * hits / (2 * hits + false + missed)
+
+
+class SeenMultilabelF1(MultilabelStatScores):
+    """F1 of the labels that some image has or is called: their mean, or of all calls together."""
+
+    higher_is_better = True
+
+    def compute(self) -> Tensor:
+        """Return the value, in [0, 1]; NaN if no image has or is called any label."""
+        hits, false, _, missed = self._final_state()
+        if self.average == "micro":
+            hits, false, missed = hits.sum(), false.sum(), missed.sum()
+        return (2 * hits / (2 * hits + false + missed)).nanmean()
 
 
 class SeenAUROC(MulticlassAUROC):
@@ -232,7 +266,7 @@ def _nan(like: Tensor) -> Tensor:
 def _multiclass(classes: int, ranking: bool) -> Parts:
     found: Parts = {
         "accuracy": MulticlassAccuracy(classes, average="micro"),
-        "balanced_accuracy": MulticlassAccuracy(classes, average="macro"),
+        "balanced_accuracy": BalancedAccuracy(classes, average="macro"),
         "f1": MulticlassF1Score(classes, average="macro"),
         "ece": CalibrationError("multiclass"),
     }
@@ -243,7 +277,7 @@ def _binary() -> Parts:
     return {
         "accuracy": BinaryAccuracy(),
         "balanced_accuracy": BinaryBalancedAccuracy(),
-        "f1": BinaryF1Score(),
+        "f1": SeenBinaryF1(),
         "auroc": SeenBinaryAUROC(),
         "ap": SeenBinaryAP(),
         "ece": CalibrationError("binary"),
@@ -254,8 +288,8 @@ def _multilabel(labels: int) -> Parts:
     found: Parts = {
         "accuracy": MultilabelExactMatch(labels),
         "map": SeenMAP(labels),
-        "f1": MultilabelF1Score(labels, average="macro"),
-        "f1_micro": MultilabelF1Score(labels, average="micro"),
+        "f1": SeenMultilabelF1(labels, average="macro"),
+        "f1_micro": SeenMultilabelF1(labels, average="micro"),
     }
     return found | ({"ece": CalibrationError("multilabel")} if labels <= MOST_LABELS else {})
 

@@ -98,6 +98,23 @@ def test_what_images_do_not_tell_is_nan():
     assert np.isnan(values("regression", torch.ones(1), torch.ones(1), num_outputs=1)["r2"])
 
 
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_classes_without_images_are_left_out_of_the_means():
+    random = generator("absent")
+    p = torch.rand(30, 4, generator=random).softmax(-1)
+    y, called = torch.arange(30) % 3, p.argmax(-1)  # none is of class 3, some are called so
+    found = values("multiclass", p, y, num_classes=4)
+    assert 3 in called
+    assert found["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(y, called))
+    assert found["f1"] == pytest.approx(metrics.f1_score(y, called, average="macro"))
+    p, none = torch.tensor([0.1, 0.3, 0.3]), torch.zeros(3).long()
+    found = values("binary", p, none)
+    assert (found["balanced_accuracy"], np.isnan(found["f1"])) == (1.0, True)
+    p, y = torch.tensor([[0.9, 0.2], [0.1, 0.3]]), torch.tensor([[1, 0], [0, 0]])
+    expected = metrics.f1_score(y, p > 0.5, average="macro", zero_division=np.nan)
+    assert values("multilabel", p, y, num_labels=2)["f1"] == expected == 1.0
+
+
 def test_areas_of_many_classes_are_left_out():
     assert "auroc" in metric_set("multiclass", num_classes=100)
     assert "auroc" not in metric_set("multiclass", num_classes=101)
