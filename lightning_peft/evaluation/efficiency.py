@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_peft.evaluation.distinct_bytes import distinct_bytes
 from lightning_peft.evaluation.flop_formulas import formula_of
 
 __all__ = [
@@ -107,27 +108,23 @@ def gradient_bytes(parameters: Iterable[Tensor]) -> int:
 
 
 def tensor_bytes(state: Any) -> int:
-    """Return the bytes of the tensors in a nested state dict; shared storage counts once.
+    """Return the bytes of the tensors in a nested state dict; shared bytes count once.
 
     Args:
         state: Mappings and sequences of tensors, and anything else.
     """
-    sizes: dict[Any, int] = {}
-    _collect(state, sizes)
-    return sum(sizes.values())
+    return distinct_bytes(_tensors(state))
 
 
-def _collect(state: Any, sizes: dict[Any, int]) -> None:
+def _tensors(state: Any) -> Iterator[Tensor]:
     if isinstance(state, Tensor):
-        on_meta = state.device.type == "meta" or type(state) not in (Tensor, nn.Parameter)
-        place = id(state) if on_meta else (state.untyped_storage().data_ptr(), state.data_ptr())
-        sizes[place] = max(sizes.get(place, 0), state.numel() * state.element_size())
+        yield state
     elif isinstance(state, Mapping):
         for value in state.values():
-            _collect(value, sizes)
+            yield from _tensors(value)
     elif isinstance(state, list | tuple | set | frozenset):
         for value in state:
-            _collect(value, sizes)
+            yield from _tensors(value)
 
 
 def optimizer_state_bytes(optimizer: Optimizer) -> int:

@@ -112,8 +112,7 @@ def _regression(weights: Tensor, outputs: Tensor, truth: Tensor) -> dict[str, Te
     x, y = outputs - outputs.mean(0), truth - truth.mean(0)
     total = weights.sum(-1, keepdim=True)
     mean_x, mean_y = weights @ x / total, weights @ y / total
-    var_x = (weights @ x.square() / total - mean_x.square()).clamp(min=0)
-    var_y = (weights @ y.square() / total - mean_y.square()).clamp(min=0)
+    var_x, var_y = _variance(weights, x, mean_x), _variance(weights, y, mean_y)
     covariance = weights @ (x * y) / total - mean_x * mean_y
     squared = weights @ error.square() / total
     return {
@@ -122,6 +121,13 @@ def _regression(weights: Tensor, outputs: Tensor, truth: Tensor) -> dict[str, Te
         "r2": (1 - squared / var_y).mean(-1),
         "pearson": (covariance / (var_x * var_y).sqrt()).mean(-1),
     }
+
+
+def _variance(weights: Tensor, values: Tensor, mean: Tensor) -> Tensor:
+    """Return the variance of resamples; NaN where it is nothing but rounding."""
+    square = weights @ values.square() / weights.sum(-1, keepdim=True)
+    variance = square - mean.square()
+    return torch.where(variance > 1e-12 * square, variance, float("nan"))
 
 
 def _mean(weights: Tensor, values: Tensor) -> Tensor:

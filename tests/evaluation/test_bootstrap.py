@@ -92,6 +92,15 @@ def test_each_resample_is_judged_as_scikit_learn_judges_it():
     assert absent
 
 
+def test_resamples_of_equal_numbers_have_nothing_to_explain():
+    """Their variance is rounding, by which nothing may be divided."""
+    truth = torch.tensor([[0.1], [0.3], [7.7]])
+    weights = torch.tensor([[3.0, 0, 0], [0, 3, 0], [0, 0, 3], [1, 1, 1]]).double()
+    found = statistics_of("regression", truth + 0.1, truth, 1)(weights)
+    for name in ("r2", "pearson"):
+        assert found[name].isnan().tolist() == [True, True, True, False]
+
+
 def test_the_interval_is_scipys():
     right = (torch.rand(200, generator=generator("right")) < 0.8).double()
     found = intervals(lambda w: {"x": w @ right / 200}, 200, replicates=20_000, seed=1)["x"]

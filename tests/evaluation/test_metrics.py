@@ -115,6 +115,23 @@ def test_classes_without_images_are_left_out_of_the_means():
     assert values("multilabel", p, y, num_labels=2)["f1"] == expected == 1.0
 
 
+@pytest.mark.parametrize("unit", [1e-7, 1e-3, 1e6])
+def test_the_unit_of_numbers_does_not_matter(unit):
+    """The references are computed in a unit in which the numbers are about 1."""
+    random = generator("units")
+    y = torch.randn(50, generator=random)
+    x = y + 0.3 * torch.randn(50, generator=random)
+    found = values("regression", x * unit, y * unit, num_outputs=1)
+    assert found["r2"] == pytest.approx(metrics.r2_score(y, x), rel=1e-4)
+    assert found["rmse"] == pytest.approx(unit * metrics.root_mean_squared_error(y, x), rel=1e-4)
+    assert found["pearson"] == pytest.approx(stats.pearsonr(x, y).statistic, rel=1e-4)
+
+
+def test_numbers_that_do_not_vary_have_no_correlation_and_nothing_to_explain():
+    found = values("regression", torch.randn(9), torch.full((9,), 0.1), num_outputs=1)
+    assert np.isnan([found["r2"], found["pearson"], found["spearman"]]).all()
+
+
 def test_areas_of_many_classes_are_left_out():
     assert "auroc" in metric_set("multiclass", num_classes=100)
     assert "auroc" not in metric_set("multiclass", num_classes=101)
