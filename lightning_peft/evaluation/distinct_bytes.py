@@ -35,7 +35,7 @@ _Place = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 
 def _place(tensor: Tensor) -> _Place:
     size = tensor.element_size()
-    return tensor.storage_offset() * size, size, tuple(tensor.shape), tensor.stride()
+    return int(tensor.storage_offset()) * size, size, tuple(tensor.shape), tensor.stride()
 
 
 def _of_one_storage(places: Iterable[_Place]) -> int:

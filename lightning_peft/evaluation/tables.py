@@ -159,8 +159,9 @@ def correlation(outputs: Tensor, targets: Tensor) -> Tensor:
         Shape ``(K,)``; NaN where predictions or truth do not vary.
     """
     x, y = outputs.double(), targets.double()
-    moved = (x - x.mean(0)), (y - y.mean(0))
-    found = F.cosine_similarity(*(part / part.abs().amax(0) for part in moved), dim=0, eps=0)
+    across, up = x - x.mean(0), y - y.mean(0)
+    across, up = across / across.abs().amax(0), up / up.abs().amax(0)
+    found = F.cosine_similarity(across, up, dim=0, eps=0)
     return torch.where(_vary(x) & _vary(y), found, float("nan"))
 
 

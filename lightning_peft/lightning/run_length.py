@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from lightning_peft.lightning.class_names import is_a
 from lightning_peft.lightning.namespace import pl
@@ -69,8 +70,8 @@ def present_length(trainer: pl.Trainer) -> RunLength:
     automatic = trainer.lightning_module.automatic_optimization
     if not (trainer.global_step and automatic and isinstance(batches, int)):
         return planned
-    loop = trainer.fit_loop
-    before = loop.epoch_progress.current.processed
+    loop: Any = trainer.fit_loop
+    before: int = loop.epoch_progress.current.processed
     changing = _changing_accumulation(trainer)
 
     def steps(epoch: int) -> int:
@@ -114,9 +115,11 @@ def _ends_there(trainer: pl.Trainer) -> bool:
 
     It asks by the new number of batches whether that was a moment to validate.
     """
-    loop = trainer.fit_loop.epoch_loop
-    fetcher = trainer.fit_loop._data_fetcher
-    return loop.batch_progress.is_last_batch and loop._should_check_val_fx(fetcher)
+    outer: Any = trainer.fit_loop
+    loop = outer.epoch_loop
+    return bool(
+        loop.batch_progress.is_last_batch and loop._should_check_val_fx(outer._data_fetcher)
+    )
 
 
 def _evenly(total: int, parts: int) -> list[int]:
