@@ -153,7 +153,8 @@ def _saved(adaptation: Adaptation) -> set[str]:
 def _not_finite(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Iterable[str]:
     """Yield the tensors that are not finite, or not in the dtype that they are loaded into."""
     for name, tensor in state.items():
-        floats = name in own and tensor.is_floating_point() and own[name].is_floating_point()
+        pair = (tensor, own[name]) if name in own else ()
+        floats = pair and all(part.is_floating_point() or part.is_complex() for part in pair)
         if floats and not torch.isfinite(tensor.to(own[name].dtype)).all():
             yield f"not finite: {name}"
 

@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_peft.adaptation.fixed import THAWABLE
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation
+from lightning_peft.adaptation.layer_depths import Depths
 from lightning_peft.adaptation.modes import hold_in_eval, is_held, release
-from lightning_peft.adaptation.parameter_groups import Depths
 from lightning_peft.anatomy import Anatomy, anatomy
 from lightning_peft.anatomy.backbone import backbone_of
 from lightning_peft.anatomy.names import inside

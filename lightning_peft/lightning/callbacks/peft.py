@@ -141,6 +141,10 @@ class PEFT(pl.Callback):
             )
         self._drive_steppers.on_fit_start(trainer, pl_module)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell the method the length of a run that goes on (AdaLoRA)."""
+        self._drive_steppers.on_train_start(trainer, pl_module)
+
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the gradients of the method's loss term (AdaLoRA)."""
         self._drive_steppers.on_after_backward(trainer, pl_module)
