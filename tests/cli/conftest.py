@@ -1,14 +1,18 @@
 """Runs of the command in this very process: importing Lightning anew costs more than a tiny run."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.errors import ConfigCompositionException
 
 from lightning_peft.cli import main
 from lightning_peft.cli.runs.summary import write_json
+from lightning_peft.errors import MissingExtraError
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,6 +36,45 @@ def study_in(directory):
     journal = optuna.storages.journal.JournalFileBackend(str(path))
     storage = optuna.storages.JournalStorage(journal)
     return optuna.load_study(study_name="search", storage=storage)
+
+
+@pytest.fixture
+def composed_once(monkeypatch):
+    """Make Hydra compose the same words once in a test.
+
+    It composes a sweep twice, first to learn that it is one, and each job again after it has
+    checked all of them. That takes longer than the tiny runs do.
+    """
+    real = ConfigLoaderImpl._load_configuration_impl
+    known = {}
+
+    def compose(self, config_name, overrides, run_mode, from_shell, validate_sweep_overrides):
+        where = (os.getcwd(), str(self.get_search_path()), *sorted(os.environ.items()))
+        key = (config_name, *overrides, run_mode, from_shell, where)
+        if key not in known:
+            words = (config_name, overrides, run_mode, from_shell)
+            try:
+                composed = real(self, *words, True)
+            except ConfigCompositionException:
+                return real(self, *words, validate_sweep_overrides)
+            known[key] = pickle.dumps(composed)
+        return pickle.loads(known[key])
+
+    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", compose)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave out the pictures of a comparison, as where matplotlib is not installed.
+
+    For tests of sweeps that do not look at them; those that do are in ``comparing`` and
+    ``test_sweep.py``.
+    """
+
+    def missing(module, extra):
+        raise MissingExtraError(f"no {module} in this test")
+
+    monkeypatch.setattr("lightning_peft.cli.comparing.figures.require", missing)
 
 
 @pytest.fixture
