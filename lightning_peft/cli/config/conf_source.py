@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import pickle
 
+import hydra.conf
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.config_source import ConfigResult
@@ -24,6 +25,9 @@ __all__ = ["ConfSource", "read_by_conf_source"]
 
 METHOD = "method"
 """The group whose choices are completed, and the key of the method in each."""
+
+HYDRAS = "pkg://hydra.conf"
+"""Where Hydra's own configs are on a search path."""
 
 Stamp = tuple[int, int, int]
 """What changes with a file: its inode, its size and when it was written."""
@@ -68,13 +72,23 @@ def _stamp(place: str) -> Stamp | None:
 def read_by_conf_source(search_path: ConfigSearchPath) -> None:
     """Make :class:`ConfSource` read the configs of this package, wherever they are on the path.
 
+    In an application of this package it reads those of Hydra as well.
+
     Args:
         search_path: The search path of an application; changed in place.
     """
     own = str(conf_dir())
-    for element in search_path.get_path():
-        if element.path is not None and element.path.removeprefix("file://") == own:
+    found = [
+        (element, (element.path or "").removeprefix("file://"))
+        for element in search_path.get_path()
+    ]
+    if own not in (path for _, path in found):
+        return
+    for element, path in found:
+        if path == own:
             element.path = f"{ConfSource.scheme()}://{own}"
+        elif path == HYDRAS and os.path.isdir(hydra.conf.__path__[0]):
+            element.path = f"{ConfSource.scheme()}://{hydra.conf.__path__[0]}"
 
 
 def _complete(config: Container) -> None:

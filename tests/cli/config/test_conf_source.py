@@ -3,7 +3,9 @@
 import os
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from lightning_peft.cli.config.conf_source import ConfSource
@@ -99,3 +101,23 @@ def test_two_directories_hold_two_files_of_one_name(tmp_path):
         os.utime(path, ns=(0, 0))
     found = [source_of(tmp_path / str(number)).load_config("some").config.a for number in (1, 2)]
     assert found == [1, 2]
+
+
+def test_composing_again_parses_nothing_and_gives_the_same(loads):
+    words = ["method=bitfit", "callbacks/average=ema", "seed=3"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        first = compose("config", words, return_hydra_config=True)
+        loads.clear()
+        again = compose("config", words, return_hydra_config=True)
+    assert loads == []
+    assert OmegaConf.to_yaml(again) == OmegaConf.to_yaml(first)
+    assert again.hydra.output_subdir == ".hydra"  # from a file of Hydra's own
+
+
+def test_another_application_reads_hydras_configs_as_ever(tmp_path):
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        path = GlobalHydra.instance().config_loader().get_search_path().get_path()
+    assert [e.path for e in path if e.provider in ("hydra", "main")] == [
+        "pkg://hydra.conf",
+        str(tmp_path),
+    ]
