@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
 from hydra.errors import ConfigCompositionException
 
 from lightning_peft.cli import main
@@ -25,6 +26,9 @@ TINY = (
     " num_heads: 2}",
     "data.backbone=glyph_vit",
 )
+
+WITHOUT_MODE = ("experiment=smoke", "experiment=few_shot")
+"""Experiments that leave it to the flags whether a command is a sweep."""
 
 
 def study_in(directory):
@@ -78,7 +82,29 @@ def undrawn(monkeypatch):
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
+def flags_tell_the_mode(monkeypatch):
+    """Spare Hydra a composition: it makes one only to learn whether the config has a mode.
+
+    Without an experiment there is none, nor in those that most tests run (``test_conf.py``).
+    """
+    real = Hydra.get_mode
+
+    def get_mode(self, config_name, overrides):
+        own = all(
+            element.provider != "command-line"
+            for element in self.config_loader.get_search_path().get_path()
+        )
+        others = [word for word in overrides if word not in WITHOUT_MODE]
+        brings_one = ("experiment", "hydra.mode", "hydra.searchpath")
+        if own and not any(part in word for part in brings_one for word in others):
+            return None
+        return real(self, config_name, overrides)
+
+    monkeypatch.setattr(Hydra, "get_mode", get_mode)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd, flags_tell_the_mode):
     """Run ``lightning-peft`` in an empty directory: ``(status, stdout, stderr)``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
