@@ -48,9 +48,12 @@ def static_figures(trainer: pl.Trainer, pl_module: pl.LightningModule, at_start:
     trained = [p for p in pl_module.parameters() if p.requires_grad]
     everything = _without_adapters(pl_module)
     optimizers = [o for o in trainer.optimizers if isinstance(o, Optimizer)]
-    predicted = _predicted(optimizers, trained)
     full_state = _predicted(optimizers, everything)
-    state = predicted if at_start else sum(map(optimizer_state_bytes, optimizers))
+    state: int | None
+    if at_start:
+        state = _predicted(optimizers, trained)
+    else:
+        state = sum(map(optimizer_state_bytes, optimizers))
     saved, full_saved = _checkpoint_bytes(trainer, pl_module, everything, state, full_state)
     return {
         "trainable_parameters": counts.trainable,
