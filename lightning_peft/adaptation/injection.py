@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -154,7 +154,7 @@ def inject(
         adapter=frozenset(new & parameters),
         adapter_buffers=frozenset((new - parameters) & set(model.state_dict())),
         trained=frozenset(trained),
-        originals={n: now[n].detach().clone() for n in in_place} if method.keeps_original else {},
+        originals=_copies(now, in_place) if method.keeps_original else {},
         adapters=[a for part, sites in plan.steps for a in part.adapters(model, sites)],
         fast_path=fast_path,
         fixed=tuple(name for name in flags if name in fixed),
@@ -183,6 +183,12 @@ def refuse_bypassed(model: nn.Module, plan: Plan) -> None:
             f"adapter there would do nothing: {reasons}{more}. Leave them out, for example with "
             f"exclude={ends}."
         )
+
+
+def _copies(now: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """Return copies of tensors, each under the first of its names."""
+    once = {id(now[name]): name for name in sorted(names, reverse=True)}
+    return {name: now[name].detach().clone() for name in once.values()}
 
 
 def _now(name: str, names: list[str]) -> str:

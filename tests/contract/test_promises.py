@@ -293,7 +293,8 @@ def test_saved_and_loaded_into_a_fresh_backbone_it_is_bit_equal(case: Case, tmp_
     subject.spare = again, handle
 
     added = set(adaptation.adapter_names())
-    if any(not p.requires_grad for n, p in model.named_parameters() if n not in added):
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad and n not in added]
+    if frozen and not (case.label == "full" and case.backbone == "fixed"):  # constants only
         other = build(case.backbone, seed=5)
         flags = [p.requires_grad for p in other.parameters()]
         with pytest.raises(lp.BackboneMismatchError, match="trained on another backbone: values"):
@@ -371,7 +372,13 @@ def test_copied_and_pickled_it_lives_on_by_itself(case: Case) -> None:
         with pytest.raises(AttributeError, match="Can't pickle local object"):
             pickle.dumps(model)
         return
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+    twins = [copy.deepcopy(model)]
+    if case.backbone in ("weight_normed", "spectral_normed"):  # torch has no pickles of them
+        with pytest.raises(RuntimeError, match="Serialization of parametrized modules"):
+            pickle.dumps(model)
+    else:
+        twins.append(pickle.loads(pickle.dumps(model)))
+    for twin in twins:
         assert torch.equal(evaluated(twin, case), expected)
         own = lp.find_adaptation(twin)
         assert own is not None
