@@ -393,8 +393,7 @@ class Adaptation:
             that required a gradient before require it again.
         """
         fast_path_on(self._fast_path)
-        for adapter in self._adapters:
-            adapter.unload()
+        self.detach_adapters()
         release(self.model.modules())
         for key in (ATTRIBUTE, "peft_config", SHARED):
             self.model.__dict__.pop(key, None)
@@ -402,6 +401,11 @@ class Adaptation:
             if parameter.is_floating_point() or parameter.is_complex():
                 parameter.requires_grad_(self._flags.get(name, parameter.requires_grad))
         return self.model
+
+    def detach_adapters(self) -> None:
+        """Put the backbone's own modules back, without any other trace; :meth:`unload` is whole."""
+        for adapter in self._adapters:
+            adapter.unload()
 
     def refuse_if_merged(self, what: str) -> None:
         """Refuse what would read or write the state while the adapter is in the weights.
