@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_peft.anatomy.names import shared_names
 from lightning_peft.errors import AdapterFileError, MethodError
@@ -25,12 +26,14 @@ from lightning_peft.files.start_format import (
     split_state,
 )
 from lightning_peft.methods.base import Method
+from lightning_peft.methods.from_peft.in_weight import is_in_weight
 from lightning_peft.methods.from_peft.inject import ADAPTER_NAME, shared_entries
 from lightning_peft.methods.from_peft.layer import FURTHER_NAMES
 from lightning_peft.methods.from_peft.method import PeftMethod
 from lightning_peft.methods.from_peft.start import starts_of
 from lightning_peft.methods.from_peft.tuners import config_class, refusal
 from lightning_peft.methods.hf import HF
+from lightning_peft.methods.in_weight.part import Part
 
 __all__ = ["described_by_peft", "from_peft_keys", "peft_form", "to_peft_keys"]
 
@@ -52,9 +55,10 @@ def peft_form(
     Returns:
         The content of ``adapter_config.json`` and the trained tensors under the names that ``peft``
         uses (a shared tensor once), or ``None`` if ``peft``'s format cannot express what is trained
-        (a method of our own, several methods, single parameters of the backbone).
+        (a method of our own, several methods, single parameters of the backbone, a layer that
+        ``peft`` alone does not find or cannot merge into).
     """
-    if not isinstance(method, PeftMethod) or _with_further_names(model):
+    if not isinstance(method, PeftMethod) or _with_further_names(model) or _unknown_to_peft(model):
         return None
     own = model.state_dict()
     saved = (*head, *_saved_modules(method))
@@ -200,6 +204,20 @@ def described_by_peft(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _with_further_names(model: nn.Module) -> list[str]:
     """Return the adapted layers that the model has under several names, which ``peft`` has not."""
     return [name for name, module in model.named_modules() if FURTHER_NAMES in module.__dict__]
+
+
+def _unknown_to_peft(model: nn.Module) -> list[str]:
+    """Return the adapted layers whose weight ``peft`` alone does not find or cannot write.
+
+    Parts are no modules of the backbone, and a parametrization computes its weight. A weight that
+    is a parameter is one to ``peft`` too, whoever reads it: merged by ``peft``, it is ours.
+    """
+    return [
+        name
+        for name, layer in model.named_modules()
+        if is_in_weight(layer)
+        and (isinstance(layer.base_layer, Part) or is_parametrized(layer.base_layer))
+    ]
 
 
 def _derived(model: nn.Module) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Site
-from lightning_peft.methods.from_peft.in_weight import ADDITIVE
+from lightning_peft.methods.from_peft.updated import ADDITIVE
 from lightning_peft.methods.in_weight.part import Part, add_part, layer_at
 from lightning_peft.methods.in_weight.places import is_computed_by_hook, never_called, own_forward
 from lightning_peft.methods.in_weight.reading import read_with_updates

@@ -7,7 +7,9 @@ name. Instances are copied and pickled like those of the class itself.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +18,16 @@ from torch import Tensor, nn
 from lightning_peft.methods.in_weight.part import Part
 from lightning_peft.methods.in_weight.values import own_value
 
-__all__ = ["Update", "call_with", "own_class", "read_with_updates", "read_without_updates"]
+__all__ = [
+    "Update",
+    "alone",
+    "call_with",
+    "own_class",
+    "read_with_updates",
+    "read_without_updates",
+]
+
+_LOCK = threading.RLock()
 
 
 class Update(nn.Module):
@@ -79,23 +90,33 @@ def call_with(module: Any, weights: Mapping[str, Tensor | None], args: Any, kwar
         args: The arguments.
         kwargs: The keyword arguments.
     """
-    module._held = dict(weights)
-    try:
-        return module(*args, **kwargs)
-    finally:
-        module._held = None
+    with alone():
+        module._held = dict(weights)
+        try:
+            return module(*args, **kwargs)
+        finally:
+            module._held = None
+
+
+def alone() -> AbstractContextManager[Any]:
+    """Keep other threads out: what a running forward reads is noted on its module.
+
+    A compiled forward needs none of it, as the notes are gone after its trace.
+    """
+    return nullcontext() if torch.compiler.is_compiling() else _LOCK
 
 
 def _value(module: Any, name: str) -> Tensor | None:
     """Return a weight with its updates."""
-    held = module._held
-    if held is not None and name in held:
-        found: Tensor | None = held[name]
-        return found
-    value = _computed(module, name)
-    if held is not None:
-        held[name] = value
-    return value
+    with alone():
+        held = module._held
+        if held is not None and name in held:
+            found: Tensor | None = held[name]
+            return found
+        value = _computed(module, name)
+        if held is not None:
+            held[name] = value
+        return value
 
 
 def _computed(module: Any, name: str) -> Tensor | None:
@@ -146,13 +167,16 @@ def _reading_class(kind: Any, read: tuple[str, ...]) -> type[nn.Module]:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         # a forward may read a weight several times; a compiled one computes it once by itself
-        if self._held is not None or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return kind.forward(self, *args, **kwargs)
-        self._held = {}
-        try:
-            return kind.forward(self, *args, **kwargs)
-        finally:
-            self._held = None
+        with alone():
+            if self._held is not None:
+                return kind.forward(self, *args, **kwargs)
+            self._held = {}
+            try:
+                return kind.forward(self, *args, **kwargs)
+            finally:
+                self._held = None
 
     def reduce(self: Any, protocol: Any) -> Any:
         return _restore, (kind, read), self.__getstate__()

@@ -105,7 +105,7 @@ def write(module: nn.Module, name: str, value: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
-    """Bring back what :func:`write` replaced.
+    """Bring back what :func:`write` replaced, on the device and in the dtype of the layer by now.
 
     Args:
         module: The layer, or a part of one.
@@ -113,11 +113,12 @@ def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
     """
     for name, before in kept.items():
         if isinstance(module, Part):
-            parameter_at(module.holder, module.attribute(name)).data = before
+            tensor: Tensor = parameter_at(module.holder, module.attribute(name))
         elif name in dict(module.named_parameters()):
-            parameter_at(module, name).data = before
+            tensor = parameter_at(module, name)
         else:
-            module.get_buffer(name).data = before
+            tensor = module.get_buffer(name)
+        tensor.data = before.to(tensor)
 
 
 def _write_parametrized(module: nn.Module, name: str, value: Tensor) -> dict[str, Tensor]:
