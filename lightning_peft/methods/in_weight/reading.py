@@ -7,6 +7,7 @@ name. Instances are copied and pickled like those of the class itself.
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -108,6 +109,10 @@ def alone() -> AbstractContextManager[Any]:
 
 def _value(module: Any, name: str) -> Tensor | None:
     """Return a weight with its updates."""
+    registered = module._parameters.get(name)
+    if hasattr(registered, "device_mesh") and _is_asked_by_torch_distributed():
+        own: Tensor = registered
+        return own
     with alone():
         held = module._held
         if held is not None and name in held:
@@ -117,6 +122,12 @@ def _value(module: Any, name: str) -> Tensor | None:
         if held is not None:
             held[name] = value
         return value
+
+
+def _is_asked_by_torch_distributed() -> bool:
+    """Whether FSDP2 or a distributed checkpoint looks for a shard, which they do by attribute."""
+    name: str = sys._getframe(2).f_globals.get("__name__", "")
+    return name.startswith("torch.distributed.")
 
 
 def _computed(module: Any, name: str) -> Tensor | None:
@@ -211,6 +222,7 @@ def _recurrent() -> dict[str, Any]:
         return None
 
     return {
+        "__setattr__": nn.Module.__setattr__,  # RNNBase's own changes the list too
         "_flat_weights": property(flat, lambda self, value: None),
         "_weights_have_changed": unchanged,
         "flatten_parameters": flatten,
