@@ -21,6 +21,8 @@ SAMPLE = {
     *((case.label, "vit") for case in PASSING if not case.label.startswith("hf:")),
     ("conv_adapter", "convnext"),
     *((label, backbone) for label in ("lora", "bitfit") for backbone in ("resnet", "swin", "bert")),
+    # in the weight
+    *(("lora", "attention"), ("dora", "lstm"), ("ssf", "eva"), ("hf:hra", "conv_transposed")),
 }
 
 

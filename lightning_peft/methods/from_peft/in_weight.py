@@ -68,7 +68,7 @@ def take_out_of_weight(layer: Any) -> nn.Module:
 
 def is_in_weight(layer: Any) -> bool:
     """Whether a layer of ``peft`` has its update in the weight."""
-    return "in_weight" in vars(type(layer))
+    return bool(getattr(type(layer), "in_weight", False))
 
 
 def _read(layer: Any, name: str) -> Tensor | None:

@@ -107,5 +107,6 @@ def _by_outputs(layer: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor
 
 def tuner_class(layer: Any) -> Any:
     """Return the class of a layer before its update was put in the weight."""
-    kind = type(layer)
-    return kind.__mro__[1] if "in_weight" in vars(kind) else kind
+    order = type(layer).__mro__  # FSDP2 puts a class of its own in front
+    made = next((i for i, kind in enumerate(order) if "in_weight" in vars(kind)), -1)
+    return order[made + 1]
