@@ -366,7 +366,7 @@ class Adaptation:
         """
         if not self.merged:
             raise MethodError("unmerge(): expected a merged adapter, got one that is not merged.")
-        for adapter in self._adapters:
+        for adapter in reversed(self._adapters):  # two may have written into one weight
             adapter.unmerge()
         self.merged = False
 

@@ -67,7 +67,7 @@ def merge_adapters(
             worst = max(worst, adapter.merge())
             done.append(adapter)
     except (NotImplementedError, ValueError, AttributeError, RuntimeError, TypeError) as error:
-        for adapter in done:
+        for adapter in reversed(done):  # two may have written into one weight
             adapter.unmerge()
         reason = str(error) or "its adapter is not a linear change of a weight"
         raise MethodError(f"'{method}' cannot be merged: {reason}") from error

@@ -15,7 +15,7 @@ from torch import nn
 __all__ = ["assembled", "class_of_peft", "ingredients", "keep_class", "with_class_of_peft"]
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
-_HARMLESS = {"forward", "extra_repr", "__repr__", "__init__", "__annotations__", "__doc__"}
+_HARMLESS = {"forward", "extra_repr", "__annotations__", "__dict__", "__module__", "__weakref__"}
 _MACHINERY = set(dir(nn.Module)) - set(dir(object)) - _HARMLESS
 
 

@@ -20,6 +20,7 @@ from lightning_peft.anatomy import anatomy
 from lightning_peft.anatomy.names import parameter_at
 from tests.contract import tuners
 from tests.contract.cases import CASES, REFUSED, Case
+from tests.support.outside import OUTSIDE
 from tests.support.zoo import ZOO, build, example_input, output_of, pristine
 
 pytestmark = [
@@ -82,13 +83,17 @@ NO_WAY_BACK = {*map(tuners.label, tuners.NO_WAY_BACK)}
 
 
 def marked(cases: list[Case]) -> list:
-    """Leave the tuners of peft on all but one backbone to the slow tests."""
+    """Leave most of the tuners of peft, and of what is unusual, to the slow tests."""
     return [
-        pytest.param(case, marks=pytest.mark.slow, id=str(case))
-        if case.label.startswith("hf:") and case.backbone != "vit"
-        else case
+        pytest.param(case, marks=pytest.mark.slow, id=str(case)) if _is_slow(case) else case
         for case in cases
     ]
+
+
+def _is_slow(case: Case) -> bool:
+    if case.label.startswith("hf:"):
+        return case.backbone != "vit"
+    return case.backbone in OUTSIDE and case.label not in ("lora", "lora_qv", "ssf", "union")
 
 
 def adapted(case: Case) -> tuple[nn.Module, Adaptation]:
@@ -182,7 +187,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-12))
 
 
-@pytest.mark.parametrize("case", REFUSING, ids=str)
+@pytest.mark.parametrize("case", marked(REFUSING), ids=str)
 def test_refused_before_anything_is_changed(case: Case) -> None:
     model = build(case.backbone)
     before = {n: (id(p), p.requires_grad) for n, p in model.named_parameters()}
