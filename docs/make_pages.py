@@ -88,9 +88,11 @@ def _matrix() -> Iterator[str]:
     yield "`python docs/make_pages.py` generates this page from the cases of `tests/contract`. They"
     yield f"run every cell: {len(CASES)} pairs, of which {len(CASES) - refused} pass every check"
     yield f"and {refused} are refused before anything is changed. A number in a cell is that of the"
-    yield "reason below. The backbones are tiny and random, with the architectures below. Each linear"
-    yield "method is also held against dense algebra: `tests/contract/test_references.py` puts `W + dW`"
-    yield "into a plain copy of the backbone by hand, and compares outputs and gradients."
+    yield "reason below. The backbones are tiny and random, with the architectures below."
+    yield ""
+    yield "Each linear method is also held against dense algebra: `W + dW` is put into a plain copy"
+    yield "of the backbone by hand, and outputs and gradients are compared (`test_references.py`)."
+    yield "Each tuner of `peft` is held against `peft` alone (`test_peft_alone.py`)."
     for title, backbones in (
         ("Architectures", BACKBONES),
         ("Layers and models with something unusual", tuple(OUTSIDE)),

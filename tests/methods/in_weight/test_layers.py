@@ -262,9 +262,7 @@ def test_a_scale_needs_features() -> None:
 @pytest.mark.parametrize("start", ["pissa", "olora"])
 def test_an_initialisation_that_rewrites_weights_needs_parameters(start) -> None:
     model = nn.Sequential(nn.ConvTranspose2d(3, 8, 3))
-    with pytest.raises(
-        lp.MethodError, match="rewrites the weights, expected matrices"
-    ):
+    with pytest.raises(lp.MethodError, match="rewrites the weights, expected matrices"):
         lp.adapt(model, lp.HF("lora", r=2, init_lora_weights=start, targets="0"), head=False)
     assert lp.find_adaptation(model) is None
     assert not list(model[0].children())
