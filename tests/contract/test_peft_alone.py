@@ -29,7 +29,7 @@ NOT_BY_PEFT = {
     ),
     **dict.fromkeys(("lstm", "gru"), "it does not adapt recurrent layers"),
     **dict.fromkeys(
-        ("weight_normed", "spectral_normed"), "its update is lost in a parametrization"
+        ("weight_normed", "spectral_normed"), "a parametrization loses its update"
     ),
     "two_names": "it adapts one of two names",
     "asks": "its layers are no instances of the class that they replace: another branch is taken",
