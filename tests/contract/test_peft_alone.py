@@ -28,9 +28,7 @@ NOT_BY_PEFT = {
         "it applies what it adapts of attention twice, and has no name for a part",
     ),
     **dict.fromkeys(("lstm", "gru"), "it does not adapt recurrent layers"),
-    **dict.fromkeys(
-        ("weight_normed", "spectral_normed"), "a parametrization loses its update"
-    ),
+    **dict.fromkeys(("weight_normed", "spectral_normed"), "a parametrization loses its update"),
     "two_names": "it adapts one of two names",
     "asks": "its layers are no instances of the class that they replace: another branch is taken",
 }

@@ -43,8 +43,9 @@ NOT_MERGEABLE: dict[tuple[str, str], str] = {
     **{
         (method, backbone): "does more with its weight than multiply by it"
         for method in ("ssf", "hydra", "repadapter")
-        for backbone in ("own_forward", "standardised")
+        for backbone in ("own_forward",)
     },
+    ("ssf", "standardised"): "StdConv2d has no bias to absorb the shift",
     **{
         (method, "spectral_normed"): "cannot hold the merged weight"
         for method in (
