@@ -27,6 +27,12 @@ class WeightLayer(PeftLayer):
         super().__init__(model, name)
         self._kept: dict[str, Tensor] = {}
 
+    @property
+    def owner(self) -> nn.Module:
+        """See :class:`Adapter`; of a part, the module that holds the parameter."""
+        base = self.layer.base_layer
+        return base.holder if isinstance(base, Part) else super().owner
+
     @torch.no_grad()
     def written(self) -> list[nn.Parameter]:
         """See :class:`Adapter`."""
