@@ -251,21 +251,22 @@ class ChildHandle:
 
     @property
     def owner(self) -> nn.Module:
-        """See :class:`Adapter`."""
-        return self.model.get_submodule(self.host)
+        """See :class:`Adapter`; of a part, the module that holds the parameter."""
+        host = self.model.get_submodule(self.host)
+        return host.holder if isinstance(host, Part) else host
 
     @torch.no_grad()
     def written(self) -> list[nn.Parameter]:
         """See :class:`Adapter`."""
         refuse_codes(self.owner, self.host)
-        host = self.owner
+        host = self.model.get_submodule(self.host)
         return [p for name in self.child.merged(host) for p in parameters_of(host, name)]
 
     @torch.no_grad()
     def merge(self) -> float:
         """See :class:`Adapter`; the host's values are kept, so that unmerging is exact."""
-        host, child = self.owner, self.child
-        refuse_codes(host, self.host)
+        host, child = self.model.get_submodule(self.host), self.child
+        refuse_codes(self.owner, self.host)
         own = own_values(host)
         training = child.training
         child.eval()  # dropout is not merged
