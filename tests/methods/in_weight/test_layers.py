@@ -300,3 +300,39 @@ def test_adaloras_constant_is_no_parameter_to_train() -> None:
     model = nn.Sequential(nn.Linear(8, 8)).to(torch.bfloat16)
     adaptation = lp.adapt(model, "adalora", rank=1, initial_rank=2, targets="0", head=False)
     assert not any("ranknum" in name for name in adaptation.trained_names())
+
+
+@pytest.mark.parametrize("padding", [None, 0])
+def test_an_embedding_is_looked_up_in_the_sum(padding) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(11, 8, padding_idx=padding))
+    plain = copy.deepcopy(model)
+    adaptation = lp.adapt(model, "lora", rank=2, targets="0", head=False)
+    assert isinstance(model[0], nn.Embedding)
+    moved(adaptation)
+    named = dict(model.named_parameters())
+    down, up = (named[f"0.lora_embedding_{x}.default"].detach() for x in "AB")
+    with torch.no_grad():
+        plain[0].weight += (up @ down).T
+    ids = torch.randint(0, 11, (3, 5))
+    torch.testing.assert_close(model(ids), plain(ids))
+    adaptation.merge()
+    torch.testing.assert_close(model(ids), plain(ids))
+
+
+def test_a_forward_that_asks_for_the_class_takes_the_same_branch() -> None:
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x) if isinstance(self.layer, nn.Linear) else x
+
+    x = torch.randn(2, 8)
+    for method in (lp.LoRA(rank=2), lp.DoRA(rank=2), lp.HF("hra"), lp.HF("vera", r=4)):
+        torch.manual_seed(0)
+        model = Asks()
+        expected = model(x)
+        lp.adapt(model, method, head=False)
+        torch.testing.assert_close(model(x), expected)
