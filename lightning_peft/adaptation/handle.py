@@ -16,6 +16,7 @@ from lightning_peft.adaptation.checks import key_problems
 from lightning_peft.adaptation.injection import Injection
 from lightning_peft.adaptation.merging import MergeReport, merge_adapters
 from lightning_peft.adaptation.modes import hold_in_eval, is_held, release
+from lightning_peft.adaptation.precision import AdapterDtype, as_dtype, keep_dtype, let_go
 from lightning_peft.adaptation.report import Report, make_report
 from lightning_peft.anatomy.fast_path import fast_path_off, fast_path_on
 from lightning_peft.anatomy.names import inside, shared_names
@@ -59,6 +60,7 @@ class Adaptation:
         head: Names of the head's modules; empty if there is none.
         fingerprint: The fingerprint of the frozen backbone.
         merged: Whether the adapter is currently folded into the weights.
+        adapter_dtype: The dtype that was asked for; ``None`` is float32 or finer.
         restored_steppers: The steppers' states from a checkpoint, for the run that resumes from it.
     """
 
@@ -80,10 +82,13 @@ class Adaptation:
         self.backbone_dropout = backbone_dropout
         self.fingerprint: dict[str, Any] = injection.fingerprint
         self.base_names: dict[str, str] = injection.base_names
+        self.adapter_dtype: torch.dtype | None = None
         self.merged = False
         self._disabled = False
         self._adapter = injection.adapter
         self._adapter_buffers = injection.adapter_buffers
+        self._own_dtype = injection.own_dtype
+        self._whole = injection.whole
         self._base_modules = injection.base_modules
         self._trained = set(injection.trained)
         self._originals = injection.originals
@@ -183,6 +188,21 @@ class Adaptation:
         standing = acceleration_of(self.model) or Acceleration((), {})
         refuse_no_fast_layer(self.method, replace(standing, memory=memory))
         accelerate(self.model, memory)
+
+    def set_adapter_dtype(self, dtype: AdapterDtype) -> None:
+        """Cast what the method added, and keep it so whatever the backbone is cast to.
+
+        In a backbone in half precision, layers that are trained whole (the head) have it too.
+
+        Args:
+            dtype: As ``adapter_dtype`` of :func:`adapt`.
+
+        Raises:
+            MethodError: If it is no dtype that can be trained.
+        """
+        found = as_dtype(dtype)
+        keep_dtype(self.model, self._own_dtype, self._whole, found)
+        self.adapter_dtype = found
 
     # --- its state --------------------------------------------------------------------------------
 
@@ -380,6 +400,7 @@ class Adaptation:
             usable. Parameters of the backbone that were trained in place keep their values.
         """
         fast_path_on(self._fast_path)
+        let_go(self.model)
         for adapter in self._adapters:
             adapter.unload()
         release(self.model.modules())

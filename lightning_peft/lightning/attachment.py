@@ -11,8 +11,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lightning_peft.adaptation.adapt import adapt
+from lightning_peft.adaptation.checks import Checks
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation, find_adaptations
 from lightning_peft.adaptation.loading import adapt_from_description
+from lightning_peft.adaptation.precision import AdapterDtype, as_dtype
 from lightning_peft.adaptation.sharding import is_sharded, shard
 from lightning_peft.anatomy.backbone import backbone_of, is_backbone
 from lightning_peft.errors import CheckpointError, MethodError
@@ -25,6 +27,7 @@ from lightning_peft.lightning.checkpoint import (
     slim_checkpoint,
 )
 from lightning_peft.lightning.class_names import is_a
+from lightning_peft.lightning.half_precision import refuse_replaced_layers
 from lightning_peft.lightning.hooks import after_configure_model, after_hook, before_configure_model
 from lightning_peft.lightning.random_resume import resume_random_state
 from lightning_peft.lightning.sharded_checkpoint import TrainedOnlyLoad
@@ -50,9 +53,11 @@ class Attachment:
         backbone_dropout: As for :func:`adapt`.
         strict_backbone: Whether a checkpoint of another backbone is an error.
         memory: As for :func:`adapt`; ``None`` leaves a backbone that is already adapted as it is.
+        adapter_dtype: As for :func:`adapt`; ``None`` leaves it as it is, too.
 
     Raises:
-        MethodError: If ``memory`` is unknown, or not supported by this method.
+        MethodError: If ``memory`` is unknown, or not supported by this method, or
+            ``adapter_dtype`` is no dtype that can be trained.
     """
 
     method: Method
@@ -63,10 +68,16 @@ class Attachment:
     backbone_dropout: Literal["train", "eval"] = "train"
     strict_backbone: bool = True
     memory: Memory | None = None
+    adapter_dtype: AdapterDtype = None
 
     def __post_init__(self) -> None:
-        if self.memory is not None:
-            check_memory(self.method, self.memory)
+        checks = Checks()
+        with checks:
+            if self.memory is not None:
+                check_memory(self.method, self.memory)
+        with checks:
+            as_dtype(self.adapter_dtype)
+        checks.done()
 
     def __call__(self, pl_module: nn.Module) -> None:
         """Adapt the module's backbone, unless it is already adapted in the same way.
@@ -88,15 +99,19 @@ class Attachment:
                 batchnorm=self.batchnorm,
                 backbone_dropout=self.backbone_dropout,
                 memory=self.memory or "default",
+                adapter_dtype=self.adapter_dtype,
             )
-        elif standing.method.to_config() != self.method.to_config():
+            return
+        if standing.method.to_config() != self.method.to_config():
             raise MethodError(
                 f"the backbone '{path or type(pl_module).__name__}' is adapted with "
                 f"{standing.method} already: expected the same method again, got {self.method}. "
                 "Build a new module, or pass both methods as one list."
             )
-        elif self.memory is not None:
+        if self.memory is not None:
             standing.set_memory(self.memory)
+        if self.adapter_dtype is not None:
+            standing.set_adapter_dtype(self.adapter_dtype)
 
 
 def attach(pl_module: nn.Module, attachment: Attachment) -> None:
@@ -107,7 +122,7 @@ def attach(pl_module: nn.Module, attachment: Attachment) -> None:
         attachment: The settings; they replace an earlier attachment.
     """
     pl_module.__dict__[_ATTRIBUTE] = attachment
-    before_configure_model(pl_module, _KEY, _before_sharding)
+    before_configure_model(pl_module, _KEY, _before_building)
     after_configure_model(pl_module, _KEY, attachment)
     after_configure_model(pl_module, f"{_KEY}.shard", _shard)
     after_hook(pl_module, "on_save_checkpoint", _KEY, _save)
@@ -184,9 +199,10 @@ def _refuse_shards(pl_module: nn.Module, path: str, backbone: nn.Module) -> None
         )
 
 
-def _before_sharding(pl_module: nn.Module) -> None:
-    """Adapt an existing network before the module's own code shards it."""
+def _before_building(pl_module: nn.Module) -> None:
+    """Refuse what cannot be served, and adapt a network before the module's own code shards it."""
     strategy = _strategy(pl_module)
+    refuse_replaced_layers(pl_module, strategy)
     if is_a(strategy, "FSDPStrategy"):
         raise MethodError(
             "expected ModelParallelStrategy (FSDP2), got FSDPStrategy: it cannot resume from a "

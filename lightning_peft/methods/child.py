@@ -225,7 +225,8 @@ class ChildHandle:
         """See :class:`Adapter`."""
         host = self.model.get_submodule(self.host)
         for name, value in self._kept.items():
-            host.get_parameter(name).data = value
+            parameter = host.get_parameter(name)
+            parameter.data = value.to(parameter)  # it may have been moved or cast since
         self._kept.clear()
         self.child.folded = False
 

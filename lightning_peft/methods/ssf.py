@@ -53,7 +53,8 @@ class ScaleShift(ChildAdapter):
         if not self.last:
             shape = (-1, *(1,) * (output.ndim - 2))
             scale, shift = scale.view(shape), shift.view(shape)
-        return torch.addcmul(shift.to(output.dtype), output, scale.to(output.dtype))
+        # in half precision a scale near 1 would be rounded to steps of 1/128
+        return torch.addcmul(shift, output.to(scale.dtype), scale).to(output.dtype)
 
     def merged(self, host: nn.Module) -> dict[str, Tensor]:
         """See :meth:`ChildAdapter.merged`: exact, row by row."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.from_peft.dora_start import quick_dora_start, start_in_float32
+from lightning_peft.methods.from_peft.dtypes import copies_of_layers
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -57,6 +58,9 @@ def inject_tuner(config: PeftConfig, model: nn.Module, kind: str) -> None:
     model.__dict__[SHARED] = tuple(sorted(shared))
     # a float16 adapter cannot be trained with gradient scaling, a bfloat16 one loses updates
     cast_adapter_dtype(model, ADAPTER_NAME)
+    for copied, own in copies_of_layers(model):
+        for parameter, like in zip(copied.parameters(), own.parameters(), strict=True):
+            parameter.data = parameter.to(like.dtype)
     if dora:
         with quick_dora_start():
             start_in_float32(model, ADAPTER_NAME)
