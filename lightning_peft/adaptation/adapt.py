@@ -11,6 +11,7 @@ from lightning_peft.adaptation.checks import Checks, as_names, parameters_named
 from lightning_peft.adaptation.handle import ATTRIBUTE, Adaptation, find_adaptation
 from lightning_peft.adaptation.injection import inject, refuse_bypassed
 from lightning_peft.adaptation.precision import AdapterDtype, as_dtype
+from lightning_peft.adaptation.state import ADAPTED
 from lightning_peft.anatomy import anatomy
 from lightning_peft.errors import MethodError
 from lightning_peft.kernels import Memory
@@ -72,9 +73,8 @@ def adapt(
     model = getattr(model, "_orig_mod", model)
     if find_adaptation(model) is not None:
         raise MethodError(
-            f"this {type(model).__name__} is adapted already: expected a backbone without an "
-            "adaptation. Several methods at once are a list, such as ['lora', 'bitfit']; to start "
-            "again, build a new backbone."
+            f"this {type(model).__name__} {ADAPTED}. Several methods at once are a list, such as "
+            "['lora', 'bitfit']; to start again, build a new backbone."
         )
     chosen = as_method(method, **settings)
     checks = Checks()

@@ -76,7 +76,7 @@ def load_adapter(
     stored = read_adapter(directory)
     standing = find_adaptation(model)
     if standing is not None:
-        standing.refuse_if_merged("load_adapter()")
+        standing.state.ask("load_adapter()")
     rewritten_too = () if standing is not None else rewritten(stored.about, model)
     with restored_after_error(model, rewritten_too):
         adaptation = standing or adapted_as(model, stored, memory or "default")

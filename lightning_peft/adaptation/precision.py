@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -210,7 +211,7 @@ def _full(dtype: torch.dtype) -> torch.dtype:
 
 def _register_shards(model: nn.Module) -> None:
     """Register the parameters that FSDP2 casts, which are the shards, not what they are part of."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
     for part in model.modules() if fsdp is not None else ():
         if isinstance(part, fsdp.FSDPModule):
             part.reshard()

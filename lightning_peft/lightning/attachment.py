@@ -16,6 +16,7 @@ from lightning_peft.adaptation.handle import Adaptation, find_adaptation, find_a
 from lightning_peft.adaptation.loading import adapt_from_description
 from lightning_peft.adaptation.precision import AdapterDtype, as_dtype
 from lightning_peft.adaptation.sharding import is_sharded, shard
+from lightning_peft.adaptation.state import was_unloaded
 from lightning_peft.anatomy.backbone import backbone_of, is_backbone
 from lightning_peft.errors import CheckpointError, MethodError
 from lightning_peft.kernels import Memory
@@ -82,6 +83,8 @@ class Attachment:
     def __call__(self, pl_module: nn.Module) -> None:
         """Adapt the module's backbone, unless it is already adapted in the same way.
 
+        A backbone whose adaptation was unloaded is evaluated as it is, unless from a checkpoint.
+
         Raises:
             MethodError: If the backbone is adapted in another way, or from :func:`adapt`.
             TargetError: If there is no backbone, or if there are several and ``backbone`` does not
@@ -90,17 +93,9 @@ class Attachment:
         path, backbone = backbone_of(pl_module, self.backbone)
         standing = find_adaptation(backbone)
         if standing is None:
-            _refuse_shards(pl_module, path, backbone)
-            adapt(
-                backbone,
-                self.method,
-                head=self.head,
-                also_train=self.also_train,
-                batchnorm=self.batchnorm,
-                backbone_dropout=self.backbone_dropout,
-                memory=self.memory or "default",
-                adapter_dtype=self.adapter_dtype,
-            )
+            # merged into the weights, say: a new adapter would change its outputs
+            if not (was_unloaded(backbone) and _only_evaluates(pl_module)):
+                self.adapt(pl_module)
             return
         if standing.method.to_config() != self.method.to_config():
             raise MethodError(
@@ -112,6 +107,26 @@ class Attachment:
             standing.set_memory(self.memory)
         if self.adapter_dtype is not None:
             standing.set_adapter_dtype(self.adapter_dtype)
+
+    def adapt(self, pl_module: nn.Module) -> None:
+        """Adapt the module's backbone, which is not adapted.
+
+        Raises:
+            MethodError: From :func:`adapt`, or if the backbone is sharded.
+            TargetError: As for a call.
+        """
+        path, backbone = backbone_of(pl_module, self.backbone)
+        _refuse_shards(pl_module, path, backbone)
+        adapt(
+            backbone,
+            self.method,
+            head=self.head,
+            also_train=self.also_train,
+            batchnorm=self.batchnorm,
+            backbone_dropout=self.backbone_dropout,
+            memory=self.memory or "default",
+            adapter_dtype=self.adapter_dtype,
+        )
 
 
 def attach(pl_module: nn.Module, attachment: Attachment) -> None:
@@ -222,13 +237,20 @@ def _shard(pl_module: nn.Module) -> None:
     strategy.load_checkpoint = TrainedOnlyLoad(
         strategy, attachment is None or attachment.strict_backbone
     )
-    if not is_sharded(pl_module):
-        path = next(iter(find_adaptations(pl_module)))
+    adapted = find_adaptations(pl_module)
+    if adapted and not is_sharded(pl_module):
+        path = next(iter(adapted))
         shard(pl_module, path, strategy.device_mesh["data_parallel"])
 
 
 def _strategy(pl_module: nn.Module) -> Any:
     return getattr(pl_module.__dict__.get("_trainer"), "strategy", None)
+
+
+def _only_evaluates(pl_module: nn.Module) -> bool:
+    """Whether a trainer is about to evaluate a module, not to fit it."""
+    trainer: Any = pl_module.__dict__.get("_trainer")
+    return trainer is not None and trainer.state.fn not in (None, "fit")
 
 
 def _held(state: Any) -> int:
@@ -252,6 +274,8 @@ def _save(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
 def _load(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
     attachment = attachment_of(pl_module)
     strict = attachment is None or attachment.strict_backbone
+    if attachment is not None and CHECKPOINT_KEY in checkpoint and not find_adaptations(pl_module):
+        attachment.adapt(pl_module)
     complete_checkpoint(pl_module, checkpoint, strict_backbone=strict)
     recorded = checkpoint.get(CHECKPOINT_KEY) or {}
     for path, adaptation in find_adaptations(pl_module).items():

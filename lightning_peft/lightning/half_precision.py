@@ -32,7 +32,7 @@ def refuse_replaced_layers(pl_module: nn.Module, strategy: Any) -> None:
     Raises:
         MethodError: If Transformer Engine's layers would take the place of adapted ones.
     """
-    plugin = getattr(strategy, "precision_plugin", None)
+    plugin: Any = getattr(strategy, "precision_plugin", None)
     if not is_a(plugin, "TransformerEnginePrecision") or plugin.replace_layers is False:
         return
     if any("transformer_engine.pytorch" in module.__module__ for module in pl_module.modules()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ def copies_of_layers(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     Args:
         model: The adapted model.
     """
-    layers = sys.modules.get("peft.tuners.ln_tuning.layer")
+    layers: Any = sys.modules.get("peft.tuners.ln_tuning.layer")
     for module in model.modules() if layers is not None else ():
         if isinstance(module, layers.LNTuningLayer):
             for copied in module.ln_tuning_layers.values():
@@ -35,7 +36,7 @@ def follow_base(model: nn.Module) -> None:
     Args:
         model: The adapted model, just cast.
     """
-    layers = sys.modules.get("peft.tuners.adamss.layer")
+    layers: Any = sys.modules.get("peft.tuners.adamss.layer")
     for module in model.modules() if layers is not None else ():
         if isinstance(module, layers.AdamssLayer):
             dtype = module.get_base_layer().weight.dtype
