@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
+from collections.abc import Iterator
 
 import lightning as L
 import peft
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import HalfPrecision
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -261,3 +264,26 @@ def test_a_checkpoint_brings_back_every_bit(tmp_path) -> None:
     again.fit(fresh, data(), ckpt_path=tmp_path / "last.ckpt")
     for name, tensor in expected.items():
         assert torch.equal(starts.values[f"model.{name}"], tensor), name
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+def test_sharded_the_cast_leaves_it_too(mesh: DeviceMesh) -> None:
+    module = Learner()
+    adaptation = lp.adapt(module.model, lp.LoRA(rank=2))
+    lp.shard(module, "model", mesh)
+    module.bfloat16()  # as the precision plugin does in the setup of ModelParallelStrategy
+    trained = set(adaptation.trained_names())
+    optimizer = torch.optim.SGD(adaptation.trained_parameters(), lr=0.1)
+    loss = module.model(next(iter(data()))[0].bfloat16()).float().square().mean()
+    loss.backward()
+    optimizer.step()
+    for name, parameter in module.model.named_parameters():
+        assert isinstance(parameter, DTensor)
+        assert parameter.dtype == (torch.float32 if name in trained else torch.bfloat16), name
+        assert (parameter.grad is not None) == (name in trained), name

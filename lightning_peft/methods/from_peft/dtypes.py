@@ -15,8 +15,9 @@ __all__ = ["copies_of_layers", "follow_base"]
 def copies_of_layers(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Yield the layers that ``peft`` copied to train the copy, each with the backbone's own.
 
-    LN tuning copies norms. A copy computes like the layer that it stands for, whose output the next
-    layer reads, so that it has to have the dtype of the backbone.
+    LN tuning copies norms. The forward of a copy is that of the norm, which casts nothing: its
+    output is of the dtype of its parameters, so that they have to be the backbone's, or the inputs
+    and outputs have to be cast around it.
 
     Args:
         model: The adapted model.
