@@ -155,9 +155,10 @@ def _states() -> Iterator[str]:
     for reason, number in numbers.items():
         yield f"{number}. “{reason}.”"
     yield ""
-    yield "A checkpoint is that of a trainer, or of `module.on_save_checkpoint`. A trainer that"
-    yield "only evaluates a module whose adaptation was unloaded leaves it as it is, unless it is to"
-    yield "load a checkpoint; `fit` adapts it anew. A deep copy shares nothing with a running average."
+    yield "A checkpoint is that of a trainer, or of `module.on_save_checkpoint`. A trainer"
+    yield "that only evaluates a module whose adaptation was unloaded leaves it as it is, unless"
+    yield "it is to load a checkpoint; `fit` adapts it anew. A deep copy shares nothing with a"
+    yield "running average."
 
 
 PAGES = {"methods.md": methods_page, "matrix.md": matrix_page, "states.md": states_page}
