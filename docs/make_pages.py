@@ -73,6 +73,7 @@ def matrix_page() -> str:
 def _matrix() -> Iterator[str]:
     from lightning_peft.methods import list_tuners
     from tests.contract.cases import BACKBONES, CASES, REFUSED
+    from tests.support.outside import OUTSIDE
     from tests.support.zoo import ZOO
 
     labels = list(dict.fromkeys(case.label for case in CASES))
@@ -89,16 +90,26 @@ def _matrix() -> Iterator[str]:
     yield f"and {refused} are refused before anything is changed. A number in a cell is that of the"
     yield "reason below. The backbones are tiny and random, with the architectures below."
     yield ""
-    yield "| method | " + " | ".join(BACKBONES) + " |"
-    yield "|---" * (len(BACKBONES) + 1) + "|"
-    for label in labels:
-        cells = [
-            str(reasons[REFUSED[label, backbone]]) if (label, backbone) in REFUSED else "yes"
-            for backbone in BACKBONES
-        ]
-        yield f"| `{label}` | " + " | ".join(cells) + " |"
+    yield "Each linear method is also held against dense algebra: `W + dW` is put into a plain copy"
+    yield "of the backbone by hand, and outputs and gradients are compared (`test_references.py`)."
+    yield "Each tuner of `peft` is held against `peft` alone (`test_peft_alone.py`)."
+    for title, backbones in (
+        ("Architectures", BACKBONES),
+        ("Layers and models with something unusual", tuple(OUTSIDE)),
+    ):
+        yield ""
+        yield f"## {title}"
+        yield ""
+        yield "| method | " + " | ".join(backbones) + " |"
+        yield "|---" * (len(backbones) + 1) + "|"
+        for label in labels:
+            cells = [
+                str(reasons[REFUSED[label, backbone]]) if (label, backbone) in REFUSED else "yes"
+                for backbone in backbones
+            ]
+            yield f"| `{label}` | " + " | ".join(cells) + " |"
     yield ""
-    yield "Reasons:"
+    yield "## Reasons"
     yield ""
     for said, number in reasons.items():
         yield f"{number}. “{_plain(said)}”"
@@ -109,9 +120,9 @@ def _matrix() -> Iterator[str]:
         if why is not None:
             yield f"- `{tuner}`: {why.removeprefix(tuner).strip()}."
     yield ""
-    yield "Backbones:"
+    yield "## Backbones"
     yield ""
-    for name, factory in ZOO.items():
+    for name, factory in {**ZOO, **OUTSIDE}.items():
         yield f"- `{name}`: {' '.join((factory.__doc__ or '').split()).rstrip('.')}."
 
 

@@ -3,9 +3,11 @@
 import gc
 import os
 
-import torch
+gc.disable()  # until the tests are collected: what is imported stays
 
-from tests.support import any_processor
+import torch  # noqa: E402
+
+from tests.support import any_processor  # noqa: E402
 
 if os.environ.get("ANY_PROCESSOR"):
     any_processor.install()
@@ -24,6 +26,7 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 50)
+    gc.enable()
 
 
 def pytest_sessionfinish():

@@ -76,6 +76,9 @@ class Combination:
         if self.any_processor:
             found[ANY] = "1"
         found["OMP_NUM_THREADS"] = str(self.threads)
+        # as in `make test`: processes of tests would compile torch and its companions anew
+        found["PYTHONDONTWRITEBYTECODE"] = ""
+        found["PYTHONPYCACHEPREFIX"] = str(ROOT / "build" / "bytecode")
         # the tests' operations are tiny: threads that wait awake would keep the others from working
         found["OMP_WAIT_POLICY"] = "passive"
         return found

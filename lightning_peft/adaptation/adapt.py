@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from lightning_peft.adaptation.checks import Checks, as_names, parameters_named
+from lightning_peft.adaptation.fixed import asked_for, fixed_parameters
 from lightning_peft.adaptation.handle import ATTRIBUTE, Adaptation, find_adaptation
 from lightning_peft.adaptation.injection import inject, refuse_bypassed
 from lightning_peft.adaptation.precision import AdapterDtype, as_dtype
@@ -36,6 +37,8 @@ def adapt(
     """Adapt a backbone in place.
 
     The method's parameters, the head and ``also_train`` are trained; everything else is frozen.
+    Parameters that the module itself fixed (``requires_grad=False`` in a model that is not frozen
+    as a whole) stay fixed, in a head and with ``"full"`` too: see :attr:`Adaptation.fixed`.
 
     Args:
         model: The backbone: any module. A compiled one is adapted inside its wrapper.
@@ -43,6 +46,7 @@ def adapt(
         head: The task's last layer(s), trained in full and never adapted unless named as a target.
             ``None`` finds it, names or globs select it, ``False`` means that there is none.
         also_train: Names or globs of more modules or parameters of the backbone to train in full.
+            Fixed parameters are trained if their own name is among them (``"*.scale"``).
         batchnorm: ``"frozen"`` keeps a BatchNorm whose own parameters are not all trained in
             evaluation mode, so that its statistics stay; ``"train"`` lets them change.
         backbone_dropout: ``"eval"`` keeps the backbone's own dropout and drop-path off while
@@ -98,7 +102,9 @@ def adapt(
     assert found is not None
     assert plan is not None
 
-    injection = inject(model, chosen, plan, found, more, memory)
+    fixed = fixed_parameters(model, found.head)
+    fixed -= asked_for(model, as_names(also_train), fixed)
+    injection = inject(model, chosen, plan, found, more, memory, fixed)
     adaptation = Adaptation(
         model=model,
         method=chosen,

@@ -22,6 +22,7 @@ from lightning_peft.errors import AdapterFileError, CheckpointError, MethodError
 from lightning_peft.files.peft_format import peft_form
 from lightning_peft.files.writing import write_adapter
 from lightning_peft.methods.from_peft.inject import SHARED
+from lightning_peft.methods.from_peft.start import follow_factors, starts_of, weight_problems
 
 __all__ = ["ATTRIBUTE", "Adaptation", "find_adaptation", "find_adaptations"]
 
@@ -54,6 +55,10 @@ class Adaptation(Trained):
         sites: The adapted places.
         head: Names of the head's modules; empty if there is none.
         fingerprint: The fingerprint of the frozen backbone.
+        fixed: Names, before the adaptation, of the parameters that the module itself fixed
+            (``requires_grad=False`` in a model that is not frozen as a whole). They stay so;
+            ``also_train`` trains them by name.
+        held: Those of them that would be trained otherwise.
         state: Whether it is merged, disabled, averaged, sharded or unloaded.
         adapter_dtype: The dtype that was asked for; ``None`` is float32 or finer.
         restored_steppers: The steppers' states from a checkpoint, for the run that resumes from it.
@@ -100,7 +105,7 @@ class Adaptation(Trained):
         own = self.model.state_dict()
         required = self._trained | self._adapter | self._adapter_buffers
         required = required & set(own) - set(shared_names(self.model))
-        problems = key_problems(state, own, required)
+        problems = key_problems(state, own, required) or weight_problems(self.model, state)
         if problems:
             raise CheckpointError(
                 f"the state does not fit this adaptation ({self.method.name}): "
@@ -110,13 +115,17 @@ class Adaptation(Trained):
         with torch.no_grad():
             for name, tensor in state.items():
                 own[name].copy_(tensor)
+        follow_factors(self.model)
 
     def describe(self) -> dict[str, Any]:
         """Describe the adaptation as plain JSON types, enough to adapt another model like it."""
+        start = {"start": "factors"} if starts_of(self.model) else {}
         return {
+            **start,
             "method": self.method.to_config(),
             "head": list(self.head),
             "also_train": list(self.also_train),
+            "fixed": list(self.fixed),
             "batchnorm": self.batchnorm,
             "backbone_dropout": self.backbone_dropout,
             "fingerprint": self.fingerprint,
@@ -207,7 +216,7 @@ class Adaptation(Trained):
             MethodError: If it is not merged.
         """
         self.state.ask("unmerge()")
-        for adapter in self._adapters:
+        for adapter in reversed(self._adapters):  # two may have written into one weight
             adapter.unmerge()
         self.state.merged = False
 
@@ -231,7 +240,8 @@ class Adaptation(Trained):
 
         Returns:
             The same model object, without any trace of the adaptation; this handle is no longer
-            usable. Parameters of the backbone that were trained in place keep their values.
+            usable. Parameters of the backbone that were trained in place keep their values; those
+            that required a gradient before require it again.
 
         Raises:
             MethodError: If the adapter is merged, or in another state in which this is refused.
@@ -243,6 +253,9 @@ class Adaptation(Trained):
         unload_adapters(self.model, self._adapters, self._fast_path)
         for key in (ATTRIBUTE, "peft_config", SHARED):
             self.model.__dict__.pop(key, None)
+        for name, parameter in self.model.named_parameters():
+            if parameter.is_floating_point() or parameter.is_complex():
+                parameter.requires_grad_(self._flags.get(name, parameter.requires_grad))
         self.state.leave()
         return self.model
 

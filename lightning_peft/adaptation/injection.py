@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from lightning_peft.errors import MethodError
 from lightning_peft.kernels import Memory, accelerate, holds_lora
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
 from lightning_peft.methods.from_peft.dtypes import copies_of_layers
+from lightning_peft.methods.from_peft.layer import further_names, put_under
 from lightning_peft.methods.memory import refuse_no_fast_layer
 
 __all__ = ["Injection", "inject"]
@@ -47,6 +48,9 @@ class Injection:
         originals: Copies of backbone parameters that are trained in place, if they are kept.
         adapters: Handles on the adapters.
         fast_path: Layers whose inference fast path would bypass an adapter; it is off.
+        fixed: Names before of the parameters that the module itself fixed.
+        held: Those of them that would be trained otherwise.
+        flags: Which parameters required a gradient before, by their names then.
     """
 
     sites: tuple[Site, ...]
@@ -62,6 +66,9 @@ class Injection:
     originals: dict[str, Tensor]
     adapters: list[Adapter]
     fast_path: list[nn.Module]
+    fixed: tuple[str, ...]
+    held: tuple[str, ...]
+    flags: dict[str, bool]
 
 
 def inject(
@@ -71,6 +78,7 @@ def inject(
     found: Anatomy,
     also_train: tuple[str, ...],
     memory: Memory = "default",
+    fixed: Collection[str] = (),
 ) -> Injection:
     """Carry out a plan.
 
@@ -81,6 +89,7 @@ def inject(
         found: The backbone's anatomy.
         also_train: Names of parameters to train in addition to the method's.
         memory: Which tensors fast LoRA layers may recompute in the backward pass.
+        fixed: Names of parameters that are not trained, whoever selects them.
 
     Returns:
         The result.
@@ -92,8 +101,11 @@ def inject(
     in_head = {name for name, _ in model.named_parameters() if inside(name, found.head)}
     adapted = {site.module for site in plan.sites if inside(site.module, found.head)}
     in_head -= {name for name in in_head if inside(name, tuple(adapted))}
-    chosen = {*plan.train, *in_head, *also_train}
+    selected = {*plan.train, *in_head, *also_train}
+    chosen = selected - set(fixed)
     before = dict(_tensors(model))
+    flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    fixed_ids = {id(before[name]): name for name in fixed}
     modules = {id(module) for module in model.modules()}
     frozen = [n for n, _ in model.named_parameters() if n not in chosen]
     fingerprint = backbone_fingerprint(model, frozen, found.architecture)
@@ -101,6 +113,8 @@ def inject(
     with restored_after_error(model):
         wanted = {id(before[name]) for name in chosen if name in before}
         asked = _inject_steps(model, plan)
+        held = selected & set(fixed) | {fixed_ids[i] for i in asked & fixed_ids.keys()}
+        asked -= fixed_ids.keys()
         fresh = [module for module in model.modules() if id(module) not in modules]
         for module in fresh:  # a new module is in training mode, whatever the model's mode
             module.training = model.training
@@ -114,6 +128,12 @@ def inject(
             for name, parameter in model.named_parameters(remove_duplicate=False)
             if id(parameter) in wanted or id(parameter) in asked
         }
+        if not trained and held:
+            raise MethodError(
+                f"{method.name}: expected something to train, got only parameters that the module "
+                f"fixed (requires_grad=False): {', '.join(sorted(held)[:8])}. Name those to train "
+                "in also_train."
+            )
         if not trained:
             raise MethodError(
                 f"{method.name}: expected something to train, got nothing: no head was found in "
@@ -146,9 +166,12 @@ def inject(
         own_dtype=own_dtype,
         whole=frozenset(trained - own_dtype - (set() if method.keeps_original else in_place)),
         trained=frozenset(trained),
-        originals={n: now[n].detach().clone() for n in in_place} if method.keeps_original else {},
+        originals=_copies(now, in_place) if method.keeps_original else {},
         adapters=[a for part, sites in plan.steps for a in part.adapters(model, sites)],
         fast_path=fast_path,
+        fixed=tuple(name for name in flags if name in fixed),
+        held=tuple(name for name in flags if name in held),
+        flags=flags,
     )
 
 
@@ -162,7 +185,7 @@ def refuse_bypassed(model: nn.Module, plan: Plan) -> None:
     Raises:
         MethodError: If code around a module reads its weight instead of calling it.
     """
-    found = bypassed(model, _injected(plan))
+    found = bypassed(model, [s.module for _, sites in plan.steps for s in sites if not s.in_weight])
     if found:
         reasons = "; ".join(f"{name} ({reason})" for name, reason in list(found.items())[:4])
         more = f" and {len(found) - 4} more" if len(found) > 4 else ""
@@ -174,9 +197,15 @@ def refuse_bypassed(model: nn.Module, plan: Plan) -> None:
         )
 
 
+def _copies(now: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """Return copies of tensors, each under the first of its names."""
+    once = {id(now[name]): name for name in sorted(names, reverse=True)}
+    return {name: now[name].detach().clone() for name in once.values()}
+
+
 def _now(name: str, names: list[str]) -> str:
     """Choose one of the names that a tensor has now (a shared one has several)."""
-    return next((n for n in names if n.replace(".base_layer.", ".") == name), names[0])
+    return next((n for n in names if n.replace(".base_layer", "") == name), names[0])
 
 
 def _injected(plan: Plan) -> list[str]:
@@ -189,7 +218,10 @@ def _inject_steps(model: nn.Module, plan: Plan) -> set[int]:
     asked: set[int] = set()
     with full_default_dtype():
         for part, sites in plan.steps:
+            further = further_names(model, [site.module for site in sites])
             part.inject(model, sites)
+            for name, others in further.items():
+                put_under(model, name, others)
             asked |= {id(p) for p in model.parameters() if p.requires_grad}
     return asked
 

@@ -13,20 +13,18 @@ from torch import Tensor, nn
 
 from lightning_peft.adaptation.adapt import adapt
 from lightning_peft.adaptation.checks import key_problems, value_problems
+from lightning_peft.adaptation.fixed import fixed_then
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation
 from lightning_peft.adaptation.snapshot import restored_after_error
 from lightning_peft.anatomy.fingerprint import differences
 from lightning_peft.errors import AdapterFileError, BackboneMismatchError, PEFTError
 from lightning_peft.files.bounded import AllocationLimit
-from lightning_peft.files.description import (
-    check_description,
-    check_format,
-    method_configs,
-)
+from lightning_peft.files.description import check_description, check_format
 from lightning_peft.files.patterns import slow_patterns, strings_in
 from lightning_peft.files.reading import StoredAdapter, read_adapter
 from lightning_peft.files.writing import WEIGHTS_FILE
 from lightning_peft.kernels import Memory
+from lightning_peft.methods.from_peft.start import Loading, follow_factors, loading
 from lightning_peft.methods.registry import method_from_config
 
 __all__ = [
@@ -35,11 +33,7 @@ __all__ = [
     "fitting_state",
     "load_adapter",
     "named_state",
-    "rewritten",
 ]
-
-
-_INITIAL = "init_lora_weights"
 
 
 def load_adapter(
@@ -77,8 +71,7 @@ def load_adapter(
     standing = find_adaptation(model)
     if standing is not None:
         standing.state.ask("load_adapter()")
-    rewritten_too = () if standing is not None else rewritten(stored.about, model)
-    with restored_after_error(model, rewritten_too):
+    with restored_after_error(model):
         adaptation = standing or adapted_as(model, stored, memory or "default")
         state = fitting_state(adaptation, stored, strict_backbone=strict_backbone)
         if standing is not None and memory is not None:
@@ -87,6 +80,7 @@ def load_adapter(
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)
+    follow_factors(model)
     return model
 
 
@@ -159,7 +153,8 @@ def _saved(adaptation: Adaptation) -> set[str]:
 def _not_finite(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Iterable[str]:
     """Yield the tensors that are not finite, or not in the dtype that they are loaded into."""
     for name, tensor in state.items():
-        floats = name in own and tensor.is_floating_point() and own[name].is_floating_point()
+        pair = (tensor, own[name]) if name in own else ()
+        floats = pair and all(part.is_floating_point() or part.is_complex() for part in pair)
         if floats and not torch.isfinite(tensor.to(own[name].dtype)).all():
             yield f"not finite: {name}"
 
@@ -212,7 +207,9 @@ def adapt_from_description(
     try:
         method = method_from_config(about["method"])
         _refuse_slow(about, model, where)
-        with AllocationLimit(model, held or 0, where):
+        what: Loading = "factors" if about.get("start") == "factors" else "values"
+        fixed = fixed_then(about.get("fixed", ()))
+        with loading(what), fixed, AllocationLimit(model, held or 0, where):
             return adapt(
                 model,
                 method,
@@ -242,18 +239,3 @@ def _refuse_slow(about: Mapping[str, Any], model: nn.Module, where: str) -> None
             f"{where}: expected regular expressions that are matched in a bounded time, got "
             f"{', '.join(f'{text!r:.80}' for text in slow[:4])}. Name the modules instead."
         )
-
-
-def rewritten(about: Mapping[str, Any], model: nn.Module) -> list[str]:
-    """Return the names of the parameters whose values an injection may overwrite.
-
-    If LoRA's initial values are computed from a weight (OLoRA), ``peft`` subtracts them from it.
-
-    Args:
-        about: A checked description.
-        model: The backbone.
-    """
-    options = (config.get("options") for config in method_configs(about["method"]))
-    if any(isinstance(o, Mapping) and isinstance(o.get(_INITIAL), str) for o in options):
-        return [name for name, _ in model.named_parameters()]
-    return []

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_peft.adaptation.modes import release
 from lightning_peft.adaptation.precision import let_go
+from lightning_peft.adaptation.shared_weights import refuse_shared
 from lightning_peft.anatomy.fast_path import fast_path_on
 from lightning_peft.anatomy.forward import output_of
 from lightning_peft.errors import MethodError
@@ -26,7 +27,8 @@ class MergeReport:
     Attributes:
         sites: How many adapters were folded into weights.
         weight_difference: The largest change that rounding to the weights' dtype made, relative to
-            the largest weight of its layer; 0 in float32.
+            the largest weight of its layer; 0 in float32. Where a weight is held as codes, the
+            largest change of its layer's outputs for random inputs, relative to the largest.
         output_difference: The largest difference between the outputs before and after, relative to
             the largest output; ``None`` without example inputs.
     """
@@ -63,11 +65,12 @@ def merge_adapters(
     done: list[Adapter] = []
     try:
         refuse_not_finite(state, "the adapter")
+        refuse_shared(model, adapters)
         for adapter in adapters:
             worst = max(worst, adapter.merge())
             done.append(adapter)
     except (NotImplementedError, ValueError, AttributeError, RuntimeError, TypeError) as error:
-        for adapter in done:
+        for adapter in reversed(done):  # two may have written into one weight
             adapter.unmerge()
         reason = str(error) or "its adapter is not a linear change of a weight"
         raise MethodError(f"'{method}' cannot be merged: {reason}") from error

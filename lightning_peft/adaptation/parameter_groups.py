@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from lightning_peft.adaptation.handle import find_adaptations
+from lightning_peft.adaptation.layer_depths import Depths, layer_depths
 from lightning_peft.anatomy import anatomy
 from lightning_peft.anatomy.names import inside
 from lightning_peft.anatomy.tree import is_norm
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.factors import second_factors
 
-if TYPE_CHECKING:
-    from lightning_peft.anatomy import Anatomy
-
-__all__ = ["Depths", "parameter_groups"]
+__all__ = ["parameter_groups"]
 
 
 def parameter_groups(
@@ -43,11 +41,14 @@ def parameter_groups(
 
     With ``layer_decay``, a backbone of :math:`n` blocks learns at :math:`\mathtt{lr} \cdot
     \mathtt{layer\_decay}^{\,n + 1 - d}` at depth :math:`d`: the embedding (the stem) is depth 0,
-    the blocks are 1 to :math:`n`, a final norm is as deep as the last of them, and the head is
-    :math:`n + 1`, the full rate. An adapter is as deep as the block that it sits in. The depths
-    are those of ``timm.optim.param_groups_layer_decay``. Clark et al., "ELECTRA", 2020
-    (https://arxiv.org/abs/2003.10555); Bao et al., "BEiT", 2022
-    (https://arxiv.org/abs/2106.08254).
+    the blocks are 1 to :math:`n`, what lies between two blocks or behind the last is as deep as the
+    block before, and the head is :math:`n + 1`, the full rate. A model of timm with a
+    ``group_matcher`` has the depths of ``timm.optim.param_groups_layer_decay`` instead, which count
+    whole stages in some families (MaxViT, PVT), and put a downsampling with the block behind it and
+    the norm of a pooling head with the head; without one (CAFormer) timm counts every twelve
+    parameters as a layer, which this function does not. An adapter is as deep as the block that it
+    sits in. Clark et al., "ELECTRA", 2020 (https://arxiv.org/abs/2003.10555); Bao et al., "BEiT",
+    2022 (https://arxiv.org/abs/2106.08254).
 
     With ``lora_plus``, the second factor ``B`` of every low-rank update learns at that multiple of
     the rate of ``A``: Hayou et al., "LoRA+", 2024 (https://arxiv.org/abs/2402.12354).
@@ -92,8 +93,8 @@ def parameter_groups(
     if problems:
         raise MethodError("parameter_groups: " + "; ".join(problems) + ".")
     found = anatomy(module, head=head)
-    depths = Depths.of(module, found)
-    if layer_decay is not None and not found.blocks:
+    depths, last = layer_depths(module, found, Depths.of(module, found))
+    if layer_decay is not None and last < 2:
         raise MethodError(
             "parameter_groups: expected a model with repeated blocks for layer_decay, found "
             f"none in this {type(module).__name__}. Leave layer_decay out."
@@ -103,14 +104,14 @@ def parameter_groups(
     groups: dict[_Kind, dict[str, Any]] = {}
     for name, parameter in trained:
         kind = _Kind(
-            depths.parameters[name] if layer_decay is not None else depths.last,
+            depths[name] if layer_decay is not None else last,
             settings.head_apart and inside(name, found.head),
             adapter_weight_decay is not None and name in adapters,
             lora_plus is not None and name in factors,
             name in undecayed,
         )
         if kind not in groups:
-            groups[kind] = settings.group(kind, depths.last)
+            groups[kind] = settings.group(kind, last)
         groups[kind]["params"].append(parameter)
     return [groups[kind] for kind in sorted(groups)]
 
@@ -195,54 +196,6 @@ def _adapter_names(module: nn.Module) -> set[str]:
         for path, adaptation in find_adaptations(module).items()
         for name in adaptation.adapter_names()
     }
-
-
-@dataclass(frozen=True)
-class Depths:
-    """The depth of each module and parameter of a model.
-
-    Depth 0 is everything before the first block, 1 to n are the blocks, and n + 1 is everything
-    after the last one, with the head. A module between two blocks (a downsampling) has the depth of
-    the block before it. "Before" and "after" mean the order in which modules are registered.
-
-    Attributes:
-        modules: The depth of each module, by name.
-        parameters: The depth of each parameter, by name; a shared one under its first name.
-        last: The depth of the head, n + 1.
-    """
-
-    modules: dict[str, int]
-    parameters: dict[str, int]
-    last: int
-
-    @classmethod
-    def of(cls, model: nn.Module, found: Anatomy) -> Depths:
-        """Compute the depths of a model.
-
-        Args:
-            model: The model.
-            found: Its anatomy.
-        """
-        index = {name: i + 1 for i, name in enumerate(found.blocks)}
-        last = len(index) + 1
-        modules: dict[str, int] = {}
-        seen = 0
-        for name, _ in model.named_modules():
-            seen = max(seen, index.get(name, 0))
-            parent = name.rpartition(".")[0]
-            if name in index:
-                modules[name] = index[name]
-            elif name and inside(name, found.head):
-                modules[name] = last
-            elif parent in modules and inside(parent, found.blocks):
-                modules[name] = modules[parent]
-            else:
-                modules[name] = seen
-        parameters = {
-            name: last if inside(name, found.head) else modules[name.rpartition(".")[0]]
-            for name, _ in model.named_parameters()
-        }
-        return cls(modules, parameters, last)
 
 
 def _undecayed(module: nn.Module) -> set[str]:

@@ -9,17 +9,21 @@ from __future__ import annotations
 import copy
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_peft.adaptation.adapt import adapt
 from lightning_peft.adaptation.report import Report
+from lightning_peft.adaptation.training_step import called, peak_of_step
+from lightning_peft.adaptation.without_values import Processor, RunsOn
+from lightning_peft.errors import MethodError
 from lightning_peft.evaluation.efficiency import gradient_bytes, human_bytes, tensor_bytes
 from lightning_peft.kernels import Memory
 from lightning_peft.kernels.rebuild import Held
@@ -56,13 +60,17 @@ class TrainingMemory:
         gradients: Gradients of the trained parameters.
         optimizer: AdamW's state of the trained parameters.
         activations: The tensors that autograd keeps of one forward pass, each once; ``None``
-            without example inputs. It does not include kernels' workspaces and fragmentation.
+            without example inputs.
+        peak: The bytes at the largest moment of a step: of the four and of what is needed for a
+            moment only. ``None`` without example inputs, or where the backward pass cannot be run
+            without values. It does not include the workspaces inside kernels and fragmentation.
     """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int | None = None
+    peak: int | None = None
 
     @property
     def total(self) -> int:
@@ -111,7 +119,9 @@ class AdaptationPlan:
         memory = Table(title="A training step", title_justify="left")
         for column in ("", "this method", "full fine-tuning"):
             memory.add_column(column, justify="left" if not column else "right")
-        for name in ("weights", "gradients", "optimizer", "activations", "total"):
+        known = self.memory.peak is not None and self.full.peak is not None
+        last = "peak" if known else "total"
+        for name in ("weights", "gradients", "optimizer", "activations", last):
             mine, full = getattr(self.memory, name), getattr(self.full, name)
             if mine is not None:
                 memory.add_row(name, human_bytes(mine), human_bytes(full))
@@ -130,6 +140,7 @@ def plan(
     head: str | Sequence[str] | Literal[False] | None = None,
     also_train: str | Sequence[str] = (),
     memory: Memory = "default",
+    processor: Processor | None = None,
     **settings: Any,
 ) -> AdaptationPlan:
     """Plan the adaptation of a backbone, without changing it.
@@ -138,34 +149,49 @@ def plan(
         model: The backbone, on any device; it is not changed and no weight is copied.
         method: As for :func:`adapt`.
         inputs: A batch for the forward (a tensor, a tuple of positional or a mapping of keyword
-            arguments), of which only shapes and dtypes matter. It is needed to estimate the
-            activations.
+            arguments), of which only shapes and dtypes matter, and the values of masks where the
+            model looks whether anything is masked. It is needed to estimate the activations.
         head: As for :func:`adapt`.
         also_train: As for :func:`adapt`.
         memory: As for :func:`adapt`; recomputed tensors are not among the activations.
+        processor: Where the training will run: ``"cpu"`` or ``"cuda"``, whose attention and dropout
+            keep other tensors. By default the backbone's device; for one on the ``meta`` device the
+            GPU of this machine, if it has one.
         **settings: Settings of the method, if it is given by name.
 
     Returns:
         The plan.
 
     Raises:
-        MethodError: As for :func:`adapt`.
+        MethodError: As for :func:`adapt`; also if the forward needs values that ``inputs`` has not.
         TargetError: As for :func:`adapt`.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> plan(net, "lora", rank=1).report.adapter
     22
     """
+    if processor not in (None, "cpu", "cuda"):
+        raise MethodError(f"plan: expected processor to be 'cpu' or 'cuda', got {processor!r}.")
+    runs_on = processor or _processor_of(model)
     full = on_meta(model).train().requires_grad_(True)
     adapted = on_meta(model)
     adaptation = adapt(adapted, method, head=head, also_train=also_train, memory=memory, **settings)
+    for name in adaptation.fixed:
+        full.get_parameter(name).requires_grad_(False)
     adapted.train()
     return AdaptationPlan(
         report=adaptation.report(),
         layers=tuple(_layers(adaptation)),
-        memory=_memory(adapted, inputs),
-        full=_memory(full, inputs),
+        memory=_memory(adapted, inputs, runs_on),
+        full=_memory(full, inputs, runs_on),
     )
+
+
+def _processor_of(model: nn.Module) -> Processor:
+    devices = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())}
+    if "cuda" in devices or (devices == {"meta"} and torch.cuda.is_available()):
+        return "cuda"
+    return "cpu"
 
 
 def on_meta(model: nn.Module) -> nn.Module:
@@ -207,7 +233,7 @@ def _layers(adaptation: Any) -> Iterator[LayerPlan]:
         count[0] += parameter.numel() if name in trained else 0
         count[1] += parameter.numel()
     for site in adaptation.sites:
-        label = site.module.rpartition(".")[2] or site.kind
+        label = site.label or site.kind
         if label not in sites[place(site.module)]:
             sites[place(site.module)].append(label)
     order = [outside, *blocks, "head"]
@@ -215,20 +241,40 @@ def _layers(adaptation: Any) -> Iterator[LayerPlan]:
         yield LayerPlan(name, tuple(sites[name]), *counts[name])
 
 
-def _memory(model: nn.Module, inputs: Any) -> TrainingMemory:
+def _memory(model: nn.Module, inputs: Any, processor: Processor) -> TrainingMemory:
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = gradient_bytes(trained)
-    return TrainingMemory(
+    known = TrainingMemory(
         weights=tensor_bytes([*model.parameters(), *model.buffers()]),
         gradients=gradients,
         optimizer=ADAM_STATES * gradients,
-        activations=None if inputs is None else _activations(model, inputs),
+    )
+    if inputs is None:
+        return known
+    values: Any = WeakTensorKeyDictionary()
+
+    def without(tensor: Tensor) -> Tensor:
+        twin = torch.empty_like(tensor, device="meta")
+        values[twin] = tensor
+        return twin
+
+    given = tree_map_only(Tensor, without, inputs)
+    try:
+        activations = _activations(model, given, RunsOn(processor, values))
+    except RuntimeError as error:
+        if "meta" not in str(error):
+            raise
+        raise MethodError(
+            f"plan: expected a {type(model).__name__} whose forward runs without values, got "
+            f"{type(error).__name__}: {error}. Leave the inputs out, or those that it looks into."
+        ) from error
+    return replace(
+        known, activations=activations, peak=peak_of_step(model, given, processor, values)
     )
 
 
-def _activations(model: nn.Module, inputs: Any) -> int:
+def _activations(model: nn.Module, given: Any, mode: RunsOn) -> int:
     """Count the bytes that autograd keeps of a forward pass, without parameters and inputs."""
-    given = tree_map_only(Tensor, lambda t: torch.empty_like(t, device="meta"), inputs)
     known = {*model.parameters(), *model.buffers(), *tree_leaves(given)}
     held: WeakSet[Held] = WeakSet()
 
@@ -237,11 +283,8 @@ def _activations(model: nn.Module, inputs: Any) -> int:
         held.add(kept)
         return kept
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, Held.let_go):
-        if isinstance(given, Mapping):
-            output = model(**given)
-        else:
-            output = model(*(given if isinstance(given, tuple) else (given,)))
+    with torch.autograd.graph.saved_tensors_hooks(pack, Held.let_go), mode:
+        output = called(model, given)
     # a tensor that is gone by now belonged to a part of the graph that is not needed
     sizes = _bytes_by_storage(kept.tensor for kept in held)
     del output

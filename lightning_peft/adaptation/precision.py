@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.adaptation.borders import cast_at_border, no_border, tensors_of, whole_layers
+from lightning_peft.anatomy.names import parameter_at
 from lightning_peft.errors import MethodError, near
 from lightning_peft.methods.from_peft.dtypes import follow_base
 
@@ -167,7 +168,7 @@ class _KeepsDtype:
     def _outside_after(self, fn: _Cast) -> dict[nn.Module, torch.dtype]:
         """Return the dtype around each whole layer after a cast, where it is half precision."""
         if self._layers is None:
-            now = [self.model.get_parameter(name) for name in self.trained]
+            now = [parameter_at(self.model, name) for name in self.trained]
             if not any(in_half_precision(self._after(fn, p, p.dtype)) for p in now):
                 return {}
             self._layers = whole_layers(self.model, self.trained, self.adapter)

@@ -111,10 +111,7 @@ def make_report(
     def count(names: Set[str]) -> int:
         return sum(size for name, size in sizes.items() if name in names)
 
-    kinds = Counter(
-        f"{site.module.rpartition('.')[2]} ({site.kind})" if site.module else site.kind
-        for site in sites
-    )
+    kinds = Counter(f"{site.label} ({site.kind})" if site.label else site.kind for site in sites)
     return Report(
         method=method,
         sites=dict(kinds),

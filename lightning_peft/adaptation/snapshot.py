@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_peft.anatomy.names import parameter_at
+
 __all__ = ["restored_after_error"]
 
 _TABLES = (dict, OrderedDict, set)
@@ -28,7 +30,7 @@ def restored_after_error(model: nn.Module, values_of: Collection[str] = ()) -> I
     """
     modules = [(module, type(module), _attributes(module)) for module in model.modules()]
     tensors = [(p, p.data, p.requires_grad) for p in model.parameters()]
-    values = {name: model.get_parameter(name).detach().clone() for name in values_of}
+    values = {name: parameter_at(model, name).detach().clone() for name in values_of}
     try:
         yield
     except BaseException:
@@ -45,7 +47,7 @@ def restored_after_error(model: nn.Module, values_of: Collection[str] = ()) -> I
             parameter.requires_grad_(flag)
         with torch.no_grad():
             for name, value in values.items():
-                model.get_parameter(name).copy_(value)
+                parameter_at(model, name).copy_(value)
         raise
 
 

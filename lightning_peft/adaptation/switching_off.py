@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_peft.adaptation.state import State
 from lightning_peft.anatomy.fast_path import fast_path_off, fast_path_on
+from lightning_peft.anatomy.names import parameter_at
 from lightning_peft.methods.base import Adapter
 
 __all__ = ["switched_off"]
@@ -53,7 +54,7 @@ def switched_off(
 
 def _swap(model: nn.Module, originals: dict[str, Tensor]) -> None:
     for name, kept in originals.items():
-        parameter = model.get_parameter(name)
+        parameter = parameter_at(model, name)
         now = parameter.detach().clone()
         parameter.data.copy_(kept)
         originals[name] = now

@@ -44,6 +44,9 @@ class Trained:
         self.backbone_dropout = backbone_dropout
         self.fingerprint: dict[str, Any] = injection.fingerprint
         self.base_names: dict[str, str] = injection.base_names
+        self.fixed: tuple[str, ...] = injection.fixed
+        self.held: tuple[str, ...] = injection.held
+        self._flags = injection.flags
         self.adapter_dtype: torch.dtype | None = None
         self.state = State(model)
         self._adapter = injection.adapter

@@ -57,9 +57,9 @@ def backbone_of(pl_module: nn.Module, name: str | None = None) -> tuple[str, nn.
 
 
 def _named_backbone(pl_module: nn.Module, name: str) -> tuple[str, nn.Module]:
-    known = dict(pl_module.named_modules())
+    known = dict(pl_module.named_modules(remove_duplicate=False))  # it may have two names
     if name not in known:
-        options = [path for path, part in known.items() if path and _has_parameters(part)]
+        options = [p for p, part in pl_module.named_modules() if p and _has_parameters(part)]
         raise TargetError(
             f"{type(pl_module).__name__} has no module '{name}': expected the attribute path of "
             f"the backbone. {near(name, options)}"

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["inside", "shared_names"]
+__all__ = ["every_name", "inside", "parameter_at", "shared_names"]
+
+
+def every_name(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield each parameter and buffer of a model under every name that it has.
+
+    Args:
+        model: Any module.
+
+    Yields:
+        The name and the tensor, in the order of the modules.
+    """
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for key, tensor in chain(module._parameters.items(), module._buffers.items()):
+            if tensor is not None:
+                yield prefix + key, tensor
 
 
 def shared_names(model: nn.Module) -> dict[str, str]:
@@ -20,14 +37,29 @@ def shared_names(model: nn.Module) -> dict[str, str]:
     """
     first: dict[int, str] = {}
     found: dict[str, str] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        prefix = f"{path}." if path else ""
-        for key, tensor in chain(module._parameters.items(), module._buffers.items()):
-            if tensor is not None:
-                name = prefix + key
-                earlier = first.setdefault(id(tensor), name)
-                if earlier != name:
-                    found[name] = earlier
+    for name, tensor in every_name(model):
+        earlier = first.setdefault(id(tensor), name)
+        if earlier != name:
+            found[name] = earlier
+    return found
+
+
+def parameter_at(model: nn.Module, name: str) -> nn.Parameter:
+    """Return a parameter as it is registered.
+
+    ``get_parameter`` takes the attribute, which is the sum where an update is in the weight.
+
+    Args:
+        model: Any module.
+        name: The parameter's name.
+
+    Raises:
+        AttributeError: If there is none of this name.
+    """
+    path, _, key = name.rpartition(".")
+    found = model.get_submodule(path)._parameters.get(key)
+    if found is None:
+        raise AttributeError(f"{type(model).__name__} has no parameter '{name}'")
     return found
 
 

@@ -62,11 +62,11 @@ def find_roles(
     inside the blocks, or in the whole model if it has none; `convs` and `norms` everywhere. The
     head is left out.
 
-    An `nn.MultiheadAttention` does not call layers for its weights: the whole module plays the
-    roles `qkv` and `attention`, and none of its parts plays one. Attention between
+    An `nn.MultiheadAttention` has no layer for query, key and value: the module itself plays the
+    role `qkv`, and its `out_proj` is the output. Attention between
     sequences (the decoder of T5) is attention. A 1x1 convolution counts as linear only if it is
-    part of an attention or an MLP (ConvNeXt with `conv_mlp`, MetaFormer). `convs` are all
-    convolutions of one group, including the stem, downsamplings and the two of a
+    part of an attention or an MLP (ConvNeXt with `conv_mlp`, MetaFormer); a recurrent layer does.
+    `convs` are all convolutions of one group, including the stem, downsamplings and the two of a
     squeeze-and-excitation.
 
     Args:
@@ -90,17 +90,17 @@ def find_roles(
         inside = [node for node in scope.walk() if outside_head(node)]
         within = _attention(scope, inside, found)
         _mlp(scope, [node for node in inside if id(node) not in within], found)
-        found["all-linear"].update(id(node) for node in inside if is_linear(node.module))
+        found["all-linear"].update(id(node) for node in inside if _multiplies(node.module))
     for role in ("attention", "mlp"):  # with their 1x1 convolutions
-        found["all-linear"].update(
-            id(node)
-            for node in nodes
-            if id(node) in found[role] and not isinstance(node.module, nn.MultiheadAttention)
-        )
+        found["all-linear"] |= found[role]
     found["convs"].update(id(node) for node in nodes if is_conv(node.module))
     found["norms"].update(id(node) for node in nodes if is_norm(node.module, node.key))
     found["blocks"].update(id(node) for node in blocks)
     return {role: tuple(n.name for n in nodes if id(n) in found[role]) for role in ROLES}
+
+
+def _multiplies(module: nn.Module) -> bool:
+    return is_linear(module) or isinstance(module, nn.RNNBase)
 
 
 def _is_dense(node: Node) -> bool:
@@ -120,8 +120,12 @@ def _attention(scope: Node, inside: Iterable[Node], found: dict[str, set[int]]) 
     dense = []
     for node in inside:
         if isinstance(node.module, nn.MultiheadAttention):
+            last = {id(below) for below in node.children if below.key == "out_proj"}
             found["qkv"].add(id(node))
-            found["attention"].add(id(node))
+            found["attention-out"] |= last
+            found["attention"] |= {id(node), *last}
+        elif node.parent is not None and isinstance(node.parent.module, nn.MultiheadAttention):
+            continue
         elif _is_dense(node) and node is not scope:
             dense.append(node)
             unit = _unit(node)

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 __all__ = [
     "Node",
@@ -60,7 +59,7 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 def _essence(module: nn.Module) -> nn.Module:
     """Return the module itself; for a layer of `peft`, the layer that it replaced."""
-    while type(module).__module__.startswith("peft.tuners."):
+    while type(module).__module__.startswith(_ADAPTER_CODE):
         base = module._modules.get("base_layer")
         if base is None:
             break
@@ -79,14 +78,10 @@ def is_container(module: nn.Module) -> bool:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer: `nn.Linear` or the `Conv1D` of transformers.
-
-    The `out_proj` of `nn.MultiheadAttention` does not count: the attention reads its weight, and
-    its forward never runs.
-    """
+    """Whether a module is a linear layer: `nn.Linear` or the `Conv1D` of transformers."""
     module = _essence(module)
     if isinstance(module, nn.Linear):
-        return not isinstance(module, NonDynamicallyQuantizableLinear)
+        return True
     kind = type(module)
     return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
 
@@ -123,17 +118,19 @@ def is_norm(module: nn.Module, name: str = "") -> bool:
 def is_adaptable(module: nn.Module, name: str = "") -> bool:
     """Whether an adapter can be put on a module: it has a weight of its own and applies it.
 
-    Linear layers, convolutions, embeddings, norms, `nn.MultiheadAttention` as a whole, and any
-    other leaf with a parameter called `weight`.
+    Linear layers, convolutions, embeddings, norms, `nn.MultiheadAttention`, recurrent layers, and
+    any other leaf with a parameter called `weight`.
 
     Args:
         module: The module.
         name: Its name in its parent.
     """
     what = _essence(module)
-    if isinstance(what, NonDynamicallyQuantizableLinear):
-        return False
-    if isinstance(what, nn.MultiheadAttention) or is_linear(what) or is_norm(what, name):
+    if (
+        isinstance(what, nn.MultiheadAttention | nn.RNNBase)
+        or is_linear(what)
+        or is_norm(what, name)
+    ):
         return True
     if isinstance(what, (_ConvNd, nn.Embedding, nn.EmbeddingBag)):
         return True

@@ -19,6 +19,7 @@ from lightning_peft.randomness import seeded
 
 __all__ = ["apply", "augment_batch", "draw"]
 
+_ATTEMPTS = 10
 _LUMA = (0.2989, 0.587, 0.114)
 
 
@@ -61,15 +62,19 @@ def draw(n: int, augment: Augment, generator: torch.Generator) -> dict[str, Tens
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return torch.empty(n, *shape).uniform_(low, high, generator=generator)
 
-    def box(area: Tensor, ratio: float) -> Tensor:
-        aspect = torch.exp(uniform(-math.log(ratio), math.log(ratio)) / 2)
-        side = area.sqrt()
-        sides = torch.stack([side * aspect, side / aspect], 1).clamp(max=1)
+    def box(smallest: float, largest: float, ratio: float) -> Tensor:
+        # as torchvision: a box that does not fit is drawn again, and at last the whole image taken
+        area = uniform(smallest, largest, _ATTEMPTS)
+        aspect = torch.exp(uniform(-math.log(ratio), math.log(ratio), _ATTEMPTS) / 2)
+        sides = torch.stack([area.sqrt() * aspect, area.sqrt() / aspect], -1)
+        fits = (sides <= 1).all(-1)
+        first = fits.int().argmax(1)  # 0 where none fits
+        sides = torch.where(fits.any(1)[:, None], sides[torch.arange(n), first], 1.0)
         return torch.cat([(1 - sides) * uniform(0, 1, 2), sides], 1)
 
     values: dict[str, Tensor] = {}
     if augment.crop < 1:
-        values["crop"] = box(uniform(augment.crop, 1), 4 / 3)
+        values["crop"] = box(augment.crop, 1, 4 / 3)
     if augment.flip:
         values["flip"] = uniform(0, 1) < 0.5
     if augment.rotation:
@@ -87,7 +92,7 @@ def draw(n: int, augment: Augment, generator: torch.Generator) -> dict[str, Tens
     if augment.hue:
         values["hue"] = uniform(-augment.hue, augment.hue)
     if augment.erase:
-        boxes = box(uniform(0.02, 0.2), 3.3)
+        boxes = box(0.02, 0.2, 3.3)
         values["erase"] = boxes * (uniform(0, 1, 1) < augment.erase)  # an empty box erases nothing
     return values
 

@@ -170,13 +170,19 @@ def fit_temperature(logits: Tensor, labels: Tensor, task: Task = "multiclass") -
         The divisor of logits.
 
     Raises:
-        DataError: If there is no image, or the task has no classes.
+        DataError: If there is no image, a logit is not finite, or the task has no classes.
     """
     if task == "regression":
         raise DataError("Expected a task with classes to calibrate, got regression.")
     if len(logits) == 0:
         raise DataError("Expected validation images to fit a temperature on, got none.")
     scores = logits.detach().double().cpu()
+    if broken := int((~scores.isfinite()).flatten(1).any(1).sum()):
+        raise DataError(
+            f"Expected finite logits to fit a temperature on, got NaN or infinity for {broken} of "
+            f"{len(scores)} validation images: the training diverged, or these images overflow. "
+            "Calibrate weights from before that, or leave calibration out."
+        )
     truth = labels.detach().cpu()
     low, high = (torch.tensor(end, dtype=torch.float64).log() for end in (1 / HIGH, 1 / LOW))
     if _slope(scores, truth, task, low) >= 0:  # sharper is always worse: as flat as allowed

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+
+from lightning_peft.evaluation.distinct_bytes import distinct_bytes
+from lightning_peft.evaluation.flop_formulas import formula_of
 
 __all__ = [
     "FlopCounter",
@@ -106,27 +108,23 @@ def gradient_bytes(parameters: Iterable[Tensor]) -> int:
 
 
 def tensor_bytes(state: Any) -> int:
-    """Return the bytes of the tensors in a nested state dict; shared storage counts once.
+    """Return the bytes of the tensors in a nested state dict; shared bytes count once.
 
     Args:
         state: Mappings and sequences of tensors, and anything else.
     """
-    sizes: dict[Any, int] = {}
-    _collect(state, sizes)
-    return sum(sizes.values())
+    return distinct_bytes(_tensors(state))
 
 
-def _collect(state: Any, sizes: dict[Any, int]) -> None:
+def _tensors(state: Any) -> Iterator[Tensor]:
     if isinstance(state, Tensor):
-        on_meta = state.device.type == "meta" or type(state) not in (Tensor, nn.Parameter)
-        place = id(state) if on_meta else (state.untyped_storage().data_ptr(), state.data_ptr())
-        sizes[place] = max(sizes.get(place, 0), state.numel() * state.element_size())
+        yield state
     elif isinstance(state, Mapping):
         for value in state.values():
-            _collect(value, sizes)
+            yield from _tensors(value)
     elif isinstance(state, list | tuple | set | frozenset):
         for value in state:
-            _collect(value, sizes)
+            yield from _tensors(value)
 
 
 def optimizer_state_bytes(optimizer: Optimizer) -> int:
@@ -203,13 +201,14 @@ def _one_state(
 
 
 class FlopCounter(TorchDispatchMode):
-    """Count the floating-point operations inside the context, by torch's own formulas.
+    """Count the floating-point operations inside the context.
 
     As in ``torch.utils.flop_counter.FlopCounterMode``: matrix products, convolutions and attention
-    count, elementwise work does not, one multiply-add is two. Unlike that mode, it puts no hooks
-    on modules and runs operations without a formula normally (that mode skips custom Triton
-    kernels, which changes results), so that a real training step, forward and backward, can be
-    counted without changing its result.
+    count, elementwise work does not, one multiply-add is two. Unlike that mode, it counts grouped
+    convolutions by their groups, and recurrent layers (``flop_formulas`` names the rest). It puts
+    no hooks on modules and runs operations without a formula normally (that mode skips custom
+    Triton kernels, which changes results), so that a real training step, forward and backward, can
+    be counted without changing its result.
 
     Attributes:
         flops: The count so far.
@@ -227,7 +226,7 @@ class FlopCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         if isinstance(func, torch._ops.HigherOrderOperator):
             return func(*args, **kwargs)
-        formula = flop_registry.get(func._overloadpacket)
+        formula = formula_of(func._overloadpacket)
         if formula is None and func is not torch.ops.prim.device.default:
             with self:  # under inference_mode, matmul and linear arrive here undecomposed
                 result = func.decompose(*args, **kwargs)

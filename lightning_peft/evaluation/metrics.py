@@ -1,46 +1,39 @@
-"""The metrics of each task, from torchmetrics except for the calibration error."""
+"""The metrics of each task, from torchmetrics where it defines them as they are documented."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
-import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     BinaryAccuracy,
-    BinaryAUROC,
-    BinaryAveragePrecision,
-    BinaryF1Score,
-    BinaryStatScores,
     MulticlassAccuracy,
-    MulticlassAUROC,
     MulticlassF1Score,
-    MultilabelAveragePrecision,
     MultilabelExactMatch,
-    MultilabelF1Score,
 )
-from torchmetrics.regression import (
-    MeanAbsoluteError,
-    MeanSquaredError,
-    PearsonCorrCoef,
-    R2Score,
-    SpearmanCorrCoef,
-)
-from torchmetrics.utilities import dim_zero_cat
+from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 
 from lightning_peft.errors import DataError
-from lightning_peft.evaluation.calibration import (
-    MOST_LABELS,
-    calibration_error,
-    confidences,
-    label_errors,
+from lightning_peft.evaluation.calibration import MOST_LABELS
+from lightning_peft.evaluation.metric_classes import (
+    R2,
+    BalancedAccuracy,
+    BinaryBalancedAccuracy,
+    CalibrationError,
+    Pearson,
+    SeenAUROC,
+    SeenBinaryAP,
+    SeenBinaryAUROC,
+    SeenBinaryF1,
+    SeenMAP,
+    SeenMultilabelF1,
+    VaryingSpearman,
 )
 from lightning_peft.evaluation.metric_names import TASKS, Task
 from lightning_peft.evaluation.outputs import check_task
 
-__all__ = ["Gathered", "metric_set", "values_of"]
+__all__ = ["metric_set", "values_of"]
 
 Parts = dict[str, Metric | MetricCollection]
 
@@ -107,132 +100,10 @@ def values_of(metrics: MetricCollection) -> dict[str, Tensor]:
     return {name: value.float().mean() for name, value in found.items()}
 
 
-class Gathered(Metric):
-    """Collects the outputs and targets of all images, over all batches and ranks."""
-
-    is_differentiable = False
-    higher_is_better: bool | None = None
-    full_state_update = False
-    outputs: list[Tensor]
-    targets: list[Tensor]
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("outputs", [], dist_reduce_fx="cat")
-        self.add_state("targets", [], dist_reduce_fx="cat")
-
-    def update(self, outputs: Tensor, targets: Tensor) -> None:
-        """Add a batch: ``(B, K)`` and ``(B, ...)``."""
-        self.outputs.append(outputs.detach())
-        self.targets.append(targets.detach())
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Return all outputs and targets, on the CPU."""
-        return tuple(  # type: ignore[return-value]
-            (found if isinstance(found, Tensor) else torch.cat(found)).cpu()
-            for found in (self.outputs, self.targets)
-        )
-
-
-class BinaryBalancedAccuracy(BinaryStatScores):
-    """The mean of the recalls of both classes; the recall of a class without images is 0."""
-
-    higher_is_better = True
-
-    def compute(self) -> Tensor:
-        """Return the value, in [0, 1]."""
-        hits, false, rejected, missed = self._final_state()
-        recalls = [hits / (hits + missed).clamp(min=1), rejected / (rejected + false).clamp(min=1)]
-        return torch.stack(recalls).mean()
-
-
-class SeenAUROC(MulticlassAUROC):
-    """The one-against-rest AUROC, averaged over the classes that have images; NaN if none has."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__(num_classes, average=None)
-
-    def compute(self) -> Tensor:  # type: ignore[override]
-        """Return the value, in [0, 1]."""
-        labels = dim_zero_cat(self.target)
-        count = torch.bincount(labels, minlength=self.num_classes)
-        seen = (count > 0) & (count < len(labels))
-        return super().compute()[seen].mean()
-
-
-class SeenBinaryAUROC(BinaryAUROC):
-    """The AUROC, which is NaN and not 0 if one of the classes has no images."""
-
-    def compute(self) -> Tensor:  # type: ignore[override]
-        """Return the value, in [0, 1]."""
-        labels = dim_zero_cat(self.target)
-        return super().compute() if 0 < labels.sum() < len(labels) else _nan(labels)
-
-
-class SeenBinaryAP(BinaryAveragePrecision):
-    """The average precision, which is NaN and not 0 if no image is of class 1."""
-
-    def compute(self) -> Tensor:  # type: ignore[override]
-        """Return the value, in [0, 1]."""
-        labels = dim_zero_cat(self.target)
-        return super().compute() if labels.sum() else _nan(labels)
-
-
-class SeenMAP(MultilabelAveragePrecision):
-    """The average precision, averaged over the labels that some image has; NaN without any."""
-
-    def __init__(self, num_labels: int) -> None:
-        super().__init__(num_labels, average=None)
-
-    def compute(self) -> Tensor:  # type: ignore[override]
-        """Return the value, in [0, 1]."""
-        return super().compute()[dim_zero_cat(self.target).sum(0) > 0].mean()
-
-
-class CalibrationError(Gathered):
-    """The expected calibration error over right-closed bins; for labels the mean of theirs.
-
-    This replaces torchmetrics', which puts a confidence of exactly 1 into a bin of its own.
-    """
-
-    higher_is_better = False
-
-    def __init__(self, task: Task) -> None:
-        super().__init__()
-        self.task = task
-
-    def update(self, probabilities: Tensor, labels: Tensor) -> None:
-        """Add a batch of probabilities and true labels."""
-        if self.task == "multiclass":  # one number for each image, however many classes
-            probabilities, labels = confidences(self.task, probabilities, labels)
-        super().update(probabilities, labels)
-
-    def compute(self) -> Tensor:  # type: ignore[override]
-        """Return the value, in [0, 1]."""
-        found, truth = super().compute()
-        if self.task == "multilabel":
-            error = torch.tensor(label_errors(found, truth)).mean()
-        else:
-            error = calibration_error(found, truth).float()
-        return error.to(self.device)
-
-
-class SafeR2(R2Score):
-    """R2, which is NaN instead of an error for a single image."""
-
-    def compute(self) -> Tensor:
-        """Return the mean over the outputs."""
-        return super().compute() if self.total > 1 else _nan(self.total)
-
-
-def _nan(like: Tensor) -> Tensor:
-    return torch.full((), float("nan"), device=like.device)
-
-
 def _multiclass(classes: int, ranking: bool) -> Parts:
     found: Parts = {
         "accuracy": MulticlassAccuracy(classes, average="micro"),
-        "balanced_accuracy": MulticlassAccuracy(classes, average="macro"),
+        "balanced_accuracy": BalancedAccuracy(classes, average="macro"),
         "f1": MulticlassF1Score(classes, average="macro"),
         "ece": CalibrationError("multiclass"),
     }
@@ -243,7 +114,7 @@ def _binary() -> Parts:
     return {
         "accuracy": BinaryAccuracy(),
         "balanced_accuracy": BinaryBalancedAccuracy(),
-        "f1": BinaryF1Score(),
+        "f1": SeenBinaryF1(),
         "auroc": SeenBinaryAUROC(),
         "ap": SeenBinaryAP(),
         "ece": CalibrationError("binary"),
@@ -254,8 +125,8 @@ def _multilabel(labels: int) -> Parts:
     found: Parts = {
         "accuracy": MultilabelExactMatch(labels),
         "map": SeenMAP(labels),
-        "f1": MultilabelF1Score(labels, average="macro"),
-        "f1_micro": MultilabelF1Score(labels, average="micro"),
+        "f1": SeenMultilabelF1(labels, average="macro"),
+        "f1_micro": SeenMultilabelF1(labels, average="micro"),
     }
     return found | ({"ece": CalibrationError("multilabel")} if labels <= MOST_LABELS else {})
 
@@ -263,11 +134,11 @@ def _multilabel(labels: int) -> Parts:
 def _regression(outputs: int) -> Parts:
     with warnings.catch_warnings():  # the warning that it keeps all numbers, which are few bytes
         warnings.filterwarnings("ignore", message="Metric `Spearman")
-        spearman = SpearmanCorrCoef(num_outputs=outputs)
+        spearman = VaryingSpearman(num_outputs=outputs)
     return {
         "mae": MeanAbsoluteError(num_outputs=outputs),
         "rmse": MeanSquaredError(squared=False, num_outputs=outputs),
-        "r2": SafeR2(),
-        "pearson": PearsonCorrCoef(num_outputs=outputs),
+        "r2": R2(),
+        "pearson": Pearson(),
         "spearman": spearman,
     }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_peft.errors import DataError
 from lightning_peft.evaluation.calibration import label_errors
@@ -132,6 +133,43 @@ class NumberScores:
     support: int
 
 
+def explained(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return R2, the fraction of the variance that is explained, in float64.
+
+    Args:
+        outputs: Predictions, shape ``(N, K)``.
+        targets: Truth, shape ``(N, K)``.
+
+    Returns:
+        Shape ``(K,)``; NaN for a number that does not vary.
+    """
+    truth = targets.double()
+    unexplained = (outputs.double() - truth).square().mean(0) / truth.var(0, correction=0)
+    return torch.where(_vary(truth), 1 - unexplained, float("nan"))
+
+
+def correlation(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return Pearson's correlation, in float64.
+
+    Args:
+        outputs: Predictions, shape ``(N, K)``.
+        targets: Truth, shape ``(N, K)``.
+
+    Returns:
+        Shape ``(K,)``; NaN where predictions or truth do not vary.
+    """
+    x, y = outputs.double(), targets.double()
+    across, up = x - x.mean(0), y - y.mean(0)
+    across, up = across / across.abs().amax(0), up / up.abs().amax(0)
+    found = F.cosine_similarity(across, up, dim=0, eps=0)
+    return torch.where(_vary(x) & _vary(y), found, float("nan"))
+
+
+def _vary(numbers: Tensor) -> Tensor:
+    """Whether each column varies: the variance of equal numbers may be rounding instead of 0."""
+    return (numbers != numbers[0]).any(0)
+
+
 def per_number_table(
     outputs: Tensor, targets: Tensor, names: Sequence[str] | None = None
 ) -> tuple[NumberScores, ...]:
@@ -147,11 +185,8 @@ def per_number_table(
     """
     shown = [str(k) for k in range(targets.shape[1])] if names is None else names
     error = outputs.double() - targets.double()
-    squared, variance = error.square().mean(0), targets.double().var(0, correction=0)
-    explained = torch.where(variance > 0, 1 - squared / variance, float("nan"))
-    columns = [
-        found.tolist() for found in (error.abs().mean(0), squared.sqrt(), explained, error.mean(0))
-    ]
+    rmse, r2 = error.square().mean(0).sqrt(), explained(outputs, targets)
+    columns = [found.tolist() for found in (error.abs().mean(0), rmse, r2, error.mean(0))]
     return tuple(
         NumberScores(name, mae, rmse, r2, bias, len(targets))
         for name, mae, rmse, r2, bias in zip(shown, *columns, strict=True)

@@ -1,7 +1,8 @@
 """The metrics of each task for many resamples at once, for the bootstrap.
 
 Every function maps weights ``(R, N)`` (how often each of R resamples holds each image) to ``(R,)``.
-With weights of 1 it equals the metric of torchmetrics.
+With weights of 1 it equals the metric of ``metrics.py``. A class or label that a resample says
+nothing about (0 of 0) is NaN, and the mean is that of the others.
 
 Why not the libraries: of 10,000 images and 2,000 resamples, the metrics below take 0.5 s of a CPU
 core (10 classes) and 1.4 s (binary). The metrics of torchmetrics on images drawn by index take 14
@@ -56,11 +57,10 @@ def _multiclass(
     right = (called == labels).double()
     hits = _grouped(weights * right, labels, classes)
     support, named = _grouped(weights, labels, classes), _grouped(weights, called, classes)
-    seen = (support + named) > 0  # as torchmetrics: skip a class without images and predictions
     return {
         "accuracy": _mean(weights, right),
-        "balanced_accuracy": _macro(_ratio(hits, support), seen),
-        "f1": _macro(_ratio(2 * hits, support + named), seen),
+        "balanced_accuracy": (hits / support).nanmean(-1),
+        "f1": (2 * hits / (support + named)).nanmean(-1),
         "ece": calibration_error(confidence, right, weights),
     }
 
@@ -73,8 +73,8 @@ def _binary(weights: Tensor, probability: Tensor, labels: Tensor) -> dict[str, T
     groups = _ranked(probability)
     return {
         "accuracy": _mean(weights, (called == truth).double()),
-        "balanced_accuracy": (_ratio(hits, positives) + _ratio(rejected, negatives)) / 2,
-        "f1": _ratio(2 * hits, positives + weights @ called),
+        "balanced_accuracy": torch.stack([hits / positives, rejected / negatives]).nanmean(0),
+        "f1": 2 * hits / (positives + weights @ called),
         "auroc": _auroc(weights, truth, *groups),
         "ap": _average_precision(weights, truth, *groups),
         "ece": calibration_error(probability, truth, weights),
@@ -95,8 +95,8 @@ def _multilabel(weights: Tensor, probabilities: Tensor, labels: Tensor) -> dict[
     )
     found = {
         "accuracy": _mean(weights, (called == truth).all(-1).double()),
-        "f1": _ratio(2 * hits, support + named).mean(-1),
-        "f1_micro": _ratio(2 * hits.sum(-1), (support + named).sum(-1)),
+        "f1": (2 * hits / (support + named)).nanmean(-1),
+        "f1_micro": 2 * hits.sum(-1) / (support + named).sum(-1),
         "map": precision.nanmean(-1),
     }
     if count <= MOST_LABELS:
@@ -112,8 +112,7 @@ def _regression(weights: Tensor, outputs: Tensor, truth: Tensor) -> dict[str, Te
     x, y = outputs - outputs.mean(0), truth - truth.mean(0)
     total = weights.sum(-1, keepdim=True)
     mean_x, mean_y = weights @ x / total, weights @ y / total
-    var_x = (weights @ x.square() / total - mean_x.square()).clamp(min=0)
-    var_y = (weights @ y.square() / total - mean_y.square()).clamp(min=0)
+    var_x, var_y = _variance(weights, x, mean_x), _variance(weights, y, mean_y)
     covariance = weights @ (x * y) / total - mean_x * mean_y
     squared = weights @ error.square() / total
     return {
@@ -124,16 +123,15 @@ def _regression(weights: Tensor, outputs: Tensor, truth: Tensor) -> dict[str, Te
     }
 
 
+def _variance(weights: Tensor, values: Tensor, mean: Tensor) -> Tensor:
+    """Return the variance of resamples; NaN where it is nothing but rounding."""
+    square = weights @ values.square() / weights.sum(-1, keepdim=True)
+    variance = square - mean.square()
+    return torch.where(variance > 1e-12 * square, variance, float("nan"))
+
+
 def _mean(weights: Tensor, values: Tensor) -> Tensor:
     return weights @ values / weights.sum(-1)
-
-
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    return torch.where(whole > 0, part / whole.clamp(min=1), 0.0)
-
-
-def _macro(scores: Tensor, seen: Tensor) -> Tensor:
-    return (scores * seen).sum(-1) / seen.sum(-1)
 
 
 def _grouped(weights: Tensor, index: Tensor, groups: int) -> Tensor:
@@ -158,5 +156,5 @@ def _auroc(weights: Tensor, truth: Tensor, ranks: Tensor, groups: int) -> Tensor
 def _average_precision(weights: Tensor, truth: Tensor, ranks: Tensor, groups: int) -> Tensor:
     positive = _grouped(weights * truth, ranks, groups)
     found = positive.cumsum(-1)
-    precision = _ratio(found, _grouped(weights, ranks, groups).cumsum(-1))
+    precision = found / _grouped(weights, ranks, groups).cumsum(-1).clamp(min=1)
     return (positive * precision).sum(-1) / found[:, -1]

@@ -83,9 +83,13 @@ def _type_problems(about: Mapping[str, Any]) -> Iterable[str]:
         yield f"expected 'head' to be a list of names, got {type(head).__name__}"
     if not _are_strings(about.get("also_train", ())):
         yield f"expected 'also_train' to be a list of names, got {about['also_train']!r:.80}"
+    if not _are_strings(about.get("fixed", ())):
+        yield f"expected 'fixed' to be a list of names, got {about['fixed']!r:.80}"
     for key in ("batchnorm", "backbone_dropout"):
         if not isinstance(about.get(key, ""), str):
             yield f"expected '{key}' to be a string, got {about[key]!r:.80}"
+    if about.get("start", "factors") != "factors":
+        yield f"expected 'start' to be 'factors', got {about['start']!r:.80}"
     if not all(map(math.isfinite, _floats(about.get("method")))):
         yield "expected settings that are finite numbers, got one that is not"
     fingerprint = about.get("fingerprint")

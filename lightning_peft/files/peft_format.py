@@ -17,9 +17,19 @@ from torch import Tensor, nn
 
 from lightning_peft.anatomy.names import shared_names
 from lightning_peft.errors import AdapterFileError, MethodError
+from lightning_peft.files.start_format import (
+    converted_config,
+    converted_state,
+    factor_names,
+    is_convertible,
+    split_state,
+)
 from lightning_peft.methods.base import Method
 from lightning_peft.methods.from_peft.inject import ADAPTER_NAME, shared_entries
+from lightning_peft.methods.from_peft.layer import FURTHER_NAMES
 from lightning_peft.methods.from_peft.method import PeftMethod
+from lightning_peft.methods.from_peft.parameters import is_replaced
+from lightning_peft.methods.from_peft.start import starts_of
 from lightning_peft.methods.from_peft.tuners import config_class, refusal
 from lightning_peft.methods.hf import HF
 
@@ -43,16 +53,25 @@ def peft_form(
     Returns:
         The content of ``adapter_config.json`` and the trained tensors under the names that ``peft``
         uses (a shared tensor once), or ``None`` if ``peft``'s format cannot express what is trained
-        (a method of our own, several methods, single parameters of the backbone).
+        (a method of our own, several methods, single parameters of the backbone, names that
+        ``peft`` takes for those of an older transformers).
     """
-    if not isinstance(method, PeftMethod):
+    if not isinstance(method, PeftMethod) or _with_further_names(model):
+        return None
+    standing: Any = model
+    if is_replaced(standing.peft_config[ADAPTER_NAME], model):
         return None
     own = model.state_dict()
     saved = (*head, *_saved_modules(method))
     names = _names_by_peft(model, saved, own, wanted)
-    if not set(wanted) <= set(names.values()):
+    if not set(wanted) - factor_names(model) <= set(names.values()):
         return None
-    return _written_config(model, saved), _written_state(model, own, names)
+    config, state = _written_config(model, saved), _written_state(model, own, names)
+    if not starts_of(model):
+        return config, state
+    if not is_convertible(model):
+        return None
+    return converted_config(config), converted_state(model, state, names)
 
 
 def _written_config(model: Any, saved: Sequence[str]) -> dict[str, Any]:
@@ -91,6 +110,7 @@ def from_peft_keys(
     method: Method,
     head: Sequence[str],
     wanted: Collection[str],
+    factors: bool = False,
 ) -> dict[str, Tensor]:
     """Return the tensors of a ``peft`` file under the names of the adapted model.
 
@@ -102,10 +122,18 @@ def from_peft_keys(
         method: How it was adapted.
         head: Names of the head's modules.
         wanted: The entries of its state dict that a file must hold.
+        factors: Whether it holds what an initialisation took out of the weights.
 
     Raises:
         AdapterFileError: If two different entries have the same name in the model.
     """
+    twofold = _with_further_names(model)
+    if twofold:
+        raise AdapterFileError(
+            "expected modules with one name each for an adapter that peft wrote, got "
+            f"{', '.join(twofold[:8])} with further names: peft adapts a module under its first "
+            "name only, which is another function. Give each name a module of its own."
+        )
     names = _names_by_peft(model, (*head, *_saved_modules(method)), model.state_dict(), wanted)
     known = _derived(model)
     state: dict[str, Tensor] = {}
@@ -118,6 +146,7 @@ def from_peft_keys(
         if name in state and not torch.equal(state[name], tensor):  # RandLora writes both
             twice.append(name)
         state[name] = tensor
+    state = split_state(model, state, factors)
     if twice:
         raise AdapterFileError(f"expected each entry once, got {', '.join(twice[:8])} again.")
     return state
@@ -156,6 +185,8 @@ def described_by_peft(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
             f"{', '.join(sorted(beyond)[:8])} (written by peft "
             f"{config.get('peft_version', 'of an unknown version')!s:.40}). Update peft to read it."
         )
+    # read by an initialisation, which is over; a converted file still has them
+    config = {**config, "corda_config": None, "lora_ga_config": None, "eva_config": None}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they are about training, which is over
@@ -169,6 +200,11 @@ def described_by_peft(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(saved, list | tuple):
         raise AdapterFileError(f"{path}: expected 'modules_to_save' to be a list, got {saved!r}.")
     return {"method": method, "head": list(saved) or None}
+
+
+def _with_further_names(model: nn.Module) -> list[str]:
+    """Return the adapted layers that the model has under several names, which ``peft`` has not."""
+    return [name for name, module in model.named_modules() if FURTHER_NAMES in module.__dict__]
 
 
 def _derived(model: nn.Module) -> dict[str, Tensor]:

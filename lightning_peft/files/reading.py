@@ -59,7 +59,8 @@ class StoredAdapter:
         if "peft_type" not in self.config:
             return dict(self.tensors)
         try:
-            return from_peft_keys(self.tensors, model, method, head, wanted)
+            factors = self.about.get("start") == "factors"
+            return from_peft_keys(self.tensors, model, method, head, wanted, factors)
         except PEFTError:
             raise
         except Exception as error:  # peft, for names and shapes that are not its own

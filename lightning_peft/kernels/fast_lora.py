@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_peft.errors import MethodError
 from lightning_peft.kernels.fast_layers import MEMORY, REBUILDS, fast_classes, memory_of
+from lightning_peft.kernels.instances import class_of_peft, with_class_of_peft
 from lightning_peft.kernels.rebuild import Memory
 
 __all__ = ["Acceleration", "accelerate", "acceleration_of", "holds_lora", "memory_problem"]
@@ -87,7 +88,8 @@ def accelerate(model: nn.Module, memory: Memory = "default") -> Acceleration:
             continue
         reason = _reason(layer)
         if reason is None:
-            layer.__class__ = fast_classes().get(type(layer), type(layer))
+            kind = class_of_peft(layer)
+            with_class_of_peft(layer, fast_classes().get(kind, kind))
             fast[name] = layer
         else:
             plain[name] = reason
@@ -144,7 +146,10 @@ def _reason(layer: Any) -> str | None:
     """Return why a layer keeps ``peft``'s forward, or ``None`` if it can be fast."""
     base = layer.get_base_layer()
     fast = fast_classes()
-    if type(layer) not in fast and type(layer) not in fast.values():
+    kind = class_of_peft(layer)
+    if hasattr(layer, "in_weight"):
+        return "its update is in the weight that the forward reads"
+    if kind not in fast and kind not in fast.values():
         return f"{type(layer).__name__} is another kind of layer"
     bases = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     if type(base) not in bases and type(base).__name__ != "Conv1D":  # GPT-2's linear layer

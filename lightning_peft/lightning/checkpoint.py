@@ -6,15 +6,17 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_peft.adaptation.checks import key_problems, value_problems
 from lightning_peft.adaptation.handle import Adaptation, find_adaptations
 from lightning_peft.anatomy.fingerprint import differences
-from lightning_peft.anatomy.names import shared_names
 from lightning_peft.errors import AdapterFileError, BackboneMismatchError, CheckpointError
 from lightning_peft.files.description import FORMAT_VERSION, check_description, check_format
 from lightning_peft.files.writing import versions
+from lightning_peft.lightning.further_names import further_names, join
+from lightning_peft.methods.from_peft.start import kept_weights
 
 __all__ = [
     "CHECKPOINT_KEY",
@@ -52,7 +54,8 @@ def slim_checkpoint(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
     for path, adaptation in adaptations.items():
         adaptation.state.ask("saving a checkpoint")
         keep = adaptation.state_names()
-        drop |= {_join(path, name) for name in adaptation.model.state_dict() if name not in keep}
+        drop |= {join(path, name) for name in adaptation.model.state_dict() if name not in keep}
+    drop |= set(further_names(pl_module))
     for holder, section in _sections(checkpoint):
         holder[section] = {name: t for name, t in holder[section].items() if name not in drop}
     checkpoint[CHECKPOINT_KEY] = {
@@ -98,7 +101,8 @@ def complete_checkpoint(
             by_plain.get(_plain(name), name): tensor for name, tensor in holder[section].items()
         }
         if recorded is None:
-            state = _renamed(state, adaptations)
+            state = _renamed(state, adaptations, further_names(pl_module))
+            state = _with_rewritten(state, own, adaptations)
         holder[section] = _filled(state, own, pl_module, fresh=recorded is None)
 
 
@@ -214,15 +218,42 @@ def check_recorded(
 
 
 def _renamed(
-    state: Mapping[str, Tensor], adaptations: Mapping[str, Adaptation]
+    state: Mapping[str, Tensor],
+    adaptations: Mapping[str, Adaptation],
+    further: Mapping[str, str],
 ) -> dict[str, Tensor]:
     """Return the entries of a checkpoint from before the adaptation, by their present names."""
     names = {
-        _join(path, before): _join(path, now)
+        join(path, before): join(path, now)
         for path, adaptation in adaptations.items()
         for before, now in adaptation.base_names.items()
     }
+    names = {name.replace(".base_layer.", "."): name for name in further} | names
     return {names.get(name, name): tensor for name, tensor in state.items()}
+
+
+def _with_rewritten(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], adaptations: Mapping[str, Adaptation]
+) -> dict[str, Tensor]:
+    """Replace original weights by those that the adapter's initialisation made of them.
+
+    Raises:
+        CheckpointError: If they are not the weights that it was computed from.
+    """
+    kept = {
+        join(path, name): weight
+        for path, adaptation in adaptations.items()
+        for name, weight in kept_weights(adaptation.model).items()
+    }
+    found = [name for name in kept if name in state]
+    other = [name for name in found if not torch.equal(state[name].to(kept[name]), kept[name])]
+    if other:
+        raise CheckpointError(
+            "the checkpoint is from before the adaptation and holds other weights than those that "
+            f"the adapter's initial values were computed from, in {', '.join(other[:8])}: expected "
+            "the same. Load it into the module before adapting it."
+        )
+    return {**state, **{name: own[name] for name in found}}
 
 
 def needed_keys(
@@ -244,8 +275,8 @@ def needed_keys(
         for name in adaptation.model.state_dict():
             new = name in adapter or name not in backbone
             if new if fresh else not (name in trained or name in adapter):
-                optional.add(_join(path, name))
-    return set(own) - optional
+                optional.add(join(path, name))
+    return set(own) - optional - set(further_names(pl_module))
 
 
 def refuse_unfit(problems: Sequence[str]) -> None:
@@ -268,19 +299,11 @@ def _filled(
     """Check the keys, and add entries that may be absent: frozen ones, or a new adapter's."""
     problems = key_problems(state, own, needed_keys(pl_module, own, fresh=fresh))
     refuse_unfit([*problems, *value_problems(state, own)])
-    shared = {
-        _join(path, name): _join(path, first)
-        for path, adaptation in find_adaptations(pl_module).items()
-        for name, first in shared_names(adaptation.model).items()
-    }
+    shared = further_names(pl_module)
     filled = {name: state.get(name, tensor) for name, tensor in own.items()}
     # a shared tensor is saved under one name: the others must not restore its old value
     filled.update({name: filled[first] for name, first in shared.items() if name not in state})
     return filled
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
 
 
 def _plain(name: str) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 
 from lightning_peft.adaptation.handle import find_adaptations
 from lightning_peft.adaptation.precision import in_half_precision
+from lightning_peft.anatomy.names import parameter_at
 from lightning_peft.errors import MethodError
 from lightning_peft.lightning.class_names import is_a
 from lightning_peft.lightning.namespace import pl, pl_import
@@ -78,7 +79,7 @@ def check_half_precision(trainer: pl.Trainer, pl_module: nn.Module) -> None:
         for path, adaptation in adaptations.items()
         if adaptation.adapter_dtype is None
         for name in adaptation.trained_names()
-        if in_half_precision(adaptation.model.get_parameter(name).dtype)
+        if in_half_precision(parameter_at(adaptation.model, name).dtype)
     ]
     if half:
         pl_import("utilities.rank_zero").rank_zero_warn(

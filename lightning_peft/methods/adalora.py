@@ -94,6 +94,11 @@ class AdaLoRA(PeftMethod):
         if not self.orthogonality >= 0:
             yield f"expected orthogonality to be 0 or positive, got {self.orthogonality!r}"
 
+    @property
+    def tuner_name(self) -> str:
+        """See :attr:`PeftMethod.tuner_name`."""
+        return "ADALORA"
+
     def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
         """See :meth:`PeftMethod.select`."""
         names = resolve(

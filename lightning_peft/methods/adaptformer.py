@@ -37,6 +37,7 @@ class ParallelToMLP(BesideAdapter):
     def __init__(self, features: int, width: int, **options: Any) -> None:
         super().__init__()
         self.bottleneck = Bottleneck(features, width, **options)
+        nn.init.kaiming_normal_(self.bottleneck.down.weight)
 
     def change(self, x: Tensor) -> Tensor:
         """See :meth:`BesideAdapter.change`."""
@@ -51,8 +52,9 @@ class AdaptFormer(ChildMethod):
 
     Chen et al., "AdaptFormer: Adapting Vision Transformers for Scalable Visual Recognition", 2022
     (https://arxiv.org/abs/2205.13535). The bottleneck reads the output of the attention, before the
-    norm, and its result is added outside drop-path and layer-scale. ``up`` starts at zero,
-    so step 0 is the identity. Not mergeable.
+    norm, and its result is added outside drop-path and layer-scale. ``down`` starts with Kaiming's
+    normal distribution, as in the paper (the authors' code draws it uniformly, with a sixth of that
+    variance), ``up`` at zero, so step 0 is the identity. Not mergeable.
 
     Attributes:
         bottleneck: Width of the bottleneck.

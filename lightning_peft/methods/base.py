@@ -43,15 +43,34 @@ class Site:
         module: The module's name.
         kind: The kind of change, in a word or two.
         parts: Names of further modules that the adapter uses.
+        in_weight: Whether the change is in the weight that a forward reads, since the module is
+            not called, or computes more than the product with its weight.
+        parameter: The name of the parameter of the module that is adapted, where the change is one
+            of a single parameter (fused experts); empty for the module itself.
     """
 
     module: str
     kind: str
     parts: tuple[str, ...] = ()
+    in_weight: bool = False
+    parameter: str = ""
+
+    @property
+    def label(self) -> str:
+        """The last part of the module's name, and the parameter's if it is one that is adapted."""
+        name = self.module.rpartition(".")[2]
+        return f"{name}.{self.parameter}" if self.parameter else name
 
 
 class Adapter(Protocol):
     """The interface of the adapter at one site."""
+
+    @property
+    def owner(self) -> nn.Module:
+        """The module in whose call the adapter acts."""
+
+    def written(self) -> Iterable[nn.Parameter]:
+        """Return the parameters of the backbone that a merge would change; nothing is changed."""
 
     @property
     def enabled(self) -> bool:

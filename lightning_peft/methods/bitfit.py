@@ -62,5 +62,5 @@ class BitFit(Method):
 
 
 def is_bias(key: str, parameter: nn.Parameter) -> bool:
-    """Whether a module's own parameter is an additive bias (``bias``, ``q_bias``...)."""
-    return parameter.ndim == 1 and (key == "bias" or key.endswith("_bias"))
+    """Whether a module's own parameter is an additive bias (``q_bias``, ``bias_ih_l0``)."""
+    return parameter.ndim == 1 and "bias" in key.split("_")

@@ -7,15 +7,33 @@ checkpoint of the backbone loads before and after, and copies, pickles, ``torch.
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
-from lightning_peft.methods.finite import refuse_not_finite
+from lightning_peft.methods.codes import refuse_codes
+from lightning_peft.methods.finite import lost, refuse_not_finite
+from lightning_peft.methods.in_weight.part import Part, add_part, layer_at, remove_part
+from lightning_peft.methods.in_weight.places import never_called, own_forward
+from lightning_peft.methods.in_weight.probe import (
+    is_known,
+    probe_input,
+    probed,
+    refuse_other_function,
+)
+from lightning_peft.methods.in_weight.reading import (
+    Update,
+    read_with_updates,
+    read_without_updates,
+)
+from lightning_peft.methods.in_weight.values import own_values, parameters_of, restore, write
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy
@@ -25,19 +43,20 @@ __all__ = [
     "ChildAdapter",
     "ChildHandle",
     "ChildMethod",
-    "channels_last",
     "features_of",
     "first",
     "is_transposed",
+    "spatial_dims",
     "with_first",
 ]
 
 
-class ChildAdapter(nn.Module):
+class ChildAdapter(Update):
     """The trainable part at one site.
 
     Subclasses create their parameters in ``__init__`` and override :meth:`connect`, which registers
-    bound methods as hooks. A hook does nothing unless :attr:`active` is true.
+    bound methods as hooks. A hook does nothing unless :attr:`active` is true. At a site in the
+    weight there are no hooks: what the forward reads is :meth:`merged`.
 
     Attributes:
         enabled: Whether it takes part in the forward.
@@ -64,13 +83,14 @@ class ChildAdapter(nn.Module):
         """Register the hooks on the host, ``model.get_submodule(site.module)``, and around it."""
 
     def merged(self, host: nn.Module) -> dict[str, Tensor]:
-        """Compute the host's own parameters with the adapter folded in.
+        """Compute the host's own weights with the adapter folded in.
 
         Args:
-            host: The adapted module; not changed.
+            host: The adapted module; not changed. Its weights are
+                :func:`~lightning_peft.methods.in_weight.values.own_value`.
 
         Returns:
-            New values by the parameters' names in the host, in float32 or finer.
+            New values by name, in float32 or finer.
 
         Raises:
             NotImplementedError: If the adapter is not a linear change of them, with the reason.
@@ -122,6 +142,10 @@ class ChildMethod(Method):
     mergeable = False  # unless the adapters are linear
     shares_host: ClassVar[bool] = True
     """Whether another method's adapter may sit on the same module."""
+    linear: ClassVar[bool] = False
+    """Whether its adapters can be in the weight, where a layer is read and not called."""
+    of_weight: ClassVar[bool] = False
+    """Whether they are a sum with the weight, whatever a layer does with it."""
 
     @property
     def key(self) -> str:
@@ -139,7 +163,28 @@ class ChildMethod(Method):
     def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
         """See :meth:`Method.plan`."""
         sites = self.select(anatomy, model)
+        if self.linear:
+            names = [site.module for site in sites]
+            read = dict.fromkeys(never_called(model, names), "read and not called")
+            if self.of_weight:
+                own = {name: own_forward(layer_at(model, name)) for name in names}
+                read |= {name: reason for name, reason in own.items() if reason is not None}
+            problems = [
+                f"{name} ({reason})"
+                for name in read
+                if (reason := self.in_weight_problem(layer_at(model, name))) is not None
+            ]
+            if problems:
+                raise MethodError(
+                    f"{self.name}: expected layers whose weights can hold the update, which are "
+                    f"read and not called here, got {'; '.join(problems[:8])}. Exclude them."
+                )
+            sites = tuple(replace(site, in_weight=site.module in read) for site in sites)
         return Plan(sites=sites, steps=((self, sites),))
+
+    def in_weight_problem(self, layer: nn.Module) -> str | None:
+        """Return why the weights of a layer cannot hold the update, or ``None``."""
+        return None
 
     def inject(self, model: nn.Module, sites: tuple[Site, ...]) -> None:
         """See :meth:`Method.inject`."""
@@ -150,6 +195,10 @@ class ChildMethod(Method):
     ) -> None:
         """Add each adapter to its host, on the host's device, and connect it."""
         for site, adapter in zip(sites, adapters, strict=True):
+            if site.in_weight and add_part(model, site.module):
+                part = model.get_submodule(site.module)
+                assert isinstance(part, Part)
+                read_with_updates(part.holder, filter(None, part.names.values()))
             host = model.get_submodule(site.module)
             like = next(_floats(host), None)
             if like is None:
@@ -158,7 +207,11 @@ class ChildMethod(Method):
             dtype = torch.float32 if like.dtype in (torch.float16, torch.bfloat16) else like.dtype
             host.add_module(self.key, adapter.to(device=like.device, dtype=dtype))
             adapter.train(host.training)
-            adapter.connect(model, site)
+            if site.in_weight:
+                adapter.in_weight = True
+                read_with_updates(host, adapter.merged(host))
+            else:
+                adapter.connect(model, site)
 
     def adapters(self, model: nn.Module, sites: tuple[Site, ...]) -> list[Adapter]:
         """See :meth:`Method.adapters`."""
@@ -196,38 +249,55 @@ class ChildHandle:
         """See :class:`Adapter`."""
         self.child.enabled = enabled
 
+    @property
+    def owner(self) -> nn.Module:
+        """See :class:`Adapter`."""
+        return self.model.get_submodule(self.host)
+
+    @torch.no_grad()
+    def written(self) -> list[nn.Parameter]:
+        """See :class:`Adapter`."""
+        refuse_codes(self.owner, self.host)
+        host = self.owner
+        return [p for name in self.child.merged(host) for p in parameters_of(host, name)]
+
     @torch.no_grad()
     def merge(self) -> float:
         """See :class:`Adapter`; the host's values are kept, so that unmerging is exact."""
-        host, child = self.model.get_submodule(self.host), self.child
-        values = child.merged(host)
-        codes = [name for name in values if not host.get_parameter(name).is_floating_point()]
-        if codes:
-            dtype = host.get_parameter(codes[0]).dtype
-            raise ValueError(
-                f"expected weights of floating-point numbers, got codes of {dtype} in "
-                f"{self.host}.{codes[0]}, which cannot hold the sum"
-            )
-        rounded = {name: v.to(host.get_parameter(name).dtype) for name, v in values.items()}
+        host, child = self.owner, self.child
+        refuse_codes(host, self.host)
+        own = own_values(host)
+        training = child.training
+        child.eval()  # dropout is not merged
+        try:
+            values = child.merged(host)
+        finally:
+            child.train(training)
+        rounded = {name: v.to(own[name].dtype) for name, v in values.items()}
         refuse_not_finite(rounded, f"the merged weights of {self.host}")
-        worst = 0.0
-        for name, value in values.items():
-            parameter = host.get_parameter(name)
-            self._kept[name] = parameter.data
-            parameter.data = rounded[name]
-            if value.numel():
-                lost = (parameter.data.to(value.dtype) - value).abs().max()
-                worst = max(worst, float(lost / value.abs().max().clamp_min(1e-30)))
-        child.folded = True
-        return worst
+        what = f"{self.host} ({type(host).__name__})"
+        probe = None
+        if values and not (child.in_weight or is_known(host)):
+            probe = probe_input(host, features_of(host)[0], spatial_dims(host))
+        kept: dict[str, Tensor] = {}
+        try:
+            before = None if probe is None else probed(host, probe)
+            for name in values:
+                kept |= write(host, name, rounded[name].contiguous())
+            child.folded = True
+            if probe is not None and before is not None:
+                refuse_other_function(before, probed(host, probe))
+        except Exception as error:
+            child.folded = False
+            restore(host, kept)
+            raise ValueError(f"{what} {error}") from error
+        self._kept = kept
+        return max((lost(values[name], rounded[name]) for name in values), default=0.0)
 
     def unmerge(self) -> None:
         """See :class:`Adapter`."""
-        host = self.model.get_submodule(self.host)
-        for name, value in self._kept.items():
-            parameter = host.get_parameter(name)
-            parameter.data = value.to(parameter)  # it may have been moved or cast since
-        self._kept.clear()
+        restore(self.model.get_submodule(self.host), self._kept)
+        self._kept = {}
         self.child.folded = False
 
     def unload(self) -> None:
@@ -238,7 +308,12 @@ class ChildHandle:
                 for number, hook in list(hooks.items()):
                     if getattr(hook, "__self__", None) is child:
                         del hooks[number]
-        del self.model.get_submodule(self.host)._modules[self.key]
+        host = self.model.get_submodule(self.host)
+        del host._modules[self.key]
+        if child.in_weight and not any(isinstance(m, Update) for m in host.children()):
+            read_without_updates(host)
+            if isinstance(host, Part) and not remove_part(host):
+                read_without_updates(host.holder)
 
 
 def features_of(module: nn.Module) -> tuple[int, int]:
@@ -271,15 +346,25 @@ def is_transposed(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D"
 
 
-def channels_last(host: nn.Module) -> bool:
-    """Whether a layer has its features in the last dimension, as all except 2d layers have."""
-    if isinstance(host, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.modules.batchnorm._BatchNorm):
-        return False
-    return not isinstance(host, nn.GroupNorm) and type(host).__name__ not in _CHANNELS_FIRST
+def spatial_dims(host: nn.Module) -> int | None:
+    """Return how many dimensions of a layer's output come after its features or channels.
+
+    Args:
+        host: A layer.
+
+    Returns:
+        0 for features in the last dimension, as most layers have them, 2 for ``(B, C, H, W)`` and
+        ``(C, H, W)``; ``None`` for a layer whose features are in dimension 1, whatever follows.
+    """
+    if isinstance(host, nn.modules.batchnorm._BatchNorm | nn.GroupNorm):
+        return None
+    kind = next((k.__name__ for k in type(host).__mro__ if _FLAT.search(k.__name__)), "")
+    if kind:  # convolutions, InstanceNorm, the norms of timm and torchvision over (B, C, H, W)
+        return int(_FLAT.findall(kind)[-1])
+    return 2 if getattr(host, "data_format", None) == "channels_first" else 0
 
 
-_CHANNELS_FIRST = ("LayerNorm2d", "RmsNorm2d", "SimpleNorm2d", "LayerNormExp2d")
-"""The classes of timm's norms over the channels of feature maps ``(B, C, H, W)``."""
+_FLAT = re.compile(r"([123])d")
 
 
 def first(value: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -28,6 +29,10 @@ class DoRA(LoRA):
     summary: ClassVar[str] = "LoRA on the direction, a trained magnitude"
     accelerated: ClassVar[bool] = False
     reference: ClassVar[str] = "https://arxiv.org/abs/2402.09353"
+
+    def peft_options(self) -> Mapping[str, Any]:
+        """See :meth:`PeftMethod.peft_options`."""
+        return {**super().peft_options(), **self._extra()}
 
     def _extra(self) -> dict[str, Any]:
         return {"use_dora": True}

@@ -20,6 +20,9 @@ from lightning_peft.methods.child import (
     features_of,
     is_transposed,
 )
+from lightning_peft.methods.finite import exact
+from lightning_peft.methods.in_weight.part import layer_at, with_parts
+from lightning_peft.methods.in_weight.values import needed_value
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.settings import size_problems
 
@@ -113,20 +116,21 @@ class SharedUpdate(ChildAdapter):
 
     def merged(self, host: nn.Module) -> dict[str, Tensor]:
         """See :meth:`ChildAdapter.merged`: exact."""
-        u, v = self.factors.u.weight.float(), self.factors.v.weight.float()
-        blocks = self.scale * torch.einsum("ds,jsr,re->jde", v, self.matrices().float(), u)
+        u, v = exact(self.factors.u.weight), exact(self.factors.v.weight)
+        kept = self.dropout(torch.ones_like(u[:, :1]))
+        blocks = self.scale * torch.einsum("ds,jsr,re->jde", v, exact(self.matrices()), kept * u)
         change = torch.cat(list(blocks), 0 if self.tall else 1)
-        weight = host._parameters["weight"]
-        assert weight is not None
         if is_transposed(host):
             change = change.T
-        return {"weight": weight.float() + change}
+        return {"weight": exact(needed_value(host, "weight")) + change}
 
 
 @dataclass(frozen=True)
 class _FacT(ChildMethod):
     reference: ClassVar[str] = "https://arxiv.org/abs/2212.03145"
     mergeable: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
+    of_weight: ClassVar[bool] = True
 
     rank: int = 16
     scale: float = 1.0
@@ -149,9 +153,10 @@ class _FacT(ChildMethod):
         names = resolve(
             anatomy, model, self.targets or "auto", layers=self.layers, exclude=self.exclude
         )
+        names = with_parts(model, names)
         sizes = {}
         for name in names:
-            module = model.get_submodule(name)
+            module = layer_at(model, name)
             linear = isinstance(module, nn.Linear) or is_transposed(module)
             sizes[name] = features_of(module) if linear else (0, 0)
         width = min(min(size) for size in sizes.values())
@@ -174,7 +179,7 @@ class _FacT(ChildMethod):
 
     def build(self, model: nn.Module, sites: tuple[Site, ...]) -> Iterator[ChildAdapter]:
         """See :meth:`ChildMethod.build`: the shared factors come first."""
-        sizes = [features_of(model.get_submodule(site.module)) for site in sites]
+        sizes = [features_of(layer_at(model, site.module)) for site in sites]
         width = min(min(size) for size in sizes)
         counts = [max(size) // width for size in sizes]
         factors = Factors(width, self.rank, sum(counts), self.tucker)
@@ -183,7 +188,7 @@ class _FacT(ChildMethod):
         for site, count in zip(sites, counts, strict=True):
             numbers = range(start, start + count)
             start += count
-            host = model.get_submodule(site.module)
+            host = layer_at(model, site.module)
             yield SharedUpdate(
                 factors, host, numbers, self.scale, self.dropout, own=not self.tucker
             )

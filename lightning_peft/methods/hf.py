@@ -18,7 +18,15 @@ from lightning_peft.anatomy.names import inside
 from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError, TargetError, near
 from lightning_peft.methods.base import Layers, Names, Plan, Site, Stepper, plain
+from lightning_peft.methods.from_peft.idle import idle_problems, wrapper_problems
 from lightning_peft.methods.from_peft.method import PeftMethod
+from lightning_peft.methods.from_peft.parameters import (
+    as_peft_reads_it,
+    parameter_sites,
+    parameters_of,
+)
+from lightning_peft.methods.from_peft.start import loading_what
+from lightning_peft.methods.from_peft.start_checks import start_problems
 from lightning_peft.methods.from_peft.targets import (
     fan_in_fan_out,
     matched_by_peft,
@@ -124,13 +132,22 @@ class HF(PeftMethod):
             yield reason
             return
         known = {field.name for field in dataclasses.fields(config_class(self.tuner))} - _MANAGED
-        for key, value in self.options.items():
+        for key in self.options:
             if key not in known:
                 yield f"{self.tuner} has no setting '{key}'. {near(key, known)}"
-            elif key == "trainable_token_indices" and value:
-                yield "trainable_token_indices needs peft's own wrapper: use peft.get_peft_model"
-            elif (self.tuner, key) == ("FROD", "save_projection") and value:
-                yield "FROD: save_projection=True needs peft's own wrapper: expected False"
+        yield from wrapper_problems(self.tuner, self.options)
+        if self.options.get("ensure_weight_tying"):
+            # two parameters on one storage: moving the model to a device parts them
+            yield (
+                "expected ensure_weight_tying to be False, got True, which peft keeps up only "
+                "until the model is moved: untie the weights before adapting one of them"
+            )
+        start = self.options.get("init_lora_weights", True)
+        if self.options.get("target_parameters") and start not in (True, False, "gaussian"):
+            yield (
+                "expected init_lora_weights to be True, False or 'gaussian' beside "
+                f"target_parameters, got {start!r}, which peft computes for whole layers"
+            )
 
     @property
     def kind(self) -> str:
@@ -138,9 +155,28 @@ class HF(PeftMethod):
         return self.tuner.lower()
 
     @property
+    def tuner_name(self) -> str:
+        """See :attr:`PeftMethod.tuner_name`."""
+        return self.tuner
+
+    def peft_options(self) -> Mapping[str, Any]:
+        """See :meth:`PeftMethod.peft_options`."""
+        return self.options
+
+    @property
     def accelerated(self) -> bool:  # type: ignore[override]
         """Whether it is LoRA; each layer shows whether it is a variant with another forward."""
         return self.tuner == "LORA"
+
+    def to_config(self) -> dict[str, Any]:
+        """See :meth:`Method.to_config`; settings that only the initialisation reads are left out.
+
+        They may name files, which no adapter file may do, and a loaded adapter does not need them.
+        """
+        config = super().to_config()
+        for key in ("corda_config", "lora_ga_config"):
+            config["options"].pop(key, None)
+        return config
 
     @classmethod
     def _from_settings(cls, settings: dict[str, Any]) -> HF:
@@ -154,14 +190,43 @@ class HF(PeftMethod):
 
     def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
         """See :meth:`PeftMethod.select`."""
-        if self.targets is None:
-            names = matched_by_peft(self.peft_config(model, ()), model)
+        wanted = self.options.get("target_parameters") or ()
+        if self.targets_by_peft:
+            config: Any = self._as_peft_reads_it(model)
+            names = matched_by_peft(config, model)
+            wanted = sorted(getattr(config, "target_parameters", None) or ())
         else:
-            targets = self.targets
+            targets: Any = self.targets
             if targets == "auto" and self.tuner == "LN_TUNING":
                 targets = "norms"
             names = resolve(anatomy, model, targets, layers=self.layers, exclude=self.exclude)
-        return tuple(Site(name, self.kind) for name in names)
+        parameters = parameter_sites(model, wanted, self.kind)
+        if not self.targets_by_peft:
+            parameters = self._chosen(anatomy, model, parameters)
+        return (*(Site(name, self.kind) for name in names), *parameters)
+
+    @property
+    def targets_by_peft(self) -> bool:
+        """See :meth:`PeftMethod.targets_by_peft`."""
+        return self.targets is None
+
+    def _as_peft_reads_it(self, model: nn.Module) -> PeftConfig:
+        try:
+            return as_peft_reads_it(self.peft_config(model, ()), model)
+        except ValueError as error:
+            raise TargetError(f"{self.kind}: peft refuses these targets: {error}") from error
+
+    def _chosen(
+        self, anatomy: Anatomy, model: nn.Module, sites: tuple[Site, ...]
+    ) -> tuple[Site, ...]:
+        """Return the parameters that ``layers`` and ``exclude`` leave."""
+        if not sites or (self.layers is None and self.exclude is None):
+            return sites
+        owners = tuple(dict.fromkeys(site.module for site in sites))
+        kept = resolve(
+            anatomy, model, owners, layers=self.layers, exclude=self.exclude, containers=True
+        )
+        return tuple(site for site in sites if site.module in kept)
 
     def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
         """See :meth:`Method.plan`."""
@@ -189,6 +254,9 @@ class HF(PeftMethod):
         if isinstance(rank, int) and self.tuner not in ("VERA", "PVERA"):
             yield from rank_problems(model, names, rank)
         yield from layer_refusal(self.tuner, model, names)
+        yield from start_problems(self.tuner, self.options, model, names)
+        if loading_what() is None:
+            yield from idle_problems(self.tuner, self.options, model, names)
 
     def peft_config(self, model: nn.Module, sites: tuple[Site, ...]) -> PeftConfig:
         """See :meth:`PeftMethod.peft_config`."""
@@ -197,12 +265,20 @@ class HF(PeftMethod):
         options = {
             key: _thawed(value) for key, value in self.options.items() if key != "modules_to_save"
         }
-        if self.targets is not None:
+        # peft's own patterns do not match the parts of a module
+        if self.targets is not None or any(site.in_weight for site in sites):
             options["target_modules"] = target_spec(model, names)
             if self.tuner == "IA3" and "feedforward_modules" not in options:
                 options["feedforward_modules"] = []
+            if "target_parameters" in options:
+                options["target_parameters"] = parameters_of(sites)
+        elif options.get("target_parameters"):
+            # none at all, since peft would add its default modules for this kind of model
+            options["target_modules"] = options.get("target_modules") or []
         if self.tuner == "FROD":  # its projections come from the weights, and are in no state dict
             options.setdefault("save_projection", False)
+        if options.get("init_lora_weights") == "corda":
+            options.setdefault("corda_config", {})  # peft's default, without its warning
         fields = {field.name for field in dataclasses.fields(cls)}
         if "fan_in_fan_out" in fields and "fan_in_fan_out" not in options:
             options.update(fan_in_fan_out(model, names))

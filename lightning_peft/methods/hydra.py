@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from lightning_peft.anatomy.targets import resolve
@@ -13,6 +14,9 @@ from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.bottleneck import Bottleneck
 from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of, is_transposed
+from lightning_peft.methods.finite import exact
+from lightning_peft.methods.in_weight.part import layer_at, with_parts
+from lightning_peft.methods.in_weight.values import needed_value, own_value
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.settings import size_problems
 
@@ -43,18 +47,17 @@ class BesideAndBehind(ChildAdapter):
 
     def merged(self, host: nn.Module) -> dict[str, Tensor]:
         """See :meth:`ChildAdapter.merged`: ``(I + D C) W + B A`` and the biases with it."""
-        weight, bias = host._parameters["weight"], host._parameters["bias"]
-        assert weight is not None
+        weight, bias = needed_value(host, "weight"), own_value(host, "bias")
         if bias is None:
             raise NotImplementedError(f"{type(host).__name__} has no bias to absorb the shift")
         transposed = is_transposed(host)
-        old = weight.float().T if transposed else weight.float()
+        old = exact(weight).T if transposed else exact(weight)
         beside, beside_bias = _affine(self.beside)
         behind, behind_bias = _affine(self.behind)
         new = old + behind @ old + beside
         return {
             "weight": new.T if transposed else new,
-            "bias": bias.float() + behind @ bias.float() + beside_bias + behind_bias,
+            "bias": exact(bias) + behind @ exact(bias) + beside_bias + behind_bias,
         }
 
 
@@ -83,6 +86,7 @@ class Hydra(ChildMethod):
     summary: ClassVar[str] = "low-rank updates parallel to and after a layer, mergeable"
     reference: ClassVar[str] = "https://arxiv.org/abs/2309.06922"
     mergeable: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
 
     rank: int = 2
     scale: float = 1.0
@@ -102,7 +106,8 @@ class Hydra(ChildMethod):
             places = ("attention-out", "mlp-out")
             targets = tuple(place for place in places if anatomy.roles[place]) or "auto"
         names = resolve(anatomy, model, targets, layers=self.layers, exclude=self.exclude)
-        odd = [n for n in names if not _is_linear(model.get_submodule(n))]
+        names = with_parts(model, names)
+        odd = [n for n in names if not _is_linear(layer_at(model, n))]
         if odd:
             raise MethodError(
                 f"{self.name}: expected linear layers, got {', '.join(odd[:8])}. Exclude them; "
@@ -110,10 +115,14 @@ class Hydra(ChildMethod):
             )
         return tuple(Site(name, "beside and behind") for name in names)
 
+    def in_weight_problem(self, layer: nn.Module) -> str | None:
+        """See :meth:`ChildMethod.in_weight_problem`."""
+        return "it has no bias to absorb the shift" if layer.bias is None else None
+
     def build(self, model: nn.Module, sites: tuple[Site, ...]) -> Iterator[ChildAdapter]:
         """See :meth:`ChildMethod.build`."""
         for site in sites:
-            features = features_of(model.get_submodule(site.module))
+            features = features_of(layer_at(model, site.module))
             yield BesideAndBehind(features, self.rank, scale=self.scale, dropout=self.dropout)
 
 
@@ -124,6 +133,7 @@ def _is_linear(module: nn.Module) -> bool:
 def _affine(bottleneck: Bottleneck) -> tuple[Tensor, Tensor]:
     """Return a linear bottleneck as one matrix and one bias."""
     up, down = bottleneck.up, bottleneck.down
-    matrix = up.weight.float() @ down.weight.float()
-    bias = up.weight.float() @ down.bias.float() + up.bias.float()
+    rows = exact(up.weight) * bottleneck.dropout(torch.ones_like(up.weight[0]))
+    matrix = rows @ exact(down.weight)
+    bias = rows @ exact(down.bias) + exact(up.bias)
     return bottleneck.scale * matrix, bottleneck.scale * bias

@@ -52,6 +52,11 @@ class IA3(PeftMethod):
     layers: Layers = None
     exclude: Names = None
 
+    @property
+    def tuner_name(self) -> str:
+        """See :attr:`PeftMethod.tuner_name`."""
+        return "IA3"
+
     def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
         """See :meth:`PeftMethod.select`."""
         kinds: dict[str, str] = {}

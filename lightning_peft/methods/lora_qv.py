@@ -16,7 +16,10 @@ from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of, is_transposed
+from lightning_peft.methods.finite import exact
 from lightning_peft.methods.from_peft.targets import rank_problems
+from lightning_peft.methods.in_weight.part import layer_at, with_parts
+from lightning_peft.methods.in_weight.values import needed_value
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.settings import size_problems
 
@@ -71,13 +74,16 @@ class SliceUpdate(ChildAdapter):
 
     def merged(self, host: nn.Module) -> dict[str, Tensor]:
         """See :meth:`ChildAdapter.merged`: exact."""
-        weight = host._parameters["weight"]
-        assert weight is not None
-        changes = [self.scale * b @ a for a, b in zip(self.a.float(), self.b.float(), strict=True)]
+        kept = self.dropout(torch.ones_like(self.a[0, 0]))
+        downs = exact(self.a * kept)
+        changes = [self.scale * b @ a for a, b in zip(downs, exact(self.b), strict=True)]
         if len(changes) > 1:
             changes.insert(1, changes[0].new_zeros(self.rest, changes[0].shape[1]))
         change = torch.cat(changes)
-        return {"weight": weight.float() + (change.T if is_transposed(host) else change)}
+        return {
+            "weight": exact(needed_value(host, "weight"))
+            + (change.T if is_transposed(host) else change)
+        }
 
 
 @register_method
@@ -104,6 +110,8 @@ class LoRAQV(ChildMethod):
     summary: ClassVar[str] = "low-rank updates of query and value, fused or not"
     reference: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
     mergeable: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
+    of_weight: ClassVar[bool] = True
 
     rank: int = 8
     alpha: float | None = None
@@ -122,7 +130,7 @@ class LoRAQV(ChildMethod):
         linear = [
             name
             for name in anatomy.roles["qkv"]
-            if isinstance(model.get_submodule(name), nn.Linear)
+            if isinstance(model.get_submodule(name), nn.Linear | nn.MultiheadAttention)
             or is_transposed(model.get_submodule(name))
         ]
         wanted = [n for n in linear if not _KEY.fullmatch(n.rpartition(".")[2]) or _is_fused(n)]
@@ -131,11 +139,12 @@ class LoRAQV(ChildMethod):
                 f"{self.name}: expected attention with linear query, key and value, found none in "
                 f"this {type(model).__name__}. Methods that fit: 'lora', 'ssf', 'norm', 'bitfit'."
             )
-        names = resolve(anatomy, model, wanted, layers=self.layers, exclude=self.exclude)
+        names = with_parts(
+            model, resolve(anatomy, model, wanted, layers=self.layers, exclude=self.exclude)
+        )
+        names = tuple(n for n in names if not _KEY.fullmatch(n.rpartition(".")[2]) or _is_fused(n))
         uneven = [
-            name
-            for name in names
-            if _is_fused(name) and features_of(model.get_submodule(name))[1] % 3
+            name for name in names if _is_fused(name) and features_of(layer_at(model, name))[1] % 3
         ]
         problems = list(rank_problems(model, names, self.rank))
         if uneven:
@@ -151,7 +160,7 @@ class LoRAQV(ChildMethod):
         """See :meth:`ChildMethod.build`."""
         scale = 1.0 if self.alpha is None else self.alpha / self.rank
         for site in sites:
-            features = features_of(model.get_submodule(site.module))
+            features = features_of(layer_at(model, site.module))
             slices = 3 if _is_fused(site.module) else 1
             yield SliceUpdate(features, slices, self.rank, scale, self.dropout)
 

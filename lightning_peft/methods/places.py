@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError
+from lightning_peft.methods.in_weight.places import never_called
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy
@@ -29,11 +30,11 @@ def outputs_of(
     *,
     layers: Layers,
     exclude: Names,
-) -> tuple[str, ...]:
+) -> dict[str, str]:
     """Find the modules whose output is the output of a block's attention or MLP.
 
-    That is the last linear layer of the branch, or a whole ``nn.MultiheadAttention``, whose own
-    output layer is never called.
+    That is the last linear layer of the branch, or the module around it that reads its weight and
+    never calls it, such as ``nn.MultiheadAttention``.
 
     Args:
         branches: ``"attention"``, ``"mlp"`` or both.
@@ -44,27 +45,22 @@ def outputs_of(
         exclude: Modules to leave out.
 
     Returns:
-        Their names, in model order.
+        Their names, in model order, each with the name of the branch's last layer.
 
     Raises:
         MethodError: If the backbone has no such branch.
     """
     found: list[str] = []
     for branch in branches:
-        names = list(anatomy.roles[BRANCHES[branch]])
-        if branch == "attention":
-            names += [
-                name
-                for name in anatomy.roles["attention"]
-                if isinstance(model.get_submodule(name), nn.MultiheadAttention)
-            ]
-        found += names
+        found += anatomy.roles[BRANCHES[branch]]
     if not found:
         raise MethodError(
             f"{method}: expected blocks with {' or '.join(branches)}, found none in this "
             f"{type(model).__name__}. Methods for any network: 'lora', 'norm', 'bitfit', 'ssf'."
         )
-    return resolve(anatomy, model, found, layers=layers, exclude=exclude)
+    names = resolve(anatomy, model, found, layers=layers, exclude=exclude)
+    read = never_called(model, names)
+    return {name.rpartition(".")[0] if name in read else name: name for name in names}
 
 
 def adapted_blocks(

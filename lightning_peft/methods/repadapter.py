@@ -13,6 +13,10 @@ from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of, is_transposed
+from lightning_peft.methods.finite import exact
+from lightning_peft.methods.in_weight.part import layer_at, with_parts
+from lightning_peft.methods.in_weight.places import never_called
+from lightning_peft.methods.in_weight.values import own_value
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.settings import size_problems
 
@@ -55,18 +59,22 @@ class LinearBefore(ChildAdapter):
     def merged(self, host: nn.Module) -> dict[str, Tensor]:
         """See :meth:`ChildAdapter.merged`: ``W (I + scale B A)`` and ``b + scale W (B a + b)``."""
         kind = "in_proj_" if isinstance(host, nn.MultiheadAttention) else ""
-        weight, bias = host._parameters[f"{kind}weight"], host._parameters[f"{kind}bias"]
-        assert weight is not None
+        weight, bias = own_value(host, f"{kind}weight"), own_value(host, f"{kind}bias")
+        if weight is None:
+            raise NotImplementedError(
+                f"{type(host).__name__} reads a weight without a bias to absorb the shift"
+            )
         if bias is None:
             raise NotImplementedError(f"{type(host).__name__} has no bias to absorb the shift")
-        up = torch.block_diag(*self.up_weight.float())
-        matrix = self.scale * up @ self.down.weight.float()
-        shift = self.scale * (up @ self.down.bias.float() + self.up_bias.float())
-        old = weight.float()
+        up = torch.block_diag(*exact(self.up_weight))
+        up = up * self.dropout(torch.ones_like(up[0]))
+        matrix = self.scale * up @ exact(self.down.weight)
+        shift = self.scale * (up @ exact(self.down.bias) + exact(self.up_bias))
+        old = exact(weight)
         if is_transposed(host):
             new = old + matrix.T @ old
-            return {"weight": new, "bias": bias.float() + shift @ old}
-        return {f"{kind}weight": old + old @ matrix, f"{kind}bias": bias.float() + old @ shift}
+            return {"weight": new, "bias": exact(bias) + shift @ old}
+        return {f"{kind}weight": old + old @ matrix, f"{kind}bias": exact(bias) + old @ shift}
 
 
 @register_method
@@ -95,6 +103,7 @@ class RepAdapter(ChildMethod):
     summary: ClassVar[str] = "linear bottlenecks before attention and MLP, mergeable"
     reference: ClassVar[str] = "https://arxiv.org/abs/2302.08106"
     mergeable: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
 
     bottleneck: int = 8
     groups: int = 2
@@ -131,10 +140,27 @@ class RepAdapter(ChildMethod):
                 f"{self.name}: expected linear layers with a multiple of {self.groups} features, "
                 f"got {', '.join((odd or convs)[:8])}. Exclude them, or use groups=1."
             )
-        return tuple(Site(name, "before") for name in names)
+        names = tuple(part for name in names for part in _layers(model, name))
+        read = never_called(model, names)
+        sites = []
+        for name in names:
+            module = layer_at(model, name)
+            # what is read past its module has its input one level above
+            around = name in read and getattr(module, "bias", None) is None
+            host = name.rpartition(".")[0] if around else name
+            sites.append(Site(host, "before", parts=(name,)))
+        return tuple(sites)
 
     def build(self, model: nn.Module, sites: tuple[Site, ...]) -> Iterator[ChildAdapter]:
         """See :meth:`ChildMethod.build`."""
         for site in sites:
-            features = features_of(model.get_submodule(site.module))[0]
+            features = features_of(layer_at(model, site.parts[0]))[0]
             yield LinearBefore(features, self.bottleneck, self.groups, self.scale, self.dropout)
+
+
+def _layers(model: nn.Module, name: str) -> tuple[str, ...]:
+    """Return the one part of an attention module whose bias can absorb a shift, or the name."""
+    module = model.get_submodule(name)
+    fused = isinstance(module, nn.MultiheadAttention) and module.in_proj_bias is not None
+    parts = with_parts(model, (name,)) if fused else ()
+    return parts if len(parts) == 1 else (name,)

@@ -13,9 +13,9 @@ from lightning_peft.methods.bottleneck import Bottleneck, activation_problems
 from lightning_peft.methods.child import (
     ChildAdapter,
     ChildMethod,
-    channels_last,
     features_of,
     first,
+    spatial_dims,
     with_first,
 )
 from lightning_peft.methods.places import outputs_of
@@ -29,12 +29,12 @@ __all__ = ["Houlsby", "Pfeiffer"]
 
 
 class SerialAdapter(ChildAdapter):
-    """``z + bottleneck(z)`` for the output ``z`` of its host."""
+    """``z + bottleneck(z)`` for the output ``z`` of its host, which a layer computes."""
 
-    def __init__(self, host: nn.Module, width: int, **options: Any) -> None:
+    def __init__(self, layer: nn.Module, width: int, **options: Any) -> None:
         super().__init__()
-        self.bottleneck = Bottleneck(features_of(host)[1], width, **options)
-        self.last = channels_last(host)
+        self.bottleneck = Bottleneck(features_of(layer)[1], width, **options)
+        self.spatial = spatial_dims(layer)
 
     def connect(self, model: nn.Module, site: Site) -> None:
         """See :meth:`ChildAdapter.connect`."""
@@ -45,9 +45,8 @@ class SerialAdapter(ChildAdapter):
         if not self.active:
             return output
         z = first(output)
-        if self.last:
-            return with_first(output, z + self.bottleneck(z).to(z.dtype))
-        change = self.bottleneck(z.movedim(1, -1)).movedim(-1, 1)
+        axis = 1 if self.spatial is None else -1 - self.spatial
+        change = self.bottleneck(z.movedim(axis, -1)).movedim(-1, axis)
         return with_first(output, z + change.to(z.dtype))
 
 
@@ -90,16 +89,16 @@ class Houlsby(ChildMethod):
 
     def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
         """See :meth:`ChildMethod.select`."""
-        names = outputs_of(
+        outputs = outputs_of(
             self.branches, anatomy, model, self.name, layers=self.layers, exclude=self.exclude
         )
-        return tuple(Site(name, self.name) for name in names)
+        return tuple(Site(name, self.name, parts=(layer,)) for name, layer in outputs.items())
 
     def build(self, model: nn.Module, sites: tuple[Site, ...]) -> Iterator[ChildAdapter]:
         """See :meth:`ChildMethod.build`."""
         for site in sites:
             yield SerialAdapter(
-                model.get_submodule(site.module),
+                model.get_submodule(site.parts[0]),
                 self.bottleneck,
                 activation=self.activation,
                 dropout=self.dropout,

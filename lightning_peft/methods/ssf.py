@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_peft.anatomy.targets import resolve
+from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.child import (
     ChildAdapter,
     ChildMethod,
-    channels_last,
     features_of,
     is_transposed,
+    spatial_dims,
 )
+from lightning_peft.methods.finite import exact
+from lightning_peft.methods.in_weight.part import layer_at, with_parts
+from lightning_peft.methods.in_weight.places import never_called
+from lightning_peft.methods.in_weight.values import own_value
 from lightning_peft.methods.registry import register_method
 
 if TYPE_CHECKING:
@@ -31,14 +37,16 @@ _PLACES = ("all-linear", "norms", "convs")
 class ScaleShift(ChildAdapter):
     """``scale * y + shift`` for each feature of its host's output ``y``."""
 
-    def __init__(self, host: nn.Module, std: float) -> None:
+    def __init__(self, host: nn.Module, std: float, shifts: bool) -> None:
         super().__init__()
         features = features_of(host)[1]
         self.scale = nn.Parameter(torch.empty(features))
-        self.shift = nn.Parameter(torch.empty(features))
         nn.init.normal_(self.scale, 1.0, std)
-        nn.init.normal_(self.shift, 0.0, std)
-        self.last = channels_last(host)
+        self.shift: nn.Parameter | None = None
+        if shifts:
+            self.shift = nn.Parameter(torch.empty(features))
+            nn.init.normal_(self.shift, 0.0, std)
+        self.spatial = spatial_dims(host)
 
     def connect(self, model: nn.Module, site: Site) -> None:
         """See :meth:`ChildAdapter.connect`."""
@@ -48,18 +56,20 @@ class ScaleShift(ChildAdapter):
         """Scale and shift the host's output."""
         if not self.active:
             return output
+        assert self.shift is not None
         scale: Tensor = self.scale
         shift: Tensor = self.shift
-        if not self.last:
-            shape = (-1, *(1,) * (output.ndim - 2))
+        behind = output.ndim - 2 if self.spatial is None else self.spatial
+        if behind:
+            shape = (-1, *(1,) * behind)
             scale, shift = scale.view(shape), shift.view(shape)
         # in half precision a scale near 1 would be rounded to steps of 1/128
         return torch.addcmul(shift, output.to(scale.dtype), scale).to(output.dtype)
 
     def merged(self, host: nn.Module) -> dict[str, Tensor]:
         """See :meth:`ChildAdapter.merged`: exact, row by row."""
-        weight, bias = host._parameters.get("weight"), host._parameters.get("bias")
-        if weight is None or bias is None:
+        weight, bias = own_value(host, "weight"), own_value(host, "bias")
+        if weight is None or (bias is None and self.shift is not None):
             raise NotImplementedError(
                 f"{type(host).__name__} has no {'weight' if weight is None else 'bias'} to absorb "
                 f"the {'scale' if weight is None else 'shift'}"
@@ -70,14 +80,16 @@ class ScaleShift(ChildAdapter):
             raise NotImplementedError(
                 f"{type(host).__name__} ends in an activation, and the scale comes after it"
             )
-        rows = self.scale.float()
-        if weight.ndim > 1:
-            transposed = is_transposed(host)
-            rows = rows if transposed else rows.view(-1, *(1,) * (weight.ndim - 1))
-        return {
-            "weight": weight.float() * rows,
-            "bias": bias.float() * self.scale.float() + self.shift.float(),
-        }
+        rows = exact(self.scale)
+        if isinstance(host, _ConvTransposeNd):  # (in, out of one group, ...)
+            rows = rows.view(host.groups, 1, -1).repeat(1, len(weight) // host.groups, 1)
+            rows = rows.view(*weight.shape[:2], *(1,) * (weight.ndim - 2))
+        elif weight.ndim > 1 and not is_transposed(host):
+            rows = rows.view(-1, *(1,) * (weight.ndim - 1))
+        values = {"weight": exact(weight) * rows}
+        if bias is not None and self.shift is not None:
+            values["bias"] = exact(bias) * exact(self.scale) + exact(self.shift)
+        return values
 
 
 @register_method
@@ -104,6 +116,7 @@ class SSF(ChildMethod):
     summary: ClassVar[str] = "scale and shift after every layer"
     reference: ClassVar[str] = "https://arxiv.org/abs/2210.08823"
     mergeable: ClassVar[bool] = True
+    linear: ClassVar[bool] = True
 
     targets: Names = None
     layers: Layers = None
@@ -121,9 +134,30 @@ class SSF(ChildMethod):
         if targets is None:
             targets = tuple(place for place in _PLACES if anatomy.roles[place]) or "auto"
         names = resolve(anatomy, model, targets, layers=self.layers, exclude=self.exclude)
-        return tuple(Site(name, "scale and shift") for name in names)
+        # the states of a recurrent layer are no features of one product
+        chosen = [n for n in names if not isinstance(model.get_submodule(n), nn.RNNBase)]
+        chosen = [part for name in chosen for part in _layers(model, name)]
+        if not chosen:
+            raise MethodError(
+                f"{self.name}: expected layers with features to scale, got recurrent layers only. "
+                "Methods that fit: 'lora', 'bitfit'."
+            )
+        read = never_called(model, chosen)
+        return tuple(Site(n, _kind(layer_at(model, n), n in read)) for n in chosen)
 
     def build(self, model: nn.Module, sites: tuple[Site, ...]) -> Iterator[ChildAdapter]:
         """See :meth:`ChildMethod.build`."""
         for site in sites:
-            yield ScaleShift(model.get_submodule(site.module), self.init_std)
+            layer = layer_at(model, site.module)
+            yield ScaleShift(layer, self.init_std, shifts=site.kind != "scale")
+
+
+def _layers(model: nn.Module, name: str) -> tuple[str, ...]:
+    """Return the parts of an attention module, and any other layer itself."""
+    attention = isinstance(model.get_submodule(name), nn.MultiheadAttention)
+    return with_parts(model, (name,)) if attention else (name,)
+
+
+def _kind(layer: nn.Module, read: bool) -> str:
+    """Return the kind of change; where a layer is read, only its bias could hold a shift."""
+    return "scale" if read and layer.bias is None else "scale and shift"

@@ -100,7 +100,8 @@ class Union(Method):
         parts_of: dict[str, list[Method]] = defaultdict(list)
         for part, sites in steps:
             for site in sites:
-                parts_of[site.module].append(part)
+                if part not in parts_of[site.module]:  # one part may adapt several parameters
+                    parts_of[site.module].append(part)
         twice = [module for module, parts in parts_of.items() if not _get_along(parts)]
         if twice:
             raise MethodError(

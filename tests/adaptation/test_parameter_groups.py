@@ -4,7 +4,9 @@ import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
-from lightning_peft.adaptation.parameter_groups import Depths, parameter_groups
+import lightning_peft as lp
+from lightning_peft.adaptation.layer_depths import Depths
+from lightning_peft.adaptation.parameter_groups import parameter_groups
 from lightning_peft.errors import MethodError, TargetError
 
 
@@ -42,6 +44,49 @@ def test_layer_decay_agrees_with_timm():
     assert got.keys() == expected.keys()
     for name, (lr, decay) in expected.items():
         assert got[name] == (pytest.approx(lr), decay), name
+
+
+FAMILIES = [
+    "beit_base_patch16_224", "cait_xxs24_224", "convnext_tiny", "davit_tiny", "fastvit_t8",
+    "hiera_tiny_224", "levit_128s", "maxvit_tiny_tf_224", "mobilenetv3_small_100", "pvt_v2_b0",
+    "resnet18", "swin_tiny_patch4_window7_224", "vgg11", "vit_relpos_small_patch16_224",
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")  # of timm, for some of its models
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_layers_of_every_family_are_timms(name):
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False, num_classes=3)
+    reference = param_groups_layer_decay(model, layer_decay=0.7)
+    expected = by_name(model, [{**group, "lr": group["lr_scale"]} for group in reference])
+    got = by_name(model, parameter_groups(model, 1.0, layer_decay=0.7))
+    assert {n: lr for n, (lr, _) in got.items()} == pytest.approx(
+        {n: lr for n, (lr, _) in expected.items()}
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_is_as_deep_as_timm_takes_its_place_to_be():
+    with torch.device("meta"):
+        model = timm.create_model("convnext_tiny", pretrained=False, num_classes=3)
+    reference = param_groups_layer_decay(model, layer_decay=0.7)
+    expected = by_name(model, [{**group, "lr": group["lr_scale"]} for group in reference])
+    lp.adapt(model, lp.LoRA(rank=2, targets="all-linear") + lp.BitFit())
+    got = by_name(model, parameter_groups(model, 1.0, layer_decay=0.7))
+    assert len(got) > 100
+    for name, (lr, _) in got.items():
+        place = name.replace(".base_layer", "").partition(".lora_")[0]
+        assert lr == pytest.approx(expected.get(place, expected.get(f"{place}.weight"))[0]), name
+
+
+def test_without_timms_groups_the_blocks_are_the_layers():
+    with torch.device("meta"):
+        model = timm.create_model("caformer_s18", pretrained=False, num_classes=3)
+    got = by_name(model, parameter_groups(model, 1.0, layer_decay=0.5))
+    assert got["stem.conv.weight"][0] == pytest.approx(0.5 ** (3 + 3 + 9 + 3 + 1))
+    assert got["stages.1.blocks.0.mlp.fc1.weight"][0] == pytest.approx(0.5 ** (3 + 9 + 3))
+    assert got["stages.1.downsample.conv.weight"][0] == pytest.approx(0.5 ** (3 + 9 + 3 + 1))
 
 
 def test_weight_decay_agrees_with_timm():

@@ -75,7 +75,6 @@ def test_activations_are_those_that_autograd_keeps(method):
     inputs = example_input("vit")
     planned = lp.plan(model, method, inputs=inputs, memory="high").memory.activations
     lp.adapt(model, method, memory="high")
-    # the attention of the meta device is another kernel, which keeps other small things
     assert planned == pytest.approx(saved_bytes(model, inputs), rel=0.1)
 
 
@@ -126,3 +125,95 @@ def test_shared_parameters_stay_shared_on_meta():
     assert copied[1].weight is copied[0].weight
     assert copied[0].weight.is_meta
     assert not net[0].weight.is_meta
+
+
+class Attention(nn.Module):
+    """Attention with dropout, on two heads."""
+
+    def __init__(self, dropout=0.0):
+        super().__init__()
+        self.qkv = nn.Linear(8, 24, bias=False)
+        self.dropout = dropout
+
+    def forward(self, x, mask=None):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        if mask is not None and mask.all():
+            mask = None
+        if mask is not None:
+            mask = mask[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
+        return nn.functional.scaled_dot_product_attention(q, k, v, mask, self.dropout)
+
+
+TOKENS = torch.zeros(3, 64, 8)
+
+
+def kept(model, inputs, processor):
+    return lp.plan(model, "full", inputs=inputs, processor=processor).memory.activations
+
+
+def test_attention_keeps_what_its_kernels_keep():
+    """By hand: projections, result, a sum for each row; with dropout on a CPU the matrix."""
+    vectors, rows, matrix = 3 * 64 * 24, 3 * 2 * 64, 3 * 2 * 64 * 64
+    fused = 4 * (vectors + vectors // 3 + rows)
+    for dropout, processor in ((0.0, "cpu"), (0.0, "cuda"), (0.5, "cuda")):
+        assert kept(Attention(dropout), TOKENS, processor) == fused
+    assert kept(Attention(0.5), TOKENS, "cpu") > 2 * 4 * matrix
+
+
+def test_attention_of_a_module_of_torch_keeps_what_its_kernel_keeps():
+    layer = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    class Self(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(x, x, x, need_weights=False)[0]
+
+    matrix = 4 * 3 * 2 * 64 * 64
+    assert kept(Self(), TOKENS, "cpu") == pytest.approx(saved_bytes(Self(), TOKENS), rel=0.01)
+    assert kept(Self(), TOKENS, "cpu") < matrix
+
+
+def test_a_mask_that_masks_nothing_is_seen_to_mask_nothing():
+    ones = torch.ones(3, 64, dtype=torch.bool)
+    some = ones.clone()
+    some[0, 9:] = False
+    plain = kept(Attention(), TOKENS, "cpu")
+    assert kept(Attention(), {"x": TOKENS, "mask": ones}, "cpu") == plain
+    # the mask as numbers to add is kept as well
+    assert kept(Attention(), {"x": TOKENS, "mask": some}, "cpu") == plain + 4 * 3 * 64 * 64
+    assert kept(Attention(), (TOKENS, some.to("meta")), "cpu") == plain + 4 * 3 * 64 * 64
+
+
+def test_dropout_keeps_truth_values_on_a_gpu_and_numbers_on_a_cpu():
+    net = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8, bias=False))
+    net = nn.Sequential(nn.Linear(8, 8, bias=False), net)
+    numbers = TOKENS.numel()
+    # the input of the second layer is kept on both, and the dropout's mask
+    assert kept(net, TOKENS, "cpu") == (4 + 4) * numbers
+    assert kept(net, TOKENS, "cuda") == (4 + 1) * numbers
+
+
+def test_a_forward_that_needs_values_is_refused():
+    class Chooses(nn.Linear):
+        def forward(self, x):
+            return super().forward(x[x[:, 0] > 0])
+
+    model = Chooses(4, 2)
+    with pytest.raises(lp.MethodError, match=r"expected a Chooses whose forward runs without val"):
+        lp.plan(model, "full", inputs=torch.randn(3, 4))
+    assert lp.plan(model, "full").memory.peak is None
+    with pytest.raises(lp.MethodError, match="processor to be 'cpu' or 'cuda', got 'tpu'"):
+        lp.plan(model, "full", processor="tpu")
+
+
+def test_the_peak_of_a_step_by_hand():
+    """Of one product with few rows it is in AdamW's step."""
+    plan = lp.plan(nn.Linear(100, 1000, bias=False), "full", inputs=torch.zeros(2, 100))
+    weight = 4 * 100 * 1000
+    # weight, gradient, two moments, the root of the second, and that by the bias correction
+    assert plan.memory.peak == pytest.approx(6 * weight, rel=0.01)
+    assert plan.memory.total < plan.memory.peak
+    assert "peak" in str(plan)

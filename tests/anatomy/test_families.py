@@ -139,14 +139,17 @@ def test_t5_cross_attention_is_attention_and_its_lm_head_is_no_head(anatomy_of):
     assert "lm_head" not in found.roles["all-linear"]
 
 
-def test_multihead_attention_stands_for_its_parts(anatomy_of):
+def test_multihead_attention_is_its_own_query_key_and_value(anatomy_of):
     found = anatomy_of("tv_vit")
     layers = [f"encoder.layers.encoder_layer_{i}" for i in (0, 1)]
     assert list(found.blocks) == layers
     attention = tuple(f"{layer}.self_attention" for layer in layers)
-    assert found.roles["qkv"] == found.roles["attention"] == attention
-    assert found.roles["attention-out"] == ()
-    assert found.roles["all-linear"] == tuple(f"{la}.mlp.{i}" for la in layers for i in (0, 3))
+    out = tuple(f"{name}.out_proj" for name in attention)
+    assert found.roles["qkv"] == attention
+    assert found.roles["attention-out"] == out
+    assert {*found.roles["attention"]} == {*attention, *out}
+    mlp = {f"{layer}.mlp.{i}" for layer in layers for i in (0, 3)}
+    assert {*found.roles["all-linear"]} == {*attention, *out, *mlp}
 
 
 def test_efficientnet_blocks_and_convolutions_of_one_group(anatomy_of, model_of):

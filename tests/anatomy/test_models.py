@@ -180,10 +180,13 @@ def test_the_transformer_of_torch():
     found = anatomy(Transformer(vocab_size=11, ninp=16, nhead=2, nhid=24, nlayers=2))
     layers = [f"transformer.{half}.layers.{i}" for half in ("encoder", "decoder") for i in (0, 1)]
     assert list(found.blocks) == layers
-    assert set(found.roles["attention"]) == {
+    attention = {
         *(f"{layer}.self_attn" for layer in layers),
         *(f"{layer}.multihead_attn" for layer in layers[2:]),
     }
+    out = {f"{name}.out_proj" for name in attention}
+    assert set(found.roles["attention"]) == attention | out
+    assert set(found.roles["attention-out"]) == out
     assert set(found.roles["mlp-in"]) == {f"{layer}.linear1" for layer in layers}
     assert set(found.roles["mlp-out"]) == {f"{layer}.linear2" for layer in layers}
 

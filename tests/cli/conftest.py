@@ -1,14 +1,19 @@
 """Runs of the command in this very process: importing Lightning anew costs more than a tiny run."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra.errors import ConfigCompositionException
 
 from lightning_peft.cli import main
 from lightning_peft.cli.runs.summary import write_json
+from lightning_peft.errors import MissingExtraError
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,6 +26,9 @@ TINY = (
     " num_heads: 2}",
     "data.backbone=glyph_vit",
 )
+
+WITHOUT_MODE = ("experiment=smoke", "experiment=few_shot")
+"""Experiments that leave it to the flags whether a command is a sweep."""
 
 
 def study_in(directory):
@@ -35,7 +43,68 @@ def study_in(directory):
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
+def composed_once(monkeypatch):
+    """Make Hydra compose the same words once in a test.
+
+    It composes a sweep twice, first to learn that it is one, and each job again after it has
+    checked all of them. That takes longer than the tiny runs do.
+    """
+    real = ConfigLoaderImpl._load_configuration_impl
+    known = {}
+
+    def compose(self, config_name, overrides, run_mode, from_shell, validate_sweep_overrides):
+        where = (os.getcwd(), str(self.get_search_path()), *sorted(os.environ.items()))
+        key = (config_name, *overrides, run_mode, from_shell, where)
+        if key not in known:
+            words = (config_name, overrides, run_mode, from_shell)
+            try:
+                composed = real(self, *words, True)
+            except ConfigCompositionException:
+                return real(self, *words, validate_sweep_overrides)
+            known[key] = pickle.dumps(composed)
+        return pickle.loads(known[key])
+
+    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", compose)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave out the pictures of a comparison, as where matplotlib is not installed.
+
+    For tests of sweeps that do not look at them; those that do are in ``comparing`` and
+    ``test_sweep.py``.
+    """
+
+    def missing(module, extra):
+        raise MissingExtraError(f"no {module} in this test")
+
+    monkeypatch.setattr("lightning_peft.cli.comparing.figures.require", missing)
+
+
+@pytest.fixture
+def flags_tell_the_mode(monkeypatch):
+    """Spare Hydra a composition: it makes one only to learn whether the config has a mode.
+
+    Without an experiment there is none, nor in those that most tests run (``test_conf.py``).
+    """
+    real = Hydra.get_mode
+
+    def get_mode(self, config_name, overrides):
+        own = all(
+            element.provider != "command-line"
+            for element in self.config_loader.get_search_path().get_path()
+        )
+        others = [word for word in overrides if word not in WITHOUT_MODE]
+        brings_one = ("experiment", "hydra.mode", "hydra.searchpath")
+        if own and not any(part in word for part in brings_one for word in others):
+            return None
+        return real(self, config_name, overrides)
+
+    monkeypatch.setattr(Hydra, "get_mode", get_mode)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd, flags_tell_the_mode):
     """Run ``lightning-peft`` in an empty directory: ``(status, stdout, stderr)``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")

@@ -5,12 +5,15 @@ A pair either passes every promise or is refused for a reason that stands here; 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import lightning_peft as lp
 from lightning_peft.methods.base import Method
 from tests.contract import tuners
-from tests.contract.tuners import BYPASSED, CONVOLUTIONAL, NEVER_CALLED
+from tests.contract.tuners import CONVOLUTIONAL
+from tests.support.outside import OUTSIDE, TARGETS
 from tests.support.zoo import ZOO
 
 # what a method cannot do without, or a size that fits the tiny models
@@ -22,6 +25,7 @@ SETTINGS: dict[str, dict] = {
     "union": {"methods": (lp.LoRA(rank=2, targets="auto"), lp.BitFit())},
 }
 BACKBONES = tuple(ZOO)
+EVERYWHERE = (*BACKBONES, *OUTSIDE)
 
 
 @dataclass(frozen=True)
@@ -38,45 +42,48 @@ class Case:
 
 def _own() -> list[Case]:
     return [
-        Case(backbone, lp.create_method(name, **SETTINGS.get(name, {})), name)
+        Case(backbone, _with_targets(method, backbone), name)
         for name in lp.list_methods()
         if name != "hf"
-        for backbone in BACKBONES
+        for method in [lp.create_method(name, **SETTINGS.get(name, {}))]
+        for backbone in EVERYWHERE
     ]
 
 
 def _tuners() -> list[Case]:
     return [
-        Case(backbone, lp.HF(name, **tuners.SETTINGS.get(name, {})), tuners.label(name))
+        Case(
+            backbone,
+            _with_targets(lp.HF(name, **tuners.SETTINGS.get(name, {})), backbone),
+            tuners.label(name),
+        )
         for name in tuners.TUNERS
-        for backbone in BACKBONES
+        for backbone in EVERYWHERE
     ]
+
+
+def _with_targets(method: Method, backbone: str) -> Method:
+    """Return a method that adapts what the backbone is there for."""
+    targets = TARGETS.get(backbone)
+    if targets is None or getattr(method, "targets", None) is None or method.name == "ia3":
+        return method
+    if isinstance(method, lp.HF):
+        return lp.HF(method.tuner, targets=targets, **method.options)
+    return replace(method, targets=targets)
 
 
 CASES = _own() + _tuners()
 
 WITHOUT_ATTENTION = (*CONVOLUTIONAL, "convnext", "mixer", "mlp")
 PLAIN_VITS = ("vit", "vit_reg_avg", "deit_distilled", "hf_vit", "tv_vit")
+ONE_WIDTH = ("vit", "vit_reg_avg", "deit_distilled", "beit", "gpt2")
 TRANSFORMERS = tuple(name for name in BACKBONES if name not in WITHOUT_ATTENTION)
-LORAS = ("lora", "dora", "lora_fa", "adalora")
 
 NO_BLOCKS = "expected a backbone with repeated blocks"
 
 # what is refused, and what the refusal says
 _RULES: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
-    (
-        (*LORAS, "ia3", "union", "ssf", "repadapter", "lora_qv"),
-        BYPASSED,
-        NEVER_CALLED,
-    ),
-    (
-        ("houlsby", "hydra"),
-        ("tv_swin",),
-        NEVER_CALLED,
-    ),  # it reads proj.weight as well
     (("ia3",), WITHOUT_ATTENTION, "this model has no such layers"),
-    # peft has IA3 for linear layers and convolutions, not for nn.MultiheadAttention
-    (("ia3",), ("tv_vit",), "peft refuses to adapt"),
     (("bitfit", "union"), ("llama", "t5"), "expected biases to train"),
     (("linear_probe",), ("t5", "mlp"), "expected something to train"),
     (
@@ -100,10 +107,14 @@ _RULES: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
     (("repadapter",), (*CONVOLUTIONAL, "mlp"), "expected attention or an MLP of linear layers"),
     (
         ("fact_tt", "fact_tk"),
-        tuple(n for n in BACKBONES if n not in ("vit", "vit_reg_avg", "deit_distilled", "gpt2")),
-        f"expected linear layers of one width D|{NEVER_CALLED}",
+        tuple(
+            n
+            for n in BACKBONES
+            if n not in ("vit", "vit_reg_avg", "deit_distilled", "beit", "gpt2")
+        ),
+        "expected linear layers of one width D",
     ),
-    (("lora_qv",), (*WITHOUT_ATTENTION, "tv_vit"), "with linear query, key and value"),
+    (("lora_qv",), WITHOUT_ATTENTION, "with linear query, key and value"),
     (("hydra",), CONVOLUTIONAL, "expected linear layers"),
     (
         ("adapter_plus",),
@@ -118,6 +129,16 @@ REFUSED: dict[tuple[str, str], str] = {
     for method in methods
     for backbone in backbones
 }
+_OUTSIDE = json.loads(Path(__file__).with_name("refused_outside.json").read_text())
+REFUSED.update(
+    {
+        (method, backbone): said
+        for said, groups in _OUTSIDE.items()
+        for group in groups
+        for method in group["methods"].split()
+        for backbone in group["backbones"].split()
+    }
+)
 REFUSED.update(
     {(tuners.label(t), backbone): said for (t, backbone), said in tuners.REFUSED.items()}
 )

@@ -17,11 +17,16 @@ import lightning_peft as lp
 from lightning_peft.adaptation.handle import Adaptation
 from lightning_peft.adaptation.modes import is_held
 from lightning_peft.anatomy import anatomy
+from lightning_peft.anatomy.names import parameter_at
 from tests.contract import tuners
 from tests.contract.cases import CASES, REFUSED, Case
+from tests.support.outside import OUTSIDE
 from tests.support.zoo import ZOO, build, example_input, output_of, pristine
 
-pytestmark = pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias term")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias term"),
+    pytest.mark.filterwarnings("ignore:Invalid `oft_block_size`"),
+]
 
 PASSING = [case for case in CASES if (case.label, case.backbone) not in REFUSED]
 REFUSING = [case for case in CASES if (case.label, case.backbone) in REFUSED]
@@ -35,11 +40,38 @@ NOT_MERGEABLE: dict[tuple[str, str], str] = {
         for tuner, said in tuners.NOT_MERGEABLE.items()
         for backbone in ZOO
     },
+    **{
+        (method, backbone): "does more with its weight than multiply by it"
+        for method in ("ssf", "hydra", "repadapter")
+        for backbone in ("own_forward",)
+    },
+    ("ssf", "standardised"): "StdConv2d has no bias to absorb the shift",
+    **{
+        (method, "spectral_normed"): "cannot hold the merged weight"
+        for method in (
+            "lora",
+            "lora_fa",
+            "dora",
+            "adalora",
+            "ssf",
+            "hydra",
+            "repadapter",
+            "fact_tt",
+            "fact_tk",
+            "union",
+        )
+    },
+    ("repadapter", "attention_kv"): "reads a weight without a bias to absorb the shift",
     **{("hf:beft", backbone): "Base layer has no bias" for backbone in ("llama", "t5")},
+    **{
+        ("repadapter", backbone): "reads a weight without a bias to absorb the shift"
+        for backbone in ("swinv2", "beit", "eva")
+    },
+    ("ssf", "swinv2"): "Linear has no bias to absorb the shift",
     **{
         (method, backbone): "has no bias to absorb the shift"
         for method in ("hydra", "repadapter", "ssf")
-        for backbone in ("llama", "t5")
+        for backbone in ("llama", "t5", "tied_llama", "mixture")
     },
     **{
         ("ssf", backbone): "Conv2d has no bias to absorb the shift"
@@ -52,13 +84,17 @@ NO_WAY_BACK = {*map(tuners.label, tuners.NO_WAY_BACK)}
 
 
 def marked(cases: list[Case]) -> list:
-    """Leave the tuners of peft on all but one backbone to the slow tests."""
+    """Leave most of the tuners of peft, and of what is unusual, to the slow tests."""
     return [
-        pytest.param(case, marks=pytest.mark.slow, id=str(case))
-        if case.label.startswith("hf:") and case.backbone != "vit"
-        else case
+        pytest.param(case, marks=pytest.mark.slow, id=str(case)) if _is_slow(case) else case
         for case in cases
     ]
+
+
+def _is_slow(case: Case) -> bool:
+    if case.label.startswith("hf:"):
+        return case.backbone != "vit"
+    return case.backbone in OUTSIDE and case.label not in ("lora", "lora_qv", "ssf", "union")
 
 
 def adapted(case: Case) -> tuple[nn.Module, Adaptation]:
@@ -93,10 +129,15 @@ def backbone_output(case_backbone: str) -> torch.Tensor:
 
 
 class Subject:
-    """One case, adapted once and moved, for all promises that only look at it."""
+    """One case, adapted once and moved, for all promises that only look at it.
+
+    Attributes:
+        spare: The case adapted once more, which a promise that changed it left for the next one.
+    """
 
     def __init__(self, case: Case) -> None:
         self.case = case
+        self.spare: tuple[nn.Module, Adaptation] | None = None
         self.model, self.adaptation = adapted(case)
         self.at_step_0 = evaluated(self.model, case)
         self._head = self._head_values()
@@ -105,11 +146,19 @@ class Subject:
 
     def _head_values(self) -> dict[str, torch.Tensor]:
         names = self.adaptation.head_names()
-        return {name: self.model.get_parameter(name).detach().clone() for name in names}
+        return {name: parameter_at(self.model, name).detach().clone() for name in names}
 
     def _set(self, values: dict[str, torch.Tensor]) -> None:
         for name, value in values.items():
-            self.model.get_parameter(name).data.copy_(value)
+            parameter_at(self.model, name).data.copy_(value)
+
+    def twin(self) -> tuple[nn.Module, Adaptation]:
+        """Return a second model with the same values; the caller may change it."""
+        model, adaptation = self.spare or adapted(self.case)
+        self.spare = None
+        model.zero_grad()
+        adaptation.load_state_dict(self.adaptation.state_dict())
+        return model, adaptation
 
     @contextmanager
     def with_the_backbones_head(self) -> Iterator[None]:
@@ -139,14 +188,13 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-12))
 
 
-@pytest.mark.parametrize("case", REFUSING, ids=str)
+@pytest.mark.parametrize("case", marked(REFUSING), ids=str)
 def test_refused_before_anything_is_changed(case: Case) -> None:
     model = build(case.backbone)
-    before = {name: id(tensor) for name, tensor in model.named_parameters()}
+    before = {n: (id(p), p.requires_grad) for n, p in model.named_parameters()}
     with pytest.raises(lp.PEFTError, match=REFUSED[case.label, case.backbone]):
         lp.adapt(model, case.method)
-    assert {name: id(tensor) for name, tensor in model.named_parameters()} == before
-    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert {n: (id(p), p.requires_grad) for n, p in model.named_parameters()} == before
     assert lp.find_adaptation(model) is None
 
 
@@ -198,21 +246,23 @@ def test_gradients_reach_everything_trained_and_everything_trained_matters(case:
                     parameter.sub_(0.1 * parameter.grad.sign())
     assert not {n for n in silent if not without_effect(case, n)}
     for name, before in frozen.items():
-        assert torch.equal(model.get_parameter(name), before), name
+        assert torch.equal(parameter_at(model, name), before), name
 
     before = evaluated(model, case)
-    originals = {n: model.get_parameter(n).detach().clone() for n in adaptation.adapter_names()}
+    originals = {n: parameter_at(model, n).detach().clone() for n in adaptation.adapter_names()}
     generator = torch.Generator().manual_seed(3)
     for site in adaptation.sites:  # each adapted module on its own
         own = [n for n in originals if n.startswith(f"{site.module}.")]
         for name in own:
-            parameter = model.get_parameter(name)
+            parameter = parameter_at(model, name)
             if parameter.requires_grad:
                 parameter.data.add_(torch.randn(parameter.shape, generator=generator))
         if not all(without_effect(case, name) for name in own):
             assert not torch.equal(evaluated(model, case), before), site
         for name in own:
-            model.get_parameter(name).data.copy_(originals[name])
+            parameter_at(model, name).data.copy_(originals[name])
+    if _last and _last[0].case == case:
+        _last[0].spare = model, adaptation
 
 
 # what has no effect by mathematics, or for want of an input that reaches it
@@ -244,12 +294,13 @@ def test_saved_and_loaded_into_a_fresh_backbone_it_is_bit_equal(case: Case, tmp_
     assert lp.load_adapter(fresh, tmp_path / "adapter") is fresh
     assert torch.equal(evaluated(fresh, case), expected)
 
-    again, handle = adapted(case)
-    handle.load_state_dict(adaptation.state_dict())
+    again, handle = subject.twin()
     assert torch.equal(evaluated(again, case), expected)
+    subject.spare = again, handle
 
     added = set(adaptation.adapter_names())
-    if any(not p.requires_grad for n, p in model.named_parameters() if n not in added):
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad and n not in added]
+    if frozen and not (case.label == "full" and case.backbone == "fixed"):  # constants only
         other = build(case.backbone, seed=5)
         flags = [p.requires_grad for p in other.parameters()]
         with pytest.raises(lp.BackboneMismatchError, match="trained on another backbone: values"):
@@ -261,8 +312,11 @@ def test_saved_and_loaded_into_a_fresh_backbone_it_is_bit_equal(case: Case, tmp_
 
 @of_each_case
 def test_merged_it_is_the_same_function_and_then_a_plain_model(case: Case) -> None:
-    model, adaptation = adapted(case)
-    move(adaptation, 0.03 if (case.label, case.backbone) in FAR else 0.1)
+    if (case.label, case.backbone) in FAR:
+        model, adaptation = adapted(case)
+        move(adaptation, 0.03)
+    else:
+        model, adaptation = subject_of(case).twin()
     expected = evaluated(model, case)
     refusal = NOT_MERGEABLE.get((case.label, case.backbone))
     if refusal is None and not case.method.mergeable:
@@ -272,7 +326,7 @@ def test_merged_it_is_the_same_function_and_then_a_plain_model(case: Case) -> No
         with pytest.raises(lp.MethodError, match=refusal):
             adaptation.merge()
         assert not adaptation.merged
-        assert all(torch.equal(model.get_parameter(n), p) for n, p in before.items())
+        assert all(torch.equal(parameter_at(model, n), p) for n, p in before.items())
         return
     report = adaptation.merge(example_input(case.backbone))
     assert report.weight_difference == 0
@@ -324,7 +378,13 @@ def test_copied_and_pickled_it_lives_on_by_itself(case: Case) -> None:
         with pytest.raises(AttributeError, match="Can't pickle local object"):
             pickle.dumps(model)
         return
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+    twins = [copy.deepcopy(model)]
+    if case.backbone in ("weight_normed", "spectral_normed"):  # torch has no pickles of them
+        with pytest.raises(RuntimeError, match="Serialization of parametrized modules"):
+            pickle.dumps(model)
+    else:
+        twins.append(pickle.loads(pickle.dumps(model)))
+    for twin in twins:
         assert torch.equal(evaluated(twin, case), expected)
         own = lp.find_adaptation(twin)
         assert own is not None

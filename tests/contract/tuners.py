@@ -25,9 +25,8 @@ SETTINGS: dict[str, dict] = {
 TUNERS = tuple(name for name, reason in list_tuners().items() if reason is None)
 BACKBONES = tuple(ZOO)
 
-BYPASSED = ("beit", "eva", "swinv2", "tv_swin")  # the forward reads qkv.weight
 CONVOLUTIONAL = ("efficientnet", "resnet", "tv_resnet")
-NEVER_CALLED = "modules that the forward calls, got some that it never calls"
+READ = ("beit", "eva", "swinv2", "tv_swin", "tv_vit")  # by others, which do not call the layers
 
 # all other tuners of peft have linear layers only, and most have no transposed ones
 SERVE_CONVOLUTIONS = ("ADALORA", "HIRA", "HRA", "IA3", "LOHA", "LOKR", "LORA")
@@ -37,14 +36,17 @@ SERVE_GPT2 = (
 )
 REFUSED_BY_PEFT = "peft refuses to adapt this|expected peft to adapt every target"
 _RULES: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
-    (TUNERS, BYPASSED, NEVER_CALLED),
+    (("LILY",), READ, "since its update depends on the input"),
+    (("BEFT",), ("beit", "eva", "swinv2"), "expected layers with a bias to train"),
     (tuple(t for t in TUNERS if t not in SERVE_CONVOLUTIONS), CONVOLUTIONAL, REFUSED_BY_PEFT),
     (tuple(t for t in TUNERS if t not in SERVE_GPT2), ("gpt2",), REFUSED_BY_PEFT),
     (("OFT",), CONVOLUTIONAL, "right for linear layers and ungrouped 1x1 convolutions only"),
     (("TINYLORA",), CONVOLUTIONAL, "TinyLoRA adapts linear layers"),
-    (("GRALORA", "OFT"), ("convnext",), r"reads inputs of shape \(B, N, C\)"),
     # layers of several widths in one kind of module
-    (("FROD",), ("convnext", "swin"), "peft refuses to adapt this"),
+    (("FROD",), ("convnext", "swin", "swinv2", "tv_swin"), "peft refuses to adapt this"),
+    # layers whose sizes are no multiples of a setting
+    (("BOFT", "C3A", "ROAD", "VBLORA"), ("eva",), "peft refuses to adapt this"),
+    (("C3A", "ROAD", "SHIRA", "VBLORA"), ("swinv2",), "peft refuses to adapt this"),
     # a layer with three outputs, which is no multiple of any size
     (("GRALORA", "PSOFT"), ("mlp",), "expected a rank no larger than the layer"),
     (("GRALORA", "PSOFT"), ("swinv2",), "expected a rank no larger than the layer"),

@@ -1,14 +1,16 @@
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as reference
 
 from lightning_peft.data.augment import PRESETS, Augment, augmentation
 from lightning_peft.data.batched import apply, augment_batch, draw
 from lightning_peft.errors import DataError
-from lightning_peft.randomness import generator
+from lightning_peft.randomness import generator, seeded
 
 BILINEAR = v2.InterpolationMode.BILINEAR
 
@@ -90,12 +92,31 @@ def test_values_stay_in_their_ranges_and_fill_them():
     assert 0.099 < values["shift"].abs().max() <= 0.1
     assert 0.8 <= values["scale"].min() < values["scale"].max() <= 1.2
     left, top, width, height = values["crop"].unbind(1)
-    assert 0.45 < (width * height).min() < (width * height).max() <= 1
+    assert 0.5 - 1e-6 <= (width * height).min() < 0.51
+    assert (width * height).max() <= 1
     for low, side in ((left, width), (top, height)):
         assert low.min() >= 0
         assert (low + side).max() <= 1 + 1e-6
     assert 0.45 < values["flip"].float().mean() < 0.55
     assert 0.45 < (values["erase"][:, 2] > 0).float().mean() < 0.55
+
+
+@pytest.mark.parametrize("smallest", [0.08, 0.5, 0.8, 0.95])
+def test_crops_are_as_large_and_as_wide_as_torchvisions(smallest):
+    """Its crops are of whole pixels, so the image is large enough for these not to matter."""
+    left, top, width, height = draw(3000, Augment(crop=smallest), generator("sizes"))["crop"].T
+    assert (width * height).min() >= smallest - 1e-6
+    crop, image = v2.RandomResizedCrop(8, scale=(smallest, 1.0)), torch.empty(1, 4000, 4000)
+    with seeded("crops", 0):
+        drawn = [crop.make_params([image]) for _ in range(1000)]
+    theirs = {name: np.array([d[name] for d in drawn]) / 4000 for name in drawn[0]}
+    for ours, expected in (
+        (width * height, theirs["width"] * theirs["height"]),
+        (width / height, theirs["width"] / theirs["height"]),
+        (left, theirs["left"]),
+        (top, theirs["top"]),
+    ):
+        assert stats.ks_2samp(ours.numpy(), expected).pvalue > 0.001
 
 
 def test_noise_has_the_given_deviation():

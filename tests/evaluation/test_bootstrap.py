@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn import metrics as sklearn
 
 from lightning_peft.errors import DataError
 from lightning_peft.evaluation.bootstrap import intervals, resamples
@@ -49,6 +50,55 @@ def test_weights_are_repeated_images(task):
         expected = {k: float(v) for k, v in values_of(metrics).items() if k != "spearman"}
         got = {name: float(values[row]) for name, values in found.items()}
         assert got == pytest.approx(expected, abs=2e-5)
+
+
+def perfect(task):
+    """Outputs that are right for all of 200 images; one class has 3 images, and one none."""
+    truth = torch.zeros(200, dtype=torch.long)
+    truth[:3] = 1
+    if task == "multiclass":
+        return torch.stack([truth, torch.ones(200)], -1), truth
+    if task == "binary":
+        return truth[:, None].double(), truth
+    labels = torch.stack([1 - truth, truth, 0 * truth], -1)
+    return labels.double(), labels
+
+
+@pytest.mark.parametrize("task", ["multiclass", "binary", "multilabel"])
+def test_classes_that_were_not_drawn_are_left_to_the_other_classes(task):
+    """5 % of the resamples have none of the three images; a right answer is right in all."""
+    found = intervals(statistics_of(task, *perfect(task), 3), 200)
+    shares = {"accuracy", "balanced_accuracy", "f1", "f1_micro", "auroc", "ap", "map"}
+    assert {name: ends for name, ends in found.items() if name in shares} == {
+        name: (1.0, 1.0) for name in found if name in shares
+    }
+    assert {"accuracy", "f1"} <= found.keys()
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_each_resample_is_judged_as_scikit_learn_judges_it():
+    outputs, labels, _ = cases()["multiclass"]
+    few = torch.arange(N) < 12
+    outputs, labels = outputs[few], labels[few]
+    weights = torch.cat(list(resamples(len(labels), 20, seed=1)))
+    found = statistics_of("multiclass", outputs, labels, 4)(weights)
+    absent = 0
+    for row, counts in enumerate(weights.long()):
+        truth, called = (part.repeat_interleave(counts) for part in (labels, outputs[:, 0].long()))
+        absent += len(truth.unique()) < 4
+        balanced = sklearn.balanced_accuracy_score(truth, called)
+        assert found["balanced_accuracy"][row] == pytest.approx(balanced)
+        assert found["f1"][row] == pytest.approx(sklearn.f1_score(truth, called, average="macro"))
+    assert absent
+
+
+def test_resamples_of_equal_numbers_have_nothing_to_explain():
+    """Their variance is rounding, by which nothing may be divided."""
+    truth = torch.tensor([[0.1], [0.3], [7.7]])
+    weights = torch.tensor([[3.0, 0, 0], [0, 3, 0], [0, 0, 3], [1, 1, 1]]).double()
+    found = statistics_of("regression", truth + 0.1, truth, 1)(weights)
+    for name in ("r2", "pearson"):
+        assert found[name].isnan().tolist() == [True, True, True, False]
 
 
 def test_the_interval_is_scipys():

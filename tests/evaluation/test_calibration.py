@@ -129,6 +129,15 @@ def test_separable_scores_end_at_the_bound():
     assert fit_temperature(torch.eye(3), torch.tensor([1, 2, 0])) == 50.0
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite_are_refused(broken):
+    logits, labels = torch.randn(6, 3), torch.arange(6) % 3
+    logits[2] = broken
+    logits[4, 1] = broken
+    with pytest.raises(DataError, match=r"NaN or infinity for 2 of 6 .*: the training diverged"):
+        fit_temperature(logits, labels)
+
+
 def test_refusals():
     with pytest.raises(DataError, match="validation images to fit a temperature on, got none"):
         fit_temperature(torch.empty(0, 3), torch.empty(0).long())

@@ -98,6 +98,40 @@ def test_what_images_do_not_tell_is_nan():
     assert np.isnan(values("regression", torch.ones(1), torch.ones(1), num_outputs=1)["r2"])
 
 
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_classes_without_images_are_left_out_of_the_means():
+    random = generator("absent")
+    p = torch.rand(30, 4, generator=random).softmax(-1)
+    y, called = torch.arange(30) % 3, p.argmax(-1)  # none is of class 3, some are called so
+    found = values("multiclass", p, y, num_classes=4)
+    assert 3 in called
+    assert found["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(y, called))
+    assert found["f1"] == pytest.approx(metrics.f1_score(y, called, average="macro"))
+    p, none = torch.tensor([0.1, 0.3, 0.3]), torch.zeros(3).long()
+    found = values("binary", p, none)
+    assert (found["balanced_accuracy"], np.isnan(found["f1"])) == (1.0, True)
+    p, y = torch.tensor([[0.9, 0.2], [0.1, 0.3]]), torch.tensor([[1, 0], [0, 0]])
+    expected = metrics.f1_score(y, p > 0.5, average="macro", zero_division=np.nan)
+    assert values("multilabel", p, y, num_labels=2)["f1"] == expected == 1.0
+
+
+@pytest.mark.parametrize("unit", [1e-7, 1e-3, 1e6])
+def test_the_unit_of_numbers_does_not_matter(unit):
+    """The references are computed in a unit in which the numbers are about 1."""
+    random = generator("units")
+    y = torch.randn(50, generator=random)
+    x = y + 0.3 * torch.randn(50, generator=random)
+    found = values("regression", x * unit, y * unit, num_outputs=1)
+    assert found["r2"] == pytest.approx(metrics.r2_score(y, x), rel=1e-4)
+    assert found["rmse"] == pytest.approx(unit * metrics.root_mean_squared_error(y, x), rel=1e-4)
+    assert found["pearson"] == pytest.approx(stats.pearsonr(x, y).statistic, rel=1e-4)
+
+
+def test_numbers_that_do_not_vary_have_no_correlation_and_nothing_to_explain():
+    found = values("regression", torch.randn(9), torch.full((9,), 0.1), num_outputs=1)
+    assert np.isnan([found["r2"], found["pearson"], found["spearman"]]).all()
+
+
 def test_areas_of_many_classes_are_left_out():
     assert "auroc" in metric_set("multiclass", num_classes=100)
     assert "auroc" not in metric_set("multiclass", num_classes=101)

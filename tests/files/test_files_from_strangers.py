@@ -73,7 +73,6 @@ def test_what_an_own_method_may_not_ask_for(changes, match, tmp_path: Path) -> N
         ({"target_modules": "(.*a){30}$"}, "matched in a bounded time"),
         ({"rank_pattern": {"(a+)+$": 4}}, "matched in a bounded time"),
         ({"megatron_config": {"a": 1}, "megatron_core": "this"}, "megatron_core names"),
-        ({"corda_config": {"cache_file": "/x"}}, "reads a file that it names"),
         ({"layer_replication": [[0, 10**9]]}, "copies layers"),
         ({"init_lora_weights": "olora", "r": 1}, "of another shape"),
         ({"of_tomorrow": 1}, "settings that peft .* knows for LORA, got of_tomorrow"),
@@ -95,6 +94,7 @@ def test_what_names_other_models_or_code_is_not_looked_at(tmp_path: Path) -> Non
         base_model_name_or_path="https://example.com/model",
         auto_mapping={"parent_library": "nowhere_to_be_found", "base_model_class": "X"},
         revision="main",
+        corda_config={"cache_file": "/x", "covariance_file": "/y"},
     )
     assert lp.find_adaptation(lp.load_adapter(Tiny(), directory)) is not None
 

@@ -136,6 +136,14 @@ def test_stopped_and_resumed_it_ends_as_if_it_had_not_stopped(epochs, tmp_path):
         assert torch.equal(rest.net.state_dict()[name], value), name
 
 
+def test_a_run_that_goes_on_with_fewer_steps_ends_at_the_ranks(tmp_path):
+    path = tmp_path / "last.ckpt"
+    trained(callbacks=[lp.PEFT(METHOD), StopAfter(2 * STEPS, path)], max_epochs=3)
+    rest, trainer = trained(path=path, max_epochs=3, accumulate_grad_batches=4)
+    assert rest.net.peft_config["default"].total_step == trainer.global_step == 24 + 3
+    assert sum(ranks(rest.net)) == len(ranks(rest.net)) * METHOD.rank
+
+
 def test_accumulated_gradients_are_one_step_and_one_penalty():
     module, trainer = trained(accumulate_grad_batches=2, max_epochs=2)
     assert trainer.global_step == STEPS

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from scipy import stats
 from torch.nn import functional as F
 
 import lightning_peft as lp
@@ -59,6 +60,17 @@ def test_vpt_shallow_keeps_its_prompt_through_all_blocks():
     x = torch.cat([x[:, :1], prompt, x[:, 1:]], 1)
     x = plain.blocks(x)
     same(model, images, finished(plain, torch.cat([x[:, :1], x[:, 4:]], 1)))
+
+
+def test_adaptformer_starts_with_kaimings_normal_distribution():
+    """He et al., 2015: a variance of 2 / fan_in, here of 128 x 32 x 2 draws."""
+    model = build("vit")
+    lp.adapt(model, "adaptformer", bottleneck=128)
+    parts = [block.adapter_adaptformer.bottleneck for block in model.blocks]
+    downs = torch.cat([part.down.weight.flatten() for part in parts])
+    features = parts[0].down.in_features
+    assert stats.kstest(downs.detach() / (2 / features) ** 0.5, "norm").pvalue > 0.01
+    assert not any(part.up.weight.any() for part in parts)
 
 
 @torch.no_grad()

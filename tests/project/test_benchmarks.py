@@ -39,6 +39,26 @@ def test_less_is_allocated_the_more_is_made_again(benchmark):
     assert figures["peft"]["ratio"] == 1
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # of torch 2.11
+@pytest.mark.parametrize(
+    ("name", "size", "method", "changes"),
+    [
+        ("vit", 512, "lora", {"depth": 1}),
+        ("vit", 512, "linear_probe", {"depth": 1}),
+        ("convnext", 128, "houlsby", {"depths": (1, 1, 1, 1)}),
+        ("bert", 512, "bitfit", {"num_hidden_layers": 1}),
+        ("bert", 512, "full", {"num_hidden_layers": 1, "attention_probs_dropout_prob": 0.0}),
+        ("decoder", 512, "lora", {"num_hidden_layers": 1}),
+    ],
+)
+def test_what_a_step_needs_is_within_a_tenth_of_what_was_planned(
+    benchmark, name, size, method, changes
+):
+    planned_memory = benchmark("planned_memory")
+    found = planned_memory.compared(planned_memory.MODELS[name][0], size, method, **changes)
+    assert found["planned"] == pytest.approx(found["measured"], rel=0.1)
+
+
 def test_the_peak_is_that_of_what_was_alive_together(benchmark):
     class Peaks(torch.nn.Module):
         def forward(self, x):

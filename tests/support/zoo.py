@@ -1,6 +1,7 @@
 """Tiny, randomly initialised backbones of the families that lightning-peft must understand.
 
-`ZOO` maps a name to a factory without arguments. `example_input(name)` gives a batch of two for the
+`ZOO` maps a name to a factory without arguments, and so does `OUTSIDE` of the module beside, for
+what goes wrong elsewhere: `build` knows both. `example_input(name)` gives a batch of two for the
 model's forward, `output_of(model, name, inputs)` the tensor that a loss would see. The libraries
 are imported inside the factories: only a test that builds a model pays for its library.
 """
@@ -14,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from tests.support.outside import OUTSIDE, example
 
 CLASSES = 3
 BATCH = 2
@@ -288,15 +291,16 @@ def pristine(name: str, seed: int = 0) -> nn.Module:
     """Build a model once a process, to be read and never changed: see `build`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = ZOO[name]().eval()
+        model = {**ZOO, **OUTSIDE}[name]().eval()
         for module in model.modules():  # residual branches that start at zero pass no gradient
             scale = getattr(module, "weight", None)
             if isinstance(scale, Tensor) and scale.ndim == 1 and not scale.any():
                 nn.init.ones_(scale)
-            bias = getattr(module, "bias", None)  # some tuners scale it: a zero hides what they do
-            if isinstance(bias, nn.Parameter) and not bias.any():
-                nn.init.normal_(bias, std=0.1)
-        for head in HEADS[name]:
+            for key in ("bias", "in_proj_bias"):  # some tuners scale it: a zero hides what they do
+                bias = getattr(module, key, None)
+                if isinstance(bias, nn.Parameter) and not bias.any():
+                    nn.init.normal_(bias, std=0.1)
+        for head in HEADS.get(name, ()):
             weight = model.get_submodule(head).weight
             assert isinstance(weight, Tensor)
             nn.init.normal_(weight, std=0.5)
@@ -314,6 +318,8 @@ def build(name: str, seed: int = 0) -> nn.Module:
 
 def example_input(name: str, seed: int = 0) -> Tensor | dict[str, Tensor]:
     """Give a batch of `BATCH` examples: a tensor for vision models, keyword arguments for text."""
+    if name in OUTSIDE:
+        return example(name, seed)
     generator = torch.Generator().manual_seed(seed)
     if name == "mlp":
         return torch.randn(BATCH, 8, generator=generator)

@@ -45,6 +45,17 @@ def test_a_combination_is_the_environment_of_the_tests(script, monkeypatch):
     assert "torch default, libraries AVX2, threads 2: 2 passed, 0 failed" in out
 
 
+def test_bytecode_is_kept_as_make_test_keeps_it(monkeypatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    found = processors.Combination("avx2", "AVX2", 1).environment()
+    settings = ("PYTHONDONTWRITEBYTECODE=", "PYTHONPYCACHEPREFIX=$(CURDIR)/build/bytecode")
+    makefile = (processors.ROOT / "Makefile").read_text()
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        assert found[name] == value.replace("$(CURDIR)", str(processors.ROOT))
+        assert f" {setting} " in makefile
+
+
 def test_one_that_is_red_is_told_and_is_the_exit_status(script):
     words = ("--capability", "avx2", "--libraries", "unset", "--threads", "1", "2")
     status, out = script(["avx2", None, "1", None], *words)

@@ -31,6 +31,7 @@ def low_rank_layers(adaptation: Adaptation) -> list[tuple[str, str]]:
         for key in module.lora_A:
             second = module.lora_B[key]
             grouped = getattr(module.get_base_layer(), "groups", 1) != 1
+            grouped |= getattr(module, "num_experts", 1) != 1  # the factors of many updates
             if module.lora_variant or grouped or not hasattr(second, "weight"):
                 other.append(path)
             pairs.append((f"{path}.lora_A.{key}.weight", f"{path}.lora_B.{key}.weight"))

@@ -13,6 +13,8 @@ started from different random ``A`` the cross terms are meaningless: average the
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from typing import Literal
@@ -25,6 +27,8 @@ from lightning_peft.adaptation.loading import fitting_state, load_adapter
 from lightning_peft.adaptation.serving.low_rank_mean import low_rank_layers, mean_factors
 from lightning_peft.errors import CheckpointError, MethodError
 from lightning_peft.files.reading import read_adapter
+from lightning_peft.methods.finite import all_finite
+from lightning_peft.methods.from_peft.start import START
 
 __all__ = ["average_adapters", "average_updates", "greedy_soup", "soup"]
 
@@ -34,8 +38,8 @@ State = Mapping[str, Tensor]
 def soup(states: Sequence[State], weights: Sequence[float] | None = None) -> dict[str, Tensor]:
     """Average states entry by entry, uniformly or weighted.
 
-    Sums are computed in float64 and rounded once. An entry without floating-point
-    numbers, such as the batch counter of a BatchNorm, is taken from the first state.
+    Sums are computed in float64 and rounded once. An entry of whole numbers, such as the batch
+    counter of a BatchNorm, is taken from the first state.
 
     Args:
         states: Tensors by name, as from :meth:`Adaptation.state_dict`.
@@ -45,8 +49,8 @@ def soup(states: Sequence[State], weights: Sequence[float] | None = None) -> dic
         The average; the states are unchanged.
 
     Raises:
-        CheckpointError: If the states differ in names, shapes or dtypes; all differences are
-            listed.
+        CheckpointError: If the states differ in names, shapes or dtypes, or a member has numbers
+            that are not finite; all problems are listed.
         MethodError: If there is no state, or the weights are invalid.
 
     >>> soup([{"w": torch.tensor([1.0])}, {"w": torch.tensor([4.0])}], [2, 1])
@@ -61,12 +65,13 @@ def soup(states: Sequence[State], weights: Sequence[float] | None = None) -> dic
         )  # fmt: skip
     averaged = {}
     for name, first in states[0].items():
-        if not first.is_floating_point():
+        if not _has_mean(first):
             averaged[name] = first.detach().clone()
             continue
-        total = torch.zeros_like(first, dtype=torch.float64)
+        wide = torch.complex128 if first.is_complex() else torch.float64
+        total = torch.zeros_like(first, dtype=wide)
         for share, state in zip(shares, states, strict=True):
-            total += share * state[name].detach().to(total.device, torch.float64)
+            total += share * state[name].detach().to(total.device, wide)
         averaged[name] = total.to(first.dtype)
     return averaged
 
@@ -114,7 +119,8 @@ def greedy_soup(
 ) -> tuple[list[int], float]:
     """Add candidates one by one, the best first; keep those that do not lower the soup's score.
 
-    Algorithm 1 of Wortsman et al. Use a validation score; the test set must not choose members.
+    Algorithm 1 of Wortsman et al. Use a validation score; the test set must not choose members. A
+    candidate that diverged, whose score is not finite, is no member.
 
     Args:
         states: The candidates; only their number is used.
@@ -125,18 +131,24 @@ def greedy_soup(
         The members in the order in which they were added, and the score of their soup.
 
     Raises:
-        MethodError: If there is no candidate, or not exactly one score for each.
+        MethodError: If there is no candidate, not exactly one score for each, or none is finite.
     """
     if not states or len(states) != len(scores):
         raise MethodError(
             f"greedy_soup: expected candidates and a score for each, got {len(states)} and "
             f"{len(scores)} scores."
         )
-    order = sorted(range(len(states)), key=lambda i: -scores[i])
+    sound = [i for i, own in enumerate(scores) if math.isfinite(own)]
+    if not sound:
+        raise MethodError(
+            f"greedy_soup: expected a candidate whose score is finite, got {list(scores)}: all of "
+            "them diverged. Choose by another score."
+        )
+    order = sorted(sound, key=lambda i: -scores[i])
     members, best = [order[0]], scores[order[0]]
     for candidate in order[1:]:
         found = score([*members, candidate])
-        if found >= best:
+        if math.isfinite(found) and found >= best:
             members, best = [*members, candidate], found
     return members, best
 
@@ -196,12 +208,18 @@ def _shares(count: int, weights: Sequence[float] | None) -> list[float]:
     if weights is None:
         return [1 / count] * count
     given = list(weights)
-    fine = all(isinstance(w, int | float) and 0 <= w < float("inf") for w in given)
-    if len(given) != count or not fine or not sum(given) > 0:
+    fine = all(isinstance(w, int | float) and 0 <= w <= sys.float_info.max for w in given)
+    if len(given) != count or not fine or not any(given):
         raise MethodError(
             f"soup: expected {count} weights from 0, one for each member and not all 0, got {given}"
         )
-    return [weight / sum(given) for weight in given]
+    largest = max(given)  # first, since their sum may overflow
+    parts = [weight / largest for weight in given]
+    return [part / sum(parts) for part in parts]
+
+
+def _has_mean(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _differences(states: Sequence[State]) -> Iterable[str]:
@@ -216,3 +234,12 @@ def _differences(states: Sequence[State]) -> Iterable[str]:
                     f"'{name}' is {tuple(one.shape)} {one.dtype} in member 1 and "
                     f"{tuple(two.shape)} {two.dtype} in member {number}"
                 )
+            elif f".{START}." in name and not torch.equal(one, two.to(one.device)):
+                yield (
+                    f"'{name}', which the initialisation took out of the weight, is not the same "
+                    f"in members 1 and {number}: their A and B are updates of different weights"
+                )
+    for number, state in enumerate(states, 1):
+        for name in sorted(state):
+            if _has_mean(state[name]) and not all_finite(state[name]):
+                yield f"'{name}' is not finite in member {number}, which diverged: leave it out"

@@ -22,6 +22,7 @@ from lightning_peft.adaptation.state import ADAPTED
 from lightning_peft.anatomy.forward import first_tensor
 from lightning_peft.errors import AdapterFileError, MethodError, PEFTError, near
 from lightning_peft.files.reading import StoredAdapter, read_adapter
+from lightning_peft.methods.from_peft.start import follow_factors
 
 __all__ = ["AdapterSwitch"]
 
@@ -260,6 +261,7 @@ class AdapterSwitch:
         for key, original in self._originals.items():
             tensor = self._tensor(key)
             tensor.data = values.get(key, original).to(tensor)
+        follow_factors(self.model)
         self._active = name
 
     def _tensor(self, name: str) -> Tensor:

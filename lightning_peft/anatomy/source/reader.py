@@ -117,12 +117,15 @@ class Reader:
         """Return what is known of an expression; if nothing is, record the use of its parts."""
         value = self._value(node, scope)
         if value is UNKNOWN and node is not None:
-            self._use(node, scope)
+            self._use_of(node, value, scope)
         return value
 
     def _use(self, node: ast.AST, scope: Scope) -> None:
         """Record what an expression uses."""
-        value = self._value(node, scope)
+        self._use_of(node, self._value(node, scope), scope)
+
+    def _use_of(self, node: ast.AST, value: Any, scope: Scope) -> None:
+        """Record what an expression uses that has this value."""
         if isinstance(node, ast.Call):
             self._call(node, scope)
         elif value is not UNKNOWN:
@@ -137,7 +140,8 @@ class Reader:
         elif isinstance(node, ast.IfExp) and self._value(node.test, scope) is not UNKNOWN:
             self._use(node.body if self._value(node.test, scope) else node.orelse, scope)
         else:
-            inner = scope | dict.fromkeys(_own_names(node), UNKNOWN)
+            own = _own_names(node)
+            inner = scope | dict.fromkeys(own, UNKNOWN) if own else scope
             for child in ast.iter_child_nodes(node):
                 self._use(child, inner)
 

@@ -127,6 +127,9 @@ class Method:
         return found if isinstance(found, FunctionType) else None
 
 
+_KNOWN = (*_PLAIN, FunctionType, View, Weight, Method, list, tuple)
+
+
 def method_of(view: View, name: str, after: type | None = None) -> Method | None:
     """Find an attribute of a module's class, without looking into `nn.Module` itself.
 
@@ -177,9 +180,7 @@ def evaluate(node: ast.AST | None, lookup: Callable[[str], Any]) -> Any:
         values[name] = lookup(name)
         if values[name] is UNKNOWN and name in _BUILTINS:
             values[name] = _BUILTINS[name]
-        elif values[name] is UNKNOWN or not isinstance(
-            values[name], (*_PLAIN, FunctionType, View, Weight, Method, list, tuple)
-        ):
+        elif values[name] is UNKNOWN or not isinstance(values[name], _KNOWN):
             return UNKNOWN
     try:
         value = eval(code, {"__builtins__": {}, **values})

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 MOST_TOKENS = 512
+_PROCESSORS = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
 """Tokens of a text if nothing else limits them, as in the data module."""
 
 
@@ -84,18 +85,21 @@ def _plan(overrides: Sequence[str], classes: int, batch: int, tokens: int | None
     with quiet(), torch.device("meta"):
         module = build_module(cfg.model, classes, pretrained=False)  # without weights
     backbone = backbone_of(module)[1]
+    # "auto": that of this machine
+    processor: Any = _PROCESSORS.get(str(OmegaConf.select(cfg, "trainer.accelerator")))
     memory: Any = OmegaConf.select(cfg, "callbacks.peft.memory") or "default"
     if getattr(module, "noun", "images") == "texts":
-        return plan(backbone, method, inputs=_texts(cfg, backbone, batch, tokens), memory=memory)
+        texts = _texts(cfg, backbone, batch, tokens)
+        return plan(backbone, method, inputs=texts, memory=memory, processor=processor)
     if tokens is not None:
         raise ConfigError(["--tokens: expected model=text, got a model for images. Leave it out."])
     shape = data_config(backbone)
     images = torch.empty(batch, shape.channels, *shape.image_size, device="meta")
-    return plan(backbone, method, inputs=images, memory=memory)
+    return plan(backbone, method, inputs=images, memory=memory, processor=processor)
 
 
 def _texts(cfg: DictConfig, backbone: Any, batch: int, tokens: int | None) -> dict[str, Any]:
-    """Return a batch of texts without padding, whose mask would need values."""
+    """Return a batch of texts without padding, which need no mask."""
     import torch
 
     most = getattr(backbone.config, "max_position_embeddings", None)

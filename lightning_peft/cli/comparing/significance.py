@@ -17,7 +17,7 @@ FEWEST = 3
 """With fewer seeds than this, a test would say nothing."""
 
 ROUNDING = 1e-6
-"""Accuracies are float32 numbers: differences that vary by less than this count as equal."""
+"""Metrics are float32 numbers: what differs by less than this part of the largest is equal."""
 
 NO_SCIPY = "scipy is not installed (pip install 'lightning-peft[data]')"
 
@@ -84,7 +84,7 @@ def contrast(
     if (stats := _scipy_stats()) is None:
         return replace(base, why_not=NO_SCIPY)
     a, b = list(values.values()), list(others.values())
-    if statistics.pvariance(a) + statistics.pvariance(b) == 0:
+    if not any(_varies(row, _rounding(*a, *b)) for row in (a, b)):
         return replace(base, why_not="other seeds, and none of the rows varies over its own")
     result = stats.ttest_ind(a, b, equal_var=False)
     low, high = result.confidence_interval(0.95)
@@ -121,8 +121,9 @@ def holm(contrasts: Sequence[Contrast]) -> tuple[Contrast, ...]:
 def _paired(first: str, other: str, a: Sequence[float], b: Sequence[float]) -> Contrast:
     differences = [x - y for x, y in zip(a, b, strict=True)]
     mean = statistics.fmean(differences)
-    if max(differences) - min(differences) <= ROUNDING:
-        p = 2 / 2 ** len(a) if abs(mean) > ROUNDING else 1.0
+    rounding = _rounding(*a, *b)
+    if not _varies(differences, rounding):
+        p = 2 / 2 ** len(a) if abs(mean) > rounding else 1.0
         return Contrast(first, other, FLIPS, len(a), mean, p=p)
     if (stats := _scipy_stats()) is None:
         return Contrast(first, other, count=len(a), difference=mean, why_not=NO_SCIPY)
@@ -130,6 +131,14 @@ def _paired(first: str, other: str, a: Sequence[float], b: Sequence[float]) -> C
     low, high = result.confidence_interval(0.95)
     interval = (float(low), float(high))
     return Contrast(first, other, PAIRED, len(a), mean, interval, float(result.pvalue))
+
+
+def _rounding(*values: float) -> float:
+    return ROUNDING * max(map(abs, values))
+
+
+def _varies(values: Sequence[float], rounding: float) -> bool:
+    return max(values) - min(values) > rounding
 
 
 def _scipy_stats() -> Any:

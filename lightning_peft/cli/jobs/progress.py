@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +16,7 @@ from rich.progress import (
 )
 
 from lightning_peft.lightning.namespace import pl
+from lightning_peft.lightning.run_length import present_length
 
 __all__ = ["StepProgress"]
 
@@ -59,7 +59,7 @@ class StepProgress(pl.callbacks.ProgressBar):
         if not self._enabled:
             return
         self._figures = {}
-        steps = trainer.estimated_stepping_batches
+        length = present_length(trainer)
         console = Console(stderr=True)
         console.width = min(console.width, 110)
         self._progress = Progress(
@@ -73,7 +73,7 @@ class StepProgress(pl.callbacks.ProgressBar):
             expand=True,
         )
         self._task = self._progress.add_task(
-            self.label, total=steps if 0 < steps < math.inf else None, figures=""
+            self.label, total=length.total if length.known else None, figures=""
         )
         self._progress.start()
         self._update(trainer)

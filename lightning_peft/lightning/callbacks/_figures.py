@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lightning_peft.adaptation.handle import find_adaptations
+from lightning_peft.anatomy.names import parameter_at
 from lightning_peft.evaluation.efficiency import (
     count_parameters,
     gradient_bytes,
@@ -47,9 +48,12 @@ def static_figures(trainer: pl.Trainer, pl_module: pl.LightningModule, at_start:
     trained = [p for p in pl_module.parameters() if p.requires_grad]
     everything = _without_adapters(pl_module)
     optimizers = [o for o in trainer.optimizers if isinstance(o, Optimizer)]
-    predicted = _predicted(optimizers, trained)
     full_state = _predicted(optimizers, everything)
-    state = predicted if at_start else sum(map(optimizer_state_bytes, optimizers))
+    state: int | None
+    if at_start:
+        state = _predicted(optimizers, trained)
+    else:
+        state = sum(map(optimizer_state_bytes, optimizers))
     saved, full_saved = _checkpoint_bytes(trainer, pl_module, everything, state, full_state)
     return {
         "trainable_parameters": counts.trainable,
@@ -68,7 +72,7 @@ def static_figures(trainer: pl.Trainer, pl_module: pl.LightningModule, at_start:
 
 def _without_adapters(pl_module: nn.Module) -> list[nn.Parameter]:
     new = {
-        id(adaptation.model.get_parameter(name))
+        id(parameter_at(adaptation.model, name))
         for adaptation in find_adaptations(pl_module).values()
         for name in adaptation.adapter_names()
     }

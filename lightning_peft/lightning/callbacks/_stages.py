@@ -9,9 +9,10 @@ from typing import Any, Literal
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from lightning_peft.adaptation.fixed import THAWABLE
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation
+from lightning_peft.adaptation.layer_depths import Depths
 from lightning_peft.adaptation.modes import hold_in_eval, is_held, release
-from lightning_peft.adaptation.parameter_groups import Depths
 from lightning_peft.anatomy import Anatomy, anatomy
 from lightning_peft.anatomy.backbone import backbone_of
 from lightning_peft.anatomy.names import inside
@@ -19,8 +20,6 @@ from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError, ScheduleError
 
 __all__ = ["Freezing", "Plan", "Stage", "as_stages"]
-
-_THAWABLE = "_lightning_peft_thawable"
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ class Freezing:
 
     def freeze(self, plan: Plan) -> None:
         """Freeze the parameters of the plan, and hold the modes of its modules."""
-        plan.backbone.__dict__[_THAWABLE] = frozenset(plan.frozen)
+        plan.backbone.__dict__[THAWABLE] = frozenset(plan.frozen)
         for parameter in plan.frozen.values():
             parameter.requires_grad_(False)
             parameter.grad = None  # an optimizer would step on a leftover gradient
@@ -268,11 +267,12 @@ def _thawable(
     those that an adaptation trains. After freezing, these cannot be distinguished, so the result is
     kept on the backbone.
     """
-    kept = backbone.__dict__.get(_THAWABLE)
+    kept = backbone.__dict__.get(THAWABLE)
     if kept is not None:
         return frozenset(kept)
     if adaptation is not None:
-        others = {*adaptation.trained_names(), *adaptation.adapter_names()}
+        fixed = (adaptation.base_names.get(name, name) for name in adaptation.fixed)
+        others = {*adaptation.trained_names(), *adaptation.adapter_names(), *fixed}
         names = {n for n, p in backbone.named_parameters() if p.is_floating_point()} - others
     else:
         names = {n for n, p in backbone.named_parameters() if p.requires_grad}

@@ -171,7 +171,7 @@ def _last_checkpoint(trainer: pl.Trainer) -> str:
 
 def _tensors(batch: Any) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
-        if batch.is_floating_point():
+        if batch.is_floating_point() or batch.is_complex():
             yield batch
     elif isinstance(batch, Mapping):
         for part in batch.values():
@@ -191,7 +191,7 @@ def _broken(module: nn.Module) -> list[str]:
     checks |= {
         name: ~torch.isnan(part).any()
         for name, part in module.named_buffers()
-        if part.is_floating_point()
+        if part.is_floating_point() or part.is_complex()
     }
     if not checks:
         return []

@@ -10,17 +10,17 @@ from torch.optim import Optimizer
 from lightning_peft.adaptation.checks import as_names
 from lightning_peft.adaptation.handle import Adaptation, find_adaptations
 from lightning_peft.adaptation.precision import AdapterDtype
+from lightning_peft.anatomy.names import parameter_at
 from lightning_peft.errors import MethodError
 from lightning_peft.kernels import Memory
 from lightning_peft.lightning.attachment import Attachment, attach, attachment_of
 from lightning_peft.lightning.class_names import is_a
+from lightning_peft.lightning.gradients import GradientWatch
 from lightning_peft.lightning.namespace import pl
 from lightning_peft.lightning.steppers import DriveSteppers
 from lightning_peft.methods.union import as_method
 
 __all__ = ["PEFT"]
-
-_STEPS_WATCHED = 2
 
 
 class PEFT(pl.Callback):
@@ -59,8 +59,9 @@ class PEFT(pl.Callback):
         adapter_dtype: The dtype of what the method adds, whatever the trainer's ``precision`` casts
             the module to. ``None`` is float32, or that of a backbone in float64: with
             ``precision="bf16-true"`` only the backbone, and what is trained in place, is bfloat16.
-        check_gradients: Whether to stop after two steps if an adapter gets no gradient, which means
-            that the model never calls the adapted module.
+        check_gradients: Whether to stop in the first steps if an adapter gets no gradient, or zeros
+            only although parameters have moved already: the model never calls the adapted module,
+            or what the module computes is not used.
         **settings: Settings of the method, if it is given by name.
 
     Raises:
@@ -96,8 +97,7 @@ class PEFT(pl.Callback):
         )
         self.check_gradients = check_gradients
         self._drive_steppers = DriveSteppers()
-        self._steps = 0
-        self._without_gradient: set[str] = set()
+        self._watch = GradientWatch()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Replace the module's ``configure_model``, at whose end the adaptation happens."""
@@ -127,7 +127,7 @@ class PEFT(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check that the adapter will be trained, and put the backbone into training mode."""
-        self._steps, self._without_gradient = 0, set()
+        self._watch = GradientWatch()
         in_optimizers = {
             id(parameter)
             for optimizer in trainer.optimizers
@@ -143,9 +143,13 @@ class PEFT(pl.Callback):
             _say(
                 f"PEFT: {adaptation.method.name} on '{path or type(pl_module).__name__}' "
                 f"({len(adaptation.sites)} sites), {report.trained:,} of {report.total:,} "
-                f"parameters trained ({report.share:.2%})"
+                f"parameters trained ({report.share:.2%})" + _told_of(adaptation.held)
             )
         self._drive_steppers.on_fit_start(trainer, pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell the method the length of a run that goes on (AdaLoRA)."""
+        self._drive_steppers.on_train_start(trainer, pl_module)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the gradients of the method's loss term (AdaLoRA)."""
@@ -161,24 +165,18 @@ class PEFT(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         """Find an adapter that the model's forward bypasses."""
-        if not self.check_gradients or self._steps > _STEPS_WATCHED * len(trainer.optimizers):
-            return
-        silent = {
-            f"{path}.{name}" if path else name
-            for path, adaptation in find_adaptations(pl_module).items()
-            for name in adaptation.adapter_names()
-            if (p := adaptation.model.get_parameter(name)).requires_grad and p.grad is None
-        }
-        self._without_gradient = silent if self._steps == 0 else self._without_gradient & silent
-        self._steps += 1
-        if self._steps >= _STEPS_WATCHED * len(trainer.optimizers) and self._without_gradient:
-            raise MethodError(
-                f"after {_STEPS_WATCHED} steps these adapter parameters have no gradient: "
-                f"{', '.join(sorted(self._without_gradient))}. Either the forward does not call "
-                "the adapted modules (exclude these), or gradient checkpointing is reentrant "
-                "(use_reentrant=False), or these modules are only used sometimes "
-                "(check_gradients=False)."
-            )
+        if self.check_gradients:
+            self._watch.look(find_adaptations(pl_module), optimizer, len(trainer.optimizers))
+
+
+def _told_of(held: tuple[str, ...]) -> str:
+    if not held:
+        return ""
+    more = f" and {len(held) - 4} more" if len(held) > 4 else ""
+    return (
+        f"; fixed by the module, and left so: {', '.join(held[:4])}{more} (also_train=... trains "
+        "them by name)"
+    )
 
 
 def _refuse_untrained(path: str, adaptation: Adaptation, in_optimizers: set[int]) -> None:
@@ -186,7 +184,7 @@ def _refuse_untrained(path: str, adaptation: Adaptation, in_optimizers: set[int]
         name
         for name in adaptation.trained_names()
         # the trained names already include what BackboneFreeze trains later
-        if (p := adaptation.model.get_parameter(name)).requires_grad and id(p) not in in_optimizers
+        if (p := parameter_at(adaptation.model, name)).requires_grad and id(p) not in in_optimizers
     ]
     if lost and in_optimizers:
         more = f" and {len(lost) - 6} more" if len(lost) > 6 else ""

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 from torch.optim import Optimizer
 
 from lightning_peft.errors import ScheduleError
-from lightning_peft.lightning.callbacks._run_length import estimated_steps, steps_of_epochs
 from lightning_peft.lightning.callbacks._trainer import trainer_import, warn_on_rank_zero
 from lightning_peft.lightning.class_names import is_a
 from lightning_peft.lightning.lengths import Length, as_length
 from lightning_peft.lightning.namespace import pl
+from lightning_peft.lightning.run_length import RunLength, goes_on, planned_length, present_length
 from lightning_peft.lightning.schedules import Kind, Multiplier, MultiplierLR
 
 __all__ = ["Schedule", "WarmupConstant", "WarmupCosine", "WarmupLinear", "WarmupStableDecay"]
@@ -28,8 +28,9 @@ class Schedule(pl.Callback):
     parameter group is scheduled from its own rate, including groups that are added later.
 
     The length is the trainer's own estimate of the run. A resumed run continues where it
-    stopped; with a longer ``max_epochs`` than before it follows the new, longer schedule from
-    there, with a warning.
+    stopped, and its length is that of the steps that are done and of those that remain: with other
+    ``max_epochs``, another batch size, accumulation or number of devices than before it follows
+    the new schedule from there, with a warning.
 
     Under manual optimization only the module knows the number of optimizer steps, so
     ``total_steps`` has to be given (for each optimizer), and each schedule follows the steps of
@@ -56,6 +57,7 @@ class Schedule(pl.Callback):
         self.total_steps = total_steps
         self._schedulers: list[MultiplierLR] = []
         self._handles: list[Any] = []
+        self._goes_on = False
         problems = list(self._problems())
         if problems:
             raise ScheduleError(f"{type(self).__name__}: " + "; ".join(problems))
@@ -107,12 +109,16 @@ class Schedule(pl.Callback):
         if trainer.limit_train_batches == 0 or trainer.max_epochs == 0 or trainer.max_steps == 0:
             return  # nothing is trained
         automatic = pl_module.automatic_optimization
-        total = self._length(trainer, automatic)
-        if getattr(trainer, "fast_dev_run", False) and total is not None and not self._is_a_part():
-            # the warm-up is not meant for a dry run of a few steps
-            multiplier = Multiplier(total, 0, "constant")
-        else:
-            multiplier = self.multiplier(total, steps_of_epochs(trainer) if automatic else None)
+        self._goes_on = automatic and goes_on(trainer)
+        planned = planned_length(trainer) if automatic else None
+        self._length(trainer, planned)
+        try:
+            multiplier = self._of_run(trainer, planned)
+        except ScheduleError:
+            if not self._goes_on:
+                raise
+            # what is done is not known before Lightning has restored it
+            multiplier = Multiplier(1, 0, "constant")
         optimizers = self._optimizers(trainer)
 
         config = trainer_import(trainer, "utilities.types").LRSchedulerConfig
@@ -127,19 +133,24 @@ class Schedule(pl.Callback):
                 self._handles.append(optimizer.register_step_post_hook(_Follow(scheduler)))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Move to the step of the run, if the checkpoint that it resumes from has no schedule."""
+        """Give a run that goes on its length, and its place in it if its checkpoint has none."""
+        anew = None
+        if self._schedulers and self._goes_on:
+            anew = self._of_run(trainer, present_length(trainer))
         for scheduler in self._schedulers:
+            if anew is not None:
+                scheduler.multiplier = anew
+                scheduler.refresh(scheduler.last_epoch or trainer.global_step)
             made_with = scheduler.restored
             if made_with is not None and made_with != scheduler.multiplier:
+                total, done = scheduler.multiplier.total_steps, scheduler.last_epoch
                 warn_on_rank_zero(
                     trainer,
                     f"{type(self).__name__}: the checkpoint was made with {made_with}, this run "
-                    f"has {scheduler.multiplier}: the learning rate follows the latter from step "
-                    f"{scheduler.last_epoch} on.",
+                    f"has {scheduler.multiplier}, of which {done} steps are done and "
+                    f"{max(total - done, 0)} remain: the learning rate follows "
+                    f"the latter from step {done} on.",
                 )
-            behind = scheduler.last_epoch == 0 and trainer.global_step > 0
-            if behind and pl_module.automatic_optimization:
-                scheduler.refresh(trainer.global_step)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Release the optimizers."""
@@ -161,24 +172,31 @@ class Schedule(pl.Callback):
     def _lengths(self) -> list[Length]:
         return [as_length(self.warmup, "warmup")]
 
-    def _length(self, trainer: pl.Trainer, automatic: bool) -> int | None:
+    def _of_run(self, trainer: pl.Trainer, length: RunLength | None) -> Multiplier:
+        """Return the schedule of a run; its length is ``None`` under manual optimization."""
+        total = self._length(trainer, length)
+        if getattr(trainer, "fast_dev_run", False) and total is not None and not self._is_a_part():
+            # the warm-up is not meant for a dry run of a few steps
+            return Multiplier(total, 0, "constant")
+        return self.multiplier(total, None if length is None else length.epochs)
+
+    def _length(self, trainer: pl.Trainer, length: RunLength | None) -> int | None:
         if self.total_steps is not None:
             return self.total_steps
         name = type(self).__name__
-        if not automatic:
+        if length is None:
             raise ScheduleError(
                 f"{name}: under manual optimization the trainer cannot know how many steps an "
                 f"optimizer makes. Pass them: {name}(total_steps=...)."
             )
-        estimate = estimated_steps(trainer)
-        if not 0 < estimate < float("inf"):
+        if not length.known:
             raise ScheduleError(
                 f"{name}: expected a run of known length, as its decay or a warm-up in percent "
                 f"needs, got max_epochs={trainer.max_epochs}, "
                 f"max_steps={trainer.max_steps} and {trainer.num_training_batches} batches an "
                 f"epoch. Pass {name}(total_steps=...), or Trainer(max_steps=...)."
             )
-        return int(estimate)
+        return int(length.total)
 
     def _optimizers(self, trainer: pl.Trainer) -> list[Optimizer]:
         name = type(self).__name__
@@ -249,10 +267,10 @@ class WarmupConstant(Schedule):
     def __init__(self, warmup: float | int | str = 0.1, *, total_steps: int | None = None) -> None:
         super().__init__(warmup, final=1.0, total_steps=total_steps)
 
-    def _length(self, trainer: pl.Trainer, automatic: bool) -> int | None:
+    def _length(self, trainer: pl.Trainer, length: RunLength | None) -> int | None:
         if self.total_steps is None and not self.needs_length():
             return None
-        return super()._length(trainer, automatic)
+        return super()._length(trainer, length)
 
     def needs_length(self) -> bool:
         """See :meth:`Schedule.needs_length`."""
@@ -299,7 +317,7 @@ class WarmupStableDecay(Schedule):
         length = as_length(self.decay, "decay")
         if length.unit == "part":
             return length.amount
-        steps = length.steps(total_steps, epoch_steps)
+        steps = length.steps(total_steps, _from_the_end(epoch_steps, total_steps))
         if steps > total_steps:
             raise ScheduleError(
                 f"the decay of {steps} steps is longer than the run of {total_steps} steps: decay "
@@ -313,6 +331,16 @@ def _no_length(value: object, name: str) -> Iterator[str]:
         as_length(value, name)
     except ScheduleError as error:
         yield str(error)
+
+
+def _from_the_end(epoch_steps: Sequence[int] | int | None, total: int) -> list[int] | int | None:
+    """Return the steps of the epochs of a run, the last one first."""
+    if epoch_steps is None or isinstance(epoch_steps, int):
+        return epoch_steps
+    epochs: list[int] = []
+    while not epochs or sum(epochs) < total:
+        epochs.append(epoch_steps[min(len(epochs), len(epoch_steps) - 1)] or 1)
+    return epochs[::-1]
 
 
 class _Follow:

@@ -15,8 +15,9 @@ from torchmetrics import MetricCollection
 from lightning_peft.adaptation.parameter_groups import parameter_groups
 from lightning_peft.backbones.data_config import DataConfig, data_config
 from lightning_peft.errors import DataError
+from lightning_peft.evaluation.metric_classes import Gathered
 from lightning_peft.evaluation.metric_names import TASKS, Task, is_test
-from lightning_peft.evaluation.metrics import Gathered, values_of
+from lightning_peft.evaluation.metrics import values_of
 from lightning_peft.evaluation.outputs import Outputs
 from lightning_peft.evaluation.results import Evaluation
 from lightning_peft.lightning.namespace import pl

@@ -12,8 +12,9 @@ from torchmetrics import MetricCollection
 
 from lightning_peft.errors import DataError
 from lightning_peft.evaluation.calibration import fit_temperature
+from lightning_peft.evaluation.metric_classes import Gathered
 from lightning_peft.evaluation.metric_names import Task
-from lightning_peft.evaluation.metrics import Gathered, metric_set
+from lightning_peft.evaluation.metrics import metric_set
 from lightning_peft.evaluation.outputs import Outputs, check_task
 from lightning_peft.evaluation.results import Evaluation, classified
 from lightning_peft.lightning.modules.base import ReadyModule

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.from_peft.dora_start import quick_dora_start, start_in_float32
 from lightning_peft.methods.from_peft.dtypes import copies_of_layers
+from lightning_peft.methods.from_peft.parameters import literally
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -23,13 +24,27 @@ SHARED = "_lightning_peft_shared"
 """The attribute of a model with the names of the tensors that a tuner's layers share."""
 
 
-def inject_tuner(config: PeftConfig, model: nn.Module, kind: str) -> None:
+_REFUSALS = (
+    AttributeError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def inject_tuner(
+    config: PeftConfig, model: nn.Module, kind: str, *, converted: bool = False
+) -> None:
     """Inject a tuner's layers into a model.
 
     Args:
         config: The tuner's config, with its targets.
         model: The backbone; changed in place.
         kind: The tuner's name, for the error.
+        converted: Whether ``peft`` may replace the targets of a config that was written for an
+            older transformers.
 
     Raises:
         MethodError: If ``peft`` refuses; the model may be half changed by then.
@@ -40,12 +55,13 @@ def inject_tuner(config: PeftConfig, model: nn.Module, kind: str) -> None:
     tuner_class: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
     dora = getattr(config, "use_dora", False)
     quick = quick_dora_start() if dora else nullcontext()
+    exact: AbstractContextManager[None] = nullcontext() if converted else literally(config, model)
     try:
         # as peft's inject_adapter_in_model does; but that discards the tuner, with the first names
         # of shared tensors, and refuses the tuners for which these names matter
-        with quick:
+        with quick, exact:
             tuner = tuner_class(model, config, adapter_name=ADAPTER_NAME)
-    except (ValueError, TypeError, NotImplementedError, RuntimeError, KeyError) as error:
+    except _REFUSALS as error:
         if any(parameter.is_meta for parameter in model.parameters()):
             raise MethodError(
                 f"{kind}: peft reads the weights when it makes this adapter: expected a backbone "
@@ -61,6 +77,10 @@ def inject_tuner(config: PeftConfig, model: nn.Module, kind: str) -> None:
     for copied, own in copies_of_layers(model):
         for parameter, like in zip(copied.parameters(), own.parameters(), strict=True):
             parameter.data = parameter.to(like.dtype)
+    for module in model.modules():  # peft makes AdaLoRA's constant anew in half precision
+        constants = module._modules.get("ranknum")
+        if constants is not None:
+            constants.requires_grad_(False)
     if dora:
         with quick_dora_start():
             start_in_float32(model, ADAPTER_NAME)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from lightning_peft.methods.finite import refuse_not_finite
+from lightning_peft.methods.codes import BESIDE, code_names, is_code, probe, refuse_codes
+from lightning_peft.methods.finite import lost, refuse_not_finite
+from lightning_peft.methods.from_peft.parameters import wrapper_of
+from lightning_peft.methods.from_peft.start import kept_weight
+from lightning_peft.methods.in_weight.part import layer_at
 
-__all__ = ["PeftLayer"]
+__all__ = ["FURTHER_NAMES", "ParameterLayer", "PeftLayer", "further_names", "put_under"]
+
+FURTHER_NAMES = "_lightning_peft_further_names"
+"""The attribute of a layer with its names in the model besides the first, if it has several."""
 
 
 class PeftLayer:
@@ -23,6 +32,7 @@ class PeftLayer:
     def __init__(self, model: nn.Module, name: str) -> None:
         self.model = model
         self.name = name
+        self._restore: _Restorer | None = None
 
     @property
     def layer(self) -> Any:
@@ -41,17 +51,45 @@ class PeftLayer:
         layer.enable_adapters(enabled)  # peft ties requires_grad to it
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+        kept = kept_weight(layer)
+        if kept is not None:
+            kept.put(layer.get_base_layer(), shown=not enabled)
+
+    @property
+    def owner(self) -> nn.Module:
+        """See :class:`Adapter`."""
+        return self.model.get_submodule(self.name)
+
+    @torch.no_grad()
+    def written(self) -> list[nn.Parameter]:
+        """See :class:`Adapter`; ``peft`` merges a copy of the layer to find out."""
+        twin = copy.deepcopy(self.layer)
+        twin.merge()
+        merged = dict(twin.get_base_layer().named_parameters())
+        return [
+            parameter
+            for key, parameter in self.layer.get_base_layer().named_parameters()
+            if key not in merged or not torch.equal(parameter, merged[key])
+        ]
 
     def merge(self) -> float:
         """See :class:`Adapter`."""
+        base = self.layer.get_base_layer()
+        if any(True for _ in code_names(base)):
+            return self._merge_into_codes(base)
+        return self._merge_into_numbers(base)
+
+    def _merge_into_numbers(self, base: nn.Module) -> float:
         layer = self.layer
-        base = layer.get_base_layer()
+        layer = self.layer
+        own = self._merged_keys(base)
         half = {
             key: parameter.dtype
             for key, parameter in base.named_parameters(recurse=False)
-            if parameter.dtype in (torch.float16, torch.bfloat16)
+            if key in (own or base._parameters)
+            and parameter.dtype in (torch.float16, torch.bfloat16)
         }
-        if base._modules or not all(p.is_floating_point() for p in base.parameters()):
+        if not own:
             _cast(base, dict.fromkeys(half, torch.float32))
             try:
                 # peft's own check for NaN runs on a copy, before the weight is touched
@@ -60,7 +98,7 @@ class PeftLayer:
                 difference = _cast(base, half)
             return difference
 
-        before = {key: p.data for key, p in base._parameters.items() if p is not None}
+        before = {key: base.get_parameter(key).data for key in own}
         for key, value in before.items():
             base.get_parameter(key).data = value.clone() if key not in half else value.float()
         try:
@@ -76,14 +114,165 @@ class PeftLayer:
             raise
         return difference
 
+    def _merge_into_codes(self, base: nn.Module) -> float:
+        """Merge by the base's own quantiser; return the difference of the layer's outputs."""
+        layer, what = self.layer, f"{type(base).__name__} in {self.name}"
+        base.state_dict()  # bitsandbytes undoes here the packing for inference, which peft misreads
+        restore = _Restorer(base)
+        wanted, bare = probe(layer, base), probe(base, base)
+        try:
+            try:
+                layer.merge(safe_merge=True)
+            except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
+                reason = str(error) or type(error).__name__
+                raise ValueError(
+                    f"expected codes that peft can merge into, got {what} ({reason}). {BESIDE}"
+                ) from error
+            lost = probe(layer, base) - wanted
+            effect = (wanted - bare).norm()
+            if not lost.norm() < effect:
+                raise ValueError(
+                    f"expected codes that can hold the adapter, got {what}: making codes of the "
+                    f"sum changes its outputs by {float(lost.norm()):.2g}, the adapter itself by "
+                    f"{float(effect):.2g}. {BESIDE}"
+                )
+        except BaseException:
+            restore()
+            layer.merged_adapters.clear()
+            raise
+        self._restore = restore
+        return float(lost.abs().max() / wanted.abs().max().clamp_min(1e-30))
+
+    def _merged_keys(self, base: nn.Module) -> tuple[str, ...]:
+        """Return the parameters to copy before a merge; none if ``peft`` has to guard them."""
+        if base._modules:
+            return ()
+        return tuple(key for key, p in base._parameters.items() if p is not None)
+
     def unmerge(self) -> None:
         """See :class:`Adapter`."""
-        self.layer.unmerge()
+        if self._restore is None:
+            self.layer.unmerge()
+            return
+        # codes of W + dW - dW are not those of W
+        self._restore()
+        self.layer.merged_adapters.clear()
+        self._restore = None
 
     def unload(self) -> None:
         """See :class:`Adapter`."""
+        layer = self.layer
+        base = layer.get_base_layer()
+        kept = kept_weight(layer)
+        if kept is not None and not layer.merged:
+            kept.put(base, shown=True)
+        for name in (self.name, *layer.__dict__.get(FURTHER_NAMES, ())):
+            parent, _, key = name.rpartition(".")
+            self.model.get_submodule(parent)._modules[key] = base
+
+
+def further_names(model: nn.Module, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Find the modules that have another name in a model too (``self.k = self.q``).
+
+    Args:
+        model: The model.
+        names: The first names of modules.
+
+    Returns:
+        The further names of a module, by its first; modules with one name are left out.
+    """
+    found: dict[str, list[str]] = {}
+    first = {id(layer_at(model, name)): name for name in names}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if first.get(id(module), name) != name:
+            found.setdefault(first[id(module)], []).append(name)
+    return {name: tuple(others) for name, others in found.items()}
+
+
+def put_under(model: nn.Module, name: str, others: tuple[str, ...]) -> None:
+    """Put a layer that replaced a module under the module's further names as well.
+
+    ``peft`` replaces it under its first name only: the others would keep the plain layer, and see
+    an update of the first as soon as it is merged into the weight that they share.
+
+    Args:
+        model: The adapted model; changed in place.
+        name: The first name.
+        others: The further names.
+    """
+    layer = model.get_submodule(name)
+    left = tuple(other for other in others if model.get_submodule(other) is not layer)
+    for other in left:
+        parent, _, key = other.rpartition(".")
+        model.get_submodule(parent)._modules[key] = layer
+    if left:
+        layer.__dict__[FURTHER_NAMES] = left
+
+
+class ParameterLayer(PeftLayer):
+    """A handle on the ``peft`` layer of one parameter (``target_parameters``).
+
+    The layers of several parameters of a module lie around each other, in any order.
+
+    Args:
+        model: The adapted backbone.
+        name: The name of the module that holds the parameter.
+        parameter: The parameter's name in it.
+    """
+
+    def __init__(self, model: nn.Module, name: str, parameter: str) -> None:
+        super().__init__(model, name)
+        self.parameter = parameter
+
+    @property
+    def layer(self) -> Any:
+        """The ``peft`` layer (a ``ParamWrapper``)."""
+        return wrapper_of(self.model, self.name, self.parameter)
+
+    def _merge_into_codes(self, base: nn.Module) -> float:
+        if is_code(base.get_parameter(self.parameter)):
+            refuse_codes(base, self.name)
+        return self._merge_into_numbers(base)
+
+    def _merged_keys(self, base: nn.Module) -> tuple[str, ...]:
+        return (self.parameter,)
+
+    def unload(self) -> None:
+        """See :class:`Adapter`; the layers of the module's other parameters stay."""
+        layer = self.layer
         parent, _, key = self.name.rpartition(".")
-        self.model.get_submodule(parent)._modules[key] = self.layer.get_base_layer()
+        holder: Any = self.model.get_submodule(parent)
+        while holder._modules[key] is not layer:
+            holder, key = holder._modules[key], "base_layer"
+        holder._modules[key] = layer.base_layer
+
+
+class _Restorer:
+    """What puts a quantised layer back as it is now: its codes, and its library's state beside.
+
+    Args:
+        base: The quantised layer.
+    """
+
+    def __init__(self, base: nn.Module) -> None:
+        self.base = base
+        self.attributes = {
+            key: copy.copy(value) if key in ("_parameters", "_buffers", "state") else value
+            for key, value in base.__dict__.items()
+        }
+        self.tensors = [
+            # a tensor that dequantises itself is never written in place, and may not be copied
+            (tensor, tensor.data if tensor.is_floating_point() else tensor.data.clone())
+            for tensor in (*base._parameters.values(), *base._buffers.values())
+            if tensor is not None
+        ]
+
+    def __call__(self) -> None:
+        """Put it back."""
+        self.base.__dict__.clear()
+        self.base.__dict__.update(self.attributes)
+        for tensor, data in self.tensors:
+            tensor.data = data
 
 
 def _is_plain_lora(layer: Any) -> bool:
@@ -101,7 +290,5 @@ def _cast(module: nn.Module, dtypes: dict[str, torch.dtype]) -> float:
         assert parameter is not None
         before = parameter.data
         parameter.data = before.to(dtype)
-        if before.numel():
-            lost = (parameter.data.to(before.dtype) - before).abs().max()
-            worst = max(worst, float(lost / before.abs().max().clamp_min(1e-30)))
+        worst = max(worst, lost(before, parameter.data))
     return worst

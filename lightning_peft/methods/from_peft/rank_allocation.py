@@ -89,7 +89,7 @@ class RankAllocation(Stepper):
             _, pattern = self.allocator.update_and_allocate(self.model, step)
             if pattern:
                 self.config.rank_pattern = pattern
-        elif step == last:
+        elif step == last or not self._ended():  # a run that goes on may have become so short
             if not self.allocator.exp_avg_ipt:  # a run of one or two steps has no earlier step
                 self.allocator.update_ipt(self.model)
             _, pattern = self.allocator.update_and_allocate(self.model, step, force_mask=True)
@@ -97,6 +97,11 @@ class RankAllocation(Stepper):
             self.allocator.reset_ipt()
         elif self.config.rank_pattern:
             _mask(self.model, self.config.rank_pattern)
+
+    def _ended(self) -> bool:
+        """Whether the ranks are down to the budget."""
+        pattern = self.config.rank_pattern
+        return bool(pattern) and sum(map(sum, pattern.values())) <= self.allocator.target_bgt
 
     def state_dict(self) -> dict[str, Any]:
         """See :meth:`Stepper.state_dict`."""

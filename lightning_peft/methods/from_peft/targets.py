@@ -8,10 +8,11 @@ import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_peft.errors import TargetError, near
 from lightning_peft.methods.base import Site
+from lightning_peft.methods.in_weight.part import layer_at
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -20,8 +21,8 @@ __all__ = ["fan_in_fan_out", "matched_by_peft", "names_of", "rank_problems", "ta
 
 
 def names_of(sites: tuple[Site, ...]) -> tuple[str, ...]:
-    """Return the module names of sites."""
-    return tuple(site.module for site in sites)
+    """Return the names of the modules that sites adapt, without those of single parameters."""
+    return tuple(site.module for site in sites if not site.parameter)
 
 
 def rank_problems(model: nn.Module, names: tuple[str, ...], rank: int) -> Iterable[str]:
@@ -34,8 +35,8 @@ def rank_problems(model: nn.Module, names: tuple[str, ...], rank: int) -> Iterab
     """
     small = []
     for name in names:
-        weight = getattr(model.get_submodule(name), "weight", None)
-        if isinstance(weight, nn.Parameter) and weight.ndim >= 2:
+        weight = getattr(layer_at(model, name), "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim >= 2:
             most = min(weight.shape[0], weight[0].numel())
             if rank > most:
                 small.append(f"{name} (at most {most})")
@@ -71,7 +72,7 @@ def target_spec(model: nn.Module, names: tuple[str, ...]) -> list[str] | str:
 
 def fan_in_fan_out(model: nn.Module, names: tuple[str, ...]) -> dict[str, bool]:
     """Return ``peft``'s setting for GPT-2's ``Conv1D``, a linear layer with a transposed weight."""
-    kinds = {type(model.get_submodule(name)).__name__ for name in names}
+    kinds = {type(layer_at(model, name)).__name__ for name in names}
     return {"fan_in_fan_out": True} if kinds == {"Conv1D"} else {}
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lightning_peft.errors import near
+from lightning_peft.methods.in_weight.part import layer_at
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -71,38 +72,37 @@ def layer_refusal(tuner: str, model: nn.Module, names: tuple[str, ...]) -> Itera
 
 
 def _is_convolution(model: nn.Module, name: str) -> bool:
-    return isinstance(model.get_submodule(name), nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    return isinstance(layer_at(model, name), nn.Conv1d | nn.Conv2d | nn.Conv3d)
+
+
+def _has_oblong_kernel(model: nn.Module, name: str) -> bool:
+    module = layer_at(model, name)
+    return isinstance(module, nn.Conv2d) and len(set(module.kernel_size)) > 1
 
 
 def _is_wide_convolution(model: nn.Module, name: str) -> bool:
-    module = model.get_submodule(name)
+    module = layer_at(model, name)
     return isinstance(module, nn.Conv2d) and (
         module.groups > 1 or any(size > 1 for size in module.kernel_size)
     )
 
 
-def _sees_a_map(model: nn.Module, name: str) -> bool:
-    """Whether a linear layer is next to convolutions, on ``(B, H, W, C)``."""
-    parts = name.split(".")
-    block = model.get_submodule(".".join(parts[:-2])) if len(parts) > 2 else model
-    return isinstance(model.get_submodule(name), nn.Linear) and any(
-        isinstance(module, nn.Conv2d) for module in block.children()
-    )
-
-
-_TOKENS = "reads inputs of shape (B, N, C): expected layers with such inputs"
-
 # Layers that peft 0.21 accepts nevertheless. Its OFT unfolds overlapping patches and folds them
 # back without dividing by the count of each pixel: even without a rotation, the output differs.
 _LIMITS: dict[str, tuple[tuple[Callable[[nn.Module, str], bool], str], ...]] = {
-    "GRALORA": ((_sees_a_map, f"peft's GraLoRA {_TOKENS}"),),
+    "HRA": (
+        (
+            _has_oblong_kernel,
+            "peft's HRA reads the first side of a kernel for both: expected convolutions with a "
+            "square kernel",
+        ),
+    ),
     "OFT": (
         (
             _is_wide_convolution,
             "peft's OFT is right for linear layers and ungrouped 1x1 convolutions only: expected "
             "these",
         ),
-        (_sees_a_map, f"peft's OFT {_TOKENS}"),
     ),
     "TINYLORA": ((_is_convolution, "peft's TinyLoRA adapts linear layers: expected these"),),
 }

@@ -173,6 +173,33 @@ def test_counts_are_those_of_the_first_member():
     assert soup(states) == {"n": torch.tensor(3)}
 
 
+def test_weights_whose_sum_overflows_and_complex_entries_are_averaged():
+    states = [{"w": torch.tensor([1.0 + 4j])}, {"w": torch.tensor([3.0 - 2j])}]
+    for weights in (None, [1e308, 1e308], [5e-324, 5e-324]):
+        assert soup(states, weights) == {"w": torch.tensor([2.0 + 1j])}
+    with pytest.raises(lp.MethodError, match="expected 2 weights from 0"):
+        soup(states, [float("inf"), 1.0])
+
+
+@pytest.mark.parametrize("number", [float("nan"), complex(0, float("inf"))])
+def test_a_member_that_diverged_is_refused(number):
+    sound, broken = torch.ones(2), torch.tensor([1, number])
+    states = [{"w": sound.to(broken.dtype)}, {"w": broken}]
+    with pytest.raises(lp.CheckpointError, match="'w' is not finite in member 2, which diverged"):
+        soup(states)
+
+
+def test_a_candidate_that_diverged_is_no_member_of_a_greedy_soup():
+    nan, infinite = float("nan"), float("inf")
+    scores = {(2, 4): nan, (2, 5): infinite, (2, 0): 0.8}
+    found = greedy_soup(
+        [{}] * 6, [0.5, nan, 0.9, infinite, 0.8, 0.7], lambda members: scores[tuple(members)]
+    )
+    assert found == ([2], 0.9)
+    with pytest.raises(lp.MethodError, match=r"whose score is finite, got \[nan, nan\]: all of"):
+        greedy_soup([{}] * 2, [nan, nan], lambda members: 1.0)
+
+
 def test_a_greedy_soup_takes_who_does_not_harm():
     asked = []
 

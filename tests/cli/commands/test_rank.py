@@ -18,6 +18,12 @@ from tests.support.encoders import tiny_encoder
 DIGITS = ("data.labels_per_class=5",)
 
 
+@pytest.fixture(autouse=True)
+def timed_briefly(monkeypatch):
+    """Time a forward pass by three of them, whatever they take."""
+    monkeypatch.setattr("lightning_peft.ranking.features.MOST_SECONDS", 0.0)
+
+
 def test_rank_prints_a_table_and_leaves_files(command, tmp_path):
     status, out, err = command(
         "rank", "models=[glyph_vit:random,glyph_vit]", *DIGITS, "--out", "found", "--folds", "3"

@@ -16,6 +16,8 @@ from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.objectives import Judge
 from lightning_peft.files.reading import read_adapter
 
+pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
+
 SMOKE = ("experiment=smoke", "schedule=none", "test=false")
 
 

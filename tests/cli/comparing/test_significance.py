@@ -85,6 +85,22 @@ def test_of_other_seeds_one_row_must_vary():
     assert "varies" in constant.why_not
 
 
+def test_what_is_rounding_depends_on_how_large_the_numbers_are():
+    """An RMSE may be of 1e-7 or of 1e4; the last digits of float32 are no difference."""
+    third = {seed: float(np.float32(0.9) + seed * np.spacing(np.float32(0.9))) for seed in range(3)}
+    others = {seed + 5: value - 0.1 for seed, value in third.items()}
+    assert "varies" in contrast("a", "b", third, others).why_not
+    large = {seed: 12345.6 + seed * 0.001 for seed in range(3)}
+    same = contrast("a", "b", large, {s: float(np.float32(v)) for s, v in large.items()})
+    assert (same.test, same.p) == ("exact sign-flip test", 1.0)
+    expected = stats.ttest_rel(list(LORA.values()), list(FULL.values())).pvalue
+    for unit in (1e-7, 1e4):
+        small, smaller = ({s: unit * v for s, v in row.items()} for row in (LORA, FULL))
+        found = contrast("a", "b", small, smaller)
+        assert found.test == "paired t-test"
+        assert found.p == pytest.approx(expected)
+
+
 def test_holm_is_the_smallest_level_at_which_the_step_down_procedure_rejects():
     p = [0.04, 0.001, 0.03, 0.5, 0.012]
 

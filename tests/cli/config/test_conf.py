@@ -1,6 +1,8 @@
 """The shipped configs compose, and say what the code says."""
 
+import copy
 import dataclasses
+import functools
 import inspect
 
 import pytest
@@ -13,6 +15,7 @@ from lightning_peft.cli.config.check import check_targets, check_values
 from lightning_peft.cli.config.help import default_choices, settings
 from lightning_peft.cli.config.known import experiment_in, known_keys
 from lightning_peft.cli.config.paths import conf_dir
+from tests.cli.conftest import WITHOUT_MODE
 
 ROOT = conf_dir()
 METHODS = sorted(path.stem for path in (ROOT / "method").glob("*.yaml"))
@@ -35,14 +38,16 @@ for path in (ROOT / "experiment").glob("vtab*.yaml"):
 OPTIONAL = ("wandb", "mlflow")
 
 
-@pytest.fixture
-def composed(tmp_path):
-    def compose_job(*overrides):
-        needed = [word for name in overrides for word in NEEDED.get(name, [])]
-        with initialize_config_dir(str(ROOT), version_base="1.3"):
-            return compose("config", [*needed, *overrides, "name=test", f"output_dir={tmp_path}"])
+@functools.cache
+def composed_once(*overrides):
+    needed = [word for name in overrides for word in NEEDED.get(name, [])]
+    with initialize_config_dir(str(ROOT), version_base="1.3"):
+        return compose("config", [*needed, *overrides, "name=test", "output_dir=."])
 
-    return compose_job
+
+@pytest.fixture
+def composed():
+    return lambda *overrides: copy.deepcopy(composed_once(*overrides))
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -150,3 +155,9 @@ def test_the_demo_is_a_sweep_without_being_told(composed):
         hydra = compose("config", ["experiment=demo"], return_hydra_config=True).hydra
     assert hydra.mode.name == "MULTIRUN"
     assert hydra.sweeper.params.method == "lora,linear_probe,full,scratch"
+
+
+@pytest.mark.parametrize("words", [(), *((word,) for word in WITHOUT_MODE)])
+def test_the_flags_say_whether_other_commands_are_sweeps(words):
+    with initialize_config_dir(str(ROOT), version_base="1.3"):
+        assert compose("config", list(words), return_hydra_config=True).hydra.mode is None

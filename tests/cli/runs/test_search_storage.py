@@ -17,6 +17,8 @@ from lightning_peft.cli.runs.storage import open_storage
 from lightning_peft.cli.sweeps.search.check import check_search
 from tests.cli.conftest import study_in
 
+pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
+
 
 def database(path, release="2.10.1"):
     """Make what tells a database of Optuna's from any other."""

@@ -17,6 +17,8 @@ from lightning_peft.cli.sweeps.earlier import CONFIG, LAST, Earlier, earlier_run
 from lightning_peft.cli.sweeps.record import quoted
 from lightning_peft.cli.sweeps.whole import job_line
 
+pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
+
 SWEEP = ("-m", "experiment=smoke", "hydra.sweep.dir=sweep", "method=linear_probe", "seed=0,1")
 FIGURES = ("metrics", "objective", "parameters", "bytes", "steps")
 

@@ -6,6 +6,8 @@ import pytest
 
 from lightning_peft.cli.sweeps.extended import match
 
+pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
+
 FIXED = ("-m", "experiment=smoke", "test=false", "hydra.sweep.dir=sweep")
 
 

@@ -12,6 +12,8 @@ from optuna.trial import TrialState
 
 from tests.cli.conftest import ROOT, TINY, study_in
 
+pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
+
 SHORT = (
     *("hydra.sweep.dir=sweep", "test=false", "trainer.limit_val_batches=1"),
     *("data.labels_per_class=2", "data.batch_size=8", "data.steps_per_epoch=2"),

@@ -3,6 +3,7 @@
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import RandomDataset
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_peft.errors import ScheduleError
@@ -162,3 +163,79 @@ def test_scheduled_accumulation_is_counted(accumulation, total):
 def test_a_warmup_longer_than_the_run_is_refused():
     with pytest.raises(ScheduleError, match=r"WarmupCosine: the warm-up of 13 .* run of 12 steps"):
         trainer(WarmupCosine(13)).fit(Net())
+
+
+class Forty(Net):
+    """40 samples, which are so many batches as the batch size makes of them."""
+
+    def __init__(self, batch_size):
+        super().__init__()
+        self.batch_size = batch_size
+
+    def train_dataloader(self):
+        return DataLoader(RandomDataset(32, 40), batch_size=self.batch_size)
+
+
+def gone_on(path, schedule, batch_size, done=40, **options):
+    """Do so many of the 80 steps of four epochs, and go on with other settings."""
+    trainer(WarmupCosine(2), StopAfter(done, path), max_epochs=4).fit(Forty(2))
+    net = Forty(batch_size)
+    options = {"max_epochs": 4, **options}
+    trainer(schedule, **options).fit(net, ckpt_path=path)
+    return net
+
+
+# the loader of this test gives the same batches in every run, so there is nothing to resume in it
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
+@pytest.mark.parametrize(
+    ("done", "batch_size", "options", "total"),
+    [
+        (40, 4, {}, 40 + 2 * 10),
+        (40, 2, {"accumulate_grad_batches": 3}, 40 + 2 * 7),
+        (40, 8, {"accumulate_grad_batches": 2, "max_epochs": 5}, 40 + 3 * 3),
+        (30, 2, {"accumulate_grad_batches": 5}, 30 + 2 + 2 * 4),
+        (40, 4, {"max_steps": 55}, 55),
+    ],
+    ids=["batch size", "accumulation", "both and epochs", "in an epoch", "max_steps"],
+)
+def test_a_run_that_goes_on_is_as_long_as_what_is_done_and_what_remains(
+    tmp_path, done, batch_size, options, total
+):
+    words = rf"total_steps=80.*total_steps={total},.* {done} steps are done and {total - done} rem"
+    with pytest.warns(UserWarning, match=words):
+        net = gone_on(tmp_path / "a.ckpt", WarmupCosine(2), batch_size, done, **options)
+    assert net.used == expected(total, 2)[done:]
+
+
+def test_going_on_with_the_same_settings_says_nothing(tmp_path):
+    net = gone_on(tmp_path / "a.ckpt", WarmupCosine(2), 2)
+    assert net.used == expected(80, 2)[40:]
+
+
+@pytest.mark.filterwarnings("ignore:.*the checkpoint was made with")
+@pytest.mark.parametrize(
+    ("schedule", "sequence"),
+    [
+        (WarmupCosine("3 epochs"), expected(60, 20 + 20 + 10)),
+        (WarmupCosine(45), expected(60, 45)),  # of the 40 steps of an uninterrupted run too many
+        (
+            WarmupStableDecay(0, decay="2 epochs"),
+            expected(60, 0, "warmup_stable_decay", decay_fraction=20 / 60),
+        ),
+    ],
+    ids=["warm-up in epochs", "warm-up in steps", "decay in epochs"],
+)
+def test_lengths_in_a_run_that_goes_on_are_of_its_own_epochs(tmp_path, schedule, sequence):
+    assert gone_on(tmp_path / "a.ckpt", schedule, 4).used == sequence[40:]
+
+
+def test_a_warmup_longer_than_the_run_that_goes_on_is_refused(tmp_path):
+    with pytest.raises(ScheduleError, match=r"warm-up of 61 .* run of 60 steps"):
+        gone_on(tmp_path / "a.ckpt", WarmupCosine(61), 4)
+
+
+def test_a_decay_in_epochs_is_of_the_last_ones():
+    net = Net()
+    changing = L.callbacks.GradientAccumulationScheduler({0: 1, 1: 2})
+    trainer(WarmupStableDecay(0, decay="1 epoch"), changing).fit(net)  # 6 steps, and 3
+    assert net.used == expected(9, 0, "warmup_stable_decay", decay_fraction=3 / 9)

@@ -10,6 +10,8 @@ from optuna.trial import TrialState
 
 from tests.cli.conftest import study_in
 
+pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
+
 SEARCH = (
     *("-m", "experiment=optuna", "hydra.sweep.dir=search", "hydra.sweeper.params.method=bitfit"),
     *("trainer=cpu", "trainer.max_steps=6", "trainer.limit_val_batches=1"),

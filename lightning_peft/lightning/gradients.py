@@ -1,0 +1,114 @@
+"""Finding adapters that get no gradient, or only zeros, in the first steps of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_peft.adaptation.handle import Adaptation
+from lightning_peft.errors import MethodError
+
+__all__ = ["GradientWatch"]
+
+_STEPS = 2
+
+
+class GradientWatch:
+    """Watches the first steps of a run.
+
+    A parameter without a gradient in two steps is silent. Zeros are another matter: LoRA's ``A``
+    gets zeros as long as ``B`` is zero, and everything does behind a head of zeros, until the first
+    step with a learning rate above zero. So zeros count for a site as a whole, in two steps after
+    such a step.
+    """
+
+    def __init__(self) -> None:
+        self._looks = 0
+        self._absent: set[str] = set()
+        self._moved = 0
+        self._zeros: set[str] | None = None
+
+    def look(
+        self, adaptations: Mapping[str, Adaptation], optimizer: Optimizer, optimizers: int
+    ) -> None:
+        """Look at the gradients before an optimizer steps.
+
+        Args:
+            adaptations: The adaptations by the paths of their backbones.
+            optimizer: The optimizer.
+            optimizers: The number of optimizers of the run.
+
+        Raises:
+            MethodError: If the steps to watch are over and some adapters had no gradient.
+        """
+        watched = _STEPS * optimizers
+        if self._looks < watched:
+            absent = {name for name, gradient, _ in _gradients(adaptations) if gradient is None}
+            self._absent = absent if self._looks == 0 else self._absent & absent
+            self._looks += 1
+            if self._looks == watched:
+                _refuse(self._absent, "no gradient")
+        if optimizers <= self._moved < optimizers + watched:
+            zeros = set(_sites_of_zeros(adaptations))
+            self._zeros = zeros if self._zeros is None else self._zeros & zeros
+            if self._moved == optimizers + watched - 1:
+                _refuse(self._zeros, "a gradient of zeros")
+        if any(group["lr"] > 0 for group in optimizer.param_groups) or self._moved >= optimizers:
+            self._moved += 1
+
+
+def _gradients(
+    adaptations: Mapping[str, Adaptation],
+) -> Iterator[tuple[str, Tensor | None, str]]:
+    """Yield the name, the gradient and the site of each trained parameter of the adapters."""
+    for path, adaptation in adaptations.items():
+        prefix = f"{path}." if path else ""
+        places = {site.module for site in adaptation.sites}
+        for name in adaptation.adapter_names():
+            parameter = adaptation.model.get_parameter(name)
+            if parameter.requires_grad:
+                yield prefix + name, parameter.grad, prefix + _place(name, places)
+
+
+def _place(name: str, places: set[str]) -> str:
+    """Return the innermost site around a parameter, or its own name if it is at none."""
+    around = name
+    while around not in places and around:
+        around = around.rpartition(".")[0]
+    return around or name
+
+
+def _sites_of_zeros(adaptations: Mapping[str, Adaptation]) -> Iterable[str]:
+    alive: set[str] = set()
+    silent: dict[str, list[str]] = {}
+    for name, gradient, place in _gradients(adaptations):
+        if place in alive or gradient is None:  # a part that is used sometimes has none
+            continue
+        if _is_zero(gradient):
+            silent.setdefault(place, []).append(name)
+        else:
+            alive.add(place)
+    for place, names in silent.items():
+        if place not in alive:
+            yield from names
+
+
+def _is_zero(gradient: Tensor) -> bool:
+    """Whether all entries are zero; of shards, no process sees all."""
+    if hasattr(gradient, "device_mesh"):
+        return False
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return not bool(values.any())
+
+
+def _refuse(names: set[str], what: str) -> None:
+    if names:
+        raise MethodError(
+            f"after {_STEPS} steps these adapter parameters have {what}: "
+            f"{', '.join(sorted(names))}. Either the forward does not call the adapted modules, or "
+            "does not use what they compute (exclude these), or gradient checkpointing is "
+            "reentrant (use_reentrant=False), or these modules are only used sometimes "
+            "(check_gradients=False)."
+        )

@@ -1,0 +1,100 @@
+"""Weights that are held as codes: integers of bitsandbytes, tensors that dequantise themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["BESIDE", "code_names", "is_code", "probe", "refuse_codes"]
+
+BESIDE = (
+    "Keep the adapter beside the weights, or load it into the backbone in floating point and merge "
+    "there"
+)
+"""What to do where codes cannot take an adapter."""
+
+_INPUTS = 64
+
+
+def is_code(tensor: Tensor) -> bool:
+    """Whether a weight is held as codes, so that numbers cannot be written into it.
+
+    Args:
+        tensor: A parameter: integers, or a tensor of quanto or torchao, which looks like one of
+            floating-point numbers.
+    """
+    own: Any = getattr(type(tensor), "dequantize", None)
+    return not (tensor.is_floating_point() or tensor.is_complex()) or (
+        own is not None and own is not torch.Tensor.dequantize
+    )
+
+
+def code_names(module: nn.Module) -> Iterator[str]:
+    """Yield the names of the parameters of a module, and of those in it, that are codes."""
+    return (name for name, parameter in module.named_parameters() if is_code(parameter))
+
+
+def refuse_codes(module: nn.Module, name: str) -> None:
+    """Refuse to compute a sum with the parameters of a module that are codes.
+
+    Args:
+        module: The module.
+        name: Its name in the model, for the error.
+
+    Raises:
+        ValueError: Naming the first of them.
+    """
+    found = next(code_names(module), None)
+    if found is None:
+        return
+    parameter = module.get_parameter(found)
+    kind = "" if type(parameter) is nn.Parameter else f" ({type(parameter).__name__})"
+    raise ValueError(
+        f"expected weights of floating-point numbers, got codes of {parameter.dtype}{kind} in "
+        f"{name}.{found}, which cannot hold the sum. {BESIDE}"
+    )
+
+
+@torch.no_grad()
+def probe(layer: nn.Module, base: Any) -> Tensor:
+    """Compute the output of a layer for inputs that are the same at every call.
+
+    Args:
+        layer: A layer of ``peft``, or the layer in it; its mode is as before afterwards.
+        base: The quantised layer, which says what the inputs look like.
+
+    Returns:
+        The output, in float32.
+
+    Raises:
+        NotImplementedError: If it does not say what its inputs look like.
+    """
+    weight, bias = base.weight, getattr(base, "bias", None)
+    dtype = torch.float32
+    for tensor in (bias, weight):
+        dtype = tensor.dtype if tensor is not None and tensor.is_floating_point() else dtype
+    random = torch.Generator().manual_seed(0)
+    if isinstance(getattr(base, "in_features", None), int):
+        inputs = torch.randn(_INPUTS, base.in_features, generator=random).to(dtype)
+    elif isinstance(base, nn.Conv2d):
+        sides = (2 * size for size in base.kernel_size)
+        inputs = torch.randn(_INPUTS, base.in_channels, *sides, generator=random).to(dtype)
+    elif isinstance(base, nn.Embedding):
+        inputs = torch.arange(base.num_embeddings)
+    else:
+        raise NotImplementedError(f"{type(base).__name__} holds codes that cannot be measured")
+    modes = [(module, module.training) for module in layer.modules()]
+    for module, _ in modes:
+        module.training = False
+    try:
+        inputs = inputs.to(weight.device)
+        if inputs.is_floating_point():  # else bitsandbytes packs its weights anew for inference
+            inputs.requires_grad_()
+        output: Tensor = layer(inputs)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return output.float()

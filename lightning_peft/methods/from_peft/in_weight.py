@@ -1,0 +1,207 @@
+"""Layers of ``peft`` whose update is in the weight that a forward reads.
+
+Where a layer's weight is read past it, or its forward is more than the product with the weight,
+the class of ``peft``'s layer becomes a subclass whose ``weight`` is ``W + dW``. What a tuner makes
+of a weight is its own ``get_delta_weight``, or, for tuners that do more than add, its output for
+the rows of the identity matrix.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_peft.errors import MethodError
+from lightning_peft.kernels.instances import assembled, ingredients
+from lightning_peft.methods.in_weight.places import own_forward
+from lightning_peft.methods.in_weight.reading import (
+    call_with,
+    read_with_updates,
+    read_without_updates,
+)
+from lightning_peft.methods.in_weight.values import own_value
+
+__all__ = [
+    "ADDITIVE",
+    "is_in_weight",
+    "put_in_weight",
+    "refuse_variant",
+    "take_out_of_weight",
+    "updated",
+]
+
+ADDITIVE = ("LORA", "ADALORA", "LOHA", "LOKR")
+"""Tuners whose ``get_delta_weight`` is a differentiable ``dW`` for layers of any kind."""
+
+
+def put_in_weight(layer: Any) -> None:
+    """Move the update of a layer of ``peft`` into the weight.
+
+    Args:
+        layer: The layer; its class and that of its base layer become subclasses of what they were.
+    """
+    kind: Any = type(layer)
+    layer.__class__ = _in_weight_class(kind)
+    read_with_updates(layer.base_layer, ("weight", "bias"))
+
+
+def refuse_variant(layer: Any, name: str) -> None:
+    """Refuse a variant of LoRA that is no addition, on a layer with a forward of its own.
+
+    Args:
+        layer: The layer of ``peft``.
+        name: Its name, for the error.
+
+    Raises:
+        MethodError: If it is one.
+    """
+    reason = own_forward(layer.base_layer)
+    others = [v for n, v in getattr(layer, "lora_variant", {}).items() if not _is_dora(layer, n)]
+    if others and reason is not None:
+        raise MethodError(
+            f"{type(others[0]).__name__}: expected layers whose output is the product with their "
+            f"weight, got {name} ({reason}). Exclude it, or use LoRA without this variant."
+        )
+
+
+def take_out_of_weight(layer: Any) -> nn.Module:
+    """Return the base layer, as it was before :func:`put_in_weight`."""
+    base: nn.Module = layer.base_layer
+    read_without_updates(base)
+    return base
+
+
+def is_in_weight(layer: Any) -> bool:
+    """Whether a layer of ``peft`` has its update in the weight."""
+    return "in_weight" in vars(type(layer))
+
+
+def updated(layer: Any, dtype: torch.dtype | None = None) -> dict[str, Tensor | None]:
+    """Return the weight and the bias of a layer of ``peft`` with its active adapters.
+
+    Args:
+        layer: The layer.
+        dtype: The dtype to compute in; ``None`` computes in the adapter's and returns the base's.
+    """
+    weight, bias = (own_value(layer.base_layer, name) for name in ("weight", "bias"))
+    assert weight is not None
+    own = weight.dtype
+    if dtype is not None:
+        weight = weight.to(dtype)
+    names = [name for name in layer.active_adapters if name in layer._get_available_adapters()]
+    if layer.disable_adapters or layer.merged_adapters or not names:
+        return {"weight": weight, "bias": bias}
+    kind = _kind(layer)
+    variants = getattr(layer, "lora_variant", {})
+    if kind in ADDITIVE and not any(name in variants for name in names):
+        for name in names:
+            delta = layer.get_delta_weight(name).reshape(weight.shape)
+            if dtype is None:
+                delta = _with_dropout(layer, name, delta)
+            weight = weight.to(torch.promote_types(weight.dtype, delta.dtype)) + delta
+    elif kind == "LORA" and all(_is_dora(layer, name) for name in names):
+        for name in names:
+            weight = _dora(layer, name, weight)
+    else:
+        weight, bias = _by_outputs(layer, weight, bias)
+    return {"weight": weight.to(dtype or own), "bias": bias}
+
+
+def _kind(layer: Any) -> str:
+    """Return the name of a layer's tuner, which is its package in ``peft``."""
+    for cls in type(layer).__mro__:
+        if cls.__module__.startswith("peft.tuners."):
+            return cls.__module__.split(".")[2].upper()
+    raise TypeError(f"expected a layer of peft, got {type(layer).__name__}")
+
+
+def _with_dropout(layer: Any, name: str, delta: Tensor) -> Tensor:
+    """Drop features of the update's input, the same for every token of a forward.
+
+    ``peft`` drops entries of the input itself, each token's own; a weight has one input for all.
+    """
+    dropouts = getattr(layer, "lora_dropout", {})
+    if not layer.training or name not in dropouts or isinstance(dropouts[name], nn.Identity):
+        return delta
+    kept: Tensor = dropouts[name](delta.new_ones(1, delta.shape[1], *(1,) * (delta.ndim - 2)))
+    return delta * kept
+
+
+def _is_dora(layer: Any, name: str) -> bool:
+    return name in layer.lora_magnitude_vector
+
+
+def _dora(layer: Any, name: str, weight: Tensor) -> Tensor:
+    """Return ``m (W + s B A) / |W + s B A|``, with the norm as a constant, as ``peft`` has it."""
+    magnitude = layer.lora_magnitude_vector[name]
+    up, down = layer.lora_B[name].weight, layer.lora_A[name].weight
+    change = (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+    weight = weight.to(torch.promote_types(weight.dtype, change.dtype))
+    scaling = layer.scaling[name]
+    norm = magnitude.get_weight_norm(weight, change.detach(), scaling=scaling).detach()
+    factor = (magnitude.weight / norm).reshape(-1, *(1,) * (weight.ndim - 1))
+    return factor * (weight + scaling * change)
+
+
+def _by_outputs(layer: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the matrix and the shift of a linear layer, from its outputs.
+
+    ``f(x) = x W^T + b`` for the rows of the identity matrix and for zero.
+    """
+    inputs = weight.shape[1]
+    rows = torch.zeros(1, inputs + 1, inputs, dtype=weight.dtype, device=weight.device)
+    rows[0, :inputs] = torch.eye(inputs, dtype=weight.dtype, device=weight.device)
+    base = layer.base_layer
+    base._held = {"weight": weight, "bias": None if bias is None else bias.to(weight.dtype)}
+    layer._computing = True
+    try:
+        outputs: Tensor = _tuner_class(layer).forward(layer, rows)[0]
+    finally:
+        base._held = None
+        layer._computing = False
+    shift = outputs[inputs]
+    return (outputs[:inputs] - shift).T, None if bias is None else shift
+
+
+def _read(layer: Any, name: str) -> Tensor | None:
+    """Return a weight with its update, or the own one to a tuner that is computing it."""
+    return own_value(layer.base_layer, name) if layer._computing else updated(layer)[name]
+
+
+def _tuner_class(layer: Any) -> Any:
+    kind = type(layer)
+    return kind.__mro__[1] if "in_weight" in vars(kind) else kind
+
+
+def _restore(tuner: Any, also: Any) -> nn.Module:
+    made: nn.Module = object.__new__(_in_weight_class(assembled(tuner, also)))
+    return made
+
+
+@functools.cache
+def _in_weight_class(kind: Any) -> type[nn.Module]:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.disable_adapters or self.merged_adapters:
+            return self.base_layer(*args, **kwargs)
+        return call_with(self.base_layer, updated(self), args, kwargs)
+
+    parts = ingredients(kind)
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        return _restore, parts, self.__getstate__()
+
+    namespace = {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__doc__": kind.__doc__,
+        "__reduce_ex__": reduce,
+        "in_weight": True,
+        "_computing": False,
+        "forward": forward,
+        "weight": property(functools.partial(_read, name="weight")),
+        "bias": property(functools.partial(_read, name="bias")),
+    }
+    return type(kind.__name__, (kind,), namespace)

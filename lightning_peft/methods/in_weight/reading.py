@@ -1,0 +1,193 @@
+"""Layers whose weight is read with its update: a subclass of the layer's own class, made for it.
+
+The subclass has a property for each changed weight, over the registered parameter, which keeps its
+name. Instances are copied and pickled like those of the class itself.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_peft.methods.in_weight.part import Part
+from lightning_peft.methods.in_weight.values import own_value
+
+__all__ = ["Update", "call_with", "own_class", "read_with_updates", "read_without_updates"]
+
+
+class Update(nn.Module):
+    """The base of adapters that can be a change of their host's weights.
+
+    Attributes:
+        in_weight: Whether the change is in the weights that the forward reads, and not in hooks.
+    """
+
+    in_weight: bool = False
+
+    @property
+    def active(self) -> bool:
+        """Whether it takes part in the forward."""
+        return True
+
+    def merged(self, host: nn.Module) -> dict[str, Tensor]:
+        """Return the host's weights with the change folded in, by name."""
+        raise NotImplementedError
+
+
+def read_with_updates(module: nn.Module, names: Iterable[str]) -> None:
+    """Make a module's weights be read with their updates.
+
+    The updates are those of the module's children that are an :class:`Update` in the weight, and of
+    its parts.
+
+    Args:
+        module: The module; its class becomes a subclass of what it was.
+        names: The weights that may change.
+    """
+    read = tuple(sorted({*getattr(type(module), "_read", ()), *names}))
+    kind: Any = own_class(module)
+    module.__class__ = _reading_class(kind, read)
+    if isinstance(module, nn.RNNBase):
+        module.__dict__.pop("_flat_weights", None)  # a list of the weights without updates
+
+
+def read_without_updates(module: nn.Module) -> None:
+    """Give a module its own class back."""
+    module.__class__ = own_class(module)
+    for key in ("_held", "_start"):
+        module.__dict__.pop(key, None)
+    if isinstance(module, nn.RNNBase):
+        module._init_flat_weights()
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class of a module without its updates."""
+    kind = type(module)
+    return kind.__mro__[1] if "_read" in vars(kind) else kind
+
+
+def call_with(module: Any, weights: Mapping[str, Tensor | None], args: Any, kwargs: Any) -> Any:
+    """Call a module whose forward reads given weights instead of its own.
+
+    Args:
+        module: A module with a class of :func:`read_with_updates`.
+        weights: The weights by name.
+        args: The arguments.
+        kwargs: The keyword arguments.
+    """
+    module._held = dict(weights)
+    try:
+        return module(*args, **kwargs)
+    finally:
+        module._held = None
+
+
+def _value(module: Any, name: str) -> Tensor | None:
+    """Return a weight with its updates."""
+    held = module._held
+    if held is not None and name in held:
+        found: Tensor | None = held[name]
+        return found
+    value = _computed(module, name)
+    if held is not None:
+        held[name] = value
+    return value
+
+
+def _computed(module: Any, name: str) -> Tensor | None:
+    own = own_value(module, name)
+    for child in module._modules.values():
+        of_part = _from_part(child, name, own)
+        if of_part is not None:
+            return of_part
+    updates = [
+        child
+        for child in module._modules.values()
+        if isinstance(child, Update) and child.in_weight and child.active
+    ]
+    if not updates or own is None:
+        return own
+    values = updates[0].merged(module)
+    try:
+        for update in updates[1:]:
+            module._start = values
+            values = {**values, **update.merged(module)}
+    finally:
+        module._start = None
+    return values.get(name, own).to(own.dtype)
+
+
+def _from_part(child: nn.Module | None, name: str, own: Tensor | None) -> Tensor | None:
+    """Return what a part, or the layer of `peft` around it, makes of a weight of its holder."""
+    if child is None or own is None:
+        return None
+    part = child._modules.get("base_layer", child)
+    if not isinstance(part, Part):
+        return None
+    for key, attribute in part.names.items():
+        if attribute == name:
+            value: Tensor = getattr(child, key)
+            return value if value.shape == own.shape else value.reshape(own.shape)
+    return None
+
+
+def _restore(kind: Any, read: tuple[str, ...]) -> nn.Module:
+    made: nn.Module = object.__new__(_reading_class(kind, read))
+    return made
+
+
+@functools.cache
+def _reading_class(kind: Any, read: tuple[str, ...]) -> type[nn.Module]:
+    """Make the subclass of a class that reads some weights with their updates."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # a forward may read a weight several times; a compiled one computes it once by itself
+        if self._held is not None or torch.compiler.is_compiling():
+            return kind.forward(self, *args, **kwargs)
+        self._held = {}
+        try:
+            return kind.forward(self, *args, **kwargs)
+        finally:
+            self._held = None
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        return _restore, (kind, read), self.__getstate__()
+
+    namespace: dict[str, Any] = {
+        "__module__": __name__,
+        "__qualname__": kind.__qualname__,
+        "__doc__": kind.__doc__,
+        "__reduce_ex__": reduce,
+        "_read": read,
+        "_held": None,
+        "_start": None,
+        "forward": forward,
+    }
+    for name in read:
+        namespace[name] = property(functools.partial(_value, name=name))
+    if issubclass(kind, nn.RNNBase):
+        namespace |= _recurrent()
+    return type(kind.__name__, (kind,), namespace)
+
+
+def _recurrent() -> dict[str, Any]:
+    """Return what a recurrent layer needs besides: it reads a list of its weights."""
+
+    def flat(self: Any) -> list[Any]:
+        return [getattr(self, name, None) for name in self._flat_weights_names]
+
+    def unchanged(self: Any) -> bool:
+        return False
+
+    def flatten(self: Any) -> None:  # one buffer for all weights, which are not computed
+        return None
+
+    return {
+        "_flat_weights": property(flat, lambda self, value: None),
+        "_weights_have_changed": unchanged,
+        "flatten_parameters": flatten,
+    }
