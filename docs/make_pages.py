@@ -1,4 +1,4 @@
-"""Write ``methods.md`` and ``matrix.md`` from the registry: ``python docs/make_pages.py``.
+"""Write ``methods.md``, ``matrix.md`` and ``states.md``: ``python docs/make_pages.py``.
 
 A test compares the pages with the output of this script, so they cannot go stale.
 """
@@ -131,7 +131,48 @@ def _plain(pattern: str) -> str:
     return pattern.replace("|", "” or “").replace("\\", "")
 
 
-PAGES = {"methods.md": methods_page, "matrix.md": matrix_page}
+def states_page() -> str:
+    """Build the table of the states of an adaptation, from what refuses operations in them."""
+    return "\n".join(_states()) + "\n"
+
+
+def _states() -> Iterator[str]:
+    from lightning_peft.adaptation.state import OPERATIONS, REFUSED, STATES
+
+    numbers = {reason: n for n, reason in enumerate(dict.fromkeys(REFUSED.values()), 1)}
+    yield "# What may be done in which state"
+    yield ""
+    yield "`python docs/make_pages.py` generates this page from"
+    yield "`lightning_peft/adaptation/state.py`, which every operation below asks first. Where the"
+    yield "table says *right*, the operation does what it does in the first state; a number is that"
+    yield "of the reason below, for which it is refused before anything has changed."
+    cells = len(STATES) * len(OPERATIONS)
+    yield f"`tests/adaptation/test_states.py` runs all {cells} cells."
+    yield ""
+    yield "| operation | " + " | ".join(STATES) + " |"
+    yield "|---" * (len(STATES) + 1) + "|"
+    for operation in OPERATIONS:
+        reasons = [REFUSED.get((state, operation)) for state in STATES]
+        row = ["right" if reason is None else str(numbers[reason]) for reason in reasons]
+        yield f"| {operation} | " + " | ".join(row) + " |"
+    yield ""
+    yield "States (several may hold at once; then all of them have to allow an operation):"
+    yield ""
+    for state, when in STATES.items():
+        yield f"- {state}: {when}"
+    yield ""
+    yield "Reasons:"
+    yield ""
+    for reason, number in numbers.items():
+        yield f"{number}. “{reason}.”"
+    yield ""
+    yield "A checkpoint is that of a trainer, or of `module.on_save_checkpoint`. A trainer"
+    yield "that only evaluates a module whose adaptation was unloaded leaves it as it is, unless"
+    yield "it is to load a checkpoint; `fit` adapts it anew. A deep copy shares nothing with a"
+    yield "running average."
+
+
+PAGES = {"methods.md": methods_page, "matrix.md": matrix_page, "states.md": states_page}
 
 
 def main() -> None:

@@ -63,7 +63,8 @@ class ScaleShift(ChildAdapter):
         if behind:
             shape = (-1, *(1,) * behind)
             scale, shift = scale.view(shape), shift.view(shape)
-        return torch.addcmul(shift.to(output.dtype), output, scale.to(output.dtype))
+        # in half precision a scale near 1 would be rounded to steps of 1/128
+        return torch.addcmul(shift, output.to(scale.dtype), scale).to(output.dtype)
 
     def merged(self, host: nn.Module) -> dict[str, Tensor]:
         """See :meth:`ChildAdapter.merged`: exact, row by row."""

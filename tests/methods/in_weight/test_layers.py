@@ -336,3 +336,18 @@ def test_a_forward_that_asks_for_the_class_takes_the_same_branch() -> None:
         expected = model(x)
         lp.adapt(model, method, head=False)
         torch.testing.assert_close(model(x), expected)
+
+
+def test_a_class_that_cannot_be_combined_with_another_is_served_as_it_is() -> None:
+    class Slotted(nn.Linear):
+        __slots__ = ("more",)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Slotted(8, 4))
+    plain = copy.deepcopy(model)
+    adaptation = lp.adapt(model, "lora", rank=2, targets="0", head=False)
+    moved(adaptation)
+    with torch.no_grad():
+        plain[0].weight += product(model, "0")
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(model(x), plain(x))
