@@ -91,23 +91,64 @@ def updated(layer: Any, dtype: torch.dtype | None = None) -> dict[str, Tensor | 
     own = weight.dtype
     if dtype is not None:
         weight = weight.to(dtype)
-    names = [name for name in layer.active_adapters if name in layer._get_available_adapters()]
-    if layer.disable_adapters or layer.merged_adapters or not names:
-        return {"weight": weight, "bias": bias}
-    kind = _kind(layer)
-    variants = getattr(layer, "lora_variant", {})
-    if kind in ADDITIVE and not any(name in variants for name in names):
-        for name in names:
+    names = _names(layer)
+    way = _way(layer, names)
+    for name in names:
+        if way == "factors":
+            weight = _with_factors(layer, name, weight, dropped=dtype is None)
+        elif way == "added":
             delta = layer.get_delta_weight(name).reshape(weight.shape)
             if dtype is None:
                 delta = _with_dropout(layer, name, delta)
             weight = weight.to(torch.promote_types(weight.dtype, delta.dtype)) + delta
-    elif kind == "LORA" and all(_is_dora(layer, name) for name in names):
-        for name in names:
+        elif way == "dora":
             weight = _dora(layer, name, weight)
-    else:
+    if way == "outputs":
         weight, bias = _by_outputs(layer, weight, bias)
     return {"weight": weight.to(dtype or own), "bias": bias}
+
+
+def _names(layer: Any) -> list[str]:
+    """Return the adapters of a layer that take part in its forward."""
+    if layer.disable_adapters or layer.merged_adapters:
+        return []
+    return [name for name in layer.active_adapters if name in layer._get_available_adapters()]
+
+
+def _way(layer: Any, names: list[str]) -> str:
+    """Return how the weight is computed with some adapters; only ``"outputs"`` has a new bias."""
+    if not names:
+        return "none"
+    kind = _kind(layer)
+    variants = getattr(layer, "lora_variant", {})
+    if kind == "LORA" and not variants and all(_has_factors(layer, name) for name in names):
+        return "factors"
+    if kind in ADDITIVE and not any(name in variants for name in names):
+        return "added"
+    if kind == "LORA" and all(_is_dora(layer, name) for name in names):
+        return "dora"
+    return "outputs"
+
+
+def _has_factors(layer: Any, name: str) -> bool:
+    """Whether ``dW`` is the product of two matrices with the rows and columns of ``W``."""
+    # those of an embedding are parameters; those of a grouped convolution are blocks
+    grouped = getattr(layer.base_layer, "groups", 1) != 1
+    turned = getattr(layer, "fan_in_fan_out", False)
+    return name in layer.lora_A and not grouped and not turned
+
+
+def _with_factors(layer: Any, name: str, weight: Tensor, dropped: bool) -> Tensor:
+    """Return ``W + s B A`` in one pass over the weight, forward and backward."""
+    up, down = layer.lora_B[name].weight, layer.lora_A[name].weight
+    if dropped:
+        down = _with_dropout(layer, name, down)
+    exact = torch.promote_types(torch.promote_types(weight.dtype, up.dtype), down.dtype)
+    if weight.device.type == "cpu":  # whose products in half precision are slow
+        exact = torch.promote_types(exact, torch.float32)
+    matrices = [factor.flatten(1).to(exact) for factor in (weight, up, down)]
+    with torch.autocast(weight.device.type, enabled=False):  # the weight would be rounded, too
+        return torch.addmm(*matrices, alpha=layer.scaling[name]).reshape(weight.shape)
 
 
 def _kind(layer: Any) -> str:
@@ -168,7 +209,9 @@ def _by_outputs(layer: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor
 
 def _read(layer: Any, name: str) -> Tensor | None:
     """Return a weight with its update, or the own one to a tuner that is computing it."""
-    return own_value(layer.base_layer, name) if layer._computing else updated(layer)[name]
+    if layer._computing or (name == "bias" and _way(layer, _names(layer)) != "outputs"):
+        return own_value(layer.base_layer, name)
+    return updated(layer)[name]
 
 
 def _tuner_class(layer: Any) -> Any:
@@ -201,6 +244,7 @@ def _in_weight_class(kind: Any) -> type[nn.Module]:
         "in_weight": True,
         "_computing": False,
         "forward": forward,
+        "weights": updated,
         "weight": property(functools.partial(_read, name="weight")),
         "bias": property(functools.partial(_read, name="bias")),
     }
