@@ -78,6 +78,12 @@ class ChildAdapter(Update):
         state = dict(self.__dict__)
         return {**state, **{key: None for key in state if isinstance(state[key], Tensor)}}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled adapter; one of 0.1 (until 0.3) names its dimensions otherwise."""
+        if "last" in state:
+            state = {**state, "spatial": 0 if state["last"] else None}
+        super().__setstate__(state)
+
     @abstractmethod
     def connect(self, model: nn.Module, site: Site) -> None:
         """Register the hooks on the host, ``model.get_submodule(site.module)``, and around it."""
