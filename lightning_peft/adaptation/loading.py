@@ -70,7 +70,7 @@ def load_adapter(
     stored = read_adapter(directory)
     standing = find_adaptation(model)
     if standing is not None:
-        standing.refuse_if_merged("load_adapter()")
+        standing.state.ask("load_adapter()")
     with restored_after_error(model):
         adaptation = standing or adapted_as(model, stored, memory or "default")
         state = fitting_state(adaptation, stored, strict_backbone=strict_backbone)

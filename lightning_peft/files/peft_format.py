@@ -30,6 +30,7 @@ from lightning_peft.methods.from_peft.in_weight import is_in_weight
 from lightning_peft.methods.from_peft.inject import ADAPTER_NAME, shared_entries
 from lightning_peft.methods.from_peft.layer import FURTHER_NAMES
 from lightning_peft.methods.from_peft.method import PeftMethod
+from lightning_peft.methods.from_peft.parameters import is_replaced
 from lightning_peft.methods.from_peft.start import starts_of
 from lightning_peft.methods.from_peft.tuners import config_class, refusal
 from lightning_peft.methods.hf import HF
@@ -56,9 +57,13 @@ def peft_form(
         The content of ``adapter_config.json`` and the trained tensors under the names that ``peft``
         uses (a shared tensor once), or ``None`` if ``peft``'s format cannot express what is trained
         (a method of our own, several methods, single parameters of the backbone, a layer that
-        ``peft`` alone does not find or cannot merge into).
+        ``peft`` alone does not find or cannot merge into, names that ``peft`` takes for those of an
+        older transformers).
     """
     if not isinstance(method, PeftMethod) or _with_further_names(model) or _unknown_to_peft(model):
+        return None
+    standing: Any = model
+    if is_replaced(standing.peft_config[ADAPTER_NAME], model):
         return None
     own = model.state_dict()
     saved = (*head, *_saved_modules(method))

@@ -108,10 +108,13 @@ def export_model(
         ExportError: If there is no such format, the model cannot be written in it, example inputs
             are needed and missing, the file cannot be written, or its output differs.
         AdapterFileError: If an adapter is to be written and it is merged.
+        MethodError: If the adapter is switched off, or in another state in which this is refused.
         MissingExtraError: For ``"onnx"``, without its packages.
     """
     check_format(format)
     adaptation = model if isinstance(model, Adaptation) else find_adaptation(model)
+    if adaptation is not None:
+        adaptation.state.ask("export_model()")
     network = adaptation.model if adaptation is not None else model
     assert isinstance(network, nn.Module)
     if preprocessing is None and hasattr(network, "pretrained_cfg"):

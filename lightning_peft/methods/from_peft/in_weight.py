@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_peft.errors import MethodError
 from lightning_peft.kernels.instances import assembled, ingredients
-from lightning_peft.methods.from_peft.updated import is_dora, updated
+from lightning_peft.methods.from_peft.updated import changes_bias, is_dora, updated
 from lightning_peft.methods.from_peft.weight_merge import merge_in_weight, unmerge_in_weight
 from lightning_peft.methods.in_weight.places import own_forward
 from lightning_peft.methods.in_weight.reading import (
@@ -74,7 +74,9 @@ def is_in_weight(layer: Any) -> bool:
 def _read(layer: Any, name: str) -> Tensor | None:
     """Return a weight with its update, or the own one to a tuner that is computing it."""
     with alone():
-        return own_value(layer.base_layer, name) if layer._computing else updated(layer)[name]
+        if layer._computing or (name == "bias" and not changes_bias(layer)):
+            return own_value(layer.base_layer, name)
+        return updated(layer)[name]
 
 
 def _restore(tuner: Any, also: Any) -> nn.Module:
@@ -104,6 +106,7 @@ def _in_weight_class(kind: Any) -> type[nn.Module]:
         "forward": forward,
         "merge": merge_in_weight,
         "unmerge": unmerge_in_weight,
+        "weights": updated,
         "weight": property(functools.partial(_read, name="weight")),
         "bias": property(functools.partial(_read, name="bias")),
     }

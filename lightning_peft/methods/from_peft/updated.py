@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_peft.methods.in_weight.reading import alone
 from lightning_peft.methods.in_weight.values import own_value
 
-__all__ = ["ADDITIVE", "is_dora", "tuner_class", "updated"]
+__all__ = ["ADDITIVE", "changes_bias", "is_dora", "tuner_class", "updated"]
 
 ADDITIVE = ("LORA", "ADALORA", "LOHA", "LOKR")
 """Tuners whose ``get_delta_weight`` is a differentiable ``dW`` for layers of any kind."""
@@ -28,23 +28,64 @@ def updated(layer: Any, dtype: torch.dtype | None = None) -> dict[str, Tensor | 
     own = weight.dtype
     if dtype is not None:
         weight = weight.to(dtype)
-    names = [name for name in layer.active_adapters if name in layer._get_available_adapters()]
-    if layer.disable_adapters or layer.merged_adapters or not names:
-        return {"weight": weight, "bias": bias}
-    kind = _kind(layer)
-    variants = getattr(layer, "lora_variant", {})
-    if kind in ADDITIVE and not any(name in variants for name in names):
-        for name in names:
+    names = _names(layer)
+    way = _way(layer, names)
+    for name in names:
+        if way == "factors":
+            weight = _with_factors(layer, name, weight, dropped=dtype is None)
+        elif way == "added":
             delta = layer.get_delta_weight(name).reshape(weight.shape)
             if dtype is None:
                 delta = _with_dropout(layer, name, delta)
             weight = weight.to(torch.promote_types(weight.dtype, delta.dtype)) + delta
-    elif kind == "LORA" and all(is_dora(layer, name) for name in names):
-        for name in names:
+        elif way == "dora":
             weight = _dora(layer, name, weight)
-    else:
+    if way == "outputs":
         weight, bias = _by_outputs(layer, weight, bias)
     return {"weight": weight.to(dtype or own), "bias": bias}
+
+
+def _names(layer: Any) -> list[str]:
+    """Return the adapters of a layer that take part in its forward."""
+    if layer.disable_adapters or layer.merged_adapters:
+        return []
+    return [name for name in layer.active_adapters if name in layer._get_available_adapters()]
+
+
+def _way(layer: Any, names: list[str]) -> str:
+    """Return how the weight is computed with some adapters; only ``"outputs"`` has a new bias."""
+    if not names:
+        return "none"
+    kind = _kind(layer)
+    variants = getattr(layer, "lora_variant", {})
+    if kind == "LORA" and not variants and all(_has_factors(layer, name) for name in names):
+        return "factors"
+    if kind in ADDITIVE and not any(name in variants for name in names):
+        return "added"
+    if kind == "LORA" and all(is_dora(layer, name) for name in names):
+        return "dora"
+    return "outputs"
+
+
+def _has_factors(layer: Any, name: str) -> bool:
+    """Whether ``dW`` is the product of two matrices with the rows and columns of ``W``."""
+    # those of an embedding are parameters; those of a grouped convolution are blocks
+    grouped = getattr(layer.base_layer, "groups", 1) != 1
+    turned = getattr(layer, "fan_in_fan_out", False)
+    return name in layer.lora_A and not grouped and not turned
+
+
+def _with_factors(layer: Any, name: str, weight: Tensor, dropped: bool) -> Tensor:
+    """Return ``W + s B A`` in one pass over the weight, forward and backward."""
+    up, down = layer.lora_B[name].weight, layer.lora_A[name].weight
+    if dropped:
+        down = _with_dropout(layer, name, down)
+    exact = torch.promote_types(torch.promote_types(weight.dtype, up.dtype), down.dtype)
+    if weight.device.type == "cpu":  # whose products in half precision are slow
+        exact = torch.promote_types(exact, torch.float32)
+    matrices = [factor.flatten(1).to(exact) for factor in (weight, up, down)]
+    with torch.autocast(weight.device.type, enabled=False):  # the weight would be rounded, too
+        return torch.addmm(*matrices, alpha=layer.scaling[name]).reshape(weight.shape)
 
 
 def _kind(layer: Any) -> str:
@@ -103,6 +144,11 @@ def _by_outputs(layer: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor
             layer._computing = False
     shift = outputs[inputs]
     return (outputs[:inputs] - shift).T, None if bias is None else shift
+
+
+def changes_bias(layer: Any) -> bool:
+    """Whether the bias is computed, and not the base layer's own."""
+    return _way(layer, _names(layer)) == "outputs"
 
 
 def tuner_class(layer: Any) -> Any:

@@ -24,6 +24,12 @@ class WeightLayer(PeftLayer):
         name: The name of the adapted module, or of a part of one.
     """
 
+    @property
+    def owner(self) -> nn.Module:
+        """See :class:`Adapter`; of a part, the module that holds the parameter."""
+        base = self.layer.base_layer
+        return base.holder if isinstance(base, Part) else super().owner
+
     @torch.no_grad()
     def written(self) -> list[nn.Parameter]:
         """See :class:`Adapter`."""

@@ -118,10 +118,10 @@ def _value(module: Any, name: str) -> Tensor | None:
         if held is not None and name in held:
             found: Tensor | None = held[name]
             return found
-        value = _computed(module, name)
+        values = _computed(module, name)
         if held is not None:
-            held[name] = value
-        return value
+            held.update({**values, **held})  # others are computed with it
+        return values[name]
 
 
 def _is_asked_by_torch_distributed() -> bool:
@@ -130,19 +130,22 @@ def _is_asked_by_torch_distributed() -> bool:
     return name.startswith("torch.distributed.")
 
 
-def _computed(module: Any, name: str) -> Tensor | None:
+def _computed(module: Any, name: str) -> dict[str, Tensor | None]:
+    """Return a weight with its updates, by name, and those that are computed with it."""
     own = own_value(module, name)
+    if own is None:
+        return {name: None}
     for child in module._modules.values():
-        of_part = _from_part(child, name, own)
-        if of_part is not None:
-            return of_part
+        part = None if child is None else child._modules.get("base_layer", child)
+        if isinstance(part, Part) and name in part.names.values():
+            return _of_part(module, child, part, name)
     updates = [
         child
         for child in module._modules.values()
         if isinstance(child, Update) and child.in_weight and child.active
     ]
-    if not updates or own is None:
-        return own
+    if not updates:
+        return {name: own}
     values = updates[0].merged(module)
     try:
         for update in updates[1:]:
@@ -150,21 +153,24 @@ def _computed(module: Any, name: str) -> Tensor | None:
             values = {**values, **update.merged(module)}
     finally:
         module._start = None
-    return values.get(name, own).to(own.dtype)
+    read = {key: values[key] for key in type(module)._read if key in values}
+    return {name: own, **{key: value.to(own.dtype) for key, value in read.items()}}
 
 
-def _from_part(child: nn.Module | None, name: str, own: Tensor | None) -> Tensor | None:
-    """Return what a part, or the layer of `peft` around it, makes of a weight of its holder."""
-    if child is None or own is None:
-        return None
-    part = child._modules.get("base_layer", child)
-    if not isinstance(part, Part):
-        return None
-    for key, attribute in part.names.items():
-        if attribute == name:
-            value: Tensor = getattr(child, key)
-            return value if value.shape == own.shape else value.reshape(own.shape)
-    return None
+def _of_part(module: Any, child: Any, part: Part, name: str) -> dict[str, Tensor | None]:
+    """Return what a part, or the layer of `peft` around it, makes of its holder's weights."""
+    if module._held is None:  # nobody keeps the others
+        values = {key: getattr(child, key) for key, own in part.names.items() if own == name}
+    else:
+        values = child.weights()
+    found: dict[str, Tensor | None] = {}
+    for key, value in values.items():
+        attribute = part.names[key]
+        if attribute is not None and value is not None:
+            own = own_value(module, attribute)
+            assert own is not None
+            found[attribute] = value.reshape(own.shape)
+    return found
 
 
 def _restore(kind: Any, read: tuple[str, ...]) -> nn.Module:

@@ -112,13 +112,14 @@ def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
         kept: The result of :func:`write`.
     """
     for name, before in kept.items():
+        now: Tensor
         if isinstance(module, Part):
-            tensor: Tensor = parameter_at(module.holder, module.attribute(name))
+            now = parameter_at(module.holder, module.attribute(name))
         elif name in dict(module.named_parameters()):
-            tensor = parameter_at(module, name)
+            now = parameter_at(module, name)
         else:
-            tensor = module.get_buffer(name)
-        tensor.data = before.to(tensor)
+            now = module.get_buffer(name)
+        now.data = before.to(now)  # the layer may have been moved or cast since
 
 
 def _write_parametrized(module: nn.Module, name: str, value: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,8 @@
 """The shipped configs compose, and say what the code says."""
 
+import copy
 import dataclasses
+import functools
 import inspect
 
 import pytest
@@ -36,14 +38,16 @@ for path in (ROOT / "experiment").glob("vtab*.yaml"):
 OPTIONAL = ("wandb", "mlflow")
 
 
-@pytest.fixture
-def composed(tmp_path):
-    def compose_job(*overrides):
-        needed = [word for name in overrides for word in NEEDED.get(name, [])]
-        with initialize_config_dir(str(ROOT), version_base="1.3"):
-            return compose("config", [*needed, *overrides, "name=test", f"output_dir={tmp_path}"])
+@functools.cache
+def composed_once(*overrides):
+    needed = [word for name in overrides for word in NEEDED.get(name, [])]
+    with initialize_config_dir(str(ROOT), version_base="1.3"):
+        return compose("config", [*needed, *overrides, "name=test", "output_dir=."])
 
-    return compose_job
+
+@pytest.fixture
+def composed():
+    return lambda *overrides: copy.deepcopy(composed_once(*overrides))
 
 
 @pytest.mark.parametrize("choice", CHOICES)
