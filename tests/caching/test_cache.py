@@ -52,14 +52,14 @@ def test_every_backbone_gives_what_it_gives_without(name, method):
 
 
 READ = [
-    ("lora", "tv_vit", "74%"),  # nn.MultiheadAttention
-    ("dora", "eva", "65%"),  # its attention reads qkv.weight
-    ("lora_qv", "eva", "71%"),
+    ("lora", "tv_vit", "'encoder.layers.encoder_layer_1'"),  # nn.MultiheadAttention
+    ("dora", "eva", "'blocks.1'"),  # its attention reads qkv.weight
+    ("lora_qv", "eva", "'blocks.1'"),
 ]
 
 
-@pytest.mark.parametrize(("method", "name", "share"), READ)
-def test_features_end_before_a_weight_that_is_read_with_its_update(method, name, share):
+@pytest.mark.parametrize(("method", "name", "end"), READ)
+def test_features_end_before_a_weight_that_is_read_with_its_update(method, name, end):
     model = still(build(name).train())
     adaptation = lp.adapt(model, lp.create_method(method, rank=2, layers="last:1"))
     x, said = example_input(name), []
@@ -75,7 +75,7 @@ def test_features_end_before_a_weight_that_is_read_with_its_update(method, name,
             wanted = move()  # the adapter moves, the features before it do not
             torch.testing.assert_close(model(x).detach(), wanted, rtol=1e-5, atol=1e-6)
         assert cache.count.cached == 1
-    assert share in said[0]
+    assert f"up to {end}" in said[0]
     assert "it is trained" in said[0]
 
 

@@ -19,7 +19,8 @@ import lightning_peft as lp
 from tests.contract.cases import CASES, REFUSED, Case
 from tests.contract.test_promises import adapted, evaluated, move, relative
 from tests.contract.test_runtime import gradients, loss_of
-from tests.support.zoo import build, example_input
+from tests.support.outside import OUTSIDE
+from tests.support.zoo import ZOO, build, example_input
 
 BACKBONES = (
     *("attention", "attention_kv", "torch_encoder", "lstm", "conv_transposed", "own_forward"),
@@ -148,6 +149,33 @@ def test_threads_do_not_read_each_others_weights(case: Case) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@sampled(*FEW)
+def test_autocast_and_inference_mode_leave_nothing_behind(case: Case) -> None:
+    model, _, inputs, expected = ready(case)
+    with torch.inference_mode():
+        assert relative(model(inputs), expected) < 1e-5
+    with torch.autocast("cpu", torch.bfloat16):
+        output, loss = model(inputs), loss_of(model, case)
+    assert relative(output.detach().float(), expected) < 0.1
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+    assert torch.equal(evaluated(model, case), expected)
+
+
+@sampled(*FEW, "lora-lstm")
+def test_on_the_meta_device_it_has_the_same_names_and_counts(case: Case) -> None:
+    with torch.device("meta"):
+        model = {**ZOO, **OUTSIDE}[case.backbone]()
+        adaptation = lp.adapt(model, case.method)
+    real, other = adapted(case)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert adaptation.report().to_dict() == other.report().to_dict()
+    assert [n for n, _ in model.named_parameters()] == [n for n, _ in real.named_parameters()]
+    inputs = example_input(case.backbone)
+    assert isinstance(inputs, Tensor)
+    assert model(inputs.to("meta")).shape == real(inputs).shape
 
 
 @sampled(*FEW)

@@ -27,7 +27,7 @@ SAMPLE = {
     ("conv_adapter", "convnext"),
     *((label, backbone) for label in ("lora", "bitfit") for backbone in ("resnet", "swin", "bert")),
     # in the weight
-    *(("lora", "attention"), ("dora", "lstm"), ("ssf", "eva"), ("hf:hra", "conv_transposed")),
+    *(("lora", "eva"), ("ssf", "eva"), ("dora", "tv_vit")),
 }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.autocast_mode import is_autocast_available
 
 from lightning_peft.methods.in_weight.reading import alone
 from lightning_peft.methods.in_weight.values import own_value
@@ -84,7 +86,10 @@ def _with_factors(layer: Any, name: str, weight: Tensor, dropped: bool) -> Tenso
     if weight.device.type == "cpu":  # whose products in half precision are slow
         exact = torch.promote_types(exact, torch.float32)
     matrices = [factor.flatten(1).to(exact) for factor in (weight, up, down)]
-    with torch.autocast(weight.device.type, enabled=False):  # the weight would be rounded, too
+    kind = weight.device.type
+    # under autocast the weight would be rounded, too; the meta device has none
+    has_it = is_autocast_available(kind)
+    with torch.autocast(kind, enabled=False) if has_it else nullcontext():
         return torch.addmm(*matrices, alpha=layer.scaling[name]).reshape(weight.shape)
 
 

@@ -224,12 +224,13 @@ def _recurrent() -> dict[str, Any]:
     def unchanged(self: Any) -> bool:
         return False
 
-    def flatten(self: Any) -> None:  # one buffer for all weights, which are not computed
+    def nothing(self: Any) -> None:  # of the list, and of one buffer for all that is in it
         return None
 
     return {
         "__setattr__": nn.Module.__setattr__,  # RNNBase's own changes the list too
         "_flat_weights": property(flat, lambda self, value: None),
         "_weights_have_changed": unchanged,
-        "flatten_parameters": flatten,
+        "_init_flat_weights": nothing,  # after each move or cast
+        "flatten_parameters": nothing,
     }
