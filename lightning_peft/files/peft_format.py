@@ -18,6 +18,12 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_peft.anatomy.names import shared_names
 from lightning_peft.errors import AdapterFileError, MethodError
+from lightning_peft.files.rank_format import (
+    divisors,
+    pruned_for_peft,
+    with_all_ranks,
+    without_ranks,
+)
 from lightning_peft.files.start_format import (
     converted_config,
     converted_state,
@@ -68,11 +74,11 @@ def peft_form(
     own = model.state_dict()
     saved = (*head, *_saved_modules(method))
     names = _names_by_peft(model, saved, own, wanted)
-    if not set(wanted) - factor_names(model) <= set(names.values()):
+    if not set(wanted) - factor_names(model) - set(divisors(model)) <= set(names.values()):
         return None
     config, state = _written_config(model, saved), _written_state(model, own, names)
     if not starts_of(model):
-        return config, state
+        return pruned_for_peft(model, config, state, names)
     if not is_convertible(model):
         return None
     return converted_config(config), converted_state(model, state, names)
@@ -115,6 +121,7 @@ def from_peft_keys(
     head: Sequence[str],
     wanted: Collection[str],
     factors: bool = False,
+    ranks: object = None,
 ) -> dict[str, Tensor]:
     """Return the tensors of a ``peft`` file under the names of the adapted model.
 
@@ -127,9 +134,11 @@ def from_peft_keys(
         head: Names of the head's modules.
         wanted: The entries of its state dict that a file must hold.
         factors: Whether it holds what an initialisation took out of the weights.
+        ranks: Which ranks of AdaLoRA it holds: ``rank_pattern`` of its config.
 
     Raises:
-        AdapterFileError: If two different entries have the same name in the model.
+        AdapterFileError: If two different entries have the same name in the model, or the ranks do
+            not fit it.
     """
     twofold = _with_further_names(model)
     if twofold:
@@ -150,7 +159,7 @@ def from_peft_keys(
         if name in state and not torch.equal(state[name], tensor):  # RandLora writes both
             twice.append(name)
         state[name] = tensor
-    state = split_state(model, state, factors)
+    state = with_all_ranks(model, split_state(model, state, factors), ranks)
     if twice:
         raise AdapterFileError(f"expected each entry once, got {', '.join(twice[:8])} again.")
     return state
@@ -189,6 +198,8 @@ def described_by_peft(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
             f"{', '.join(sorted(beyond)[:8])} (written by peft "
             f"{config.get('peft_version', 'of an unknown version')!s:.40}). Update peft to read it."
         )
+    if kind == "ADALORA":  # which ranks are left is part of the state, not a setting
+        config = {**config, "rank_pattern": None}
     # read by an initialisation, which is over; a converted file still has them
     config = {**config, "corda_config": None, "lora_ga_config": None, "eva_config": None}
     try:
@@ -250,12 +261,13 @@ def _names_by_peft(
     # peft returns the tensors that it is given, so each can be recognised by identity
     by_identity = {id(tensor): name for name, tensor in own.items()}
     shared = shared_entries(model, list(own))
-    given = get_peft_model_state_dict(
-        model,
-        state_dict={**own, **{alias: own[name] for alias, name in shared.items()}},
-        adapter_name=ADAPTER_NAME,
-        save_embedding_layers=False,
-    )
+    with without_ranks(model):
+        given = get_peft_model_state_dict(
+            model,
+            state_dict={**own, **{alias: own[name] for alias, name in shared.items()}},
+            adapter_name=ADAPTER_NAME,
+            save_embedding_layers=False,
+        )
     names = {key: by_identity[id(t)] for key, t in given.items() if id(t) in by_identity}
     for alias, name in shared.items():  # if peft writes both, it reads either
         names[alias.replace(f".{ADAPTER_NAME}", "")] = name
