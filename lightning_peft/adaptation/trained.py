@@ -61,6 +61,14 @@ class Trained:
         self._steppers: list[Stepper] | None = None
         self.restored_steppers: list[dict[str, Any]] = []
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled adaptation; one of 0.1 (until 0.3) lacks what came later."""
+        since: dict[str, Any] = {"fixed": (), "held": (), "_flags": {}, "adapter_dtype": None}
+        self.__dict__.update({**since, "_own_dtype": frozenset(), "_whole": frozenset(), **state})
+        if "state" not in state:
+            self.state = State(state["model"])
+            self.state.merged = self.__dict__.pop("merged")
+
     def trained_names(self) -> tuple[str, ...]:
         """Return the names of all trained parameters: of the adapter, the head and the backbone."""
         return tuple(n for n, _ in self.model.named_parameters() if n in self._trained)

@@ -137,7 +137,7 @@ def attach(pl_module: nn.Module, attachment: Attachment) -> None:
         attachment: The settings; they replace an earlier attachment.
     """
     pl_module.__dict__[_ATTRIBUTE] = attachment
-    before_configure_model(pl_module, _KEY, _before_building)
+    before_configure_model(pl_module, _KEY, _before_sharding)
     after_configure_model(pl_module, _KEY, attachment)
     after_configure_model(pl_module, f"{_KEY}.shard", _shard)
     after_hook(pl_module, "on_save_checkpoint", _KEY, _save)
@@ -214,7 +214,7 @@ def _refuse_shards(pl_module: nn.Module, path: str, backbone: nn.Module) -> None
         )
 
 
-def _before_building(pl_module: nn.Module) -> None:
+def _before_sharding(pl_module: nn.Module) -> None:
     """Refuse what cannot be served, and adapt a network before the module's own code shards it."""
     strategy = _strategy(pl_module)
     refuse_replaced_layers(pl_module, strategy)

@@ -108,6 +108,36 @@ def test_the_optimizer_steps_only_when_it_is_asked_to(benchmark):
         assert all("lora_" in name for name in moved)
 
 
+@pytest.mark.parametrize("name", ["vit", "eva", "resnet"])
+def test_an_update_in_the_weight_is_compared_with_the_same_update_beside(benchmark, name):
+    in_weight = benchmark("in_weight")
+    case = in_weight.CASES[name]
+    torch.manual_seed(0)
+    base, pixels = case.make(True)
+    with torch.no_grad():
+        for parameter in base.parameters():  # some heads and norms are zero at first
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    models = in_weight.variants(case, base.requires_grad_(False), rank=2)
+    assert ("fast" in models) is (case.plain is not None)
+    (weight, layers), (beside, as_many) = models["weight"], models["beside"]
+    assert layers == as_many > 0
+    beside_names = dict(beside.named_parameters())
+    for key, parameter in weight.named_parameters():
+        if "lora_" in key:
+            place, _, factor = key.removesuffix(".default.weight").rpartition(".lora_")
+            with torch.no_grad():
+                parameter.normal_()
+                layer = {"A": "down", "B": "up"}[factor]
+                beside_names[f"{place}.{layer}.weight"].copy_(parameter)
+    x = torch.randn(2, 3, pixels, pixels)
+    with torch.no_grad():
+        outputs = {key: model(x) for key, (model, _) in models.items()}
+    for key in set(models) - {"weight", "beside"}:
+        torch.testing.assert_close(outputs[key], outputs["limit"], msg=key)
+    torch.testing.assert_close(outputs["weight"], outputs["beside"], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(outputs["weight"], outputs["limit"], rtol=1e-2)
+
+
 def test_a_point_of_growth_says_where_it_was_measured(benchmark, tmp_path):
     growth = benchmark("growth")
     point = {"rank": 2, "depth": 1, "batch": 1, "size": 32}

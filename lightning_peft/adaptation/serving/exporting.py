@@ -38,7 +38,7 @@ from lightning_peft.backbones.data_config import DataConfig, data_config
 from lightning_peft.errors import ExportError, MethodError, near, require
 from lightning_peft.evaluation.outputs import Outputs
 from lightning_peft.files.atomic import written_whole
-from lightning_peft.files.writing import versions
+from lightning_peft.files.writing import CONFIG_FILE, versions
 
 __all__ = ["FORMATS", "ExportReport", "card_path", "check_format", "export_model"]
 
@@ -160,7 +160,10 @@ def _write_adapter(adaptation: Adaptation | None, target: Path) -> ExportReport:
         )
     adaptation.save(target)
     size = sum(file.stat().st_size for file in target.glob("adapter_*"))
-    return ExportReport("adapter", target, card_path(target, "adapter"), size, merged=False)
+    card = card_path(target, "adapter")
+    by_peft = "peft_type" in json.loads((target / CONFIG_FILE).read_text(encoding="utf-8"))
+    note = "" if by_peft else "It is in the format of lightning-peft; peft alone cannot hold it."
+    return ExportReport("adapter", target, card, size, merged=False, note=note)
 
 
 def _write_file(

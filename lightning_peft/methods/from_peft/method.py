@@ -114,6 +114,8 @@ class PeftMethod(Method):
                 continue
             layer = model.get_submodule(site.module)
             keep_class(layer)
+            if hasattr(layer.base_layer, "eps") and not hasattr(layer, "eps"):
+                layer.eps = layer.base_layer.eps  # torch's encoder reads it of its norms
             if site.in_weight:
                 refuse_variant(layer, site.module)
                 put_in_weight(layer)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_peft.methods.base import Site
-from lightning_peft.methods.from_peft.in_weight import ADDITIVE
+from lightning_peft.methods.from_peft.updated import ADDITIVE
 from lightning_peft.methods.in_weight.part import Part, add_part, layer_at
 from lightning_peft.methods.in_weight.places import is_computed_by_hook, never_called, own_forward
 from lightning_peft.methods.in_weight.reading import read_with_updates

@@ -65,6 +65,10 @@ class Part(nn.Linear):
         """The bias that belongs to it, if the holder has one for each row."""
         return self.own("bias")
 
+    def weights(self) -> dict[str, Tensor | None]:
+        """Return both by name."""
+        return {"weight": self.weight, "bias": self.bias}
+
 
 def with_parts(model: nn.Module, names: tuple[str, ...]) -> tuple[str, ...]:
     """Replace the names of modules with parts by the names of their parts.

@@ -7,7 +7,10 @@ name. Instances are copied and pickled like those of the class itself.
 from __future__ import annotations
 
 import functools
+import sys
+import threading
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +19,16 @@ from torch import Tensor, nn
 from lightning_peft.methods.in_weight.part import Part
 from lightning_peft.methods.in_weight.values import own_value
 
-__all__ = ["Update", "call_with", "own_class", "read_with_updates", "read_without_updates"]
+__all__ = [
+    "Update",
+    "alone",
+    "call_with",
+    "own_class",
+    "read_with_updates",
+    "read_without_updates",
+]
+
+_LOCK = threading.RLock()
 
 
 class Update(nn.Module):
@@ -79,38 +91,61 @@ def call_with(module: Any, weights: Mapping[str, Tensor | None], args: Any, kwar
         args: The arguments.
         kwargs: The keyword arguments.
     """
-    module._held = dict(weights)
-    try:
-        return module(*args, **kwargs)
-    finally:
-        module._held = None
+    with alone():
+        module._held = dict(weights)
+        try:
+            return module(*args, **kwargs)
+        finally:
+            module._held = None
+
+
+def alone() -> AbstractContextManager[Any]:
+    """Keep other threads out: what a running forward reads is noted on its module.
+
+    A compiled forward needs none of it, as the notes are gone after its trace.
+    """
+    return nullcontext() if torch.compiler.is_compiling() else _LOCK
 
 
 def _value(module: Any, name: str) -> Tensor | None:
     """Return a weight with its updates."""
-    held = module._held
-    if held is not None and name in held:
-        found: Tensor | None = held[name]
-        return found
-    value = _computed(module, name)
-    if held is not None:
-        held[name] = value
-    return value
+    registered = module._parameters.get(name)
+    if hasattr(registered, "device_mesh") and _is_asked_by_torch_distributed():
+        own: Tensor = registered
+        return own
+    with alone():
+        held = module._held
+        if held is not None and name in held:
+            found: Tensor | None = held[name]
+            return found
+        values = _computed(module, name)
+        if held is not None:
+            held.update({**values, **held})  # others are computed with it
+        return values[name]
 
 
-def _computed(module: Any, name: str) -> Tensor | None:
+def _is_asked_by_torch_distributed() -> bool:
+    """Whether FSDP2 or a distributed checkpoint looks for a shard, which they do by attribute."""
+    name: str = sys._getframe(2).f_globals.get("__name__", "")
+    return name.startswith("torch.distributed.")
+
+
+def _computed(module: Any, name: str) -> dict[str, Tensor | None]:
+    """Return a weight with its updates, by name, and those that are computed with it."""
     own = own_value(module, name)
+    if own is None:
+        return {name: None}
     for child in module._modules.values():
-        of_part = _from_part(child, name, own)
-        if of_part is not None:
-            return of_part
+        part = None if child is None else child._modules.get("base_layer", child)
+        if isinstance(part, Part) and name in part.names.values():
+            return _of_part(module, child, part, name)
     updates = [
         child
         for child in module._modules.values()
         if isinstance(child, Update) and child.in_weight and child.active
     ]
-    if not updates or own is None:
-        return own
+    if not updates:
+        return {name: own}
     values = updates[0].merged(module)
     try:
         for update in updates[1:]:
@@ -118,21 +153,24 @@ def _computed(module: Any, name: str) -> Tensor | None:
             values = {**values, **update.merged(module)}
     finally:
         module._start = None
-    return values.get(name, own).to(own.dtype)
+    read = {key: values[key] for key in type(module)._read if key in values}
+    return {name: own, **{key: value.to(own.dtype) for key, value in read.items()}}
 
 
-def _from_part(child: nn.Module | None, name: str, own: Tensor | None) -> Tensor | None:
-    """Return what a part, or the layer of `peft` around it, makes of a weight of its holder."""
-    if child is None or own is None:
-        return None
-    part = child._modules.get("base_layer", child)
-    if not isinstance(part, Part):
-        return None
-    for key, attribute in part.names.items():
-        if attribute == name:
-            value: Tensor = getattr(child, key)
-            return value if value.shape == own.shape else value.reshape(own.shape)
-    return None
+def _of_part(module: Any, child: Any, part: Part, name: str) -> dict[str, Tensor | None]:
+    """Return what a part, or the layer of `peft` around it, makes of its holder's weights."""
+    if module._held is None:  # nobody keeps the others
+        values = {key: getattr(child, key) for key, own in part.names.items() if own == name}
+    else:
+        values = child.weights()
+    found: dict[str, Tensor | None] = {}
+    for key, value in values.items():
+        attribute = part.names[key]
+        if attribute is not None and value is not None:
+            own = own_value(module, attribute)
+            assert own is not None
+            found[attribute] = value.reshape(own.shape)
+    return found
 
 
 def _restore(kind: Any, read: tuple[str, ...]) -> nn.Module:
@@ -146,13 +184,16 @@ def _reading_class(kind: Any, read: tuple[str, ...]) -> type[nn.Module]:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         # a forward may read a weight several times; a compiled one computes it once by itself
-        if self._held is not None or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return kind.forward(self, *args, **kwargs)
-        self._held = {}
-        try:
-            return kind.forward(self, *args, **kwargs)
-        finally:
-            self._held = None
+        with alone():
+            if self._held is not None:
+                return kind.forward(self, *args, **kwargs)
+            self._held = {}
+            try:
+                return kind.forward(self, *args, **kwargs)
+            finally:
+                self._held = None
 
     def reduce(self: Any, protocol: Any) -> Any:
         return _restore, (kind, read), self.__getstate__()
@@ -187,6 +228,7 @@ def _recurrent() -> dict[str, Any]:
         return None
 
     return {
+        "__setattr__": nn.Module.__setattr__,  # RNNBase's own changes the list too
         "_flat_weights": property(flat, lambda self, value: None),
         "_weights_have_changed": unchanged,
         "flatten_parameters": flatten,

@@ -105,7 +105,7 @@ def write(module: nn.Module, name: str, value: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
-    """Bring back what :func:`write` replaced.
+    """Bring back what :func:`write` replaced, on the device and in the dtype of the layer by now.
 
     Args:
         module: The layer, or a part of one.
