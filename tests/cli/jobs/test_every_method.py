@@ -32,14 +32,25 @@ RUN = (
     "logger=none",
     # after two of the four steps
     "+callbacks.middle={_target_: lightning.pytorch.callbacks.ModelCheckpoint,"
-    " dirpath: '${output_dir}/checkpoints', filename: 'middle_{step}', auto_insert_metric_name: false, every_n_train_steps: 2,"
-    " save_top_k: -1, enable_version_counter: false}",
+    " dirpath: '${output_dir}/checkpoints', filename: 'middle_{step}',"
+    " auto_insert_metric_name: false, every_n_train_steps: 2, save_top_k: -1}",
 )
 SIZES = {"BOFT": {"boft_block_size": 4}, "OFT": {"oft_block_size": 4, "r": 0}}
 
 # which differ most in what they save: peft's files and our own, ranks that change, biases, all
 # weights, prompts, a side network, tensors that layers share, weights that are rewritten
-QUICK = ("adalora", "bitfit", "full", "hf:vera", "ladder", "lora", "lora:pissa", "union", "vpt_deep")
+QUICK = (
+    "adalora",
+    "bitfit",
+    "full",
+    "hf:vera",
+    "ladder",
+    "lora",
+    "lora:pissa",
+    "ssf",
+    "union",
+    "vpt_deep",
+)
 
 
 def words(name: str) -> tuple[str, ...]:
@@ -57,7 +68,11 @@ def words(name: str) -> tuple[str, ...]:
     }
     if tuner == "adalora":
         settings["total_step"] = 4
-    return ("method=hf", f"method.tuner={tuner}", *(f"+method.{k}={v}" for k, v in settings.items()))
+    return (
+        "method=hf",
+        f"method.tuner={tuner}",
+        *(f"+method.{k}={v}" for k, v in settings.items()),
+    )
 
 
 def names() -> list[str]:
