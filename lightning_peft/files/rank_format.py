@@ -1,9 +1,10 @@
 """AdaLoRA's adapters in ``peft``'s format: without the ranks that its training pruned.
 
-``peft`` writes the rows of ``A`` and ``E`` and the columns of ``B`` that ``rank_pattern`` keeps, and
-makes its layers as small when it reads them. Here a layer keeps its first size, and a pruned entry
-of ``E`` is zero, which is the same function: what a file leaves out is zero after loading. The
-division by the first rank (``ranknum``) is in no file of ``peft``, since the config says it.
+``peft`` writes the rows of ``A`` and ``E`` and the columns of ``B`` that ``rank_pattern`` keeps,
+and makes its layers as small when it reads them. Here a layer keeps its first size, and a pruned
+entry of ``E`` is zero, which is the same function: what a file leaves out is zero after loading.
+The first rank, by which updates are divided (``ranknum``), is in no file of ``peft``, since the
+config says it.
 """
 
 from __future__ import annotations

@@ -65,9 +65,7 @@ class StoredAdapter:
             return dict(self.tensors)
         try:
             factors = self.about.get("start") == "factors"
-            return from_peft_keys(
-                self.tensors, model, method, head, wanted, factors, self.ranks
-            )
+            return from_peft_keys(self.tensors, model, method, head, wanted, factors, self.ranks)
         except PEFTError:
             raise
         except Exception as error:  # peft, for names and shapes that are not its own

@@ -84,8 +84,8 @@ class AdaLoRA(PeftMethod):
         ranks = (self.rank, self.initial_rank)
         if all(isinstance(rank, int) for rank in ranks) and self.initial_rank <= self.rank:
             yield (
-                f"expected initial_rank to be more than rank ({self.rank}), so that there are ranks "
-                f"to prune, got {ranks[1]}"
+                f"expected initial_rank to be more than rank ({self.rank}), so that there are "
+                f"ranks to prune, got {ranks[1]}"
             )
         if self.alpha is not None and not self.alpha > 0:
             yield f"expected alpha to be positive, or None for a scale of 1, got {self.alpha!r}"

@@ -27,6 +27,7 @@ CHOICES = sorted(
 NEEDED = {  # what has no default, and what is interpolated from Hydra's own part
     "model=timm": ["model.backbone=vit_tiny_patch16_224"],
     "method=hf": ["method.tuner=loha"],
+    "method=union": ["method.methods=[lora,bitfit]"],
     "data=folder": ["data.root=images"],
     "data=text": ["model.backbone=some-encoder", "data.root=reviews.csv"],
     "model=text": ["model.backbone=some-encoder"],
@@ -67,6 +68,9 @@ def test_every_method_is_instantiated_with_its_own_defaults(composed, name):
     if name == "hf":
         assert method == lp.HF("loha")
         return
+    if name == "union":
+        assert method == lp.LoRA() + lp.BitFit()
+        return
     written = dict(OmegaConf.load(ROOT / "method" / f"{name}.yaml").method)
     del written["_target_"]
     defaults = type(method)()
@@ -96,7 +100,7 @@ def test_a_choice_of_ones_own_goes_on_from_a_shipped_one(composed, tmp_path):
 
 
 def test_every_registered_method_has_a_choice():
-    assert set(lp.list_methods()) - {"union"} <= set(METHODS)
+    assert set(lp.list_methods()) <= set(METHODS)
 
 
 def test_scratch_is_full_from_random_weights(composed):

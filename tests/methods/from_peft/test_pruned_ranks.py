@@ -28,9 +28,7 @@ pytestmark = [
 ]
 
 
-def trained(
-    steps: int = STEPS, method: Any = METHOD, saved: Path | None = None
-) -> Adaptation:
+def trained(steps: int = STEPS, method: Any = METHOD, saved: Path | None = None) -> Adaptation:
     """Train some of the eight steps: ranks are pruned after 2, 4 and, for good, after 6.
 
     It is saved after each step, if a directory is given.
@@ -79,8 +77,9 @@ def test_pruned_ranks_are_not_in_the_file_and_peft_reads_it(tmp_path: Path) -> N
     ours, written = (load_file(tmp_path / who / WEIGHTS_FILE) for who in ("ours", "theirs"))
     assert ours.keys() == written.keys()
     assert all(torch.equal(ours[name], written[name]) for name in ours)
-    assert config_in(tmp_path / "ours")["rank_pattern"] == (
-        config_in(tmp_path / "theirs")["rank_pattern"]
+    assert (
+        config_in(tmp_path / "ours")["rank_pattern"]
+        == (config_in(tmp_path / "theirs")["rank_pattern"])
     )
 
     for name in ("ours", "theirs"):
@@ -94,7 +93,9 @@ def test_pruned_ranks_are_not_in_the_file_and_peft_reads_it(tmp_path: Path) -> N
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")
 def test_what_peft_trained_alone_is_read(tmp_path: Path) -> None:
     settings = {"init_r": FIRST, "target_r": LAST, "tinit": 1, "tfinal": 2, "deltaT": 2}
-    config = peft.AdaLoraConfig(target_modules=["qkv", "fc1"], modules_to_save=["head"], total_step=STEPS, **settings)
+    config = peft.AdaLoraConfig(
+        target_modules=["qkv", "fc1"], modules_to_save=["head"], total_step=STEPS, **settings
+    )
     torch.manual_seed(0)
     theirs = peft.get_peft_model(build("vit"), config)
     optimizer = torch.optim.AdamW([p for p in theirs.parameters() if p.requires_grad], lr=0.01)
