@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from lightning_peft.adaptation.checks import key_problems
 from lightning_peft.adaptation.merging import MergeReport, merge_adapters, unload_adapters
 from lightning_peft.adaptation.modes import is_held
+from lightning_peft.adaptation.precision import let_go
 from lightning_peft.adaptation.report import Report, make_report
 from lightning_peft.adaptation.switching_off import switched_off
 from lightning_peft.adaptation.trained import Trained
@@ -258,6 +259,12 @@ class Adaptation(Trained):
                 parameter.requires_grad_(self._flags.get(name, parameter.requires_grad))
         self.state.leave()
         return self.model
+
+    def detach_adapters(self) -> None:
+        """Put the backbone's own modules back, without any other trace; :meth:`unload` is whole."""
+        let_go(self.model)
+        for adapter in self._adapters:
+            adapter.unload()
 
 
 def find_adaptations(pl_module: nn.Module) -> dict[str, Adaptation]:

@@ -164,6 +164,8 @@ class Method(ABC):
             output needs a copy of them.
         keeps_original: Whether that copy is kept (it is small), so that ``disabled()`` works.
         mergeable: Whether the adapter is a linear change of weights that can be folded in.
+        starts_as_backbone: Whether the adapted backbone computes what the backbone does, up to
+            rounding, until a step is made; the ``PEFT`` callback looks at the first batch.
         accelerated: Whether it adds LoRA layers with the fast forward of
             :mod:`lightning_peft.kernels`, which the setting ``memory`` is for.
     """
@@ -176,6 +178,7 @@ class Method(ABC):
     changes_backbone: ClassVar[bool] = False
     keeps_original: ClassVar[bool] = True
     mergeable: ClassVar[bool] = True
+    starts_as_backbone: ClassVar[bool] = True
     accelerated: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -34,7 +34,7 @@ from lightning_peft.methods.from_peft.targets import (
     rank_problems,
     target_spec,
 )
-from lightning_peft.methods.from_peft.tuners import config_class, layer_refusal, refusal
+from lightning_peft.methods.from_peft.tuners import OWN_START, config_class, layer_refusal, refusal
 from lightning_peft.methods.registry import register_method
 
 if TYPE_CHECKING:
@@ -162,6 +162,12 @@ class HF(PeftMethod):
     def peft_options(self) -> Mapping[str, Any]:
         """See :meth:`PeftMethod.peft_options`."""
         return self.options
+
+    @property
+    def starts_as_backbone(self) -> bool:  # type: ignore[override]
+        """Whether the tuner's own initialisation leaves the output as it is."""
+        starts = [value for key, value in self.options.items() if key.startswith("init_")]
+        return self.tuner not in OWN_START and not any(s in (False, "loftq") for s in starts)
 
     @property
     def accelerated(self) -> bool:  # type: ignore[override]

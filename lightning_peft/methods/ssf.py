@@ -110,6 +110,7 @@ class SSF(ChildMethod):
     formula: ClassVar[str] = "gamma * y + beta"
     summary: ClassVar[str] = "scale and shift after every layer"
     reference: ClassVar[str] = "https://arxiv.org/abs/2210.08823"
+    starts_as_backbone: ClassVar[bool] = False
     mergeable: ClassVar[bool] = True
     linear: ClassVar[bool] = True
 

@@ -89,6 +89,11 @@ class Union(Method):
         return any(part.changes_backbone for part in self.methods)
 
     @property
+    def starts_as_backbone(self) -> bool:  # type: ignore[override]
+        """Whether no part changes the output before a step is made."""
+        return all(part.starts_as_backbone for part in self.methods)
+
+    @property
     def accelerated(self) -> bool:  # type: ignore[override]
         """Whether any part adds fast LoRA layers."""
         return any(part.accelerated for part in self.methods)

@@ -81,6 +81,7 @@ class VPTDeep(ChildMethod):
     formula: ClassVar[str] = "[x; P_i] for each block i"
     summary: ClassVar[str] = "prompt tokens of its own for each block"
     reference: ClassVar[str] = "https://arxiv.org/abs/2203.12119"
+    starts_as_backbone: ClassVar[bool] = False
 
     prompt_length: int = 10
     dropout: float = 0.0

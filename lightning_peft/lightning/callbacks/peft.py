@@ -16,6 +16,7 @@ from lightning_peft.kernels import Memory
 from lightning_peft.lightning.attachment import Attachment, attach, attachment_of
 from lightning_peft.lightning.class_names import is_a
 from lightning_peft.lightning.gradients import GradientWatch
+from lightning_peft.lightning.identity import IdentityWatch
 from lightning_peft.lightning.namespace import pl
 from lightning_peft.lightning.steppers import DriveSteppers
 from lightning_peft.methods.union import as_method
@@ -62,6 +63,11 @@ class PEFT(pl.Callback):
         check_gradients: Whether to stop in the first steps if an adapter gets no gradient, or zeros
             only although parameters have moved already: the model never calls the adapted module,
             or what the module computes is not used.
+        check_identity: Whether to compare the adapted backbone with the backbone itself on the
+            first batch of a new run, in two forwards, and to warn if a method that starts without
+            an effect has one: the forward takes another branch for adapted layers. A run that
+            resumes, a backbone that was adapted or loaded before the run, compiled modules and
+            sharding strategies are not looked at.
         **settings: Settings of the method, if it is given by name.
 
     Raises:
@@ -82,6 +88,7 @@ class PEFT(pl.Callback):
         memory: Memory | None = None,
         adapter_dtype: AdapterDtype = None,
         check_gradients: bool = True,
+        check_identity: bool = True,
         **settings: Any,
     ) -> None:
         self.attachment = Attachment(
@@ -97,11 +104,14 @@ class PEFT(pl.Callback):
         )
         self.check_gradients = check_gradients
         self._drive_steppers = DriveSteppers()
+        self.check_identity = check_identity
+        self._identity = IdentityWatch()
         self._watch = GradientWatch()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Replace the module's ``configure_model``, at whose end the adaptation happens."""
         self._refuse_company(trainer, pl_module)
+        self._identity.before(pl_module)
         attach(pl_module, self.attachment)
 
     def _refuse_company(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -150,6 +160,8 @@ class PEFT(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell the method the length of a run that goes on (AdaLoRA)."""
         self._drive_steppers.on_train_start(trainer, pl_module)
+        if self.check_identity:
+            self._identity.begin(trainer, pl_module)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the gradients of the method's loss term (AdaLoRA)."""
@@ -159,7 +171,14 @@ class PEFT(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
     ) -> None:
         """Run the method's actions after a step (AdaLoRA)."""
+        self._identity.end()
         self._drive_steppers.on_train_batch_end(trainer, pl_module)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave no hook, should the first batch fail."""
+        self._identity.end()
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer

@@ -14,7 +14,7 @@ from lightning_peft.methods.in_weight.part import layer_at
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-__all__ = ["config_class", "layer_refusal", "list_tuners", "refusal"]
+__all__ = ["OWN_START", "config_class", "layer_refusal", "list_tuners", "refusal"]
 
 
 def list_tuners() -> dict[str, str | None]:
@@ -54,6 +54,9 @@ _NEEDS = {
     "TRAINABLE_TOKENS": "trains single rows of a token embedding; pass also_train for an embedding",
     "XLORA": "mixes LoRA adapters of a transformers language model through peft's wrapper",
 }
+
+OWN_START = frozenset({"C3A", "FOURIERFT", "UNILORA", "VBLORA"})
+"""Tuners whose own initialisation changes the output."""
 
 
 def layer_refusal(tuner: str, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
