@@ -79,6 +79,7 @@ def test_it_is_compiled_in_one_graph(case: Case) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("case", [c for c in IN_WEIGHT if str(c) in FEW], ids=str)
 def test_inductor_gives_the_same_numbers(case: Case) -> None:
     model, _, inputs, expected = ready(case)

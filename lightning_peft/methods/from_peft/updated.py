@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.amp.autocast_mode import is_autocast_available
 
+from lightning_peft.kernels.products import exactly
 from lightning_peft.methods.in_weight.reading import alone
 from lightning_peft.methods.in_weight.values import own_value
 
@@ -86,10 +85,7 @@ def _with_factors(layer: Any, name: str, weight: Tensor, dropped: bool) -> Tenso
     if weight.device.type == "cpu":  # whose products in half precision are slow
         exact = torch.promote_types(exact, torch.float32)
     matrices = [factor.flatten(1).to(exact) for factor in (weight, up, down)]
-    kind = weight.device.type
-    # under autocast the weight would be rounded, too; the meta device has none
-    has_it = is_autocast_available(kind)
-    with torch.autocast(kind, enabled=False) if has_it else nullcontext():
+    with exactly(weight.device.type):  # under autocast the weight would be rounded, too
         return torch.addmm(*matrices, alpha=layer.scaling[name]).reshape(weight.shape)
 
 
