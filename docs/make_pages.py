@@ -1,4 +1,4 @@
-"""Write ``methods.md`` and ``matrix.md`` from the registry: ``python docs/make_pages.py``.
+"""Write ``methods.md``, ``matrix.md`` and ``states.md``: ``python docs/make_pages.py``.
 
 A test compares the pages with the output of this script, so they cannot go stale.
 """
@@ -73,6 +73,7 @@ def matrix_page() -> str:
 def _matrix() -> Iterator[str]:
     from lightning_peft.methods import list_tuners
     from tests.contract.cases import BACKBONES, CASES, REFUSED
+    from tests.support.outside import OUTSIDE
     from tests.support.zoo import ZOO
 
     labels = list(dict.fromkeys(case.label for case in CASES))
@@ -89,16 +90,26 @@ def _matrix() -> Iterator[str]:
     yield f"and {refused} are refused before anything is changed. A number in a cell is that of the"
     yield "reason below. The backbones are tiny and random, with the architectures below."
     yield ""
-    yield "| method | " + " | ".join(BACKBONES) + " |"
-    yield "|---" * (len(BACKBONES) + 1) + "|"
-    for label in labels:
-        cells = [
-            str(reasons[REFUSED[label, backbone]]) if (label, backbone) in REFUSED else "yes"
-            for backbone in BACKBONES
-        ]
-        yield f"| `{label}` | " + " | ".join(cells) + " |"
+    yield "Each linear method is also held against dense algebra: `W + dW` is put into a plain copy"
+    yield "of the backbone by hand, and outputs and gradients are compared (`test_references.py`)."
+    yield "Each tuner of `peft` is held against `peft` alone (`test_peft_alone.py`)."
+    for title, backbones in (
+        ("Architectures", BACKBONES),
+        ("Layers and models with something unusual", tuple(OUTSIDE)),
+    ):
+        yield ""
+        yield f"## {title}"
+        yield ""
+        yield "| method | " + " | ".join(backbones) + " |"
+        yield "|---" * (len(backbones) + 1) + "|"
+        for label in labels:
+            cells = [
+                str(reasons[REFUSED[label, backbone]]) if (label, backbone) in REFUSED else "yes"
+                for backbone in backbones
+            ]
+            yield f"| `{label}` | " + " | ".join(cells) + " |"
     yield ""
-    yield "Reasons:"
+    yield "## Reasons"
     yield ""
     for said, number in reasons.items():
         yield f"{number}. “{_plain(said)}”"
@@ -109,9 +120,9 @@ def _matrix() -> Iterator[str]:
         if why is not None:
             yield f"- `{tuner}`: {why.removeprefix(tuner).strip()}."
     yield ""
-    yield "Backbones:"
+    yield "## Backbones"
     yield ""
-    for name, factory in ZOO.items():
+    for name, factory in {**ZOO, **OUTSIDE}.items():
         yield f"- `{name}`: {' '.join((factory.__doc__ or '').split()).rstrip('.')}."
 
 
@@ -120,7 +131,48 @@ def _plain(pattern: str) -> str:
     return pattern.replace("|", "” or “").replace("\\", "")
 
 
-PAGES = {"methods.md": methods_page, "matrix.md": matrix_page}
+def states_page() -> str:
+    """Build the table of the states of an adaptation, from what refuses operations in them."""
+    return "\n".join(_states()) + "\n"
+
+
+def _states() -> Iterator[str]:
+    from lightning_peft.adaptation.state import OPERATIONS, REFUSED, STATES
+
+    numbers = {reason: n for n, reason in enumerate(dict.fromkeys(REFUSED.values()), 1)}
+    yield "# What may be done in which state"
+    yield ""
+    yield "`python docs/make_pages.py` generates this page from"
+    yield "`lightning_peft/adaptation/state.py`, which every operation below asks first. Where the"
+    yield "table says *right*, the operation does what it does in the first state; a number is that"
+    yield "of the reason below, for which it is refused before anything has changed."
+    cells = len(STATES) * len(OPERATIONS)
+    yield f"`tests/adaptation/test_states.py` runs all {cells} cells."
+    yield ""
+    yield "| operation | " + " | ".join(STATES) + " |"
+    yield "|---" * (len(STATES) + 1) + "|"
+    for operation in OPERATIONS:
+        reasons = [REFUSED.get((state, operation)) for state in STATES]
+        row = ["right" if reason is None else str(numbers[reason]) for reason in reasons]
+        yield f"| {operation} | " + " | ".join(row) + " |"
+    yield ""
+    yield "States (several may hold at once; then all of them have to allow an operation):"
+    yield ""
+    for state, when in STATES.items():
+        yield f"- {state}: {when}"
+    yield ""
+    yield "Reasons:"
+    yield ""
+    for reason, number in numbers.items():
+        yield f"{number}. “{reason}.”"
+    yield ""
+    yield "A checkpoint is that of a trainer, or of `module.on_save_checkpoint`. A trainer"
+    yield "that only evaluates a module whose adaptation was unloaded leaves it as it is, unless"
+    yield "it is to load a checkpoint; `fit` adapts it anew. A deep copy shares nothing with a"
+    yield "running average."
+
+
+PAGES = {"methods.md": methods_page, "matrix.md": matrix_page, "states.md": states_page}
 
 
 def main() -> None:

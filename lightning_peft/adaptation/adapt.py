@@ -11,6 +11,8 @@ from lightning_peft.adaptation.checks import Checks, as_names, parameters_named
 from lightning_peft.adaptation.fixed import asked_for, fixed_parameters
 from lightning_peft.adaptation.handle import ATTRIBUTE, Adaptation, find_adaptation
 from lightning_peft.adaptation.injection import inject, refuse_bypassed
+from lightning_peft.adaptation.precision import AdapterDtype, as_dtype
+from lightning_peft.adaptation.state import ADAPTED
 from lightning_peft.anatomy import anatomy
 from lightning_peft.errors import MethodError
 from lightning_peft.kernels import Memory
@@ -29,6 +31,7 @@ def adapt(
     batchnorm: Literal["frozen", "train"] = "frozen",
     backbone_dropout: Literal["train", "eval"] = "train",
     memory: Memory = "default",
+    adapter_dtype: AdapterDtype = None,
     **settings: Any,
 ) -> Adaptation:
     """Adapt a backbone in place.
@@ -53,6 +56,10 @@ def adapt(
             in a quarter of the layers the first product of an MLP as well, ``"lowest"`` all of
             these products, ``"high"`` nothing. It changes results by rounding at most and is not
             saved: see :func:`accelerate`.
+        adapter_dtype: The dtype of what the method adds, such as ``"bfloat16"``; it stays whatever
+            the backbone is cast to, and is not saved. ``None`` is float32, or that of a layer in
+            float64: in half precision most steps of an optimizer are lost. What is trained in
+            place (the head, norms, biases) has the dtype of the backbone.
         **settings: Settings of the method, if it is given by name.
 
     Returns:
@@ -60,8 +67,8 @@ def adapt(
 
     Raises:
         MethodError: If the method is unknown, wrongly configured or cannot serve this backbone, or
-            the backbone is already adapted, or ``memory`` is to save memory with a method without
-            fast LoRA layers.
+            the backbone is already adapted, ``memory`` is to save memory with a method without
+            fast LoRA layers, or ``adapter_dtype`` is no dtype that can be trained.
         TargetError: If a selection does not fit the model.
 
     The model is unchanged after an error, and errors that do not depend on each other are raised
@@ -70,9 +77,8 @@ def adapt(
     model = getattr(model, "_orig_mod", model)
     if find_adaptation(model) is not None:
         raise MethodError(
-            f"this {type(model).__name__} is adapted already: expected a backbone without an "
-            "adaptation. Several methods at once are a list, such as ['lora', 'bitfit']; to start "
-            "again, build a new backbone."
+            f"this {type(model).__name__} {ADAPTED}. Several methods at once are a list, such as "
+            "['lora', 'bitfit']; to start again, build a new backbone."
         )
     chosen = as_method(method, **settings)
     checks = Checks()
@@ -80,6 +86,8 @@ def adapt(
     checks.one_of("backbone_dropout", backbone_dropout, ("train", "eval"))
     with checks:
         check_memory(chosen, memory)
+    with checks:
+        as_dtype(adapter_dtype)
     more: tuple[str, ...] = ()
     with checks:
         more = parameters_named(model, also_train)
@@ -106,6 +114,7 @@ def adapt(
         backbone_dropout=backbone_dropout,
     )
     model.__dict__[ATTRIBUTE] = adaptation
+    adaptation.set_adapter_dtype(adapter_dtype)
     adaptation.freeze()
     adaptation.hold_modes()
     return adaptation

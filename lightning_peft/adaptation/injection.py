@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_peft.adaptation.precision import full_default_dtype
 from lightning_peft.adaptation.snapshot import restored_after_error
 from lightning_peft.anatomy import Anatomy
 from lightning_peft.anatomy.bypass import bypassed
@@ -17,6 +18,7 @@ from lightning_peft.anatomy.names import inside
 from lightning_peft.errors import MethodError
 from lightning_peft.kernels import Memory, accelerate, holds_lora
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
+from lightning_peft.methods.from_peft.dtypes import copies_of_layers
 from lightning_peft.methods.from_peft.layer import further_names, put_under
 from lightning_peft.methods.memory import refuse_no_fast_layer
 
@@ -38,6 +40,10 @@ class Injection:
         base_modules: The names now of the modules that the backbone had before.
         adapter: Names of new parameters.
         adapter_buffers: Names of new persistent buffers.
+        own_dtype: Names of all tensors of a dtype of their own: of what is new, including further
+            names and buffers that are not persistent, except copies of whole layers.
+        whole: Names of trained parameters of the backbone whose layers, if they are trained whole,
+            are few enough for a dtype of their own: not those of a method that trains the bulk.
         trained: Names of all trained parameters.
         originals: Copies of backbone parameters that are trained in place, if they are kept.
         adapters: Handles on the adapters.
@@ -54,6 +60,8 @@ class Injection:
     base_modules: frozenset[str]
     adapter: frozenset[str]
     adapter_buffers: frozenset[str]
+    own_dtype: frozenset[str]
+    whole: frozenset[str]
     trained: frozenset[str]
     originals: dict[str, Tensor]
     adapters: list[Adapter]
@@ -139,6 +147,8 @@ def inject(
         names.setdefault(id(tensor), []).append(name)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     new = {name for name, tensor in now.items() if id(tensor) not in old}
+    copied = {id(t) for layer, _ in copies_of_layers(model) for _, t in _tensors(layer)}
+    own_dtype = frozenset(name for name in new if id(now[name]) not in copied)
     on_request = {id(before[name]) for name in also_train}
     in_place = {
         name
@@ -153,6 +163,8 @@ def inject(
         base_modules=frozenset(n for n, m in model.named_modules() if id(m) in modules),
         adapter=frozenset(new & parameters),
         adapter_buffers=frozenset((new - parameters) & set(model.state_dict())),
+        own_dtype=own_dtype,
+        whole=frozenset(trained - own_dtype - (set() if method.keeps_original else in_place)),
         trained=frozenset(trained),
         originals=_copies(now, in_place) if method.keeps_original else {},
         adapters=[a for part, sites in plan.steps for a in part.adapters(model, sites)],
@@ -204,12 +216,13 @@ def _inject_steps(model: nn.Module, plan: Plan) -> set[int]:
     """Inject, and return the identities of the parameters that the methods train."""
     model.requires_grad_(False)
     asked: set[int] = set()
-    for part, sites in plan.steps:
-        further = further_names(model, [site.module for site in sites])
-        part.inject(model, sites)
-        for name, others in further.items():
-            put_under(model, name, others)
-        asked |= {id(p) for p in model.parameters() if p.requires_grad}
+    with full_default_dtype():
+        for part, sites in plan.steps:
+            further = further_names(model, [site.module for site in sites])
+            part.inject(model, sites)
+            for name, others in further.items():
+                put_under(model, name, others)
+            asked |= {id(p) for p in model.parameters() if p.requires_grad}
     return asked
 
 

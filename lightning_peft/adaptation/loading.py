@@ -21,6 +21,7 @@ from lightning_peft.errors import AdapterFileError, BackboneMismatchError, PEFTE
 from lightning_peft.files.bounded import AllocationLimit
 from lightning_peft.files.description import check_description, check_format
 from lightning_peft.files.patterns import slow_patterns, strings_in
+from lightning_peft.files.rank_format import note_ranks
 from lightning_peft.files.reading import StoredAdapter, read_adapter
 from lightning_peft.files.writing import WEIGHTS_FILE
 from lightning_peft.kernels import Memory
@@ -70,7 +71,7 @@ def load_adapter(
     stored = read_adapter(directory)
     standing = find_adaptation(model)
     if standing is not None:
-        standing.refuse_if_merged("load_adapter()")
+        standing.state.ask("load_adapter()")
     with restored_after_error(model):
         adaptation = standing or adapted_as(model, stored, memory or "default")
         state = fitting_state(adaptation, stored, strict_backbone=strict_backbone)
@@ -81,6 +82,7 @@ def load_adapter(
         for name, tensor in state.items():
             own[name].copy_(tensor)
     follow_factors(model)
+    note_ranks(adaptation.model, stored.ranks)
     return model
 
 

@@ -8,13 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_peft.adaptation.modes import release
+from lightning_peft.adaptation.precision import let_go
 from lightning_peft.adaptation.shared_weights import refuse_shared
+from lightning_peft.anatomy.fast_path import fast_path_on
 from lightning_peft.anatomy.forward import output_of
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Adapter
 from lightning_peft.methods.finite import refuse_not_finite
 
-__all__ = ["MergeReport", "merge_adapters"]
+__all__ = ["MergeReport", "merge_adapters", "unload_adapters"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def merge_adapters(
             worst = max(worst, adapter.merge())
             done.append(adapter)
     except (NotImplementedError, ValueError, AttributeError, RuntimeError, TypeError) as error:
-        for adapter in done:
+        for adapter in reversed(done):  # two may have written into one weight
             adapter.unmerge()
         reason = str(error) or "its adapter is not a linear change of a weight"
         raise MethodError(f"'{method}' cannot be merged: {reason}") from error
@@ -76,3 +79,20 @@ def merge_adapters(
         after = output_of(model, example_inputs)
         difference = float((after - before).abs().max() / before.abs().max().clamp_min(1e-30))
     return MergeReport(len(done), worst, difference)
+
+
+def unload_adapters(
+    model: nn.Module, adapters: Sequence[Adapter], fast_path: Sequence[nn.Module]
+) -> None:
+    """Remove adapters, and what held the modes, the dtypes and the layers' own fast path.
+
+    Args:
+        model: The adapted backbone; its weights stay as they are.
+        adapters: The handles on its adapters.
+        fast_path: Layers whose inference fast path is off.
+    """
+    fast_path_on(fast_path)
+    let_go(model)
+    for adapter in adapters:
+        adapter.unload()
+    release(model.modules())

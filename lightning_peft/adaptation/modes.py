@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
-__all__ = ["hold_in_eval", "is_held", "release"]
+__all__ = ["hold_in_eval", "is_frozen_batchnorm", "is_held", "release"]
 
 
 class _StaysInEval:
@@ -55,3 +56,15 @@ def release(modules: Iterable[nn.Module]) -> None:
 def is_held(module: nn.Module) -> bool:
     """Whether :func:`hold_in_eval` keeps this module in evaluation mode."""
     return isinstance(module.__dict__.get("train"), _StaysInEval)
+
+
+def is_frozen_batchnorm(name: str, module: nn.Module, trained: Set[str]) -> bool:
+    """Whether a module is a BatchNorm (or InstanceNorm) whose own parameters are not all trained.
+
+    Args:
+        name: Its name.
+        module: The module.
+        trained: The names of all trained parameters.
+    """
+    own = [f"{name}.{key}" for key, _ in module.named_parameters(recurse=False)]
+    return isinstance(module, _NormBase) and not (bool(own) and trained >= set(own))

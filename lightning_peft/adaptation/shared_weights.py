@@ -28,12 +28,11 @@ def refuse_shared(model: nn.Module, adapters: Sequence[Adapter]) -> None:
     readers = _readers(model)
     problems = []
     for adapter in adapters:
-        tied = {
-            key: others
-            for parameter in adapter.owner.parameters()
-            if (others := _others(readers.get(key := id(parameter), ()), adapter.owner))
-        }
-        for parameter in adapter.written() if tied else ():
+        owner = adapter.owner
+        tied = {id(p): _others(readers.get(id(p), []), owner) for p in owner.parameters()}
+        if not any(tied.values()):
+            continue
+        for parameter in adapter.written():
             others = tied.get(id(parameter), [])
             if others:
                 mine = [name for name, _ in readers[id(parameter)] if name not in others]

@@ -2,7 +2,7 @@
 
 timm's BEiT, EVA and SwinV2 call `F.linear(x, self.qkv.weight, bias)`, torchvision's Swin hands
 `self.qkv.weight` to a function, `nn.MultiheadAttention` does so with `out_proj.weight`. An adapter
-on such a module has no effect and gets no gradient.
+around such a module has no effect and gets no gradient: a change has to be in the weight.
 
 The source is read, no forward is run. From each module's `forward` on, the statements are followed
 through the methods that it calls, with `self` as the module: a condition that its attributes decide
@@ -67,6 +67,6 @@ def bypassed(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
         who = f"`{by.plain}` ({by.kind.__name__})" if by.plain else by.kind.__name__
         result[name] = (
             f"`{plain_name(name)}` is never called: {who} reads `{node.key}.{attribute}` in its "
-            "own forward, so an adapter on it would change nothing."
+            "own forward"
         )
     return result

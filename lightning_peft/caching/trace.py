@@ -197,8 +197,9 @@ def _hooked_inside(root: nn.Module) -> set[nn.Module]:
 
 
 def _own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the parameters that a module's forward uses; its adapters act by hooks instead."""
-    hanging = [child for child in module.children() if isinstance(child, ChildAdapter)]
+    """Yield the parameters that a module's forward uses; adapters with hooks act around it."""
+    adapters = [child for child in module.children() if isinstance(child, ChildAdapter)]
+    hanging = [child for child in adapters if not child.in_weight]
     theirs = {id(p) for child in hanging for p in child.parameters()}
     return (p for p in module.parameters() if id(p) not in theirs)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from lightning_peft.evaluation.calibration import (
     label_errors,
     reliability,
 )
+from lightning_peft.evaluation.csv_rows import RowWriter
 from lightning_peft.evaluation.metric_names import Task
 from lightning_peft.evaluation.outputs import Outputs
 from lightning_peft.evaluation.tables import (
@@ -191,7 +191,7 @@ def _table(path: Path, kind: type, rows: Sequence[Any]) -> Path:
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = RowWriter(file, "\r\n")
         writer.writerow(header)
         writer.writerows(rows)
     return path

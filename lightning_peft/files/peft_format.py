@@ -14,9 +14,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_peft.anatomy.names import shared_names
 from lightning_peft.errors import AdapterFileError, MethodError
+from lightning_peft.files.rank_format import (
+    divisors,
+    pruned_for_peft,
+    with_all_ranks,
+    without_ranks,
+)
 from lightning_peft.files.start_format import (
     converted_config,
     converted_state,
@@ -25,12 +32,15 @@ from lightning_peft.files.start_format import (
     split_state,
 )
 from lightning_peft.methods.base import Method
+from lightning_peft.methods.from_peft.in_weight import is_in_weight
 from lightning_peft.methods.from_peft.inject import ADAPTER_NAME, shared_entries
 from lightning_peft.methods.from_peft.layer import FURTHER_NAMES
 from lightning_peft.methods.from_peft.method import PeftMethod
+from lightning_peft.methods.from_peft.parameters import is_replaced
 from lightning_peft.methods.from_peft.start import starts_of
 from lightning_peft.methods.from_peft.tuners import config_class, refusal
 from lightning_peft.methods.hf import HF
+from lightning_peft.methods.in_weight.part import Part
 
 __all__ = ["described_by_peft", "from_peft_keys", "peft_form", "to_peft_keys"]
 
@@ -52,18 +62,23 @@ def peft_form(
     Returns:
         The content of ``adapter_config.json`` and the trained tensors under the names that ``peft``
         uses (a shared tensor once), or ``None`` if ``peft``'s format cannot express what is trained
-        (a method of our own, several methods, single parameters of the backbone).
+        (a method of our own, several methods, single parameters of the backbone, a layer that
+        ``peft`` alone does not find or cannot merge into, names that ``peft`` takes for those of an
+        older transformers).
     """
-    if not isinstance(method, PeftMethod) or _with_further_names(model):
+    if not isinstance(method, PeftMethod) or _with_further_names(model) or _unknown_to_peft(model):
+        return None
+    standing: Any = model
+    if is_replaced(standing.peft_config[ADAPTER_NAME], model):
         return None
     own = model.state_dict()
     saved = (*head, *_saved_modules(method))
     names = _names_by_peft(model, saved, own, wanted)
-    if not set(wanted) - factor_names(model) <= set(names.values()):
+    if not set(wanted) - factor_names(model) - set(divisors(model)) <= set(names.values()):
         return None
     config, state = _written_config(model, saved), _written_state(model, own, names)
     if not starts_of(model):
-        return config, state
+        return pruned_for_peft(model, config, state, names)
     if not is_convertible(model):
         return None
     return converted_config(config), converted_state(model, state, names)
@@ -106,6 +121,7 @@ def from_peft_keys(
     head: Sequence[str],
     wanted: Collection[str],
     factors: bool = False,
+    ranks: object = None,
 ) -> dict[str, Tensor]:
     """Return the tensors of a ``peft`` file under the names of the adapted model.
 
@@ -118,9 +134,11 @@ def from_peft_keys(
         head: Names of the head's modules.
         wanted: The entries of its state dict that a file must hold.
         factors: Whether it holds what an initialisation took out of the weights.
+        ranks: Which ranks of AdaLoRA it holds: ``rank_pattern`` of its config.
 
     Raises:
-        AdapterFileError: If two different entries have the same name in the model.
+        AdapterFileError: If two different entries have the same name in the model, or the ranks do
+            not fit it.
     """
     twofold = _with_further_names(model)
     if twofold:
@@ -141,7 +159,7 @@ def from_peft_keys(
         if name in state and not torch.equal(state[name], tensor):  # RandLora writes both
             twice.append(name)
         state[name] = tensor
-    state = split_state(model, state, factors)
+    state = with_all_ranks(model, split_state(model, state, factors), ranks)
     if twice:
         raise AdapterFileError(f"expected each entry once, got {', '.join(twice[:8])} again.")
     return state
@@ -180,6 +198,8 @@ def described_by_peft(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
             f"{', '.join(sorted(beyond)[:8])} (written by peft "
             f"{config.get('peft_version', 'of an unknown version')!s:.40}). Update peft to read it."
         )
+    if kind == "ADALORA":  # which ranks are left is part of the state, not a setting
+        config = {**config, "rank_pattern": None}
     # read by an initialisation, which is over; a converted file still has them
     config = {**config, "corda_config": None, "lora_ga_config": None, "eva_config": None}
     try:
@@ -200,6 +220,20 @@ def described_by_peft(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def _with_further_names(model: nn.Module) -> list[str]:
     """Return the adapted layers that the model has under several names, which ``peft`` has not."""
     return [name for name, module in model.named_modules() if FURTHER_NAMES in module.__dict__]
+
+
+def _unknown_to_peft(model: nn.Module) -> list[str]:
+    """Return the adapted layers whose weight ``peft`` alone does not find or cannot write.
+
+    Parts are no modules of the backbone, and a parametrization computes its weight. A weight that
+    is a parameter is one to ``peft`` too, whoever reads it: merged by ``peft``, it is ours.
+    """
+    return [
+        name
+        for name, layer in model.named_modules()
+        if is_in_weight(layer)
+        and (isinstance(layer.base_layer, Part) or is_parametrized(layer.base_layer))
+    ]
 
 
 def _derived(model: nn.Module) -> dict[str, Tensor]:
@@ -227,12 +261,13 @@ def _names_by_peft(
     # peft returns the tensors that it is given, so each can be recognised by identity
     by_identity = {id(tensor): name for name, tensor in own.items()}
     shared = shared_entries(model, list(own))
-    given = get_peft_model_state_dict(
-        model,
-        state_dict={**own, **{alias: own[name] for alias, name in shared.items()}},
-        adapter_name=ADAPTER_NAME,
-        save_embedding_layers=False,
-    )
+    with without_ranks(model):
+        given = get_peft_model_state_dict(
+            model,
+            state_dict={**own, **{alias: own[name] for alias, name in shared.items()}},
+            adapter_name=ADAPTER_NAME,
+            save_embedding_layers=False,
+        )
     names = {key: by_identity[id(t)] for key, t in given.items() if id(t) in by_identity}
     for alias, name in shared.items():  # if peft writes both, it reads either
         names[alias.replace(f".{ADAPTER_NAME}", "")] = name

@@ -42,6 +42,11 @@ class StoredAdapter:
     tensors: dict[str, Tensor]
     about: dict[str, Any]
 
+    @property
+    def ranks(self) -> object:
+        """Which ranks of AdaLoRA are in a file in ``peft``'s format, as its config says."""
+        return self.config.get("rank_pattern") if "peft_type" in self.config else None
+
     def state_for(
         self, model: nn.Module, method: Method, head: Sequence[str], wanted: Collection[str]
     ) -> dict[str, Tensor]:
@@ -60,7 +65,7 @@ class StoredAdapter:
             return dict(self.tensors)
         try:
             factors = self.about.get("start") == "factors"
-            return from_peft_keys(self.tensors, model, method, head, wanted, factors)
+            return from_peft_keys(self.tensors, model, method, head, wanted, factors, self.ranks)
         except PEFTError:
             raise
         except Exception as error:  # peft, for names and shapes that are not its own

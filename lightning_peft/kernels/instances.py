@@ -8,6 +8,7 @@ pickles have it as well.
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -15,7 +16,7 @@ from torch import nn
 __all__ = ["assembled", "class_of_peft", "ingredients", "keep_class", "with_class_of_peft"]
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
-_HARMLESS = {"forward", "extra_repr", "__repr__", "__init__", "__annotations__", "__doc__"}
+_HARMLESS = {"forward", "extra_repr", "__annotations__", "__dict__", "__module__", "__weakref__"}
 _MACHINERY = set(dir(nn.Module)) - set(dir(object)) - _HARMLESS
 
 
@@ -28,7 +29,9 @@ def keep_class(layer: Any) -> None:
     kind = _kind_of(layer.base_layer)
     if kind is not None and not isinstance(layer, kind):
         own: Any = type(layer)
-        layer.__class__ = _both(own, kind)
+        # the classes of some quantised layers cannot be combined with another
+        with suppress(TypeError):
+            layer.__class__ = _both(own, kind)
 
 
 def class_of_peft(layer: nn.Module) -> type[nn.Module]:

@@ -11,9 +11,12 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from lightning_peft.adaptation.adapt import adapt
+from lightning_peft.adaptation.checks import Checks
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation, find_adaptations
 from lightning_peft.adaptation.loading import adapt_from_description
+from lightning_peft.adaptation.precision import AdapterDtype, as_dtype
 from lightning_peft.adaptation.sharding import is_sharded, shard
+from lightning_peft.adaptation.state import was_unloaded
 from lightning_peft.anatomy.backbone import backbone_of, is_backbone
 from lightning_peft.errors import CheckpointError, MethodError
 from lightning_peft.kernels import Memory
@@ -25,6 +28,7 @@ from lightning_peft.lightning.checkpoint import (
     slim_checkpoint,
 )
 from lightning_peft.lightning.class_names import is_a
+from lightning_peft.lightning.half_precision import refuse_replaced_layers
 from lightning_peft.lightning.hooks import after_configure_model, after_hook, before_configure_model
 from lightning_peft.lightning.random_resume import resume_random_state
 from lightning_peft.lightning.sharded_checkpoint import TrainedOnlyLoad
@@ -50,9 +54,11 @@ class Attachment:
         backbone_dropout: As for :func:`adapt`.
         strict_backbone: Whether a checkpoint of another backbone is an error.
         memory: As for :func:`adapt`; ``None`` leaves a backbone that is already adapted as it is.
+        adapter_dtype: As for :func:`adapt`; ``None`` leaves it as it is, too.
 
     Raises:
-        MethodError: If ``memory`` is unknown, or not supported by this method.
+        MethodError: If ``memory`` is unknown, or not supported by this method, or
+            ``adapter_dtype`` is no dtype that can be trained.
     """
 
     method: Method
@@ -63,13 +69,21 @@ class Attachment:
     backbone_dropout: Literal["train", "eval"] = "train"
     strict_backbone: bool = True
     memory: Memory | None = None
+    adapter_dtype: AdapterDtype = None
 
     def __post_init__(self) -> None:
-        if self.memory is not None:
-            check_memory(self.method, self.memory)
+        checks = Checks()
+        with checks:
+            if self.memory is not None:
+                check_memory(self.method, self.memory)
+        with checks:
+            as_dtype(self.adapter_dtype)
+        checks.done()
 
     def __call__(self, pl_module: nn.Module) -> None:
         """Adapt the module's backbone, unless it is already adapted in the same way.
+
+        A backbone whose adaptation was unloaded is evaluated as it is, unless from a checkpoint.
 
         Raises:
             MethodError: If the backbone is adapted in another way, or from :func:`adapt`.
@@ -79,24 +93,40 @@ class Attachment:
         path, backbone = backbone_of(pl_module, self.backbone)
         standing = find_adaptation(backbone)
         if standing is None:
-            _refuse_shards(pl_module, path, backbone)
-            adapt(
-                backbone,
-                self.method,
-                head=self.head,
-                also_train=self.also_train,
-                batchnorm=self.batchnorm,
-                backbone_dropout=self.backbone_dropout,
-                memory=self.memory or "default",
-            )
-        elif standing.method.to_config() != self.method.to_config():
+            # merged into the weights, say: a new adapter would change its outputs
+            if not (was_unloaded(backbone) and _only_evaluates(pl_module)):
+                self.adapt(pl_module)
+            return
+        if standing.method.to_config() != self.method.to_config():
             raise MethodError(
                 f"the backbone '{path or type(pl_module).__name__}' is adapted with "
                 f"{standing.method} already: expected the same method again, got {self.method}. "
                 "Build a new module, or pass both methods as one list."
             )
-        elif self.memory is not None:
+        if self.memory is not None:
             standing.set_memory(self.memory)
+        if self.adapter_dtype is not None:
+            standing.set_adapter_dtype(self.adapter_dtype)
+
+    def adapt(self, pl_module: nn.Module) -> None:
+        """Adapt the module's backbone, which is not adapted.
+
+        Raises:
+            MethodError: From :func:`adapt`, or if the backbone is sharded.
+            TargetError: As for a call.
+        """
+        path, backbone = backbone_of(pl_module, self.backbone)
+        _refuse_shards(pl_module, path, backbone)
+        adapt(
+            backbone,
+            self.method,
+            head=self.head,
+            also_train=self.also_train,
+            batchnorm=self.batchnorm,
+            backbone_dropout=self.backbone_dropout,
+            memory=self.memory or "default",
+            adapter_dtype=self.adapter_dtype,
+        )
 
 
 def attach(pl_module: nn.Module, attachment: Attachment) -> None:
@@ -185,8 +215,9 @@ def _refuse_shards(pl_module: nn.Module, path: str, backbone: nn.Module) -> None
 
 
 def _before_sharding(pl_module: nn.Module) -> None:
-    """Adapt an existing network before the module's own code shards it."""
+    """Refuse what cannot be served, and adapt a network before the module's own code shards it."""
     strategy = _strategy(pl_module)
+    refuse_replaced_layers(pl_module, strategy)
     if is_a(strategy, "FSDPStrategy"):
         raise MethodError(
             "expected ModelParallelStrategy (FSDP2), got FSDPStrategy: it cannot resume from a "
@@ -206,13 +237,20 @@ def _shard(pl_module: nn.Module) -> None:
     strategy.load_checkpoint = TrainedOnlyLoad(
         strategy, attachment is None or attachment.strict_backbone
     )
-    if not is_sharded(pl_module):
-        path = next(iter(find_adaptations(pl_module)))
+    adapted = find_adaptations(pl_module)
+    if adapted and not is_sharded(pl_module):
+        path = next(iter(adapted))
         shard(pl_module, path, strategy.device_mesh["data_parallel"])
 
 
 def _strategy(pl_module: nn.Module) -> Any:
     return getattr(pl_module.__dict__.get("_trainer"), "strategy", None)
+
+
+def _only_evaluates(pl_module: nn.Module) -> bool:
+    """Whether a trainer is about to evaluate a module, not to fit it."""
+    trainer: Any = pl_module.__dict__.get("_trainer")
+    return trainer is not None and trainer.state.fn not in (None, "fit")
 
 
 def _held(state: Any) -> int:
@@ -236,6 +274,8 @@ def _save(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
 def _load(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
     attachment = attachment_of(pl_module)
     strict = attachment is None or attachment.strict_backbone
+    if attachment is not None and CHECKPOINT_KEY in checkpoint and not find_adaptations(pl_module):
+        attachment.adapt(pl_module)
     complete_checkpoint(pl_module, checkpoint, strict_backbone=strict)
     recorded = checkpoint.get(CHECKPOINT_KEY) or {}
     for path, adaptation in find_adaptations(pl_module).items():

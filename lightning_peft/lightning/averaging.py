@@ -15,12 +15,13 @@ average.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_peft.adaptation.handle import Adaptation, find_adaptations
+from lightning_peft.adaptation.handle import Adaptation, find_adaptation, find_adaptations
 from lightning_peft.lightning.class_names import is_a
 from lightning_peft.lightning.hooks import after_configure_model, after_hook
 
@@ -63,9 +64,13 @@ def save_average(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
     trainer: Any = pl_module.__dict__.get("_trainer")
     if "callbacks" in checkpoint or trainer is None:
         return  # the callback itself does so for a full one
-    if trainer.state.fn == "fit" and trainer.state.status == "running":
+    if _is_fitting(trainer):
         for average in _averages(trainer):
             checkpoint["state_dict"] = average.module.state_dict()
+
+
+def _is_fitting(trainer: Any) -> bool:
+    return bool(trainer.state.fn == "fit" and trainer.state.status == "running")
 
 
 def _averages(trainer: Any) -> list[Any]:
@@ -79,7 +84,11 @@ def _share_what_is_frozen(pl_module: nn.Module) -> None:
     """Make the averaged model share the frozen tensors of the module."""
     for average in _averages(pl_module.trainer):
         for path, adaptation in find_adaptations(pl_module).items():
-            _share(adaptation, average.module.get_submodule(path))
+            copied = average.module.get_submodule(path)
+            _share(adaptation, copied)
+            for one in (adaptation, find_adaptation(copied)):
+                if one is not None:
+                    one.state.shares = partial(_is_fitting, pl_module.trainer)
         for name in ("avg_fn", "multi_avg_fn"):
             function = getattr(average, name)
             if function is not None and not isinstance(function, _OfWhatDiffers):

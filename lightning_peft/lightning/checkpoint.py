@@ -44,14 +44,15 @@ def slim_checkpoint(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
             versions.
 
     Raises:
-        MethodError: If an adapter is merged: what was trained in place would have it twice.
+        MethodError: If an adapter is merged, and what was trained in place would have it twice, or
+            in another state in which this is refused.
     """
     adaptations = find_adaptations(pl_module)
     if not adaptations:
         return
     drop: set[str] = set()
     for path, adaptation in adaptations.items():
-        adaptation.refuse_if_merged("saving a checkpoint")
+        adaptation.state.ask("saving a checkpoint")
         keep = adaptation.state_names()
         drop |= {join(path, name) for name in adaptation.model.state_dict() if name not in keep}
     drop |= set(further_names(pl_module))
@@ -82,13 +83,13 @@ def complete_checkpoint(
         CheckpointError: If it was made with another method, or keys are missing or unknown; all of
             them are listed.
         BackboneMismatchError: If the adapter was trained on another backbone.
-        MethodError: If an adapter is merged.
+        MethodError: If an adapter is merged, or in another state in which this is refused.
     """
     adaptations = find_adaptations(pl_module)
     if not adaptations or "state_dict" not in checkpoint:
         return
     for adaptation in adaptations.values():
-        adaptation.refuse_if_merged("loading a checkpoint")
+        adaptation.state.ask("loading a checkpoint")
     recorded = recorded_in(checkpoint)
     _check_sections(checkpoint)
     if recorded is not None:

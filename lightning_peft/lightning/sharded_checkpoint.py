@@ -105,6 +105,8 @@ def read_trained_only(
 
 
 def _check(module: nn.Module, about: Mapping[str, Any], strict_backbone: bool) -> None:
+    for adaptation in find_adaptations(module).values():
+        adaptation.state.ask("loading a checkpoint")
     recorded = recorded_in(about)
     if recorded is not None:
         check_recorded(find_adaptations(module), recorded, strict_backbone)

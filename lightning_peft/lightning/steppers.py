@@ -8,6 +8,7 @@ from typing import Any
 from lightning_peft.adaptation.handle import find_adaptations
 from lightning_peft.anatomy.names import parameter_at
 from lightning_peft.errors import CheckpointError, MethodError
+from lightning_peft.lightning.half_precision import check_half_precision
 from lightning_peft.lightning.namespace import pl
 from lightning_peft.lightning.run_length import RunLength, goes_on, planned_length, present_length
 from lightning_peft.methods.base import Stepper
@@ -25,6 +26,7 @@ class DriveSteppers(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the steppers, set the length of the run, and restore their states."""
+        check_half_precision(trainer, pl_module)
         adaptations = find_adaptations(pl_module).values()
         self._steppers = [stepper for a in adaptations for stepper in a.steppers()]
         self._done = trainer.global_step

@@ -43,7 +43,7 @@ class AdaLoRA(PeftMethod):
 
     Attributes:
         rank: The average rank at the end.
-        initial_rank: The rank of each update at the start.
+        initial_rank: The rank of each update at the start, more than ``rank``.
         alpha: An update is scaled by ``alpha / initial_rank``; ``None`` is a scale of 1.
         dropout: Probability of dropping an entry of the update's input, in [0, 1).
         warmup: Fraction of the run before the first rank is pruned, in [0, 1).
@@ -82,8 +82,11 @@ class AdaLoRA(PeftMethod):
             interval=self.interval,
         )
         ranks = (self.rank, self.initial_rank)
-        if all(isinstance(rank, int) for rank in ranks) and self.initial_rank < self.rank:
-            yield f"expected initial_rank to be at least rank ({self.rank}), got {ranks[1]}"
+        if all(isinstance(rank, int) for rank in ranks) and self.initial_rank <= self.rank:
+            yield (
+                f"expected initial_rank to be more than rank ({self.rank}), so that there are "
+                f"ranks to prune, got {ranks[1]}"
+            )
         if self.alpha is not None and not self.alpha > 0:
             yield f"expected alpha to be positive, or None for a scale of 1, got {self.alpha!r}"
         if not (self.warmup >= 0 and self.final >= 0 and self.warmup + self.final < 1):

@@ -13,7 +13,8 @@ from lightning_peft.anatomy.names import inside
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.bottleneck import Bottleneck
-from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of, first, with_first
+from lightning_peft.methods.child import ChildAdapter, ChildMethod
+from lightning_peft.methods.features import features_of, first, with_first
 from lightning_peft.methods.places import adapted_blocks
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.settings import size_problems

@@ -13,7 +13,8 @@ from lightning_peft.anatomy.names import inside
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.bottleneck import Bottleneck, activation_problems
-from lightning_peft.methods.child import BesideAdapter, ChildAdapter, ChildMethod, features_of
+from lightning_peft.methods.child import BesideAdapter, ChildAdapter, ChildMethod
+from lightning_peft.methods.features import features_of
 from lightning_peft.methods.places import adapted_blocks
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.settings import size_problems

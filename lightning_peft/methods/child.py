@@ -7,7 +7,6 @@ checkpoint of the backbone loads before and after, and copies, pickles, ``torch.
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
 from lightning_peft.methods.codes import refuse_codes
+from lightning_peft.methods.features import features_of, first, spatial_dims, with_first
 from lightning_peft.methods.finite import lost, refuse_not_finite
 from lightning_peft.methods.in_weight.part import Part, add_part, layer_at, remove_part
 from lightning_peft.methods.in_weight.places import never_called, own_forward
@@ -43,11 +43,6 @@ __all__ = [
     "ChildAdapter",
     "ChildHandle",
     "ChildMethod",
-    "features_of",
-    "first",
-    "is_transposed",
-    "spatial_dims",
-    "with_first",
 ]
 
 
@@ -77,6 +72,12 @@ class ChildAdapter(Update):
         """Leave values that one hook keeps for another out of copies and pickles."""
         state = dict(self.__dict__)
         return {**state, **{key: None for key in state if isinstance(state[key], Tensor)}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled adapter; one of 0.1 (until 0.3) names its dimensions otherwise."""
+        if "last" in state:
+            state = {**state, "spatial": 0 if state["last"] else None}
+        super().__setstate__(state)
 
     @abstractmethod
     def connect(self, model: nn.Module, site: Site) -> None:
@@ -251,21 +252,22 @@ class ChildHandle:
 
     @property
     def owner(self) -> nn.Module:
-        """See :class:`Adapter`."""
-        return self.model.get_submodule(self.host)
+        """See :class:`Adapter`; of a part, the module that holds the parameter."""
+        host = self.model.get_submodule(self.host)
+        return host.holder if isinstance(host, Part) else host
 
     @torch.no_grad()
     def written(self) -> list[nn.Parameter]:
         """See :class:`Adapter`."""
         refuse_codes(self.owner, self.host)
-        host = self.owner
+        host = self.model.get_submodule(self.host)
         return [p for name in self.child.merged(host) for p in parameters_of(host, name)]
 
     @torch.no_grad()
     def merge(self) -> float:
         """See :class:`Adapter`; the host's values are kept, so that unmerging is exact."""
-        host, child = self.owner, self.child
-        refuse_codes(host, self.host)
+        host, child = self.model.get_submodule(self.host), self.child
+        refuse_codes(self.owner, self.host)
         own = own_values(host)
         training = child.training
         child.eval()  # dropout is not merged
@@ -314,71 +316,6 @@ class ChildHandle:
             read_without_updates(host)
             if isinstance(host, Part) and not remove_part(host):
                 read_without_updates(host.holder)
-
-
-def features_of(module: nn.Module) -> tuple[int, int]:
-    """Return the numbers of input and output features (or channels) of a layer.
-
-    Args:
-        module: A linear layer, transformers' ``Conv1D``, a convolution, a norm, or
-            ``nn.MultiheadAttention``.
-
-    Raises:
-        TypeError: If it is none of these.
-    """
-    for names in (
-        ("in_features", "out_features"),
-        ("nx", "nf"),
-        ("in_channels", "out_channels"),
-        ("num_features", "num_features"),
-        ("embed_dim", "embed_dim"),
-    ):
-        if all(isinstance(getattr(module, name, None), int) for name in names):
-            return getattr(module, names[0]), getattr(module, names[1])
-    weight = getattr(module, "weight", None)
-    if isinstance(weight, Tensor) and weight.ndim == 1:
-        return len(weight), len(weight)
-    raise TypeError(f"{type(module).__name__} does not say how many features it has")
-
-
-def is_transposed(module: nn.Module) -> bool:
-    """Whether a layer is GPT-2's ``Conv1D``, a linear layer with a transposed weight."""
-    return type(module).__name__ == "Conv1D"
-
-
-def spatial_dims(host: nn.Module) -> int | None:
-    """Return how many dimensions of a layer's output come after its features or channels.
-
-    Args:
-        host: A layer.
-
-    Returns:
-        0 for features in the last dimension, as most layers have them, 2 for ``(B, C, H, W)`` and
-        ``(C, H, W)``; ``None`` for a layer whose features are in dimension 1, whatever follows.
-    """
-    if isinstance(host, nn.modules.batchnorm._BatchNorm | nn.GroupNorm):
-        return None
-    kind = next((k.__name__ for k in type(host).__mro__ if _FLAT.search(k.__name__)), "")
-    if kind:  # convolutions, InstanceNorm, the norms of timm and torchvision over (B, C, H, W)
-        return int(_FLAT.findall(kind)[-1])
-    return 2 if getattr(host, "data_format", None) == "channels_first" else 0
-
-
-_FLAT = re.compile(r"([123])d")
-
-
-def first(value: Any) -> Tensor:
-    """Return the tensor of an output: the first entry if it is a tuple, as for attention."""
-    found = value[0] if isinstance(value, tuple | list) else value
-    assert isinstance(found, Tensor)
-    return found
-
-
-def with_first(value: Any, tensor: Tensor) -> Any:
-    """Return an output with the tensor of :func:`first` replaced."""
-    if isinstance(value, tuple | list):
-        return type(value)((tensor, *value[1:]))
-    return tensor
 
 
 def _floats(module: nn.Module) -> Iterator[Tensor]:

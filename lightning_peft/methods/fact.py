@@ -13,13 +13,8 @@ from torch import Tensor, nn
 from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Adapter, Layers, Names, Site
-from lightning_peft.methods.child import (
-    ChildAdapter,
-    ChildHandle,
-    ChildMethod,
-    features_of,
-    is_transposed,
-)
+from lightning_peft.methods.child import ChildAdapter, ChildHandle, ChildMethod
+from lightning_peft.methods.features import features_of, is_transposed
 from lightning_peft.methods.finite import exact
 from lightning_peft.methods.in_weight.part import layer_at, with_parts
 from lightning_peft.methods.in_weight.values import needed_value

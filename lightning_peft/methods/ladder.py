@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Site
-from lightning_peft.methods.child import ChildAdapter, ChildMethod, first, with_first
+from lightning_peft.methods.child import ChildAdapter, ChildMethod
+from lightning_peft.methods.features import first, with_first
 from lightning_peft.methods.places import grid_of
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.settings import size_problems

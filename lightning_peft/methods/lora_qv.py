@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
-from lightning_peft.methods.child import ChildAdapter, ChildMethod, features_of, is_transposed
+from lightning_peft.methods.child import ChildAdapter, ChildMethod
+from lightning_peft.methods.features import features_of, is_transposed
 from lightning_peft.methods.finite import exact
 from lightning_peft.methods.from_peft.targets import rank_problems
 from lightning_peft.methods.in_weight.part import layer_at, with_parts

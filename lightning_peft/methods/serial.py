@@ -10,14 +10,8 @@ from torch import nn
 
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.bottleneck import Bottleneck, activation_problems
-from lightning_peft.methods.child import (
-    ChildAdapter,
-    ChildMethod,
-    features_of,
-    first,
-    spatial_dims,
-    with_first,
-)
+from lightning_peft.methods.child import ChildAdapter, ChildMethod
+from lightning_peft.methods.features import features_of, first, spatial_dims, with_first
 from lightning_peft.methods.places import outputs_of
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.settings import size_problems

@@ -13,13 +13,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
-from lightning_peft.methods.child import (
-    ChildAdapter,
-    ChildMethod,
-    features_of,
-    is_transposed,
-    spatial_dims,
-)
+from lightning_peft.methods.child import ChildAdapter, ChildMethod
+from lightning_peft.methods.features import features_of, is_transposed, spatial_dims
 from lightning_peft.methods.finite import exact
 from lightning_peft.methods.in_weight.part import layer_at, with_parts
 from lightning_peft.methods.in_weight.places import never_called
@@ -63,7 +58,8 @@ class ScaleShift(ChildAdapter):
         if behind:
             shape = (-1, *(1,) * behind)
             scale, shift = scale.view(shape), shift.view(shape)
-        return torch.addcmul(shift.to(output.dtype), output, scale.to(output.dtype))
+        # in half precision a scale near 1 would be rounded to steps of 1/128
+        return torch.addcmul(shift, output.to(scale.dtype), scale).to(output.dtype)
 
     def merged(self, host: nn.Module) -> dict[str, Tensor]:
         """See :meth:`ChildAdapter.merged`: exact, row by row."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.methods.base import Layers, Names, Site
-from lightning_peft.methods.child import ChildAdapter, ChildMethod, first, with_first
+from lightning_peft.methods.child import ChildAdapter, ChildMethod
+from lightning_peft.methods.features import first, with_first
 from lightning_peft.methods.places import adapted_blocks, grid_of
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.settings import size_problems

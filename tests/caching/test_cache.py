@@ -51,6 +51,34 @@ def test_every_backbone_gives_what_it_gives_without(name, method):
         assert torch.equal(output, other)
 
 
+READ = [
+    ("lora", "tv_vit", "'encoder.layers.encoder_layer_1'"),  # nn.MultiheadAttention
+    ("dora", "eva", "'blocks.1'"),  # its attention reads qkv.weight
+    ("lora_qv", "eva", "'blocks.1'"),
+]
+
+
+@pytest.mark.parametrize(("method", "name", "end"), READ)
+def test_features_end_before_a_weight_that_is_read_with_its_update(method, name, end):
+    model = still(build(name).train())
+    adaptation = lp.adapt(model, lp.create_method(method, rank=2, layers="last:1"))
+    x, said = example_input(name), []
+
+    def move():
+        with torch.no_grad():
+            for parameter in adaptation.trained_parameters():
+                parameter.add_(0.1)
+            return copy.deepcopy(model)(x)
+
+    with PrefixCache(model, say=said.append) as cache:
+        for _ in range(3):
+            wanted = move()  # the adapter moves, the features before it do not
+            torch.testing.assert_close(model(x).detach(), wanted, rtol=1e-5, atol=1e-6)
+        assert cache.count.cached == 1
+    assert f"up to {end}" in said[0]
+    assert "it is trained" in said[0]
+
+
 class Net(nn.Module):
     """Frozen layers, then a trained one; `wiring` says how they are connected."""
 

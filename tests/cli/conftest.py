@@ -121,14 +121,20 @@ def command(tmp_path, monkeypatch, capfd, flags_tell_the_mode):
 
 
 @pytest.fixture
-def train(command):
-    """Run ``lightning-peft`` on a tiny backbone, on one thread."""
+def one_thread():
+    """Let torch compute on one thread."""
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield lambda *words: command(*TINY, *words)
+    yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def train(command, one_thread):
+    """Run ``lightning-peft`` on a tiny backbone, on one thread."""
+    return lambda *words: command(*TINY, *words)
 
 
 @pytest.fixture

@@ -19,8 +19,9 @@ from lightning_peft.adaptation.modes import is_held
 from lightning_peft.anatomy import anatomy
 from lightning_peft.anatomy.names import parameter_at
 from tests.contract import tuners
-from tests.contract.cases import CASES, REFUSED, Case
-from tests.support.zoo import ZOO, build, example_input, output_of, pristine
+from tests.contract.cases import CASES, EVERYWHERE, REFUSED, Case
+from tests.support.outside import OUTSIDE
+from tests.support.zoo import build, example_input, output_of, pristine
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias term"),
@@ -37,13 +38,14 @@ NOT_MERGEABLE: dict[tuple[str, str], str] = {
     **{
         (tuners.label(tuner), backbone): said
         for tuner, said in tuners.NOT_MERGEABLE.items()
-        for backbone in ZOO
+        for backbone in EVERYWHERE
     },
     **{
         (method, backbone): "does more with its weight than multiply by it"
         for method in ("ssf", "hydra", "repadapter")
-        for backbone in ("own_forward", "standardised")
+        for backbone in ("own_forward",)
     },
+    ("ssf", "standardised"): "StdConv2d has no bias to absorb the shift",
     **{
         (method, "spectral_normed"): "cannot hold the merged weight"
         for method in (
@@ -60,7 +62,14 @@ NOT_MERGEABLE: dict[tuple[str, str], str] = {
         )
     },
     ("repadapter", "attention_kv"): "reads a weight without a bias to absorb the shift",
-    **{("hf:beft", backbone): "Base layer has no bias" for backbone in ("llama", "t5")},
+    **{
+        ("hf:beft", backbone): "Base layer has no bias"
+        for backbone in ("llama", "t5", "tied_llama", "mixture")
+    },
+    **{
+        (f"hf:{tuner}", "spectral_normed"): "cannot hold the merged weight"
+        for tuner in ("lora", "adalora", "loha", "lokr")
+    },
     **{
         ("repadapter", backbone): "reads a weight without a bias to absorb the shift"
         for backbone in ("swinv2", "beit", "eva")
@@ -77,18 +86,25 @@ NOT_MERGEABLE: dict[tuple[str, str], str] = {
     },
 }
 # a shift of all weights by a tenth drives these outputs so far that rounding shows
-FAR = {("hf:fourierft", "t5"), ("hf:gralora", "t5"), ("hf:gralora", "hf_vit")}
+FAR = {
+    *(("hf:fourierft", backbone) for backbone in ("t5", "mixture")),
+    *(("hf:gralora", backbone) for backbone in ("t5", "hf_vit")),
+}
 NO_WAY_BACK = {*map(tuners.label, tuners.NO_WAY_BACK)}
 
 
 def marked(cases: list[Case]) -> list:
-    """Leave the tuners of peft on all but one backbone to the slow tests."""
+    """Leave most of the tuners of peft, and of what is unusual, to the slow tests."""
     return [
-        pytest.param(case, marks=pytest.mark.slow, id=str(case))
-        if case.label.startswith("hf:") and case.backbone != "vit"
-        else case
+        pytest.param(case, marks=pytest.mark.slow, id=str(case)) if _is_slow(case) else case
         for case in cases
     ]
+
+
+def _is_slow(case: Case) -> bool:
+    if case.label.startswith("hf:"):
+        return case.backbone != "vit"
+    return case.backbone in OUTSIDE and case.label not in ("lora", "lora_qv", "ssf", "union")
 
 
 def adapted(case: Case) -> tuple[nn.Module, Adaptation]:
@@ -182,7 +198,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-12))
 
 
-@pytest.mark.parametrize("case", REFUSING, ids=str)
+@pytest.mark.parametrize("case", marked(REFUSING), ids=str)
 def test_refused_before_anything_is_changed(case: Case) -> None:
     model = build(case.backbone)
     before = {n: (id(p), p.requires_grad) for n, p in model.named_parameters()}
@@ -307,7 +323,9 @@ def test_saved_and_loaded_into_a_fresh_backbone_it_is_bit_equal(case: Case, tmp_
 
 @of_each_case
 def test_merged_it_is_the_same_function_and_then_a_plain_model(case: Case) -> None:
+    close = 1e-5
     if (case.label, case.backbone) in FAR:
+        close = 1e-4
         model, adaptation = adapted(case)
         move(adaptation, 0.03)
     else:
@@ -326,16 +344,16 @@ def test_merged_it_is_the_same_function_and_then_a_plain_model(case: Case) -> No
     report = adaptation.merge(example_input(case.backbone))
     assert report.weight_difference == 0
     assert report.output_difference is not None
-    assert report.output_difference < 1e-5
-    assert relative(evaluated(model, case), expected) < 1e-5
+    assert report.output_difference < close
+    assert relative(evaluated(model, case), expected) < close
     with pytest.raises(lp.MethodError, match="is merged"):
         adaptation.merge()
     if case.label not in NO_WAY_BACK:
         adaptation.unmerge()
-        assert relative(evaluated(model, case), expected) < 1e-5
+        assert relative(evaluated(model, case), expected) < close
 
     plain = adaptation.merge_and_unload()
-    assert relative(evaluated(plain, case), expected) < 1e-5
+    assert relative(evaluated(plain, case), expected) < close
     assert set(plain.state_dict()) == set(pristine(case.backbone).state_dict())
     assert lp.find_adaptation(plain) is None
     build(case.backbone).load_state_dict(plain.state_dict())

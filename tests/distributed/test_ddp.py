@@ -30,12 +30,18 @@ class Keep(L.Callback):
         torch.save(pl_module.state_dict(), self.directory / f"{trainer.global_rank}.pt")
 
 
-@pytest.mark.parametrize("method", ["lora", "ssf", "fact_tk", "ladder"])
-def test_every_rank_ends_with_the_same_adapter(method, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "backbone"),
+    [
+        *((method, "vit") for method in ("lora", "ssf", "fact_tk", "ladder")),
+        *(("lora", "tv_vit"), ("ssf", "eva")),  # in the weight
+    ],
+)
+def test_every_rank_ends_with_the_same_adapter(method, backbone, tmp_path, monkeypatch):
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")  # set by the launcher; put back afterwards
         monkeypatch.delenv(name)
-    module = Images()
+    module = Images(backbone)
     start = {name: value.clone() for name, value in module.state_dict().items()}
     method = lp.create_method(method, **({"rank": 2} if method in ("lora", "fact_tk") else {}))
     options = {"max_epochs": 2, "devices": 2, "strategy": "ddp_fork"}
@@ -46,7 +52,8 @@ def test_every_rank_ends_with_the_same_adapter(method, tmp_path, monkeypatch):
         assert torch.equal(value, second[name]), name
     new = set(first) - set(start)
     assert new
-    assert not torch.equal(first["net.head.weight"], start["net.head.weight"])
+    head = next(name for name in start if name.endswith("head.weight"))
+    assert not torch.equal(first[head], start[head])
 
 
 def test_every_rank_is_pulled_to_one_start_and_has_one_average(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.multiprocessing import ProcessRaisedException
 
 import lightning_peft as lp
 from tests.support.ranks import Images, leave, run_ranks
 from tests.support.trainers import quiet_trainer
-from tests.support.zoo import build
+from tests.support.zoo import build, example_input
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
@@ -117,6 +119,81 @@ def test_sharded_training_equals_training_on_one_process(tmp_path: Path) -> None
             torch.testing.assert_close(
                 value, expected[key], rtol=1e-5, atol=1e-6, msg=f"{name} {key}"
             )
+
+
+READ = {
+    "lora-attention": lp.LoRA(rank=2),
+    "dora-lstm": lp.DoRA(rank=2),
+    "ssf-eva": lp.create_method("ssf"),
+    "lora_qv-eva": lp.create_method("lora_qv", rank=2),
+    "hra-conv_transposed": lp.HF("hra", r=2, targets="features.2"),
+    "lora-weight_normed": lp.LoRA(rank=2),
+}
+
+
+def sharded_by_hand() -> None:
+    """Shard each model in which weights are read with their update; compare it with a whole one."""
+    torch.distributed.init_process_group("gloo")
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    for key, method in READ.items():
+        backbone = key.partition("-")[2]
+        model, inputs = build(backbone), example_input(backbone)
+        torch.manual_seed(1)
+        adaptation = lp.adapt(model, method)
+        with torch.no_grad():
+            for parameter in adaptation.trained_parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        expected = model(inputs)
+        expected.square().mean().backward()
+        slopes = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        twin = copy.deepcopy(model)
+        twin.zero_grad()
+        for block in twin.features if hasattr(twin, "features") else twin.blocks:
+            if any(True for _ in block.parameters()):
+                fully_shard(block, mesh=mesh)
+        fully_shard(twin, mesh=mesh)
+        got = twin(inputs)
+        got.square().mean().backward()
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6, msg=key)
+        grads = {n: p.grad for n, p in twin.named_parameters() if p.grad is not None}
+        assert grads.keys() == slopes.keys()
+        for name, grad in grads.items():
+            torch.testing.assert_close(
+                grad.full_tensor(), slopes[name], rtol=1e-4, atol=1e-6, msg=f"{key} {name}"
+            )
+        stored, own = get_model_state_dict(twin), model.state_dict()
+        assert stored.keys() == own.keys()
+        for name, value in stored.items():
+            assert torch.equal(value.full_tensor(), own[name]), f"{key} {name}"
+    torch.distributed.destroy_process_group()
+
+
+def test_a_sharded_weight_is_read_with_its_sharded_update() -> None:
+    run_ranks(2, sharded_by_hand)
+
+
+def resumed_in_weight(directory: Path) -> None:
+    for name, epochs, start in (
+        ("stopped", 1, None),
+        ("resumed", 2, "stopped"),
+        ("whole", 2, None),
+    ):
+        module = Images("tv_vit")
+        trainer = sharded(2, lp.PEFT("lora", rank=2), max_epochs=epochs)
+        resume = None if start is None else directory / start
+        trainer.fit(module, ckpt_path=resume, weights_only=True)
+        trainer.save_checkpoint(directory / name)
+        leave(module, directory / f"{name}.pt")
+
+
+@pytest.mark.slow
+def test_a_sharded_run_with_updates_in_the_weight_is_resumed_bit_equal(tmp_path: Path) -> None:
+    run_ranks(2, resumed_in_weight, tmp_path)
+    resumed, whole = (torch.load(tmp_path / f"{name}.pt") for name in ("resumed", "whole"))
+    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+    stored = dcp.FileSystemReader(tmp_path / "stopped").read_metadata().state_dict_metadata
+    assert any("in_proj.lora_A" in name for name in stored)
+    assert not any("in_proj_weight" in name for name in stored if name.startswith("state_dict."))
 
 
 class ShardsItself(Images):

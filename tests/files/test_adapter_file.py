@@ -258,5 +258,5 @@ def test_saving_again_replaces_whole_files_and_leaves_nothing_else(tmp_path: Pat
 def test_a_merged_adapter_is_not_saved(tmp_path: Path) -> None:
     adaptation = lp.adapt(build("vit"), lp.LoRA(rank=2))
     adaptation.merge()
-    with pytest.raises(lp.AdapterFileError, match="merged into the weights"):
+    with pytest.raises(lp.AdapterFileError, match="merged into them"):
         adaptation.save(tmp_path)

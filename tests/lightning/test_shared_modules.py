@@ -88,7 +88,7 @@ def test_both_names_have_the_update_before_and_after_merging(tmp_path: Path) -> 
     assert torch.equal(again(INPUT), model(INPUT))
     adaptation.merge()
     torch.testing.assert_close(model(INPUT), expected)
-    merged = adaptation.unload()
+    merged = adaptation.merge_and_unload()
     torch.testing.assert_close(merged(INPUT), expected)
     assert merged[0].k is merged[0].q
     assert merged.state_dict().keys() == network().state_dict().keys()

@@ -170,7 +170,8 @@ def test_a_schedule_for_another_run_is_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rank": 8, "initial_rank": 4}, r"initial_rank to be at least rank \(8\), got 4"),
+        ({"rank": 8, "initial_rank": 4}, r"initial_rank to be more than rank \(8\), .* got 4"),
+        ({"rank": 8, "initial_rank": 8}, r"so that there are ranks to prune, got 8"),
         ({"warmup": 0.5, "final": 0.5}, "leave some of it for the allocation, got 0.5 and 0.5"),
         ({"orthogonality": -1}, "orthogonality to be 0 or positive, got -1"),
         ({"interval": 0, "alpha": 0}, "interval .* got 0; expected alpha to be positive"),

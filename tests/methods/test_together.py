@@ -12,7 +12,7 @@ from tests.support.zoo import build, example_input
 
 UNIONS = {
     "lora + adaptformer": lp.LoRA(rank=2, targets="attention") + lp.AdaptFormer(bottleneck=4),
-    "vpt + adaptformer": lp.VPTDeep(prompt_length=2) + lp.AdaptFormer(bottleneck=4),
+    "vpt + adaptformer": lp.VPTDeep(prompt_length=2) + lp.AdaptFormer(bottleneck=8),
     "ssf + houlsby": lp.SSF() + lp.Houlsby(bottleneck=4),
     "fact + bitfit": lp.FacTTK(rank=2) + lp.BitFit(),
     "layers": lp.LoRA(rank=2, layers="first:1") + lp.Convpass(bottleneck=4, layers="last:1"),

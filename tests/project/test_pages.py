@@ -16,7 +16,7 @@ def pages():
     return module.PAGES
 
 
-@pytest.mark.parametrize("name", ["methods.md", "matrix.md"])
+@pytest.mark.parametrize("name", ["methods.md", "matrix.md", "states.md"])
 def test_the_page_is_current(name):
     written = (DOCS / name).read_text(encoding="utf-8")
     assert written == pages()[name](), f"run `python docs/make_pages.py`: {name} has gone stale"

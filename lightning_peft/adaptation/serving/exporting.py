@@ -38,7 +38,7 @@ from lightning_peft.backbones.data_config import DataConfig, data_config
 from lightning_peft.errors import ExportError, MethodError, near, require
 from lightning_peft.evaluation.outputs import Outputs
 from lightning_peft.files.atomic import written_whole
-from lightning_peft.files.writing import versions
+from lightning_peft.files.writing import CONFIG_FILE, versions
 
 __all__ = ["FORMATS", "ExportReport", "card_path", "check_format", "export_model"]
 
@@ -108,10 +108,13 @@ def export_model(
         ExportError: If there is no such format, the model cannot be written in it, example inputs
             are needed and missing, the file cannot be written, or its output differs.
         AdapterFileError: If an adapter is to be written and it is merged.
+        MethodError: If the adapter is switched off, or in another state in which this is refused.
         MissingExtraError: For ``"onnx"``, without its packages.
     """
     check_format(format)
     adaptation = model if isinstance(model, Adaptation) else find_adaptation(model)
+    if adaptation is not None:
+        adaptation.state.ask("export_model()")
     network = adaptation.model if adaptation is not None else model
     assert isinstance(network, nn.Module)
     if preprocessing is None and hasattr(network, "pretrained_cfg"):
@@ -157,7 +160,10 @@ def _write_adapter(adaptation: Adaptation | None, target: Path) -> ExportReport:
         )
     adaptation.save(target)
     size = sum(file.stat().st_size for file in target.glob("adapter_*"))
-    return ExportReport("adapter", target, card_path(target, "adapter"), size, merged=False)
+    card = card_path(target, "adapter")
+    by_peft = "peft_type" in json.loads((target / CONFIG_FILE).read_text(encoding="utf-8"))
+    note = "" if by_peft else "It is in the format of lightning-peft; peft alone cannot hold it."
+    return ExportReport("adapter", target, card, size, merged=False, note=note)
 
 
 def _write_file(

@@ -173,11 +173,15 @@ def average_adapters(
         The adaptation, which holds the average.
 
     Raises:
-        MethodError: If they were made with different methods, or there are none.
+        MethodError: If they were made with different methods, or there are none, or the model's
+            adapter is merged or in another state in which this is refused.
         BackboneMismatchError: If one of them was trained on another backbone.
         AdapterFileError: As for :func:`load_adapter`.
     """
     _shares(len(directories), weights)
+    standing = find_adaptation(model)
+    if standing is not None:
+        standing.state.ask("average_adapters()")
     if of not in ("parameters", "updates"):
         raise MethodError(f"expected of to be 'parameters' or 'updates', got {of!r}.")
     stored = [read_adapter(directory) for directory in directories]

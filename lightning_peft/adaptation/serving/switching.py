@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightning_peft.adaptation.handle import find_adaptation
 from lightning_peft.adaptation.loading import adapted_as, fitting_state, named_state
+from lightning_peft.adaptation.state import ADAPTED
 from lightning_peft.anatomy.forward import first_tensor
 from lightning_peft.errors import AdapterFileError, MethodError, PEFTError, near
 from lightning_peft.files.reading import StoredAdapter, read_adapter
@@ -62,10 +63,7 @@ class AdapterSwitch:
         if not adapters:
             raise MethodError("expected at least one adapter by name, got none.")
         if find_adaptation(backbone) is not None:
-            raise MethodError(
-                f"this {type(backbone).__name__} is adapted already: expected a backbone without "
-                "an adaptation."
-            )
+            raise MethodError(f"AdapterSwitch: this {type(backbone).__name__} {ADAPTED}.")
         stored = {name: read_adapter(where) for name, where in adapters.items()}
         first = next(iter(stored))
         _refuse_different(stored[first], stored)
@@ -113,11 +111,12 @@ class AdapterSwitch:
         Raises:
             AdapterFileError: As for the class.
             BackboneMismatchError: As for the class.
-            MethodError: If an adapter of that name is active.
+            MethodError: If an adapter of that name is active, or as for :meth:`activate`.
         """
         stored = read_adapter(directory)
         _refuse_different(self._description, {name: stored})
         with self._lock:
+            self.adaptation.state.ask("AdapterSwitch.activate()")
             self._refuse_active(name, "replaced")
             before = self._active
             self._point(None)
@@ -141,15 +140,12 @@ class AdapterSwitch:
         """Make an adapter the active one.
 
         Raises:
-            MethodError: If there is no such adapter, or the active one is merged.
+            MethodError: If there is no such adapter, or the active one is merged, or in another
+                state in which this is refused.
         """
         self._refuse_unknown([name])
         with self._lock:
-            if self.adaptation.merged:
-                raise MethodError(
-                    "the active adapter is merged into the weights: call adaptation.unmerge() "
-                    "before switching."
-                )
+            self.adaptation.state.ask("AdapterSwitch.activate()")
             if name != self._active:
                 self._point(name)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -211,6 +210,7 @@ def _header(served: Served, top: int) -> list[str]:
 
 @contextmanager
 def _csv(path: Path, header: Sequence[str]) -> Iterator[Any]:
+    from lightning_peft.evaluation.csv_rows import RowWriter
     from lightning_peft.files.atomic import written_whole
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -218,7 +218,7 @@ def _csv(path: Path, header: Sequence[str]) -> Iterator[Any]:
         written_whole(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
-        writer = csv.writer(file, lineterminator="\n")
+        writer = RowWriter(file)
         writer.writerow(header)
         yield writer
 

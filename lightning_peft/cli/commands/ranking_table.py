@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import io
 from collections.abc import Sequence
@@ -138,8 +137,10 @@ def as_json(ranking: Ranking, agreements: Sequence[Agreement]) -> dict[str, Any]
 
 
 def _as_csv(ranking: Ranking) -> str:
+    from lightning_peft.evaluation.csv_rows import RowWriter
+
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = RowWriter(text)
     names = list(HEADINGS)[1:]
     fields = ("label", "probe", "deviation", "first")
     rest = ("parameters", "milliseconds", "width")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from lightning_peft.cli.comparing.significance import Contrast
 from lightning_peft.cli.comparing.swept import swept_grid, swept_json, swept_numbers
 from lightning_peft.cli.comparing.vtab_means import vtab_grid, vtab_json, vtab_means
 from lightning_peft.cli.comparing.wording import duration, interval, score, size
+from lightning_peft.evaluation.csv_rows import RowWriter
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -186,7 +186,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 def as_csv(comparison: Comparison) -> str:
     """Return the rows as CSV: the means, and the metric's deviation and number of seeds."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = RowWriter(text)
     header = [f"{name}{unit}" for name, unit in QUANTITIES.items()]
     writer.writerow(
         ["label", "runs", "failed", "unfinished", "pruned", "seeds", "accuracy_deviation", *header]

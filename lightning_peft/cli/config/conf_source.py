@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import os
 import pickle
+from typing import Any
 
 import hydra.conf
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import Container, DictConfig
+from omegaconf import Container, DictConfig, OmegaConf
 
 from lightning_peft.cli.config.method_fields import fields_of
 from lightning_peft.cli.config.paths import conf_dir
@@ -95,7 +96,7 @@ def _complete(config: Container) -> None:
     method = config.get(METHOD) if isinstance(config, DictConfig) else None
     if not isinstance(method, DictConfig) or not is_ours(method.get("_target_")):
         return
-    written = dict(method.items())
+    written: Any = OmegaConf.to_container(method)  # where ??? is a value
     target = str(written.pop("_target_"))
     defaults = {field.name: field.default for field in fields_of(target.rpartition(".")[2])}
     config[METHOD] = {"_target_": target, **defaults, **written}

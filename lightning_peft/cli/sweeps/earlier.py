@@ -28,6 +28,9 @@ FINISHED = ("completed", "pruned")
 
 SHOWN = 5
 
+LAST_KEY = "callbacks"
+"""The last part of a recorded config (conf/config.yaml)."""
+
 
 class Earlier(NamedTuple):
     """What an earlier start of a job left.
@@ -61,7 +64,8 @@ def earlier_run(cfg: Any) -> Earlier:
         What an earlier start of this very job left.
 
     Raises:
-        ConfigError: If the directory holds a job of another config; every difference is listed.
+        ConfigError: If the directory holds a job of another config (every difference is listed), or
+            a config that is not whole.
     """
     directory = Path(cfg.output_dir)
     recorded = directory / CONFIG
@@ -118,10 +122,8 @@ def refuse_finished(config: Any) -> None:
 
 def _changes_since(recorded: Path, cfg: Any) -> str:
     """Return the differences between a recorded config and the current one; ``""`` for none."""
-    from omegaconf import OmegaConf
-
-    before = OmegaConf.load(recorded)
     now = as_written(cfg)
+    before = _recorded(recorded, now)
     changes = _changes(identity(before), identity(now))
     if changes and (task := _task_of(before)) is not None:
         from lightning_peft.cli.config.task import fit_to_task
@@ -131,6 +133,28 @@ def _changes_since(recorded: Path, cfg: Any) -> str:
             changes = _changes(identity(before), identity(now))
     more = [f"and {len(changes) - SHOWN} more"] if len(changes) > SHOWN else []
     return "; ".join([*changes[:SHOWN], *more])
+
+
+def _recorded(path: Path, now: Any) -> Any:
+    """Return a recorded config; refuse one that is cut off, which would seem to be another's."""
+    from omegaconf import OmegaConf
+
+    reason = "it is cut off"
+    try:
+        text = path.read_text(encoding="utf-8")
+        config = OmegaConf.create(text)
+        ended = OmegaConf.is_dict(config) and text.endswith("\n")
+        if ended and (LAST_KEY in config or LAST_KEY not in now):
+            return config
+    except Exception as error:  # of the YAML parser too, which has no types
+        reason = f"it cannot be read ({next(iter(str(error).splitlines()), type(error).__name__)})"
+    raise ConfigError(
+        [
+            f"{path}: expected the whole config that a job wrote, got {path.stat().st_size:,} "
+            f"bytes of one: {reason}, so that nobody can say whether {path.parent} is of this job. "
+            "Copy the file again if you have it elsewhere, or remove that directory."
+        ]
+    )
 
 
 def _task_of(config: Any) -> str | None:

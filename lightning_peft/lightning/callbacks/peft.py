@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from lightning_peft.adaptation.checks import as_names
 from lightning_peft.adaptation.handle import Adaptation, find_adaptations
+from lightning_peft.adaptation.precision import AdapterDtype
 from lightning_peft.anatomy.names import parameter_at
 from lightning_peft.errors import MethodError
 from lightning_peft.kernels import Memory
@@ -56,6 +57,9 @@ class PEFT(pl.Callback):
             in a quarter of the layers the first product of an MLP as well, ``"lowest"`` all of
             these products, ``"high"`` nothing. It belongs to the run and is in no checkpoint.
             ``None`` is ``"default"``, and leaves a backbone that is already adapted as it is.
+        adapter_dtype: The dtype of what the method adds, whatever the trainer's ``precision`` casts
+            the module to. ``None`` is float32, or that of a backbone in float64: with
+            ``precision="bf16-true"`` only the backbone, and what is trained in place, is bfloat16.
         check_gradients: Whether to stop in the first steps if an adapter gets no gradient, or zeros
             only although parameters have moved already: the model never calls the adapted module,
             or what the module computes is not used.
@@ -67,8 +71,8 @@ class PEFT(pl.Callback):
         **settings: Settings of the method, if it is given by name.
 
     Raises:
-        MethodError: If the method or a setting is unknown or out of range, or ``memory`` is
-            to save memory with a method without fast LoRA layers.
+        MethodError: If the method or a setting is unknown or out of range, ``memory`` is to save
+            memory with a method without fast LoRA layers, or ``adapter_dtype`` cannot be trained.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class PEFT(pl.Callback):
         backbone_dropout: Literal["train", "eval"] = "train",
         strict_backbone: bool = True,
         memory: Memory | None = None,
+        adapter_dtype: AdapterDtype = None,
         check_gradients: bool = True,
         check_identity: bool = True,
         **settings: Any,
@@ -95,6 +100,7 @@ class PEFT(pl.Callback):
             backbone_dropout=backbone_dropout,
             strict_backbone=strict_backbone,
             memory=memory,
+            adapter_dtype=adapter_dtype,
         )
         self.check_gradients = check_gradients
         self._drive_steppers = DriveSteppers()

@@ -58,6 +58,7 @@ _IDLE: dict[tuple[str, str], str] = {
         )
     },
     ("ADALORA", "r"): "is not read: the rank is init_r, and target_r at the end",
+    ("ADALORA", "rank_pattern"): "is the outcome of a training, which only a file has",
     **{
         ("ADAMSS", key): _ASA
         for key in (
@@ -105,6 +106,10 @@ def idle_problems(
     start = options.get("init_lora_weights", True)
     if tuner == "ADALORA" and not isinstance(start, bool):
         yield f"init_lora_weights={start!r} {_NOT_IN_ADALORA}: leave it out"
+    if tuner == "ADALORA":
+        first, last = (options.get(key, _default(tuner, key)) for key in ("init_r", "target_r"))
+        if isinstance(first, int) and isinstance(last, int) and first <= last:
+            yield f"expected init_r to be more than target_r ({last}), got {first}: none is pruned"
     if tuner == "LORA":
         yield from _idle_in_lora(given, options, start, model, names)
     if tuner != "ADALORA":  # whose ranks by name are a result of its training
@@ -156,10 +161,13 @@ def _is_set(tuner: str, key: str, options: Mapping[str, Any]) -> bool:
     """Whether a setting has another value than ``peft`` would give it."""
     if key not in options or options[key] is None:
         return False
-    for field in dataclasses.fields(config_class(tuner)):
-        if field.name == key and field.default is not dataclasses.MISSING:
-            return bool(options[key] != field.default)
-    return bool(options[key])
+    default = _default(tuner, key)
+    return bool(options[key] if default is dataclasses.MISSING else options[key] != default)
+
+
+def _default(tuner: str, key: str) -> Any:
+    defaults = {field.name: field.default for field in dataclasses.fields(config_class(tuner))}
+    return defaults.get(key, dataclasses.MISSING)
 
 
 def _usual(key: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.from_peft.dora_start import quick_dora_start, start_in_float32
+from lightning_peft.methods.from_peft.dtypes import copies_of_layers
 from lightning_peft.methods.from_peft.parameters import literally
 
 if TYPE_CHECKING:
@@ -73,6 +74,9 @@ def inject_tuner(
     model.__dict__[SHARED] = tuple(sorted(shared))
     # a float16 adapter cannot be trained with gradient scaling, a bfloat16 one loses updates
     cast_adapter_dtype(model, ADAPTER_NAME)
+    for copied, own in copies_of_layers(model):
+        for parameter, like in zip(copied.parameters(), own.parameters(), strict=True):
+            parameter.data = parameter.to(like.dtype)
     for module in model.modules():  # peft makes AdaLoRA's constant anew in half precision
         constants = module._modules.get("ranknum")
         if constants is not None:

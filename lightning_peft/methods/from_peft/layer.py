@@ -29,10 +29,11 @@ class PeftLayer:
         name: The name of the adapted module.
     """
 
+    _restore: _Restorer | None = None
+
     def __init__(self, model: nn.Module, name: str) -> None:
         self.model = model
         self.name = name
-        self._restore: _Restorer | None = None
 
     @property
     def layer(self) -> Any:

@@ -18,10 +18,9 @@ from lightning_peft.methods.from_peft.parameters import tuned_places
 from lightning_peft.methods.from_peft.places import (
     in_weight_problems,
     ready_for_peft,
-    refuse_computed_weights,
     weights_to_change,
 )
-from lightning_peft.methods.from_peft.start import keep_weights, note_start, rewrites, without_start
+from lightning_peft.methods.from_peft.start import keep_weights, note_start, without_start
 from lightning_peft.methods.from_peft.targets import names_of
 from lightning_peft.methods.from_peft.tokens import TOKENS_ONLY, take_any_shape
 from lightning_peft.methods.in_weight.part import with_parts
@@ -94,8 +93,6 @@ class PeftMethod(Method):
         before = tuned_places(model)
         with ready_for_peft(model, sites):
             config = self.peft_config(model, sites)
-            if rewrites(config):
-                refuse_computed_weights(self.kind, model, sites)
             kept = keep_weights(config, model, names_of(sites))
             inject_tuner(without_start(config), model, self.kind, converted=self.targets_by_peft)
         places = {(site.module, site.parameter) for site in sites}
@@ -117,6 +114,8 @@ class PeftMethod(Method):
                 continue
             layer = model.get_submodule(site.module)
             keep_class(layer)
+            if hasattr(layer.base_layer, "eps") and not hasattr(layer, "eps"):
+                layer.eps = layer.base_layer.eps  # torch's encoder reads it of its norms
             if site.in_weight:
                 refuse_variant(layer, site.module)
                 put_in_weight(layer)

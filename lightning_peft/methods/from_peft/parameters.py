@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "as_peft_reads_it",
+    "is_replaced",
     "is_wrapper",
     "literally",
     "parameter_sites",
@@ -125,6 +126,23 @@ def as_peft_reads_it(config: PeftConfig, model: nn.Module) -> PeftConfig:
     return read
 
 
+def is_replaced(config: PeftConfig, model: nn.Module) -> bool:
+    """Whether ``peft`` would inject a config at other places than it names.
+
+    Args:
+        config: The config.
+        model: The backbone, adapted or not.
+    """
+    try:
+        read: Any = as_peft_reads_it(config, model)
+    except ValueError:
+        return True
+    return any(
+        set(getattr(read, key, None) or ()) != set(getattr(config, key, None) or ())
+        for key in ("target_modules", "target_parameters")
+    )
+
+
 @contextmanager
 def literally(config: PeftConfig, model: nn.Module) -> Iterator[None]:
     """Let ``peft`` inject a config as it is, where it would replace the targets of older configs.
@@ -133,15 +151,7 @@ def literally(config: PeftConfig, model: nn.Module) -> Iterator[None]:
         config: The config, with names of modules that the model has.
         model: The backbone; its ``config`` names no type inside the context, if that is needed.
     """
-    try:
-        read: Any = as_peft_reads_it(config, model)
-        same = all(
-            set(getattr(read, key, None) or ()) == set(getattr(config, key, None) or ())
-            for key in ("target_modules", "target_parameters")
-        )
-    except ValueError:
-        same = False
-    if same:
+    if not is_replaced(config, model):
         yield
         return
     own: Any = model.config

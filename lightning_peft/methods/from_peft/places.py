@@ -9,9 +9,8 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Site
-from lightning_peft.methods.from_peft.in_weight import ADDITIVE
+from lightning_peft.methods.from_peft.updated import ADDITIVE
 from lightning_peft.methods.in_weight.part import Part, add_part, layer_at
 from lightning_peft.methods.in_weight.places import is_computed_by_hook, never_called, own_forward
 from lightning_peft.methods.in_weight.reading import read_with_updates
@@ -85,30 +84,6 @@ def in_weight_problems(
             f"expected layers whose output is the product with their weight, got {told}. Exclude "
             f"these layers, or use one of {', '.join(map(str.lower, ADDITIVE))}, whose update is "
             "added to the weight"
-        )
-
-
-def refuse_computed_weights(kind: str, model: nn.Module, sites: Iterable[Site]) -> None:
-    """Refuse an initialisation that rewrites weights which are no parameters of their own.
-
-    Args:
-        kind: The tuner's name, for the error.
-        model: The backbone.
-        sites: The sites.
-
-    Raises:
-        MethodError: If a weight is parametrized, or a part of more than two dimensions.
-    """
-    bad = [
-        site.module
-        for site in sites
-        if site.in_weight
-        and (site.module.endswith(".matrix") or is_parametrized(model.get_submodule(site.module)))
-    ]
-    if bad:
-        raise MethodError(
-            f"{kind}: expected weights that the initialisation can rewrite, got computed ones in "
-            f"{_listed(bad)}. Exclude these layers, or use init_lora_weights=True."
         )
 
 

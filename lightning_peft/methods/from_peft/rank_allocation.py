@@ -52,9 +52,11 @@ class RankAllocation(Stepper):
     def begin(self, total_steps: int) -> None:
         """See :meth:`Stepper.begin`."""
         if self.method is not None:
+            # peft refuses a file whose schedule has no step between the two
+            final = min(round(self.method.final * total_steps), total_steps - 1)
+            warmup = min(round(self.method.warmup * total_steps), total_steps - final - 1)
             self.config.total_step = total_steps
-            self.config.tinit = round(self.method.warmup * total_steps)
-            self.config.tfinal = round(self.method.final * total_steps)
+            self.config.tinit, self.config.tfinal = warmup, final
             self.config.deltaT = self.method.interval
         elif self.config.total_step != total_steps:
             raise MethodError(

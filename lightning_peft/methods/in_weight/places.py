@@ -45,6 +45,8 @@ def own_forward(layer: nn.Module) -> str | None:
     """
     if not isinstance(layer, _PRODUCTS) or isinstance(layer, Part):
         return None
+    if is_computed_by_hook(layer):
+        return f"a hook computes the weight of this {type(layer).__name__}"
     if not _is_floating_point(layer):
         return None
     kind = type(layer).__name__

@@ -7,7 +7,10 @@ name. Instances are copied and pickled like those of the class itself.
 from __future__ import annotations
 
 import functools
+import sys
+import threading
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +19,16 @@ from torch import Tensor, nn
 from lightning_peft.methods.in_weight.part import Part
 from lightning_peft.methods.in_weight.values import own_value
 
-__all__ = ["Update", "call_with", "own_class", "read_with_updates", "read_without_updates"]
+__all__ = [
+    "Update",
+    "alone",
+    "call_with",
+    "own_class",
+    "read_with_updates",
+    "read_without_updates",
+]
+
+_LOCK = threading.RLock()
 
 
 class Update(nn.Module):
@@ -79,23 +91,43 @@ def call_with(module: Any, weights: Mapping[str, Tensor | None], args: Any, kwar
         args: The arguments.
         kwargs: The keyword arguments.
     """
-    module._held = dict(weights)
-    try:
-        return module(*args, **kwargs)
-    finally:
-        module._held = None
+    with alone():
+        module._held = dict(weights)
+        try:
+            return module(*args, **kwargs)
+        finally:
+            module._held = None
+
+
+def alone() -> AbstractContextManager[Any]:
+    """Keep other threads out: what a running forward reads is noted on its module.
+
+    A compiled forward needs none of it, as the notes are gone after its trace.
+    """
+    return nullcontext() if torch.compiler.is_compiling() else _LOCK
 
 
 def _value(module: Any, name: str) -> Tensor | None:
     """Return a weight with its updates."""
-    held = module._held
-    if held is not None and name in held:
-        found: Tensor | None = held[name]
-        return found
-    values = _computed(module, name)
-    if held is not None:
-        held.update({**values, **held})  # others are computed with it
-    return values[name]
+    registered = module._parameters.get(name)
+    if hasattr(registered, "device_mesh") and _is_asked_by_torch_distributed():
+        own: Tensor = registered
+        return own
+    with alone():
+        held = module._held
+        if held is not None and name in held:
+            found: Tensor | None = held[name]
+            return found
+        values = _computed(module, name)
+        if held is not None:
+            held.update({**values, **held})  # others are computed with it
+        return values[name]
+
+
+def _is_asked_by_torch_distributed() -> bool:
+    """Whether FSDP2 or a distributed checkpoint looks for a shard, which they do by attribute."""
+    name: str = sys._getframe(2).f_globals.get("__name__", "")
+    return name.startswith("torch.distributed.")
 
 
 def _computed(module: Any, name: str) -> dict[str, Tensor | None]:
@@ -152,13 +184,16 @@ def _reading_class(kind: Any, read: tuple[str, ...]) -> type[nn.Module]:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         # a forward may read a weight several times; a compiled one computes it once by itself
-        if self._held is not None or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return kind.forward(self, *args, **kwargs)
-        self._held = {}
-        try:
-            return kind.forward(self, *args, **kwargs)
-        finally:
-            self._held = None
+        with alone():
+            if self._held is not None:
+                return kind.forward(self, *args, **kwargs)
+            self._held = {}
+            try:
+                return kind.forward(self, *args, **kwargs)
+            finally:
+                self._held = None
 
     def reduce(self: Any, protocol: Any) -> Any:
         return _restore, (kind, read), self.__getstate__()
@@ -189,11 +224,13 @@ def _recurrent() -> dict[str, Any]:
     def unchanged(self: Any) -> bool:
         return False
 
-    def flatten(self: Any) -> None:  # one buffer for all weights, which are not computed
+    def nothing(self: Any) -> None:  # of the list, and of one buffer for all that is in it
         return None
 
     return {
+        "__setattr__": nn.Module.__setattr__,  # RNNBase's own changes the list too
         "_flat_weights": property(flat, lambda self, value: None),
         "_weights_have_changed": unchanged,
-        "flatten_parameters": flatten,
+        "_init_flat_weights": nothing,  # after each move or cast
+        "flatten_parameters": nothing,
     }

@@ -105,19 +105,21 @@ def write(module: nn.Module, name: str, value: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
-    """Bring back what :func:`write` replaced.
+    """Bring back what :func:`write` replaced, on the device and in the dtype of the layer by now.
 
     Args:
         module: The layer, or a part of one.
         kept: The result of :func:`write`.
     """
     for name, before in kept.items():
+        now: Tensor
         if isinstance(module, Part):
-            parameter_at(module.holder, module.attribute(name)).data = before
+            now = parameter_at(module.holder, module.attribute(name))
         elif name in dict(module.named_parameters()):
-            parameter_at(module, name).data = before
+            now = parameter_at(module, name)
         else:
-            module.get_buffer(name).data = before
+            now = module.get_buffer(name)
+        now.data = before.to(now)  # the layer may have been moved or cast since
 
 
 def _write_parametrized(module: nn.Module, name: str, value: Tensor) -> dict[str, Tensor]:

@@ -125,6 +125,17 @@ def test_a_job_of_another_config_is_refused_with_every_difference(tmp_path):
         assert change in told
 
 
+@pytest.mark.parametrize("left_of_it", [0, 1, 30, 60, 84, 95], ids=lambda n: f"{n} %")
+def test_a_config_that_is_cut_off_is_not_that_of_another_job(tmp_path, left_of_it):
+    config = job(tmp_path, method={"rank": 8}, callbacks={"best": {"mode": "max"}, "last": None})
+    left(tmp_path, config, "completed")
+    assert earlier_run(config).summary is not None
+    text = (tmp_path / CONFIG).read_bytes()
+    (tmp_path / CONFIG).write_bytes(text[: len(text) * left_of_it // 100].rstrip(b"\n"))
+    with pytest.raises(ConfigError, match=r"expected the whole config .* got [\d,]+ bytes of one"):
+        earlier_run(config)
+
+
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
 def test_a_job_that_was_fitted_to_the_task_of_its_data_is_the_same_job(tmp_path, task):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

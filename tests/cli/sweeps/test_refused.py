@@ -52,7 +52,7 @@ def test_the_command_ends_in_one_line_with_status_2(command, tmp_path, words, me
     assert sorted(tmp_path.rglob("*")) == before
 
 
-FINISHED = {"seed": 3, "lr": 0.5, "resume": None}
+FINISHED = {"seed": 3, "lr": 0.5, "resume": None, "callbacks": {}}
 
 
 @pytest.mark.parametrize(

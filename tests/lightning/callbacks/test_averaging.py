@@ -169,3 +169,27 @@ def test_a_run_killed_behind_its_last_checkpoint_still_ends_in_the_average(
 
     whole = run()
     assert differing(run(tmp_path / "epoch=2.ckpt"), whole) == set()
+
+
+@pytest.mark.parametrize(("method", "backbone"), [("lora", "tv_vit"), ("ssf", "eva")])
+def test_updates_in_a_weight_are_averaged_and_a_run_with_them_resumes_bit_equal(
+    method: str, backbone: str, tmp_path: Path
+) -> None:
+    def run(where: str, start: Path | None = None) -> tuple[Classifier, Remembering]:
+        module, ema = Classifier(backbone), Remembering(decay=0.7)
+        keep = ModelCheckpoint(tmp_path / where, filename="{epoch}", save_top_k=-1)
+        torch.manual_seed(0)
+        fit = trainer(tmp_path, lp.PEFT(method), ema, keep, max_epochs=2)
+        fit.fit(module, images(), ckpt_path=start, weights_only=True)
+        return module, ema
+
+    whole, ema = run("whole")
+    for before, after, now in zip(ema.averaged, ema.averaged[1:], ema.trained[1:], strict=False):
+        for name, value in after.items():
+            expected = torch.lerp(before[name], now[name], 0.3)
+            torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7, msg=name)
+    moved = differing(ema.averaged[0], ema.averaged[-1])
+    assert any("in_proj.lora_B" in name or "qkv.adapter_ssf" in name for name in moved)
+    assert not any(name.endswith(("in_proj_weight", "qkv.weight")) for name in moved)
+    resumed, _ = run("resumed", tmp_path / "whole" / "epoch=0.ckpt")
+    assert differing(state_of(resumed), state_of(whole)) == set()

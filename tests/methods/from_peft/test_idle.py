@@ -47,6 +47,8 @@ IDLE: list[tuple[str, dict[str, Any], str]] = [
     ("lora", {"alpha_pattern": {"2": 2, "x": 1}}, "'x' match none"),
     ("adalora", {"total_step": 9, "init_lora_weights": "pissa"}, "read by LoRA and not by AdaLoRA"),
     ("adalora", {"total_step": 9, "r": 3}, "the rank is init_r"),
+    ("adalora", {"total_step": 9, "rank_pattern": {"0": 3}}, "the outcome of a training"),
+    ("adalora", {"total_step": 9, "init_r": 8}, r"more than target_r \(8\), got 8: none is pruned"),
     ("adalora", {"total_step": 9, "use_rslora": True}, "read by LoRA and not by AdaLoRA"),
     ("adamss", {"asa_target_subspaces": 3}, "with use_asa=True only"),
     ("osf", {"target_svd_config": {"0": 2}}, "the rank is effective_rank"),
@@ -92,6 +94,7 @@ def test_adalora_of_peft_reads_none_of_them() -> None:
         "kasa_config": peft.KasaConfig(),
         "lora_bias": True,
         "r": 3,
+        "rank_pattern": {"0.lora_E": [True] * 11 + [False]},
         "use_rslora": True,
         "velora_config": peft.VeloraConfig(),
     }

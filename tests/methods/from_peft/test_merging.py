@@ -79,16 +79,21 @@ def test_a_broken_adapter_is_refused_and_every_bit_stays(dtype, bad):
         assert tensor.dtype == before[name].dtype
 
 
-def test_a_quantised_or_composed_base_is_left_to_peft(monkeypatch):
-    from peft.tuners.lora import layer as lora
+def test_a_composed_base_is_left_to_peft(monkeypatch):
+    class Composed(nn.Linear):
+        """A linear layer with a layer inside."""
 
-    model = nn.Sequential(nn.MultiheadAttention(8, 2, batch_first=True))
-    config = peft.LoraConfig(r=2, target_modules=["0"])
-    adaptation = lp.adapt(model, config, head=False)
+        def __init__(self):
+            super().__init__(8, 8)
+            self.inner = nn.Linear(8, 8)
+
+    Composed.forward = nn.Linear.forward
+    model = nn.Sequential(Composed())
+    adaptation = lp.adapt(model, peft.LoraConfig(r=2, target_modules=["0"]), head=False)
     safe = []
-    merge = lora.MultiheadAttention.merge
+    merge = type(model[0]).merge
     monkeypatch.setattr(
-        lora.MultiheadAttention,
+        type(model[0]),
         "merge",
         lambda self, safe_merge=False, **more: safe.append(safe_merge) or merge(self, safe_merge),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import peft
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lightning_peft as lp
+from lightning_peft.files.writing import CONFIG_FILE
 
 # peft reads what transformers calls by another name now, and warns of what a file holds beyond
 pytestmark = pytest.mark.filterwarnings("ignore:.*")
@@ -170,7 +172,7 @@ def test_half_of_the_experts_is_merged_in_float32() -> None:
     torch.testing.assert_close(merged, dense.bfloat16(), rtol=8e-3, atol=0)
 
 
-def test_names_that_peft_would_replace_are_adapted_as_they_are() -> None:
+def test_names_that_peft_would_replace_are_adapted_as_they_are(tmp_path: Path) -> None:
     """The dense layers beside fused experts have the names that these had in older models."""
     adaptation = lp.adapt(build("DeepseekV3"), lp.LoRA(rank=2, targets="gate_proj"))
     assert [site.module for site in adaptation.sites] == [
@@ -178,6 +180,10 @@ def test_names_that_peft_would_replace_are_adapted_as_they_are() -> None:
         "model.layers.1.mlp.shared_experts.gate_proj",
     ]
     assert adaptation.model.config.model_type == "deepseek_v3"
+    adaptation.save(tmp_path)  # in our own format: peft would refuse these names
+    assert "peft_type" not in json.loads((tmp_path / CONFIG_FILE).read_text())
+    loaded = lp.load_adapter(build("DeepseekV3"), tmp_path)
+    assert lp.find_adaptation(loaded).sites == adaptation.sites
 
 
 def test_names_of_older_models_are_parameters_now() -> None:
