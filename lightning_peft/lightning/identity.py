@@ -150,7 +150,8 @@ def _is_possible(trainer: pl.Trainer, pl_module: Any) -> bool:
     strategy = trainer.strategy
     if trainer.ckpt_path is not None or trainer.global_step > 0:
         return False
-    if not is_a(strategy, "SingleDeviceStrategy", "DDPStrategy") or is_a(strategy, *SHARDING):
+    others = (*SHARDING, "SingleDeviceXLAStrategy")  # which would compile the two forwards
+    if not is_a(strategy, "SingleDeviceStrategy", "DDPStrategy") or is_a(strategy, *others):
         return False
     compiled = getattr(pl_module, "_compiler_ctx", None) is not None or any(
         hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
