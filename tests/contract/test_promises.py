@@ -104,7 +104,7 @@ def marked(cases: list[Case]) -> list:
 def _is_slow(case: Case) -> bool:
     if case.label.startswith("hf:"):
         return case.backbone != "vit"
-    return case.backbone in OUTSIDE and case.label not in ("lora", "lora_qv", "ssf", "union")
+    return case.backbone in OUTSIDE and case.label not in ("lora", "ssf")
 
 
 def adapted(case: Case) -> tuple[nn.Module, Adaptation]:
