@@ -37,8 +37,8 @@ RUN = (
 )
 SIZES = {"BOFT": {"boft_block_size": 4}, "OFT": {"oft_block_size": 4, "r": 0}}
 
-# which differ most in what they save: ranks that change, tensors that layers share, weights that are
-# rewritten, several methods, prompts
+# which differ most in what they save: ranks that change, tensors that layers share, weights that
+# are rewritten, several methods, prompts
 QUICK = ("adalora", "hf:vera", "lora:pissa", "union", "vpt_deep")
 
 
