@@ -6,18 +6,22 @@
 The attention of torch, the `qkv` of EVA and dilated convolutions are adapted with LoRA in the
 weight: the forward reads `W + s B A`. The variants of each backbone are
 
-- `limit`: everything frozen, and the gradient taken down to the input;
-- `head`: a linear probe, so the frozen forward and nearly no backward pass;
+- `limit`: everything frozen, and the gradient taken down to the input, with an attention that is
+  written anew, so that it calls its layers;
+- `own`: the same with the backbone's own attention, whose forward reads the weights;
+- `head`: a linear probe, so the backbone's own frozen forward and nearly no backward pass;
 - `weight`: LoRA in the weight of these layers;
-- `beside`: the same update as `B (A x)` beside these layers, by hand; the attention is written
-  anew for it, so that it calls them;
-- `fast`: LoRA of lightning-peft on the attention that is written anew, with the fast kernels;
+- `beside`: the same update as `B (A x)` beside these layers, by hand, with the attention anew;
+- `fast`: LoRA of lightning-peft with the fast kernels, with the attention anew;
 - `others`: LoRA with the fast kernels on plain layers of the same backbone (the MLPs, or the
-  convolutions that are not dilated).
+  convolutions that are not dilated), with the attention anew.
 
-All variants run in turn in one process. Time is the median over rounds, as a ratio to the limit of
-the same round, and as what each adapted layer adds to it; memory is the peak of the bytes that a
-forward and a backward pass allocate, as `activation_memory.py` has it.
+A dilated convolution is called, so that there is no `own` and no `fast`. torch's own attention is
+slow with frozen weights: a product for each token in place of one for all.
+
+All variants run in turn in one process. Time is the median over rounds, as a ratio to the limit, or
+to `beside`, of the same round; memory is the peak of the bytes that a forward and a backward pass
+allocate, as `activation_memory.py` has it.
 """
 
 from __future__ import annotations
@@ -42,7 +46,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import lightning_peft as lp
 from lightning_peft.evaluation.efficiency import human_bytes
 
-VARIANTS = ("limit", "head", "weight", "beside", "fast", "others")
+VARIANTS = ("limit", "own", "head", "weight", "beside", "fast", "others")
 
 
 class Attention(nn.Module):
@@ -175,17 +179,17 @@ def variants(case: Case, base: nn.Module, rank: int) -> dict[str, tuple[nn.Modul
     """
     models: dict[str, tuple[nn.Module, int]] = {}
     for name in VARIANTS:
-        if name == "fast" and case.plain is None:
+        if name in ("own", "fast") and case.plain is None:
             continue
         own = {id(p) for p in base.get_submodule(case.head).parameters()}
         model = copy.deepcopy(base, {id(p): p for p in base.parameters() if id(p) not in own})
-        if name in ("beside", "fast") and case.plain is not None:
+        if name not in ("own", "head", "weight") and case.plain is not None:
             case.plain(model)
         trained = {id(p) for p in model.get_submodule(case.head).parameters()}
         if name != "head":
             trained = set()
         layers = 0
-        if name not in ("limit", "head"):
+        if name not in ("limit", "own", "head"):
             before = {id(p) for p in model.parameters()}
             layers = _adapt(name, case, model, rank)
             trained = {id(p) for p in model.parameters()} - before
@@ -227,8 +231,7 @@ def measured(case: Case, options: argparse.Namespace) -> dict[str, dict[str, Any
 
     Returns:
         For each variant the number of its adapted ``layers``, the result of :func:`interleaved`,
-        its peak ``bytes``, their ``bytes_ratio`` to the limit, and what each layer adds to the
-        limit, ``ms_a_layer`` and ``bytes_a_layer``.
+        its peak ``bytes``, and its time and peak as ratios to those of ``beside``.
     """
     torch.manual_seed(0)
     base, pixels = case.make(options.quick)
@@ -236,22 +239,23 @@ def measured(case: Case, options: argparse.Namespace) -> dict[str, dict[str, Any
     images = torch.randn(options.batch, 3, pixels, pixels)
     labels = torch.randint(0, 10, (options.batch,))
     models = variants(case, base, options.rank)
-    steps = {name: step_of(name, m, images, labels) for name, (m, _) in models.items()}
+    frozen = dict.fromkeys(("limit", "own"), "limit")
+    steps = {
+        name: step_of(frozen.get(name, name), model, images, labels)
+        for name, (model, _) in models.items()
+    }
     clock = CLOCKS[options.clock]
     figures = interleaved({n: timed(step, clock) for n, step in steps.items()}, options.rounds)
     for name, (model, layers) in models.items():
-        given = images.clone().requires_grad_(True) if name == "limit" else images
+        given = images.clone().requires_grad_(True) if name in frozen else images
         forward_and_backward(model, given, labels)
         given.grad = None
         figures[name] |= {"layers": layers, "bytes": peak_bytes(model, given, labels)}
-    limit = figures["limit"]
+    beside = figures["beside"]
     for row in figures.values():
-        row["bytes_ratio"] = row["bytes"] / limit["bytes"]
-        if row["layers"]:
-            pairs = zip(row["times"], limit["times"], strict=True)
-            more = statistics.median(mine - other for mine, other in pairs)
-            row["ms_a_layer"] = 1e3 * more / row["layers"]
-            row["bytes_a_layer"] = (row["bytes"] - limit["bytes"]) / row["layers"]
+        pairs = zip(row["times"], beside["times"], strict=True)
+        row["to_beside"] = statistics.median(mine / other for mine, other in pairs)
+        row["bytes_to_beside"] = row["bytes"] / beside["bytes"]
     return figures
 
 
@@ -271,15 +275,17 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name in options.backbones:
         found[name] = measured(CASES[name], options)
-        table = Table(name, "layers", "to the limit", "spread", "ms a layer", "peak", "a layer")
+        table = Table(name, "layers", "to the limit", "to beside", "peak", "to beside")
         for variant, row in found[name].items():
             low, high = row["spread"]
-            ratios = (f"{row['ratio']:.3f}", f"{low:.2f} - {high:.2f}")
-            peak = f"{human_bytes(row['bytes'])} ({row['bytes_ratio']:.3f})"
-            each = ("", "")
-            if row["layers"]:
-                each = (f"{row['ms_a_layer']:.2f}", f"{row['bytes_a_layer'] / 1e6:.2f} MB")
-            table.add_row(variant, str(row["layers"]), *ratios, each[0], peak, each[1])
+            table.add_row(
+                variant,
+                str(row["layers"]),
+                f"{row['ratio']:.3f} ({low:.2f} - {high:.2f})",
+                f"{row['to_beside']:.3f}",
+                human_bytes(row["bytes"]),
+                f"{row['bytes_to_beside']:.3f}",
+            )
         Console().print(table)
     write_figures(options, figures=found)
 
