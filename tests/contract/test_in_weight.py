@@ -155,6 +155,11 @@ def test_threads_do_not_read_each_others_weights(case: Case) -> None:
 @sampled(*FEW)
 def test_autocast_and_inference_mode_leave_nothing_behind(case: Case) -> None:
     model, _, inputs, expected = ready(case)
+    try:
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            build(case.backbone)(inputs)
+    except RuntimeError as error:  # the plain backbone: some processors have no such LSTM
+        pytest.skip(f"torch has no bfloat16 for {case.backbone} here: {error}")
     with torch.inference_mode():
         assert relative(model(inputs), expected) < 1e-5
     with torch.autocast("cpu", torch.bfloat16):

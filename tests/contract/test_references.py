@@ -8,20 +8,34 @@ import torch
 import lightning_peft as lp
 from tests.contract.cases import CASES, REFUSED, Case
 from tests.contract.references import NO_WEIGHT, REFERENCES, TOLERANCE, difference_from_dense
+from tests.contract.tuners import READ
 from tests.support.outside import OUTSIDE
 from tests.support.zoo import build
 
-HOW = [
-    pytest.param(torch.float32, False, id="float32-eval"),
-    pytest.param(torch.float64, True, id="float64-train"),
-    pytest.param(torch.float32, True, id="float32-train", marks=pytest.mark.slow),
-    pytest.param(torch.float64, False, id="float64-eval", marks=pytest.mark.slow),
-]
+
+def _ways() -> list:
+    """Leave half of the dtypes and modes to the slow tests, and one more of what is usual."""
+    quick = [(torch.float64, True)]
+    unusual = (*OUTSIDE, *READ)
+    return [
+        pytest.param(
+            case,
+            dtype,
+            training,
+            id=f"{case}-{str(dtype).removeprefix('torch.')}-{'train' if training else 'eval'}",
+            marks=()
+            if (dtype, training) in quick
+            or ((dtype, training) == (torch.float32, False) and case.backbone in unusual)
+            else pytest.mark.slow,
+        )
+        for case in REFERENCES
+        for dtype in TOLERANCE
+        for training in (False, True)
+    ]
 
 
 # in training a spectral norm changes with each forward, so that no weight stands for it
-@pytest.mark.parametrize(("dtype", "training"), HOW)
-@pytest.mark.parametrize("case", REFERENCES, ids=str)
+@pytest.mark.parametrize(("case", "dtype", "training"), _ways())
 def test_it_is_the_backbone_with_the_dense_weights(
     case: Case, dtype: torch.dtype, training: bool
 ) -> None:

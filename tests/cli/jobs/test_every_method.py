@@ -37,20 +37,9 @@ RUN = (
 )
 SIZES = {"BOFT": {"boft_block_size": 4}, "OFT": {"oft_block_size": 4, "r": 0}}
 
-# which differ most in what they save: peft's files and our own, ranks that change, biases, all
-# weights, prompts, a side network, tensors that layers share, weights that are rewritten
-QUICK = (
-    "adalora",
-    "bitfit",
-    "full",
-    "hf:vera",
-    "ladder",
-    "lora",
-    "lora:pissa",
-    "ssf",
-    "union",
-    "vpt_deep",
-)
+# which differ most in what they save: ranks that change, tensors that layers share, weights that
+# are rewritten, several methods, prompts
+QUICK = ("adalora", "hf:vera", "lora:pissa", "union", "vpt_deep")
 
 
 def words(name: str) -> tuple[str, ...]:
