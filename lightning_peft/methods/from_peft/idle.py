@@ -171,7 +171,8 @@ def _default(tuner: str, key: str) -> Any:
 
 
 def _usual(key: str) -> dict[str, Any]:
-    from peft.tuners.lora.config import KasaConfig, MontecloraConfig
+    from peft.tuners.lora import config
 
-    kinds = {"kasa_config": KasaConfig, "monteclora_config": MontecloraConfig}
-    return {field.name: field.default for field in dataclasses.fields(kinds[key])}
+    names = {"kasa_config": "KasaConfig", "monteclora_config": "MontecloraConfig"}
+    kind = getattr(config, names[key], None)  # peft 0.20 has no KaSA
+    return {} if kind is None else {field.name: field.default for field in dataclasses.fields(kind)}
