@@ -283,6 +283,10 @@ class HF(PeftMethod):
             options["target_modules"] = options.get("target_modules") or []
         if self.tuner == "FROD":  # its projections come from the weights, and are in no state dict
             options.setdefault("save_projection", False)
+        if isinstance(options.get("lora_ga_config"), dict):  # peft 0.20 keeps it as it is
+            from peft import LoraGAConfig
+
+            options["lora_ga_config"] = LoraGAConfig(**options["lora_ga_config"])
         if options.get("init_lora_weights") == "corda":
             options.setdefault("corda_config", {})  # peft's default, without its warning
         fields = {field.name for field in dataclasses.fields(cls)}
