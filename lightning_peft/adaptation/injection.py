@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from lightning_peft.anatomy import Anatomy
 from lightning_peft.anatomy.bypass import bypassed
 from lightning_peft.anatomy.fast_path import fast_path_layers, fast_path_off
 from lightning_peft.anatomy.fingerprint import backbone_fingerprint
-from lightning_peft.anatomy.names import inside
+from lightning_peft.anatomy.names import every_name, inside
 from lightning_peft.errors import MethodError
 from lightning_peft.kernels import Memory, accelerate, holds_lora
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
@@ -103,7 +103,7 @@ def inject(
     in_head -= {name for name in in_head if inside(name, tuple(adapted))}
     selected = {*plan.train, *in_head, *also_train}
     chosen = selected - set(fixed)
-    before = dict(_tensors(model))
+    before = dict(every_name(model))
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     fixed_ids = {id(before[name]): name for name in fixed}
     modules = {id(module) for module in model.modules()}
@@ -121,7 +121,7 @@ def inject(
         # the layers decide, not the method: a method of another package may add LoRA unannounced
         if method.accelerated or holds_lora(fresh):
             refuse_no_fast_layer(method, accelerate(model, memory))
-        now = dict(_tensors(model))
+        now = dict(every_name(model))
         old = {id(tensor) for tensor in before.values()}
         trained = {
             name
@@ -147,7 +147,7 @@ def inject(
         names.setdefault(id(tensor), []).append(name)
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     new = {name for name, tensor in now.items() if id(tensor) not in old}
-    copied = {id(t) for layer, _ in copies_of_layers(model) for _, t in _tensors(layer)}
+    copied = {id(t) for layer, _ in copies_of_layers(model) for _, t in every_name(layer)}
     own_dtype = frozenset(name for name in new if id(now[name]) not in copied)
     on_request = {id(before[name]) for name in also_train}
     in_place = {
@@ -224,8 +224,3 @@ def _inject_steps(model: nn.Module, plan: Plan) -> set[int]:
                 put_under(model, name, others)
             asked |= {id(p) for p in model.parameters() if p.requires_grad}
     return asked
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)

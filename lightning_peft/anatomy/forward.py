@@ -1,14 +1,15 @@
-"""One forward pass of a model, and the first tensor that comes out of it."""
+"""One forward pass of a model in evaluation mode, and the first tensor that comes out of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["first_tensor", "output_of"]
+__all__ = ["first_tensor", "in_evaluation_mode", "output_of"]
 
 
 def output_of(model: nn.Module, inputs: Any) -> Tensor:
@@ -18,18 +19,28 @@ def output_of(model: nn.Module, inputs: Any) -> Tensor:
         model: The model; its modes are restored afterwards.
         inputs: A tensor, a tuple of positional or a mapping of keyword arguments.
     """
+    with in_evaluation_mode(model), torch.no_grad():
+        if isinstance(inputs, Mapping):
+            output = model(**inputs)
+        else:
+            output = model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+    return first_tensor(output).float()
+
+
+@contextmanager
+def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Hold a module in evaluation mode inside the context; restore every mode afterwards.
+
+    Args:
+        model: The module.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
-            if isinstance(inputs, Mapping):
-                output = model(**inputs)
-            else:
-                output = model(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
-    return first_tensor(output).float()
 
 
 def first_tensor(output: Any) -> Tensor:

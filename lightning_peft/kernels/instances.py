@@ -13,7 +13,14 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["assembled", "class_of_peft", "ingredients", "keep_class", "with_class_of_peft"]
+__all__ = [
+    "assembled",
+    "class_of_peft",
+    "derived",
+    "ingredients",
+    "keep_class",
+    "with_class_of_peft",
+]
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
 _HARMLESS = {"forward", "extra_repr", "__annotations__", "__dict__", "__module__", "__weakref__"}
@@ -50,6 +57,30 @@ def with_class_of_peft(layer: Any, kind: Any) -> None:
     layer.__class__ = assembled(kind, ingredients(type(layer))[1])
 
 
+def derived(bases: tuple[Any, ...], again: Any, arguments: tuple[Any, ...], **own: Any) -> Any:
+    """Make a class with the name of its first base, whose instances copy and pickle.
+
+    Args:
+        bases: Its bases.
+        again: A function of a module that makes an empty instance of the class.
+        arguments: Its arguments.
+        **own: The attributes of the class.
+    """
+    kind = bases[0]
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        return again, arguments, self.__getstate__()
+
+    namespace = {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__doc__": kind.__doc__,
+        "__reduce_ex__": reduce,
+        **own,
+    }
+    return type(kind.__name__, bases, namespace)
+
+
 def ingredients(kind: Any) -> tuple[Any, Any]:
     """Return the class of ``peft`` and the other one, or ``None``, of a class of its layers."""
     also = vars(kind).get("_also")
@@ -83,16 +114,5 @@ def _restore(kind: Any, also: Any) -> nn.Module:
 
 @functools.cache
 def _both(kind: Any, also: Any) -> Any:
-    def reduce(self: Any, protocol: Any) -> Any:
-        return _restore, (kind, also), self.__getstate__()
-
-    namespace = {
-        "__module__": kind.__module__,
-        "__qualname__": kind.__qualname__,
-        "__doc__": kind.__doc__,
-        "__reduce_ex__": reduce,
-        "_also": also,
-        "extra_repr": kind.extra_repr,
-        "forward": kind.forward,
-    }
-    return type(kind.__name__, (kind, also), namespace)
+    own = {"_also": also, "extra_repr": kind.extra_repr, "forward": kind.forward}
+    return derived((kind, also), _restore, (kind, also), **own)

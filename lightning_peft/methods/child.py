@@ -33,7 +33,7 @@ from lightning_peft.methods.in_weight.reading import (
     read_with_updates,
     read_without_updates,
 )
-from lightning_peft.methods.in_weight.values import own_values, parameters_of, restore, write
+from lightning_peft.methods.in_weight.values import own_values, parameters_of, restore, write_all
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy
@@ -284,8 +284,7 @@ class ChildHandle:
         kept: dict[str, Tensor] = {}
         try:
             before = None if probe is None else probed(host, probe)
-            for name in values:
-                kept |= write(host, name, rounded[name].contiguous())
+            kept = write_all(host, rounded)
             child.folded = True
             if probe is not None and before is not None:
                 refuse_other_function(before, probed(host, probe))

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_peft.anatomy.forward import in_evaluation_mode
+
 __all__ = ["BESIDE", "code_names", "is_code", "probe", "refuse_codes"]
 
 BESIDE = (
@@ -86,15 +88,9 @@ def probe(layer: nn.Module, base: Any) -> Tensor:
         inputs = torch.arange(base.num_embeddings)
     else:
         raise NotImplementedError(f"{type(base).__name__} holds codes that cannot be measured")
-    modes = [(module, module.training) for module in layer.modules()]
-    for module, _ in modes:
-        module.training = False
-    try:
-        inputs = inputs.to(weight.device)
-        if inputs.is_floating_point():  # else bitsandbytes packs its weights anew for inference
-            inputs.requires_grad_()
+    inputs = inputs.to(weight.device)
+    if inputs.is_floating_point():  # else bitsandbytes packs its weights anew for inference
+        inputs.requires_grad_()
+    with in_evaluation_mode(layer):
         output: Tensor = layer(inputs)
-    finally:
-        for module, mode in modes:
-            module.training = mode
     return output.float()

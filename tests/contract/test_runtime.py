@@ -9,7 +9,8 @@ from torch import nn
 import lightning_peft as lp
 from tests.contract import tuners
 from tests.contract.cases import CASES, REFUSED, Case
-from tests.contract.test_promises import NO_WAY_BACK, adapted, move, relative
+from tests.contract.expected import NO_WAY_BACK
+from tests.contract.test_promises import adapted, move, relative
 from tests.support.zoo import ZOO, build, example_input, output_of, pristine
 
 pytestmark = [

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_peft.errors import MethodError
-from lightning_peft.kernels.instances import assembled, ingredients
+from lightning_peft.kernels.instances import assembled, derived, ingredients
 from lightning_peft.methods.from_peft.updated import changes_bias, is_dora, updated
 from lightning_peft.methods.from_peft.weight_merge import merge_in_weight, unmerge_in_weight
 from lightning_peft.methods.in_weight.places import own_forward
@@ -91,16 +91,7 @@ def _in_weight_class(kind: Any) -> type[nn.Module]:
             return self.base_layer(*args, **kwargs)
         return call_with(self.base_layer, updated(self), args, kwargs)
 
-    parts = ingredients(kind)
-
-    def reduce(self: Any, protocol: Any) -> Any:
-        return _restore, parts, self.__getstate__()
-
-    namespace = {
-        "__module__": kind.__module__,
-        "__qualname__": kind.__qualname__,
-        "__doc__": kind.__doc__,
-        "__reduce_ex__": reduce,
+    own = {
         "in_weight": True,
         "_computing": False,
         "forward": forward,
@@ -110,4 +101,5 @@ def _in_weight_class(kind: Any) -> type[nn.Module]:
         "weight": property(functools.partial(_read, name="weight")),
         "bias": property(functools.partial(_read, name="bias")),
     }
-    return type(kind.__name__, (kind,), namespace)
+    made: type[nn.Module] = derived((kind,), _restore, ingredients(kind), **own)
+    return made

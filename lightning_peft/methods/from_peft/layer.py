@@ -82,7 +82,6 @@ class PeftLayer:
 
     def _merge_into_numbers(self, base: nn.Module) -> float:
         layer = self.layer
-        layer = self.layer
         own = self._merged_keys(base)
         half = {
             key: parameter.dtype
@@ -129,12 +128,12 @@ class PeftLayer:
                 raise ValueError(
                     f"expected codes that peft can merge into, got {what} ({reason}). {BESIDE}"
                 ) from error
-            lost = probe(layer, base) - wanted
+            change = probe(layer, base) - wanted
             effect = (wanted - bare).norm()
-            if not lost.norm() < effect:
+            if not change.norm() < effect:
                 raise ValueError(
                     f"expected codes that can hold the adapter, got {what}: making codes of the "
-                    f"sum changes its outputs by {float(lost.norm()):.2g}, the adapter itself by "
+                    f"sum changes its outputs by {float(change.norm()):.2g}, the adapter itself by "
                     f"{float(effect):.2g}. {BESIDE}"
                 )
         except BaseException:
@@ -142,7 +141,7 @@ class PeftLayer:
             layer.merged_adapters.clear()
             raise
         self._restore = restore
-        return float(lost.abs().max() / wanted.abs().max().clamp_min(1e-30))
+        return float(change.abs().max() / wanted.abs().max().clamp_min(1e-30))
 
     def _merged_keys(self, base: nn.Module) -> tuple[str, ...]:
         """Return the parameters to copy before a merge; none if ``peft`` has to guard them."""

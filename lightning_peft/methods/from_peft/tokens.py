@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_peft.kernels.instances import assembled, ingredients
+from lightning_peft.kernels.instances import assembled, derived, ingredients
 
 __all__ = ["TOKENS_ONLY", "take_any_shape"]
 
@@ -31,8 +31,6 @@ def _restore(kind: Any, also: Any) -> Any:
 
 @functools.cache
 def _of_any_shape(kind: Any) -> Any:
-    parts = ingredients(kind)
-
     def forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.disable_adapters or self.merged_adapters or x.ndim == 3:
             own: Tensor = kind.forward(self, x, *args, **kwargs)
@@ -41,14 +39,4 @@ def _of_any_shape(kind: Any) -> Any:
         output: Tensor = kind.forward(self, rows, *args, **kwargs)
         return output.reshape(*x.shape[:-1], output.shape[-1])
 
-    def reduce(self: Any, protocol: Any) -> Any:
-        return _restore, parts, self.__getstate__()
-
-    namespace = {
-        "__module__": kind.__module__,
-        "__qualname__": kind.__qualname__,
-        "__doc__": kind.__doc__,
-        "__reduce_ex__": reduce,
-        "forward": forward,
-    }
-    return type(kind.__name__, (kind,), namespace)
+    return derived((kind,), _restore, ingredients(kind), forward=forward)

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.finite import refuse_not_finite
 from lightning_peft.methods.from_peft.updated import updated
-from lightning_peft.methods.in_weight.values import own_value, restore, write
+from lightning_peft.methods.in_weight.values import own_value, restore, write_all
 
 __all__ = ["merge_in_weight", "merged_values", "unmerge_in_weight", "write_merged"]
 
@@ -64,14 +64,7 @@ def write_merged(layer: Any, changed: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: If the base layer cannot hold one; nothing is changed then.
     """
-    kept: dict[str, Tensor] = {}
-    try:
-        for name, value in changed.items():
-            kept |= write(layer.base_layer, name, value.contiguous())
-    except ValueError:
-        restore(layer.base_layer, kept)
-        raise
-    layer.__dict__[_KEPT] = kept
+    layer.__dict__[_KEPT] = write_all(layer.base_layer, changed)
     layer.merged_adapters = list(layer.active_adapters)
 
 

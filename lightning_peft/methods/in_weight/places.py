@@ -28,10 +28,9 @@ def never_called(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
         model: The backbone.
         names: Names of layers and parts to adapt.
     """
-    names = tuple(names)
-    found = bypassed(model, [n for n in names if not isinstance(layer_at(model, n), Part)])
-    for name in names:
-        layer = layer_at(model, name)
+    layers = {name: layer_at(model, name) for name in names}
+    found = bypassed(model, [n for n, layer in layers.items() if not isinstance(layer, Part)])
+    for name, layer in layers.items():
         if isinstance(layer, Part):
             found[name] = f"{type(layer.holder).__name__} reads its {layer.attribute('weight')}"
     return found

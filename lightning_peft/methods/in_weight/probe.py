@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from lightning_peft.anatomy.forward import in_evaluation_mode
+
 __all__ = ["is_known", "probe_input", "probed", "refuse_other_function"]
 
 _KNOWN = (
@@ -52,13 +54,8 @@ def probed(layer: nn.Module, x: Tensor) -> Tensor:
         layer: The layer, with its hooks.
         x: The input.
     """
-    modes = [(module, module.training) for module in layer.modules()]
-    layer.eval()
-    try:
+    with in_evaluation_mode(layer):
         output: Any = layer(x)
-    finally:
-        for module, mode in modes:
-            module.training = mode
     found = output[0] if isinstance(output, tuple) else output
     assert isinstance(found, Tensor)
     return found

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_peft.kernels.instances import derived
 from lightning_peft.methods.in_weight.part import Part
 from lightning_peft.methods.in_weight.values import own_value
 
@@ -195,24 +196,19 @@ def _reading_class(kind: Any, read: tuple[str, ...]) -> type[nn.Module]:
             finally:
                 self._held = None
 
-    def reduce(self: Any, protocol: Any) -> Any:
-        return _restore, (kind, read), self.__getstate__()
-
-    namespace: dict[str, Any] = {
+    own: dict[str, Any] = {
         "__module__": __name__,
-        "__qualname__": kind.__qualname__,
-        "__doc__": kind.__doc__,
-        "__reduce_ex__": reduce,
         "_read": read,
         "_held": None,
         "_start": None,
         "forward": forward,
     }
     for name in read:
-        namespace[name] = property(functools.partial(_value, name=name))
+        own[name] = property(functools.partial(_value, name=name))
     if issubclass(kind, nn.RNNBase):
-        namespace |= _recurrent()
-    return type(kind.__name__, (kind,), namespace)
+        own |= _recurrent()
+    made: type[nn.Module] = derived((kind,), _restore, (kind, read), **own)
+    return made
 
 
 def _recurrent() -> dict[str, Any]:

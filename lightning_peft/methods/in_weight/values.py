@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from lightning_peft.anatomy.names import parameter_at
 from lightning_peft.methods.in_weight.part import Part
 
-__all__ = ["needed_value", "own_value", "own_values", "parameters_of", "restore", "write"]
+__all__ = [
+    "needed_value",
+    "own_value",
+    "own_values",
+    "parameters_of",
+    "restore",
+    "write",
+    "write_all",
+]
 
 _CLOSE = 1e-5
 """The largest relative error of a weight that is written through a parametrization."""
@@ -101,6 +109,29 @@ def write(module: nn.Module, name: str, value: Tensor) -> dict[str, Tensor]:
         parameter.data = value
         return kept
     return _write_parametrized(module, name, value)
+
+
+def write_all(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Write several weights of a layer, all of them or none.
+
+    Args:
+        module: The layer, or a part of one.
+        values: The new values by name, each of its weight's dtype.
+
+    Returns:
+        What :func:`restore` needs.
+
+    Raises:
+        ValueError: As for :func:`write`; nothing is changed then.
+    """
+    kept: dict[str, Tensor] = {}
+    try:
+        for name, value in values.items():
+            kept |= write(module, name, value.contiguous())
+    except BaseException:
+        restore(module, kept)
+        raise
+    return kept
 
 
 @torch.no_grad()
