@@ -13,10 +13,11 @@ weight is read as a tensor somewhere and nothing calls the module.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
-from lightning_peft.anatomy.source import Reader
+from lightning_peft.anatomy.source import Reader, mentions
 from lightning_peft.anatomy.tree import Node, grow, is_container, plain_name, unwrap
 
 __all__ = ["bypassed"]
@@ -48,9 +49,17 @@ def bypassed(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
             readers[id(module)] = Reader(module)
         return readers[id(module)]
 
+    kinds = frozenset(type(unwrap(node.module)) for node in nodes.values())
+    weights = {name for node in wanted.values() for name in unwrap(node.module)._parameters}
+
+    def may_read(node: Node) -> bool:
+        kind: Any = type(unwrap(node.module))  # mypy takes no class of modules for hashable
+        named = mentions(kind, kinds)
+        return named is None or not weights.isdisjoint(named)
+
     read_by: dict[int, tuple[Node, str]] = {}
     for node in root.walk() if targets else ():
-        if node.children and node is node.inner():
+        if node.children and node is node.inner() and may_read(node):
             for target, attribute in read(node).reads.items():
                 if target in targets:
                     read_by[target] = (node, attribute)  # the nearest ancestor comes last

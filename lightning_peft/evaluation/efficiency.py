@@ -36,6 +36,8 @@ __all__ = [
     "uncompiled",
 ]
 
+_SMALL = 2**20  # elements of a parameter
+
 
 @dataclass(frozen=True)
 class ParameterCount:
@@ -142,8 +144,9 @@ def predicted_optimizer_state_bytes(
     """Predict the bytes of the state that an optimizer like this one would hold for parameters.
 
     A stand-in of the same class with the same options makes one step on a parameter of each shape
-    and dtype: on the ``meta`` device, where this costs nothing, or, for an optimizer that looks at
-    values, with zeros on the CPU. The optimizer itself is not changed.
+    and dtype: on the ``meta`` device, where this takes no memory, or, for a small parameter or an
+    optimizer that looks at values, with zeros on the CPU. The optimizer itself is not changed, and
+    neither is the random state.
 
     Args:
         optimizer: The optimizer whose class and options are used: a parameter that it has is taken
@@ -165,15 +168,18 @@ def predicted_optimizer_state_bytes(
         if p.is_floating_point() or p.is_complex()
     )
     total = 0
-    for (index, shape, dtype), times in kinds.items():
-        for device in ("meta", "cpu"):
-            try:
-                total += times * _one_state(optimizer, index, shape, dtype, device)
-                break
-            except Exception:  # any error of a foreign optimizer only means that this way fails
-                continue
-        else:
-            return None
+    with torch.random.fork_rng(devices=[]):
+        for (index, shape, dtype), times in kinds.items():
+            # a step on the meta device takes Python milliseconds
+            devices = ("cpu", "meta") if math.prod(shape) < _SMALL else ("meta", "cpu")
+            for device in devices:
+                try:
+                    total += times * _one_state(optimizer, index, shape, dtype, device)
+                    break
+                except Exception:  # of a foreign optimizer: this way fails, whatever the error
+                    continue
+            else:
+                return None
     return total
 
 

@@ -45,7 +45,7 @@ def marked(cases: list[Case]) -> list:
 
 
 # one of each kind of layer, library and place of a weight; `make test-all` runs the others too
-CORE = ("vit", "swin", "convnext", "resnet", "bert", "gpt2", "t5", "eva", "tv_vit", "mlp")
+CORE = ("vit", "swin", "convnext", "resnet", "bert", "gpt2", "eva", "tv_vit", "mlp")
 
 
 def _is_slow(case: Case) -> bool:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from lightning_peft.evaluation import efficiency
 from lightning_peft.evaluation.efficiency import (
     FlopCounter,
     ParameterCount,
@@ -142,8 +143,10 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.parametrize("small", [0, 2**20], ids=["without values", "with zeros"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_predicted_optimizer_state_is_what_the_optimizer_comes_to_hold(name):
+def test_predicted_optimizer_state_is_what_the_optimizer_comes_to_hold(name, small, monkeypatch):
+    monkeypatch.setattr(efficiency, "_SMALL", small)
     kind, options = OPTIMIZERS[name]
     model = net()
     head = list(model[2].parameters())
@@ -179,6 +182,18 @@ def test_a_scheduler_on_the_optimizer_does_not_see_the_prediction():
     assert predicted == 2 * 80 + 2 * 4
     assert not calls
     assert not getattr(optimizer, "_opt_called", False)
+
+
+def test_the_prediction_leaves_the_random_state():
+    class Noisy(torch.optim.SGD):
+        def step(self, closure=None):
+            torch.randn(3)
+            return super().step(closure)
+
+    model = nn.Linear(4, 4)
+    before = torch.get_rng_state()
+    predicted_optimizer_state_bytes(Noisy(model.parameters(), lr=0.1), model.parameters())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_an_optimizer_that_cannot_be_predicted_says_so():

@@ -16,6 +16,8 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning"
 )
 
+KILLS = 2
+
 
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
@@ -27,8 +29,8 @@ def threads() -> Iterator[None]:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_killed_and_resumed_it_ends_bit_equal(scenario: str, tmp_path: Path) -> None:
-    outcome = kill_and_resume(scenario, 3, random.Random(0), tmp_path)
-    assert outcome.kills >= 3
+    outcome = kill_and_resume(scenario, KILLS, random.Random(0), tmp_path)
+    assert outcome.kills >= KILLS
     assert outcome.runs >= 1
     assert outcome.unequal == []
     assert outcome.equal == outcome.runs

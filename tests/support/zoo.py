@@ -8,7 +8,6 @@ are imported inside the factories: only a test that builds a model pays for its 
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.support.copies import copier
 from tests.support.outside import OUTSIDE, example
 
 CLASSES = 3
@@ -313,7 +313,12 @@ def build(name: str, seed: int = 0) -> nn.Module:
     The last layers get larger weights than their libraries give them (zero or nearly so), for a
     change of the features to show in the output.
     """
-    return copy.deepcopy(pristine(name, seed))
+    return _copier(name, seed)()
+
+
+@functools.cache
+def _copier(name: str, seed: int) -> Callable[[], nn.Module]:
+    return copier(pristine(name, seed))
 
 
 def example_input(name: str, seed: int = 0) -> Tensor | dict[str, Tensor]:

@@ -2,19 +2,21 @@
 
 import copy
 import functools
-import json
 import re
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import open_dict
 
-from lightning_peft.cli import main
+import lightning_peft as lp
+from lightning_peft.anatomy.backbone import backbone_of
 from lightning_peft.cli.config.check import check_values
 from lightning_peft.cli.config.help import help_text
 from lightning_peft.cli.config.known import experiment_in, known_keys
 from lightning_peft.cli.config.paths import conf_dir
+from lightning_peft.cli.jobs.task import build_module
 from lightning_peft.data.vtab_tasks import TASKS
 
 
@@ -133,11 +135,13 @@ def of_recipe(name, task="cifar", *more):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_trains_as_many_parameters_as_its_paper(name, capsys):
-    assert main(["plan", *of_recipe(name), "--classes", str(CLASSES), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)["report"]
-    assert report["head"] == CLASSES * (WIDTH + 1)
-    without_head = report["trained"] - report["head"]
+def test_a_recipe_trains_as_many_parameters_as_its_paper(name):
+    cfg = composed(*of_recipe(name))
+    with torch.device("meta"):
+        module = build_module(cfg.model, CLASSES, pretrained=False)
+    report = lp.plan(backbone_of(module)[1], instantiate(cfg.method, _convert_="all")).report
+    assert report.head == CLASSES * (WIDTH + 1)
+    without_head = report.trained - report.head
     if name in STATED:
         digits = 1 if name == "vtab_full" else 2
         assert round(without_head / 1e6, digits) == STATED[name]

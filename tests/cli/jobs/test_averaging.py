@@ -9,14 +9,13 @@ EPOCHS = (
     "experiment=smoke", "test=false", "schedule=constant", "schedule.warmup=1 epoch",
     "trainer.max_steps=-1",
 )  # fmt: skip
-CHOICES = [
-    ("callbacks/average=ema",),
-    ("callbacks/average=swa", "callbacks.average.swa_epoch_start=2"),
-    ("callbacks/stop=early", "callbacks.stop.patience=9", "callbacks/average=ema"),
-]
+CHOICES = {
+    "swa": ("callbacks/average=swa", "callbacks.average.swa_epoch_start=2"),
+    "ema": ("callbacks/stop=early", "callbacks.stop.patience=9", "callbacks/average=ema"),
+}
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=["ema", "swa", "both"])
+@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
 def test_a_run_with_an_average_resumes_to_the_same_weights(train, tmp_path, choice):
     def run(name, *words):
         status, _, err = train(*EPOCHS, *choice, *words, f"hydra.run.dir={name}")

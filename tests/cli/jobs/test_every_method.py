@@ -38,8 +38,8 @@ RUN = (
 SIZES = {"BOFT": {"boft_block_size": 4}, "OFT": {"oft_block_size": 4, "r": 0}}
 
 # which differ most in what they save: ranks that change, tensors that layers share, weights that
-# are rewritten, several methods, prompts
-QUICK = ("adalora", "hf:vera", "lora:pissa", "union", "vpt_deep")
+# are rewritten, several methods
+QUICK = ("adalora", "hf:vera", "lora:pissa", "union")
 
 
 def words(name: str) -> tuple[str, ...]:

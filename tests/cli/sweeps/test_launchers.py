@@ -32,6 +32,7 @@ def trials(directory):
     return study_in(directory / "sweep").trials
 
 
+@pytest.mark.slow
 def test_trials_at_once_are_told_to_one_study(train, tmp_path):
     two = ("hydra.sweeper.n_jobs=2", "hydra.sweeper.n_trials=2")
     # every trial asks, and none is stopped: the lines of workers are not heard here
@@ -47,6 +48,7 @@ def test_trials_at_once_are_told_to_one_study(train, tmp_path):
     assert "bitfit lr=" in out
 
 
+@pytest.mark.slow
 def test_a_job_of_submitit_is_a_job_like_another(train, tmp_path):
     launcher = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=10")
     status, out, err = train("-m", "method=bitfit", *ONE, *launcher)

@@ -79,7 +79,13 @@ def test_a_search_runs_and_goes_on_with_the_same_command(train, tmp_path):
     assert len({trial.params["lr"] for trial in trials(where)}) == 4, "nothing is proposed twice"
 
 
-@pytest.mark.parametrize("more", [(), (MEMORY,)], ids=["in a file", "in memory"])
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param((), id="in a file"),
+        pytest.param((MEMORY,), id="in memory", marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_search_goes_on_to_its_number_of_trials(train, tmp_path, interrupt, more):
     words = (*SEARCH, "hydra.sweeper.n_trials=3", "hydra.sweeper.params.method=bitfit", *more)
     assert train(*words)[0] == 0
