@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -190,11 +189,11 @@ def _compare_what_there_is() -> None:
 
 
 def _say_how_to_go_on() -> None:
-    from lightning_peft.cli.sweeps.record import FILE
+    from lightning_peft.cli.sweeps.record import FILE, to_continue
 
     state = _state()
     if state.directory is not None and (state.directory / FILE).is_file():
-        words = f"lightning-peft continue {shlex.quote(str(state.directory))}"
+        words = to_continue(state.directory)
         state.directory = None
         print(f"lightning-peft: to resume the sweep: {words}", file=sys.stderr)
 

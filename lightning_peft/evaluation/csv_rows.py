@@ -12,7 +12,8 @@ from typing import IO
 
 __all__ = ["RowWriter", "cell"]
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""What a formula begins with; the last four are wide forms, which some spreadsheets take too."""
 
 
 def cell(value: object) -> object:

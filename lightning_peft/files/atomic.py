@@ -45,6 +45,8 @@ def written_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
             os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         # the mode of the replaced file, else that of a new one
         modes = [(p if p.exists() else temporary).stat().st_mode for p, temporary in aside.items()]
+        for temporary in aside.values():
+            temporary.chmod(0o600)  # nobody else reads what is not whole
         yield list(aside.values())
         for temporary, mode in zip(aside.values(), modes, strict=True):
             temporary.chmod(mode)  # the writer may have replaced the temporary file

@@ -18,6 +18,7 @@ import torch
 
 from lightning_peft.errors import CheckpointError
 from lightning_peft.files.atomic import written_whole
+from lightning_peft.files.plain_file import NotPlainError, check_file
 
 __all__ = ["check_checkpoint_file", "keep_hyperparameters"]
 
@@ -94,8 +95,10 @@ def keep_hyperparameters(path: str | PathLike[str], **values: Any) -> None:
 
 
 def _check_archive(file: Path) -> None:
-    if not file.exists():
-        raise FileNotFoundError(file)
+    try:
+        check_file(file)  # opening a pipe would wait for its writer
+    except NotPlainError as error:
+        raise CheckpointError(str(error)) from error
     if not zipfile.is_zipfile(file):
         raise CheckpointError(
             f"{file}: expected a checkpoint that torch.save wrote, got something else, or only a "

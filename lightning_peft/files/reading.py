@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lightning_peft.errors import AdapterFileError, PEFTError
 from lightning_peft.files.description import check_description, check_format
 from lightning_peft.files.peft_format import described_by_peft, from_peft_keys
+from lightning_peft.files.plain_file import check_file
 from lightning_peft.files.writing import CONFIG_FILE, HEADER, WEIGHTS_FILE
 from lightning_peft.methods.base import Method
 
@@ -110,6 +111,7 @@ def read_adapter(directory: str | PathLike[str]) -> StoredAdapter:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        check_file(path)
         if path.stat().st_size > _MOST_CONFIG_BYTES:
             raise ValueError(f"{path.stat().st_size:,} bytes are too many for a config")
         value = _parsed(path.read_bytes())
@@ -126,6 +128,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any] | None]
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_file(path)  # opening a pipe would wait for its writer
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

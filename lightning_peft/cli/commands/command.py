@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from lightning_peft.cli.config.errors import explain
 from lightning_peft.cli.config.words import USAGE_ERROR
+from lightning_peft.cli.trust.printable import printable
 
 __all__ = ["add_calibrated", "run_command"]
 
@@ -49,5 +50,5 @@ def run_command(
         if text is None:
             raise
         for line in text.splitlines():
-            print(f"lightning-peft: {line}", file=sys.stderr)
+            print(f"lightning-peft: {printable(line)}", file=sys.stderr)
         return USAGE_ERROR

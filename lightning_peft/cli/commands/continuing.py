@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_peft.cli.commands.command import run_command
-from lightning_peft.cli.sweeps.record import read_arguments
+from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.sweeps.record import FILE, arguments_of, read_arguments
+from lightning_peft.cli.trust.sweep_words import problems_of_sweep
+from lightning_peft.cli.trust.words import add_trust, checked_jobs, refuse, trust_of
+from lightning_peft.files.plain_file import leaves
 
 __all__ = ["main"]
 
@@ -29,12 +33,23 @@ def main(args: Sequence[str]) -> int:
         "again with hydra.sweep.dir=DIR does the same.",
     )
     parser.add_argument("directory", type=Path, help="the directory of the sweep")
+    add_trust(parser)
     return run_command(parser, args, _go_on)
 
 
 def _go_on(options: argparse.Namespace) -> int:
-    words = read_arguments(options.directory)
+    directory: Path = options.directory
+    trust = trust_of(options)
+    record = read_arguments(directory)
+    if not trust.all:
+        refuse(directory / FILE, list(problems_of_sweep(record, trust)))
+        # Hydra and Lightning write where the names in the directory lead
+        outside = list(leaves(directory))
+        if outside:
+            raise ConfigError([*outside, "Remove what is listed, or vouch for it: --trust."])
+    words = arguments_of(record, directory)
     from lightning_peft.cli.app import main as train
 
     sys.argv = [sys.argv[0], *words]  # what the jobs start their other ranks with
-    return train(words)
+    with checked_jobs(trust):
+        return train(words)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lightning_peft.cli.commands.command import add_calibrated, run_command
 from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.trust.words import add_trust, trust_of
 
 if TYPE_CHECKING:
     from lightning_peft.adaptation.serving.exporting import ExportReport
@@ -49,6 +50,7 @@ def main(args: Sequence[str]) -> int:
         "--classes", type=int, help="classes of the head, if the adapter directory has no head"
     )
     add_calibrated(parser)
+    add_trust(parser)
     return run_command(parser, args, _serve)
 
 
@@ -75,6 +77,7 @@ def _export(options: argparse.Namespace) -> ExportReport:
                 "the directory of the run, whose serving.json has it."
             ]
         )
+    trust = trust_of(options)
     from rich.console import Console
 
     from lightning_peft.adaptation.serving.exporting import check_format, export_model
@@ -87,7 +90,7 @@ def _export(options: argparse.Namespace) -> ExportReport:
         if is_adapter:
             served = load_with_backbone(directory, options.overrides, options.classes)
         else:
-            served = load_run(directory, calibrated=options.calibrated)
+            served = load_run(directory, calibrated=options.calibrated, trust=trust)
         if served.preprocessing is None:
             raise ConfigError(
                 [

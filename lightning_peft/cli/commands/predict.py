@@ -13,6 +13,8 @@ from lightning_peft.cli.commands.command import add_calibrated, run_command
 from lightning_peft.cli.config.devices import device_of
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.paths import no_directory
+from lightning_peft.cli.trust.printable import printable
+from lightning_peft.cli.trust.words import add_trust, trust_of
 
 if TYPE_CHECKING:
     from lightning_peft.adaptation.serving.predicting import Prediction
@@ -59,13 +61,15 @@ def main(args: Sequence[str]) -> int:
         "--device", default="auto", help="such as cuda, mps or cpu; chosen automatically"
     )
     add_calibrated(parser)
+    add_trust(parser)
     return run_command(parser, args, _serve)
 
 
 def _serve(options: argparse.Namespace) -> int:
     unread = _predict(options)
     for item in unread[:SHOWN]:
-        print(f"lightning-peft: cannot read {item.path}: {item.error}", file=sys.stderr)
+        told = printable(f"cannot read {item.path}: {item.error}")
+        print(f"lightning-peft: {told}", file=sys.stderr)
     if unread:
         print(f"lightning-peft: {len(unread)} images could not be read", file=sys.stderr)
     return 1 if unread else 0
@@ -93,11 +97,12 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
         problems += error.problems
     if problems:
         raise ConfigError(problems)
+    trust = trust_of(options)
     from lightning_peft.cli.config.quiet import quiet
     from lightning_peft.cli.jobs.served import load_run
 
     with quiet():
-        served = load_run(options.run, calibrated=options.calibrated)
+        served = load_run(options.run, calibrated=options.calibrated, trust=trust)
     served.backbone.to(device)
     if served.num_classes is not None:  # there are no more classes to show
         options.top = min(options.top, served.num_classes)
@@ -232,12 +237,12 @@ def _print(rows: Iterator[list[str]], header: Sequence[str]) -> None:
     # the name of a file or a class must not be read as markup
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in header:
-        table.add_column(Text(name))
+        table.add_column(Text(printable(name)))
     count = 0
     for row in rows:
         count += 1
         if count <= SHOWN:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(printable(cell)) for cell in row))
     console = Console()
     console.print(table)
     if count > SHOWN:

@@ -19,6 +19,8 @@ from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.objectives import Judge
 from lightning_peft.cli.jobs.task import task_of
 from lightning_peft.cli.runs.summary import write_json, write_text
+from lightning_peft.cli.trust.printable import printable
+from lightning_peft.cli.trust.words import add_trust
 from lightning_peft.evaluation.metric_names import written
 
 if TYPE_CHECKING:
@@ -30,6 +32,12 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 FILE = "soup.json"
+
+OF_THE_TRAINER = (
+    *("_target_", "accelerator", "deterministic", "enable_model_summary", "limit_test_batches"),
+    *("limit_val_batches", "log_every_n_steps", "num_sanity_val_steps", "precision"),
+)
+"""What a validation keeps of the trainer of the run: no other devices, plug-ins or profilers."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -64,6 +72,7 @@ def main(args: Sequence[str]) -> int:
         help="average LoRA's updates B A, reduced to their rank, instead of A and B; for members "
         "that started from different A, such as seeds",
     )  # fmt: skip
+    add_trust(parser)
     return run_command(parser, args, _serve)
 
 
@@ -79,7 +88,7 @@ def _serve(options: argparse.Namespace) -> int:
         summary = _cook(candidates, options)
     console = Console()
     for line in _told(summary, options.out):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -149,9 +158,14 @@ def _parts(config: DictConfig, out: Path) -> Parts:
         raise ConfigError(["expected runs with a method, got a run without callbacks.peft."])
     cfg.callbacks = {"peft": cfg.callbacks.peft}
     cfg.logger = {}
-    cfg.trainer.default_root_dir = str(out)
-    cfg.trainer.enable_progress_bar = False
-    cfg.trainer.enable_checkpointing = False
+    cfg.trainer = {key: value for key, value in cfg.trainer.items() if key in OF_THE_TRAINER} | {
+        "default_root_dir": str(out),
+        "devices": 1,
+        "enable_progress_bar": False,
+        "enable_checkpointing": False,
+    }
+    if isinstance(cfg.data.get("cache"), str):  # a directory that the run wrote to
+        cfg.data.cache = True
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     parts = build(cfg)
     if parts.datamodule.val_dataloader() in (None, []):

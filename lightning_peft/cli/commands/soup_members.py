@@ -12,6 +12,10 @@ from lightning_peft.cli.comparing.runs import HANDED_OUT, PREPARED, Run, read_ru
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.paths import no_directory
 from lightning_peft.cli.runs.summary import FILE
+from lightning_peft.cli.trust.recorded import read_config
+from lightning_peft.cli.trust.words import trust_of
+from lightning_peft.errors import PEFTError
+from lightning_peft.files.plain_file import check_plain
 
 if TYPE_CHECKING:
     import argparse
@@ -50,8 +54,6 @@ def candidates_of(options: argparse.Namespace) -> list[Candidate]:
     Raises:
         ConfigError: With every problem, before anything is loaded.
     """
-    from omegaconf import OmegaConf
-
     problems = [f"expected a directory of runs, got {d}" for d in options.directories
                 if not d.is_dir()]  # fmt: skip
     if wrong := no_directory(options.out):
@@ -71,12 +73,18 @@ def candidates_of(options: argparse.Namespace) -> list[Candidate]:
     if problems:
         raise ConfigError(problems)
     runs: list[Run] = [run for run in read_runs(options.directories)[0] if run.completed]
-    found = [
-        Candidate(path, OmegaConf.load(run.directory / "config.yaml"))
-        for run in runs
-        if (run.directory / "config.yaml").is_file()
-        for path in sorted((run.directory / "checkpoints").glob("best*.ckpt"))
-    ]
+    trust = trust_of(options)
+    found: list[Candidate] = []
+    for run in runs:
+        if (run.directory / "config.yaml").is_file():
+            paths = sorted((run.directory / "checkpoints").glob("best*.ckpt"))
+            try:
+                config = read_config(run.directory / "config.yaml", run.directory, trust)
+                found += [Candidate(check_plain(path, run.directory), config) for path in paths]
+            except PEFTError as error:
+                problems.append(str(error))
+    if problems:
+        raise ConfigError(problems)
     if len(found) < 2:
         raise ConfigError(
             [

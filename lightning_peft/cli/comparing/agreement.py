@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 from lightning_peft.cli.comparing.comparison import METRICS
 from lightning_peft.cli.comparing.runs import read_runs
+from lightning_peft.cli.trust.recorded import parse_plain
 from lightning_peft.errors import DataError, require
+from lightning_peft.files.plain_file import read_text
 from lightning_peft.ranking.candidates import Candidate
 from lightning_peft.ranking.rank import BY, Ranking
 
@@ -123,7 +125,7 @@ def _model_of(path: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(path))
+        config: Any = OmegaConf.to_container(parse_plain(read_text(path)))
         model = config["model"]
         options = model.get("backbone_kwargs") or {}
         file = (options.get("pretrained_cfg_overlay") or {}).get("file")

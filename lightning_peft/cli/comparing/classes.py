@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from lightning_peft.errors import DataError
 from lightning_peft.evaluation.results import ClassScores, per_class_table
+from lightning_peft.files.plain_file import read_text
 
 __all__ = ["ClassTables", "Mistake", "class_tables"]
 
@@ -62,7 +64,7 @@ def class_tables(directory: Path) -> ClassTables | None:
         The tables, or ``None`` if no confusion matrix can be read.
     """
     try:
-        with (directory / FILE).open(newline="", encoding="utf-8") as file:
+        with io.StringIO(read_text(directory / FILE), newline="") as file:
             lines = list(csv.reader(file))
         names = lines[0][1:]
         counts = [[int(cell) for cell in line[1:]] for line in lines[1:]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from lightning_peft.cli.comparing import figures
 from lightning_peft.cli.comparing.charts import Chart
 from lightning_peft.evaluation.calibration import ReliabilityBin, expected_error
+from lightning_peft.files.plain_file import read_text
 
 __all__ = ["read_bins", "reliability_chart"]
 
@@ -31,7 +33,7 @@ def read_bins(directory: Path) -> tuple[ReliabilityBin, ...]:
     """
     found = []
     try:
-        with (directory / FILE).open(newline="", encoding="utf-8") as file:
+        with io.StringIO(read_text(directory / FILE), newline="") as file:
             for line in csv.DictReader(file):
                 low, high, confidence, accuracy = (float(line[name]) for name in FIELDS[:4])
                 found.append(ReliabilityBin(low, high, confidence, accuracy, int(line["count"])))

@@ -39,6 +39,7 @@ from lightning_peft.cli.comparing.wording import difference, p_value, verdict
 from lightning_peft.cli.runs.log import read_log
 from lightning_peft.errors import MissingExtraError
 from lightning_peft.evaluation.metric_names import is_share, written
+from lightning_peft.files.plain_file import read_bytes
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -205,9 +206,7 @@ def _matrix(tables: ClassTables) -> list[tuple[str, list[tuple[int, str, str]]]]
 def _picture(path: Path) -> str | None:
     """Return a file in base64 if it is a PNG."""
     try:
-        if path.stat().st_size > LARGEST_PICTURE:
-            return None
-        content = path.read_bytes()
+        content = read_bytes(path, most=LARGEST_PICTURE)
     except OSError:
         return None
     return base64.b64encode(content).decode() if content.startswith(b"\x89PNG\r\n") else None

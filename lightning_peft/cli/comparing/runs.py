@@ -19,6 +19,8 @@ from typing import Any
 
 from lightning_peft.cli.runs.occupied import holder_of
 from lightning_peft.cli.runs.summary import FILE
+from lightning_peft.cli.trust.printable import printable
+from lightning_peft.files.plain_file import read_text
 
 __all__ = ["HANDED_OUT", "PREPARED", "Run", "labelled", "read_runs", "run_of"]
 
@@ -179,7 +181,9 @@ def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | N
         return None
     method = _mapping(summary["method"]).get("name")
     words = summary.get("overrides")
-    overrides = [_as_typed(str(word)) for word in words] if isinstance(words, list) else []
+    overrides = (
+        [_as_typed(printable(str(word))) for word in words] if isinstance(words, list) else []
+    )
     efficiency = _numbers(summary.get("efficiency"))
     gpu = efficiency.get("peak_cuda_bytes")
     process = _mapping(summary.get("process"))
@@ -189,7 +193,7 @@ def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | N
         directory=directory,
         source=directory if source is None else source,
         status=_status(str(summary["status"]), process, directory),
-        method=str(method),
+        method=printable(str(method)),
         seed=seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
         overrides=tuple(sorted(o for o in overrides if not o.startswith(SET_NOTHING_APART))),
         metrics=_numbers(summary.get("metrics")),
@@ -207,7 +211,7 @@ def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | N
         intervals=_intervals(summary.get("intervals_95")),
         task=str(summary.get("task") or "multiclass"),
         monitor=name if isinstance(name := summary.get("monitor"), str) else None,
-        error=str(summary.get("error") or ""),
+        error=" ".join(map(printable, str(summary.get("error") or "").splitlines())),
         started=_numbers(process).get("started"),
     )
 
@@ -237,7 +241,7 @@ def _in_one_way(value: str) -> str:
 
 def _load(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
     except (OSError, ValueError, RecursionError):
         return None
 

@@ -204,7 +204,11 @@ def _with_objectives(parts: Parts, best: Best, names: Sequence[str]) -> dict[str
     loggers, trainer.loggers = trainer.loggers, []  # the log is of the training
     try:
         found = trainer.validate(
-            parts.module, parts.datamodule, ckpt_path=str(best.path), verbose=False
+            parts.module,
+            parts.datamodule,
+            ckpt_path=str(best.path),
+            verbose=False,
+            weights_only=True,
         )
     finally:
         trainer.loggers = loggers

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.config.errors import ConfigError, explain
 from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.cli.jobs.task import build_module
 from lightning_peft.cli.runs.summary import write_json
+from lightning_peft.cli.trust.recorded import read_config
+from lightning_peft.cli.trust.words import NOBODY, Trust
 from lightning_peft.evaluation.outputs import Outputs
+from lightning_peft.files.plain_file import NotPlainError, check_plain, read_text
+from lightning_peft.files.writing import CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,20 +80,21 @@ def write_facts(directory: Path, datamodule: Any, outputs: Outputs | None = None
     write_json(directory / FACTS, facts)
 
 
-def load_run(directory: Path, *, calibrated: bool | None = None) -> Served:
+def load_run(directory: Path, *, calibrated: bool | None = None, trust: Trust = NOBODY) -> Served:
     """Load the model of a run from its adapter, or from its best checkpoint if it has none.
 
     Args:
         directory: The run's directory.
         calibrated: Whether logits are divided by the temperature of the run; by default as in
             its test.
+        trust: What the user vouches for in the config of the run.
 
     Returns:
         The model.
 
     Raises:
-        ConfigError: If files of a run are missing or broken, or it has no temperature and
-            ``calibrated`` is true.
+        ConfigError: If files of a run are missing or broken, its config asks for what a recorded
+            run may not have, or it has no temperature and ``calibrated`` is true.
         PEFTError: If the adapter does not fit the backbone that the config names.
     """
     adapter, checkpoint = directory / "adapter", directory / "checkpoints" / "best.ckpt"
@@ -102,16 +108,41 @@ def load_run(directory: Path, *, calibrated: bool | None = None) -> Served:
                 f"{' and without '.join(missing)}."
             ]
         )
+    cfg = read_config(directory / "config.yaml", directory, trust)
+    facts = _read_facts(directory / FACTS)
+    outputs = _outputs(facts.get("outputs"), cfg, directory, calibrated)
+    with _described_by(directory):
+        return _load(directory, cfg, facts, outputs)
+
+
+@contextmanager
+def _described_by(directory: Path) -> Iterator[None]:
+    """Turn an error of building what a directory describes into one line."""
+    try:
+        yield
+    except Exception as error:
+        # the values of a config and of the facts may be anything, and so may the errors
+        if explain(error) is not None:
+            raise
+        told = " ".join(str(error).split())
+        raise ConfigError(
+            [
+                f"{directory}: expected a run whose model can be built, but its config.yaml and "
+                f"{FACTS} lead to {type(error).__name__}: {told:.300}. Restore the files, or "
+                "train the run again."
+            ]
+        ) from error
+
+
+def _load(directory: Path, cfg: Any, facts: Mapping[str, Any], outputs: Outputs) -> Served:
     import torch
     from hydra.utils import instantiate
-    from omegaconf import OmegaConf
 
     from lightning_peft.adaptation.loading import load_adapter
     from lightning_peft.anatomy.backbone import backbone_of
+    from lightning_peft.files.checkpoints import check_checkpoint_file
 
-    facts = _read_facts(directory / FACTS)
-    cfg: Any = OmegaConf.load(directory / "config.yaml")
-    outputs = _outputs(facts.get("outputs"), cfg, directory, calibrated)
+    adapter, checkpoint = directory / "adapter", directory / "checkpoints" / "best.ckpt"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)  # a random backbone gets the same weights
         datamodule = instantiate(cfg.data, _convert_="all")
@@ -119,8 +150,13 @@ def load_run(directory: Path, *, calibrated: bool | None = None) -> Served:
     peft = (cfg.get("callbacks") or {}).get("peft") or {}
     backbone = backbone_of(module, peft.get("backbone"))[1]
     if adapter.is_dir():
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if (adapter / name).exists():  # what is missing the reader says
+                check_plain(adapter / name, directory)
         load_adapter(backbone, adapter)
     else:
+        check_plain(checkpoint, directory)
+        check_checkpoint_file(checkpoint)
         module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
     preprocessing, transform = _prepared(datamodule, backbone, facts["preprocessing"])
     return Served(
@@ -141,7 +177,9 @@ def _read_facts(path: Path) -> Mapping[str, Any]:
         ConfigError: If the file is cut off, or written by another program.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
+    except NotPlainError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         found, wrong = {}, [f"it is not JSON ({error})"]
     else:

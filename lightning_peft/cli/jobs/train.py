@@ -21,6 +21,8 @@ from lightning_peft.cli.jobs.trial_run import check_direction, pruning_of, told
 from lightning_peft.cli.runs.occupied import this_process
 from lightning_peft.cli.runs.summary import write_summary, write_text
 from lightning_peft.cli.runs.trial import Trial
+from lightning_peft.cli.trust.recorded import problems_in
+from lightning_peft.cli.trust.words import refuse, trust_of_jobs
 
 __all__ = ["train"]
 
@@ -42,6 +44,9 @@ def train(cfg: DictConfig) -> float | list[float] | None:
         ConfigError: If the config cannot be run.
     """
     plain = check_values(cfg, known_keys(experiment_of_job()))
+    trust = trust_of_jobs()
+    if trust is not None:  # the job of a sweep that somebody else may have recorded
+        refuse(Path(cfg.output_dir), list(problems_in(plain, trust.own)))
 
     # what is heavy is imported from here on, and is no part of the time that is measured
     from lightning_peft.cli.jobs.outcome import leave_files, leave_pruned
@@ -69,7 +74,7 @@ def _run(
         write_text(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         # a comparison shows this run while it is under way, and if it is killed
         write_summary(directory, cfg, status="running", process=this_process())
-    parts.trainer.fit(parts.module, parts.datamodule, ckpt_path=cfg.resume)
+    parts.trainer.fit(parts.module, parts.datamodule, ckpt_path=cfg.resume, weights_only=True)
     fitted = time.perf_counter()
     if pruning is not None and pruning.pruned is not None:
         seconds = {"fit": fitted - started, "total": fitted - started}
@@ -87,7 +92,11 @@ def _run(
     if cfg.test:
         metrics |= _floats(
             parts.trainer.test(
-                parts.module, parts.datamodule, ckpt_path=str(best.path), verbose=False
+                parts.module,
+                parts.datamodule,
+                ckpt_path=str(best.path),
+                verbose=False,
+                weights_only=True,
             )
         )
     if not parts.trainer.is_global_zero:

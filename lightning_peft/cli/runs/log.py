@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
+
+from lightning_peft.files.plain_file import open_plain
 
 __all__ = ["RATE", "Curve", "read_log", "set_aside"]
 
@@ -37,7 +40,9 @@ def read_log(directory: Path) -> dict[str, Curve]:
     found: dict[str, dict[float, float]] = {}
     for part in (*_earlier(path), path):  # what was done again after a checkpoint counts as it is
         try:
-            with part.open(newline="", encoding="utf-8") as file:
+            with io.TextIOWrapper(
+                open_plain(part, directory), encoding="utf-8", newline=""
+            ) as file:
                 for line in csv.DictReader(file):
                     _add(found, line)
         except (OSError, ValueError, csv.Error):  # such as half a file: what was read is kept

@@ -21,6 +21,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.job_config import asked
+from lightning_peft.files.plain_file import check_plain, read_text
 
 __all__ = [
     "FILE",
@@ -173,6 +174,9 @@ def _leave(path: Path) -> None:
 
 def _locked(path: Path, patience: float) -> BaseFileLock:
     """Lock a file next to a path; without locks, by the existence of another file."""
+    for name in (path, Path(f"{path}.lock")):  # opening one to lock it would empty what it leads to
+        if os.path.lexists(name):
+            check_plain(name)
     lock: BaseFileLock = FileLock(f"{path}.lock", thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire(timeout=patience)
@@ -187,7 +191,7 @@ def _locked(path: Path, patience: float) -> BaseFileLock:
 def _read(path: Path) -> dict[str, Any]:
     """Return the process that has the directory; ``{}`` if it is not recorded."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -15,6 +15,7 @@ from lightning_peft.cli.config.objectives import better
 from lightning_peft.cli.runs.occupied import holder_of
 from lightning_peft.evaluation.metric_names import MAIN
 from lightning_peft.files.atomic import written_whole
+from lightning_peft.files.plain_file import read_text
 
 __all__ = [
     "FILE",
@@ -159,7 +160,7 @@ def read_summary(directory: Path) -> dict[str, Any]:
         directory: The directory of the run.
     """
     try:
-        content = json.loads((directory / FILE).read_text(encoding="utf-8"))
+        content = json.loads(read_text(directory / FILE))
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}

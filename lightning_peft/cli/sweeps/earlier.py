@@ -15,6 +15,8 @@ from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.job_config import as_written, asked, config_in
 from lightning_peft.cli.runs.occupied import is_other_rank
 from lightning_peft.cli.runs.summary import read_summary
+from lightning_peft.cli.trust.recorded import parse_plain
+from lightning_peft.files.plain_file import read_text
 
 __all__ = ["CONFIG", "LAST", "Earlier", "earlier_run", "identity", "refuse_finished"]
 
@@ -141,8 +143,8 @@ def _recorded(path: Path, now: Any) -> Any:
 
     reason = "it is cut off"
     try:
-        text = path.read_text(encoding="utf-8")
-        config = OmegaConf.create(text)
+        text = read_text(path)
+        config = parse_plain(text)
         ended = OmegaConf.is_dict(config) and text.endswith("\n")
         if ended and (LAST_KEY in config or LAST_KEY not in now):
             return config

@@ -21,6 +21,7 @@ from lightning_peft.cli.runs.summary import record_death, write_json
 from lightning_peft.cli.sweeps.record import quoted
 from lightning_peft.cli.sweeps.sweep import OF_A_JOB, job_environment, single_job_arguments
 from lightning_peft.errors import PEFTError
+from lightning_peft.files.plain_file import read_text
 
 __all__ = ["JobDied", "LeaveResult", "command_line", "run_fresh"]
 
@@ -74,7 +75,7 @@ def run_fresh(cfg: Any, hydra: Any, directory: Path, module: str | None, resume:
         record_death(directory, cfg, f"the process of the job {ended}")
         raise JobDied(f"job #{hydra.job.num} {ended}; its log is in {directory}")
     try:
-        value = json.loads(result.read_text(encoding="utf-8"))["value"]
+        value = json.loads(read_text(result))["value"]
     except FileNotFoundError:
         value = None
     result.unlink(missing_ok=True)

@@ -6,16 +6,21 @@ import json
 import math
 import re
 import shlex
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.runs.summary import FILE as SUMMARY
+from lightning_peft.errors import PEFTError
+from lightning_peft.files.plain_file import NotPlainError, read_text
 
 __all__ = [
     "FILE",
     "Standing",
+    "arguments_of",
     "check_directory",
     "check_kind",
     "count_jobs",
@@ -25,6 +30,7 @@ __all__ = [
     "read_record",
     "sweep_of",
     "swept",
+    "to_continue",
     "told",
     "what_to_do",
     "words_of",
@@ -70,7 +76,7 @@ def read_record(directory: Path) -> dict[str, Any] | None:
     """
     path = directory / FILE
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path))
         if not isinstance(record["overrides"], list):
             raise TypeError("overrides")
     except FileNotFoundError:
@@ -82,7 +88,7 @@ def read_record(directory: Path) -> dict[str, Any] | None:
                 ]
             ) from None
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             [
                 f"{path} does not say which sweep {directory} holds ({type(error).__name__}): it "
@@ -133,24 +139,31 @@ def _kind(record: dict[str, Any]) -> str | None:
 def what_to_do(directory: Path) -> str:
     """Return what to do if a directory holds another sweep."""
     return (
-        f"To resume that one: lightning-peft continue {shlex.quote(str(directory))}. Otherwise "
-        "choose another hydra.sweep.dir."
+        f"To resume that one: {to_continue(directory)}. Otherwise choose another hydra.sweep.dir."
     )
 
 
-def read_arguments(directory: Path) -> list[str]:
-    """Return the flags and overrides that resume the sweep in a directory.
+def read_arguments(directory: Path) -> dict[str, list[str]]:
+    """Return the flags and overrides that a directory records of its sweep; they are not checked.
 
     Args:
         directory: The directory of a sweep.
+
+    Returns:
+        Lists of words under ``flags``, ``overrides`` and ``hydra``.
 
     Raises:
         ConfigError: If it holds no sweep.
     """
     try:
-        record = json.loads((directory / FILE).read_text(encoding="utf-8"))
-        words = [*record["flags"], "-m", *record["overrides"], *record["hydra"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        record = json.loads(read_text(directory / FILE))
+        found = {part: record[part] for part in ("flags", "overrides", "hydra")}
+        for part, words in found.items():
+            if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+                raise TypeError(part)
+    except NotPlainError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             [
                 f"expected the directory of a sweep with a {FILE}, got {directory} "
@@ -158,7 +171,28 @@ def read_arguments(directory: Path) -> list[str]:
                 "resume=DIR/checkpoints/last.ckpt."
             ]
         ) from error
-    return [*words, f"hydra.sweep.dir={quoted(str(directory))}"]
+    return found
+
+
+def arguments_of(record: dict[str, list[str]], directory: Path) -> list[str]:
+    """Return the command line that resumes a sweep.
+
+    Args:
+        record: The result of :func:`read_arguments`, checked.
+        directory: The directory of the sweep.
+    """
+    place = f"hydra.sweep.dir={quoted(str(directory))}"
+    return [*record["flags"], "-m", *record["overrides"], *record["hydra"], place]
+
+
+def to_continue(directory: Path) -> str:
+    """Return the command that resumes the sweep in a directory, with its directories of configs."""
+    words = ["lightning-peft", "continue", shlex.quote(str(directory))]
+    with suppress(ConfigError, PEFTError):  # the command itself says what is wrong
+        flags = read_arguments(directory)["flags"]
+        for flag, value in pairwise(flags):
+            words += [flag, shlex.quote(value)] if flag == "--config-dir" else []
+    return " ".join(words)
 
 
 def quoted(text: str) -> str:
