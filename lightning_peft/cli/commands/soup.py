@@ -84,7 +84,9 @@ def _serve(options: argparse.Namespace) -> int:
     candidates = candidates_of(options)
     # imported before quiet(): Lightning gives its loggers handlers when it is imported
     importlib.import_module("lightning_peft.lightning.namespace")
-    with quiet():
+    from lightning_peft.cli.jobs.served import described_by
+
+    with quiet(), described_by(candidates[0].path.parents[1]):
         summary = _cook(candidates, options)
     console = Console()
     for line in _told(summary, options.out):

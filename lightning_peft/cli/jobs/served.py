@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from lightning_peft.backbones.data_config import DataConfig
 
-__all__ = ["FACTS", "Served", "load_run", "load_with_backbone", "write_facts"]
+__all__ = ["FACTS", "Served", "described_by", "load_run", "load_with_backbone", "write_facts"]
 
 FACTS = "serving.json"
 
@@ -111,13 +111,20 @@ def load_run(directory: Path, *, calibrated: bool | None = None, trust: Trust = 
     cfg = read_config(directory / "config.yaml", directory, trust)
     facts = _read_facts(directory / FACTS)
     outputs = _outputs(facts.get("outputs"), cfg, directory, calibrated)
-    with _described_by(directory):
+    with described_by(directory):
         return _load(directory, cfg, facts, outputs)
 
 
 @contextmanager
-def _described_by(directory: Path) -> Iterator[None]:
-    """Turn an error of building what a directory describes into one line."""
+def described_by(directory: Path) -> Iterator[None]:
+    """Turn an error of building what a directory describes into one line.
+
+    Args:
+        directory: The directory of a run.
+
+    Raises:
+        ConfigError: For an error that says nothing about the directory by itself.
+    """
     try:
         yield
     except Exception as error:
@@ -127,9 +134,9 @@ def _described_by(directory: Path) -> Iterator[None]:
         told = " ".join(str(error).split())
         raise ConfigError(
             [
-                f"{directory}: expected a run whose model can be built, but its config.yaml and "
-                f"{FACTS} lead to {type(error).__name__}: {told:.300}. Restore the files, or "
-                "train the run again."
+                f"{directory}: expected a run whose model can be built, but what it records leads "
+                f"to {type(error).__name__}: {told:.300}. Restore its files, or train the run "
+                "again."
             ]
         ) from error
 

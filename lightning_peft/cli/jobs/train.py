@@ -66,6 +66,7 @@ def _run(
 ) -> float | list[float] | None:
     started = time.perf_counter()
     directory = Path(cfg.output_dir)
+    _check_resume(cfg.resume)
     trial = Trial.of_environment()
     pruning = pruning_of(cfg, trial)
     parts = build(cfg, [pruning] if pruning else [])
@@ -103,6 +104,16 @@ def _run(
         return None
     seconds = {"fit": fitted - started, "total": time.perf_counter() - started}
     return told(leave_files(cfg, parts, best, metrics, seconds))
+
+
+def _check_resume(checkpoint: Any) -> None:
+    """Refuse a checkpoint that is cut off or holds code, before anything is built."""
+    from lightning_peft.files.checkpoints import check_checkpoint_file
+
+    # a sharded one is a directory; what Lightning finds by a word, or is missing, it says itself
+    path = Path(str(checkpoint))
+    if checkpoint is not None and path.exists() and not path.is_dir():
+        check_checkpoint_file(path)
 
 
 def _keep_temperature(path: Path, temperature: float) -> None:

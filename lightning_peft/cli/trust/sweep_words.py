@@ -34,7 +34,7 @@ SUBDIR = re.compile(
     r"(?:[\w=,.+/-]|\$\{(?:hydra:)?[\w.]+\})*",
     flags=re.ASCII,
 )
-"""A directory below that of the sweep: it begins with no slash and holds no value that is a path."""
+"""A directory below that of the sweep: no slash in front, and no values that are paths."""
 
 PLACES = ("data.root", "data.labels", "data.backbone", "model.backbone", "resume")
 """Keys whose value may be a path anywhere: it is read, as data."""

@@ -40,7 +40,16 @@ def member(run, tmp_path):
 
 
 def candidates(*directories, out="soup"):
-    return candidates_of(Namespace(directories=directories, out=Path(out), top_k=None, metric=None))
+    return candidates_of(
+        Namespace(
+            directories=directories,
+            out=Path(out),
+            top_k=None,
+            metric=None,
+            trust=False,
+            config_dir=[],
+        )
+    )
 
 
 def trained(path):
