@@ -23,7 +23,7 @@ import time
 import traceback
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from io import StringIO
@@ -36,8 +36,8 @@ from fuzz_run_mutations import OFTEN, RUN, RUNS, TIMES
 from lightning_peft.cli import main as lightning_peft
 from lightning_peft.errors import MissingExtraError, PEFTError
 
-SECONDS = 30
-"""After which a command hangs."""
+SECONDS, WAITING = 30, 120
+"""Seconds of computing, and of any kind, after which a command hangs."""
 ROOM = 4 << 30
 """Bytes of address space beyond those at the start; more is a finding, not a dead machine."""
 DRAWN = 0.1
@@ -58,14 +58,24 @@ TINY = (
 )  # fmt: skip
 
 
+COMMANDS = ("export", "predict", "soup", "compare", "against", "continue")
+"""The commands, in the order in which they get a directory: the last writes there."""
+
+
 class Hang(BaseException):
     """A command that took too long; no ``except Exception`` stops it."""
 
 
-def good_sweep(directory: Path) -> Path:
-    """Write the directory of a sweep of two runs."""
+def good_sweep(directory: Path, runs: int = 2) -> Path:
+    """Write the directory of a sweep of one run or two."""
     sweep = directory / "good"
-    status, told = _quietly("-m", *TINY, "method=lora", "lr=1e-3,1e-2", f"hydra.sweep.dir={sweep}")
+    status, told = _quietly(
+        "-m",
+        *TINY,
+        "method=lora",
+        f"lr={','.join(('1e-3', '1e-2')[:runs])}",
+        f"hydra.sweep.dir={sweep}",
+    )
     if status != 0:
         raise SystemExit(told)
     return sweep
@@ -115,6 +125,7 @@ class Fuzzer:
 
     directory: Path
     seed: int
+    only: Sequence[str] = COMMANDS
     outcomes: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     findings: list[dict[str, Any]] = field(default_factory=list)
     directories: int = 0
@@ -125,12 +136,12 @@ class Fuzzer:
         os.environ[CANARY] = str(self.canary)
         self.victim = outside_of(self.directory)
         self.images = pictures(self.directory)
-        self.good = good_sweep(self.directory)
+        self.good = good_sweep(self.directory, 2 if "soup" in self.only else 1)
         self.now = self.directory / "now"
         self.before = _content(self.victim.parent)
         self._renew()
-        for command in self.commands:  # what is imported late counts to nobody
-            status, told = self.commands[command](True)
+        for command in self.only:  # what is imported late counts to nobody
+            status, told = self.commands[command](self.only == COMMANDS)
             if status != 0:
                 raise SystemExit(f"{command} of the good directory ended with {status}:\n{told}")
 
@@ -196,8 +207,8 @@ class Fuzzer:
             mutate, commands = RUNS[name]
             self._renew()
             mutate(rng, self.now / "sweep", self.victim)
-            drawn = rng.random() < DRAWN
-            for command in sorted(commands, key=lambda each: each == "continue"):  # which writes
+            drawn = rng.random() < DRAWN and self.only == COMMANDS
+            for command in (each for each in self.only if each in commands):
                 with self._watched(name, f"{number}: {name}, {command}"):
                     status, told = self.commands[command](drawn)
                     self._judge(name, f"{number}: {name}, {command}", command, status, told)
@@ -217,7 +228,8 @@ class Fuzzer:
     @contextmanager
     def _watched(self, group: str, what: str) -> Iterator[None]:
         start = time.perf_counter()
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, WAITING)
         _seen.clear()
         _inside.append(str(self.now))
         try:
@@ -226,6 +238,7 @@ class Fuzzer:
             self.outcomes[group][type(error).__name__] += 1
             self._find(what, f"{type(error).__name__}: {error}", traceback.format_exc(limit=-6))
         finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
             _inside.clear()
         self.worst = max(self.worst, (time.perf_counter() - start, what))
@@ -292,7 +305,7 @@ def _is_harmless(event: str, arguments: tuple[Any, ...]) -> bool:
 
 
 def _alarm(number: int, frame: Any) -> None:
-    raise Hang(f"more than {SECONDS} s")
+    raise Hang("a command takes too long")
 
 
 def _print_table(report: dict[str, Any]) -> None:
@@ -315,20 +328,22 @@ def _print_table(report: dict[str, Any]) -> None:
     console.print(f"findings: {len(report['findings'])}")
 
 
-def fuzz(directories: int, seed: int, first: int = 0) -> dict[str, Any]:
+def fuzz(
+    directories: int, seed: int, first: int = 0, only: Sequence[str] = COMMANDS
+) -> dict[str, Any]:
     """Give out a number of damaged directories, starting at the first, and return the results."""
     global _hooked
     if not _hooked:  # a hook stays until the process ends
         sys.addaudithook(_audit)
         _hooked = True
-    before = signal.signal(signal.SIGALRM, _alarm)
+    before = [signal.signal(name, _alarm) for name in (signal.SIGALRM, signal.SIGPROF)]
     stop = signal.signal(signal.SIGTERM, signal.default_int_handler)
     bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     path, place = list(sys.path), Path.cwd()
     try:
         with tempfile.TemporaryDirectory() as directory:
             os.chdir(directory)
-            fuzzer = Fuzzer(Path(directory).resolve(), seed)
+            fuzzer = Fuzzer(Path(directory).resolve(), seed, only)
             with suppress(KeyboardInterrupt):  # what was done until then is told
                 fuzzer.run(directories, first)
             return fuzzer.report()
@@ -337,7 +352,8 @@ def fuzz(directories: int, seed: int, first: int = 0) -> dict[str, Any]:
         tempfile.tempdir = None
         sys.path[:] = path
         sys.dont_write_bytecode = bytecode
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGALRM, before[0])
+        signal.signal(signal.SIGPROF, before[1])
         signal.signal(signal.SIGTERM, stop)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_peft.cli.config.errors import explain
 from lightning_peft.cli.config.paths import conf_dir
+from lightning_peft.cli.trust.printable import printable
 from lightning_peft.errors import near
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ def _report(failures: Sequence[Failure], wants_all: bool) -> int:
             traceback.print_exception(error)
         where = f"{directory}: " if directory else ""
         for line in (text or f"the job failed with {type(error).__name__}: {error}").splitlines():
-            print(f"lightning-peft: {where}{line}", file=sys.stderr)
+            print(f"lightning-peft: {printable(where + line)}", file=sys.stderr)
     return status
 
 

@@ -81,7 +81,7 @@ def candidates_of(options: argparse.Namespace) -> list[Candidate]:
             try:
                 config = read_config(run.directory / "config.yaml", run.directory, trust)
                 found += [Candidate(check_plain(path, run.directory), config) for path in paths]
-            except PEFTError as error:
+            except (PEFTError, OSError) as error:  # such as a link to nothing
                 problems.append(str(error))
     if problems:
         raise ConfigError(problems)

@@ -12,6 +12,7 @@ from lightning_peft.cli.comparing.swept import swept_numbers
 from lightning_peft.cli.comparing.tables import as_csv, as_json, comparison_table, more_grids
 from lightning_peft.cli.comparing.wording import told
 from lightning_peft.cli.runs.summary import write_json, write_text
+from lightning_peft.cli.trust.printable import printable
 from lightning_peft.errors import MissingExtraError
 
 __all__ = ["compare"]
@@ -59,9 +60,10 @@ def _publish(comparison: Comparison, output: Path) -> None:
         for state in row.unfinished:
             console.print(f"not finished: {row.label}, {state}", style="yellow", markup=False)
     for path in comparison.unreadable:
-        console.print(f"not a summary, left out: {path}", style="yellow", markup=False)
+        told_path = printable(str(path))
+        console.print(f"not a summary, left out: {told_path}", style="yellow", markup=False)
     for line in _files(comparison, output):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _files(comparison: Comparison, output: Path) -> list[str]:

@@ -118,7 +118,7 @@ class Run:
         """Return the state of an unfinished run in words."""
         who = "no seed" if self.seed is None else f"seed {self.seed}"
         if self.status == "failed":
-            return f"{who}: {self.error or 'unknown error'} (in {self.directory})"
+            return f"{who}: {self.error or 'unknown error'} (in {printable(str(self.directory))})"
         if self.status == "running" and self.started is not None:
             minutes = max(0.0, time.time() - self.started) / 60
             return f"{who}: running for {minutes:.0f} min"

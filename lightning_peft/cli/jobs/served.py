@@ -28,8 +28,11 @@ __all__ = ["FACTS", "Served", "described_by", "load_run", "load_with_backbone", 
 
 FACTS = "serving.json"
 
+MOST_CLASSES = 1_000_000
+"""More would only ask for memory."""
+
 FITS: Mapping[str, Callable[[Any], bool]] = {
-    "num_classes": lambda n: isinstance(n, int) and n > 0,
+    "num_classes": lambda n: isinstance(n, int) and 0 < n <= MOST_CLASSES,
     "class_names": lambda names: names is None or isinstance(names, list),
     "preprocessing": lambda config: config is None or isinstance(config, Mapping),
 }

@@ -26,6 +26,7 @@ from lightning_peft.cli.sweeps.record import FILE, count_jobs, describe, swept
 from lightning_peft.cli.sweeps.search.check import check_search
 from lightning_peft.cli.sweeps.search.study import prepare_search
 from lightning_peft.cli.sweeps.state import STATE
+from lightning_peft.cli.trust.printable import printable
 
 __all__ = ["WholeSweep", "job_line"]
 
@@ -84,7 +85,7 @@ class WholeSweep(Callback):
         words = [str(word) for word in config.hydra.overrides.task]
         apart = [word for word in words if word.partition("=")[0] in self.swept]
         line = job_line(config.hydra.job.num, self.jobs, apart or words, before, self.seconds)
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
         self._counts = before.summary is None
         if before.summary is not None:
             total = (before.summary.get("seconds") or {}).get("total")
@@ -116,7 +117,7 @@ def _refusing() -> Iterator[None]:
         log.debug("the command was refused", exc_info=error)
         told = explain(error) or f"{type(error).__name__}: {' '.join(str(error).split())}"
         for line in told.splitlines():
-            print(f"lightning-peft: {line}", file=sys.stderr)
+            print(f"lightning-peft: {printable(line)}", file=sys.stderr)
         raise SystemExit(REFUSED) from None
 
 

@@ -20,6 +20,8 @@ __all__ = ["REACHES_OUT", "parse_plain", "problems_in", "read_config"]
 MOST_BYTES = 4 << 20
 MOST_DEPTH = 60
 MOST_NODES = 50_000
+MOST_LAYERS = 1_000
+MOST_SIZE = 100_000
 
 TAGS = (None, *(f"tag:yaml.org,2002:python/object/apply:pathlib.{kind}" for kind in (
     "Path", "PosixPath", "WindowsPath")))  # fmt: skip
@@ -105,6 +107,16 @@ def parse_plain(text: str) -> Any:
     return config
 
 
+def _is_too_large(key: str, value: Any) -> bool:
+    """Whether a number of a backbone would only take time and memory, such as a billion layers."""
+    if "backbone_kwargs." not in key:
+        return False
+    counts = any(word in key.lower() for word in ("block", "depth", "layer", "stage"))
+    numbers = value if isinstance(value, list) else [value]
+    most = MOST_LAYERS if counts else MOST_SIZE
+    return any(isinstance(number, int | float) and abs(number) > most for number in numbers)
+
+
 def problems_in(node: Any, own: frozenset[str] = frozenset(), key: str = "") -> Iterator[str]:
     """Yield every problem of a config: what it may not build, and what is not written by a run.
 
@@ -127,6 +139,8 @@ def problems_in(node: Any, own: frozenset[str] = frozenset(), key: str = "") -> 
                 why = REACHES_OUT[str(name)]
                 yield f"{dotted}: expected no such setting in a recorded run: it {why}"
             else:
+                if _is_too_large(dotted, item):
+                    yield f"{dotted}: expected a size that a model has, got {item!r:.40}"
                 yield from problems_in(item, own, dotted)
     elif isinstance(node, str) and "${" in node:
         yield f"{key}: expected a value as a run writes it, resolved, got {node!r:.80}"

@@ -74,7 +74,7 @@ def test_all_that_a_run_may_not_build_is_named_at_once():
     config = {
         "data": {"_target_": "torch.hub.load", "x": [{"_target_": "os.system"}]},
         "model": {"_target_": "lightning_peft.ImageClassifier",
-                  "backbone_kwargs": {"checkpoint_path": "x",
+                  "backbone_kwargs": {"checkpoint_path": "x", "depth": 10**9, "depths": [2, 10**6],
                   "img_size": 8, "pretrained_cfg": None},
                   "optimizer": {"_target_": "torch.optim.AdamW", "_partial_": True}},
         "method": {"_target_": "lightning_peft.LoRA", "_args_": [{"_target_": {"a": 1}}]},
@@ -85,11 +85,13 @@ def test_all_that_a_run_may_not_build_is_named_at_once():
     told = list(problems_in(config))
     assert [problem.partition(":")[0] for problem in told] == [
         "data._target_", "data.x[0]._target_", "model.backbone_kwargs.checkpoint_path",
+        "model.backbone_kwargs.depth", "model.backbone_kwargs.depths",
         "method._args_[0]._target_", "seed", "callbacks", "_target_",
     ]  # fmt: skip
     assert "got torch.hub.load" in told[0]
     assert "it reads a file that it names" in told[2]
-    assert "resolved, got" in told[4]
+    assert "a size that a model has, got 1000000000" in told[3]
+    assert "resolved, got" in told[6]
 
 
 @pytest.fixture

@@ -69,49 +69,46 @@ def test_what_people_sweep_over_is_taken():
     [
         *("model._target_=os.system", "model._target_=os.system,lightning_peft.ImageClassifier"),
         *(f"+callbacks.x={CALL}", f"+callbacks.x=[[{CALL}]]", f"+a=choice({CALL},1)"),
-        *(f"a=shuffle({CALL},1)"),
+        f"a=shuffle({CALL},1)",
         *(f"+a={{b: {CALL}}}", "+data._target_='torch.hub.load'", "+data={_target_: [os.system]}"),
         *("+hydra.callbacks.x._target_=a.b", "model@hydra.callbacks.x=timm"),
-        *("hydra/launcher=joblib"),
+        "hydra/launcher=joblib",
         *("lr=${oc.env:HOME}", "data='${oc.create:\"{_target_: os.system}\"}'", "lr='${a:${b}}'"),
         *("output_dir=elsewhere", "callbacks.best.dirpath=x", "logger.csv.save_dir=/x"),
-        *("data.cache=/x"),
+        "data.cache=/x",
         *("logger.mlflow.tracking_uri=http://x", "name=http://x", "name=/etc"),
         *("name=a/../../b", "name=~/x"),
         *("method=../../x", "seed='0/../../x'", "seed=a", "+experiment=/tmp/x"),
-        *("shots='1/../../..'"),
+        "shots='1/../../..'",
         *("model.backbone_kwargs={checkpoint_path: x}", "+method.megatron_core=os"),
         *("+model.backbone_kwargs.trust_remote_code=true", "seed=range(0,1000000000)"),
-        *("seed=range(9)"),
         *("-m", "--cfg", "", "a=[", "a" * 30_000 + "=1"),
     ],
 )  # fmt: skip
 def test_what_a_job_may_not_be_told_is_refused(word):
-    found = problems([word]) if word != "seed=range(9)" else ["x"]
-    assert found
-    assert ": expected" in found[0] or found == ["x"]
+    assert ": expected" in problems([word])[0]
 
 
 @pytest.mark.parametrize(
     "word",
     [
         *("hydra.job.env_set.LD_PRELOAD=x", f"+hydra.callbacks.x={CALL}"),
-        *("hydra.launcher.setup=[id]"),
+        "hydra.launcher.setup=[id]",
         *("hydra.launcher._target_=a.b", "hydra.launcher.module=os", "hydra.launcher.python=sh"),
         *("hydra.launcher.partition='a\nid'", "hydra.job_logging.handlers.file.filename=/x"),
         *("hydra.hydra_logging={x: {(): os.system}}", "hydra.sweep.subdir=../../x"),
-        *("hydra.sweep.dir=/x"),
+        "hydra.sweep.dir=/x",
         *("hydra.sweep.subdir=/x", "hydra.sweep.subdir=${data.root}"),
         *("hydra.sweep.subdir=~", "hydra.run.dir=x"),
-        *("hydra.sweep.subdir=x${hydra:job.override_dirname}"),
-        *("hydra.sweep.subdir=x${oc.env:HOME}"),
+        "hydra.sweep.subdir=x${hydra:job.override_dirname}",
+        "hydra.sweep.subdir=x${oc.env:HOME}",
         *("hydra.searchpath=[/x]", "hydra.searchpath=[pkg://x]", "hydra.searchpath=/x"),
         *("hydra.sweeper._target_=x.y", f"hydra.sweeper.sampler={CALL}"),
-        *("hydra.sweeper.sampler._target_=x"),
+        "hydra.sweeper.sampler._target_=x",
         *("hydra.sweeper.storage=sqlite:////etc/x", "hydra.sweeper.storage=mysql://x"),
-        *("hydra.job.name=../x"),
-        *("hydra.sweeper.params={model._target_: os.system}"),
-        *("+hydra.sweeper.params.output_dir=/x"),
+        "hydra.job.name=../x",
+        "hydra.sweeper.params={model._target_: os.system}",
+        "+hydra.sweeper.params.output_dir=/x",
         *("+hydra.sweeper.params.a='${evil}'", "hydra.output_subdir=../x", "hydra.mode=RUN"),
         *("hydra/launcher=../x", "hydra/callbacks=x", "hydra.runtime.output_dir=/x"),
     ],
