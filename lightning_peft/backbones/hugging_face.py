@@ -34,7 +34,7 @@ def load_tokenizer(name: str) -> Any:
     transformers = require("transformers", EXTRA)
     name = _checked_name(name)
     with _quietly(transformers), _finding(name, "a tokeniser"):
-        found = transformers.AutoTokenizer.from_pretrained(name)
+        found = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if found.pad_token is None:
         raise DataError(
             f"Expected a tokeniser with a padding token, got that of '{name}', which has none: the "
@@ -60,7 +60,10 @@ def load_config(name: str, num_outputs: int, options: Mapping[str, Any]) -> Any:
     name = _checked_name(name)
     with _quietly(transformers), _finding(name, "a model"):
         config, unused = transformers.AutoConfig.from_pretrained(
-            name, num_labels=num_outputs, return_unused_kwargs=True, **options
+            name,
+            num_labels=num_outputs,
+            return_unused_kwargs=True,
+            **{"trust_remote_code": False, **options},  # by default transformers asks
         )
     if unused:
         known = [key for key in config.to_dict() if not key.startswith("_")]

@@ -114,7 +114,7 @@ def main(args: Sequence[str]) -> int:
         _say_how_to_go_on()
         return INTERRUPTED
     except Exception as error:
-        status = _report([*failures, Failure(error)], wants_all)
+        status = _report([*failures, Failure(_of_a_file(error))], wants_all)
         if isinstance(error, RuntimeError):  # such as a process that died
             _compare_what_there_is()
             _say_how_to_go_on()
@@ -167,6 +167,16 @@ def _in_own_process(cfg: DictConfig, before: Earlier, failures: list[Failure]) -
         failures.append(Failure(error, str(directory)))
         return float("nan")
     return value
+
+
+def _of_a_file(error: Exception) -> Exception:
+    """Return an error of Hydra's own files, such as a directory in the place of one, in words."""
+    if not isinstance(error, OSError) or error.filename is None or explain(error) is not None:
+        return error
+    from lightning_peft.cli.config.errors import ConfigError
+
+    told = f"{error.filename}: cannot be written ({error.strerror}). Remove what is in its place."
+    return ConfigError([told]).with_traceback(error.__traceback__)
 
 
 def _failed_in_sweep(failures: Sequence[Failure]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -192,6 +193,8 @@ def _row_problems(
             found.append(
                 f"line {line}: same text as line {first[name]}, other label: '{name[:40]}'"
             )
+        elif root is not None and _leads_out(root, name):
+            found.append(f"line {line}: expected a file below {root}, got {name}")
         elif root is not None and not (root / name).is_file():
             found.append(f"line {line}: missing file {root / name}")
         first.setdefault(name, line)
@@ -199,6 +202,12 @@ def _row_problems(
         if split not in SPLITS:
             found.append(f"line {line}: split '{split}'. {near(split, SPLITS)}")
     return found
+
+
+def _leads_out(root: Path, name: str) -> bool:
+    """Whether a name leads out of a folder; a link in the folder was put there by its owner."""
+    top = os.path.abspath(root)
+    return os.path.commonpath([top, os.path.abspath(os.path.join(top, name))]) != top
 
 
 def _found_task(cells: Sequence[Sequence[str]], columns: Sequence[str], path: Path) -> Task:

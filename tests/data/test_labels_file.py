@@ -202,3 +202,24 @@ def test_folders_with_one_output(folder):
     data = ImageFolderDataModule(folder, backbone=GRAY, task="binary")
     with pytest.raises(DataError, match=r"two class folders for task='binary', got 3"):
         data.setup()
+
+
+def test_a_file_elsewhere_is_no_image_of_the_folder(folder, tmp_path):
+    (tmp_path.parent / "secret.png").touch()
+    path = folder / "labels.csv"
+    names = [
+        "../secret.png",
+        "../../secret.png",
+        "/etc/passwd",
+        "a/../../secret.png",
+        "a/../a/0.png",
+    ]
+    path.write_text("file,label\n" + "".join(f"{name},x\n" for name in [*names, "a/1.png"]))
+    with pytest.raises(
+        DataError, match=r"line 2: expected a file below .*, got \.\./secret.png"
+    ) as info:
+        read_labels(path, folder)
+    assert str(info.value).count("expected a file below") == 4
+    (folder / "own.png").symlink_to(folder / "a" / "0.png")
+    path.write_text(f"file,label\n{folder / 'a' / '1.png'},x\nown.png,y\n")
+    assert read_labels(path, folder).names == ("x", "y")
