@@ -32,6 +32,7 @@ from lightning_peft.lightning.half_precision import refuse_replaced_layers
 from lightning_peft.lightning.hooks import after_configure_model, after_hook, before_configure_model
 from lightning_peft.lightning.random_resume import resume_random_state
 from lightning_peft.lightning.sharded_checkpoint import TrainedOnlyLoad
+from lightning_peft.lightning.standing import note_backbone, standing_backbone
 from lightning_peft.methods.base import Method
 from lightning_peft.methods.memory import check_memory
 
@@ -90,7 +91,7 @@ class Attachment:
             TargetError: If there is no backbone, or if there are several and ``backbone`` does not
                 say which.
         """
-        path, backbone = backbone_of(pl_module, self.backbone)
+        path, backbone = standing_backbone(pl_module, self.backbone)
         standing = find_adaptation(backbone)
         if standing is None:
             # merged into the weights, say: a new adapter would change its outputs
@@ -115,7 +116,7 @@ class Attachment:
             MethodError: From :func:`adapt`, or if the backbone is sharded.
             TargetError: As for a call.
         """
-        path, backbone = backbone_of(pl_module, self.backbone)
+        path, backbone = standing_backbone(pl_module, self.backbone)
         _refuse_shards(pl_module, path, backbone)
         adapt(
             backbone,
@@ -127,6 +128,7 @@ class Attachment:
             memory=self.memory or "default",
             adapter_dtype=self.adapter_dtype,
         )
+        note_backbone(pl_module, path)
 
 
 def attach(pl_module: nn.Module, attachment: Attachment) -> None:
@@ -184,11 +186,13 @@ def restore_adaptations(
             )
         )
         method = made[-1].method
+        if len(recorded["adaptations"]) == 1:
+            note_backbone(pl_module, path)
         attach(
             pl_module,
             Attachment(
                 method,
-                backbone=path or None,
+                backbone=path,
                 head=made[-1].head or False,
                 also_train=made[-1].also_train,
                 batchnorm=made[-1].batchnorm,  # type: ignore[arg-type]
