@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_peft.adaptation.adapt import adapt
 from lightning_peft.adaptation.checks import Checks
+from lightning_peft.adaptation.elsewhere import trained_elsewhere, trains_outside
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation, find_adaptations
 from lightning_peft.adaptation.loading import adapt_from_description
 from lightning_peft.adaptation.precision import AdapterDtype, as_dtype
@@ -118,16 +119,17 @@ class Attachment:
         """
         path, backbone = standing_backbone(pl_module, self.backbone)
         _refuse_shards(pl_module, path, backbone)
-        adapt(
-            backbone,
-            self.method,
-            head=self.head,
-            also_train=self.also_train,
-            batchnorm=self.batchnorm,
-            backbone_dropout=self.backbone_dropout,
-            memory=self.memory or "default",
-            adapter_dtype=self.adapter_dtype,
-        )
+        with trained_elsewhere(trains_outside(pl_module, backbone)):
+            adapt(
+                backbone,
+                self.method,
+                head=self.head,
+                also_train=self.also_train,
+                batchnorm=self.batchnorm,
+                backbone_dropout=self.backbone_dropout,
+                memory=self.memory or "default",
+                adapter_dtype=self.adapter_dtype,
+            )
         note_backbone(pl_module, path)
 
 
@@ -180,11 +182,12 @@ def restore_adaptations(
     held = _held(checkpoint.get("state_dict"))
     for path, description in recorded["adaptations"].items():
         _, backbone = backbone_of(pl_module, path) if path else ("", pl_module)
-        made.append(
-            adapt_from_description(
-                backbone, description, "the checkpoint", held, memory or "default"
+        with trained_elsewhere(trains_outside(pl_module, backbone)):
+            made.append(
+                adapt_from_description(
+                    backbone, description, "the checkpoint", held, memory or "default"
+                )
             )
-        )
         method = made[-1].method
         if len(recorded["adaptations"]) == 1:
             note_backbone(pl_module, path)
