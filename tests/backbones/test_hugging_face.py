@@ -12,6 +12,6 @@ def test_no_code_of_a_models_repository_is_run(tmp_path):
     (tmp_path / "config.json").write_text(
         '{"model_type": "evil", "auto_map": {"AutoConfig": "evil.EvilConfig"}}'
     )
-    with pytest.raises(DataError, match="trust_remote_code|evil"):
+    with pytest.raises(DataError, match="contains custom code which must be executed"):
         load_config(str(tmp_path), 2, {})
     assert not (tmp_path / "canary").exists()

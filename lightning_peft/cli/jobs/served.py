@@ -199,6 +199,9 @@ def _read_facts(path: Path) -> Mapping[str, Any]:
             for key, fits in FITS.items()
             if key not in found or not fits(found[key])
         ]
+        names = found.get("class_names")
+        if not wrong and names is not None and len(names) != found["num_classes"]:
+            wrong.append(f"there are {len(names)} class_names for {found['num_classes']} classes")
     if wrong:
         raise ConfigError(
             [

@@ -162,6 +162,8 @@ def _recorded(path: Path, now: Any) -> Any:
 def _task_of(config: Any) -> str | None:
     """Return the task that a config was fitted to, if it says so."""
     model: Any = config.get("model") or {}
+    if not isinstance(model, Mapping):  # damaged: the differences say so
+        return None
     if str(model.get("_target_")).endswith("Regressor"):
         return "regression"
     task = model.get("task")

@@ -23,6 +23,9 @@ MOST_NODES = 50_000
 MOST_LAYERS = 1_000
 MOST_SIZE = 100_000
 
+PARTS = ("callbacks", "data", "logger", "method", "model", "optimizer", "schedule", "trainer")
+"""Parts of a config that hold settings."""
+
 TAGS = (None, *(f"tag:yaml.org,2002:python/object/apply:pathlib.{kind}" for kind in (
     "Path", "PosixPath", "WindowsPath")))  # fmt: skip
 """What OmegaConf writes: no tag, or that of a path, which it makes of the texts that follow."""
@@ -73,6 +76,10 @@ def read_config(path: Path, root: Path | None = None, trust: Trust = NOBODY) -> 
                 f"tampered with or of another program ({type(error).__name__}: {told:.200})."
             ]
         ) from error
+    flat = [key for key in PARTS if not isinstance(plain.get(key), Mapping | None)]
+    if flat:
+        told = "; ".join(f"{key}: expected settings, got {plain[key]!r:.60}" for key in flat)
+        raise ConfigError([f"{path}: {told}. Restore the file, or train the run again."])
     if not trust.all:
         refuse(path, list(problems_in(plain, trust.own)))
     return config
@@ -86,7 +93,7 @@ def parse_plain(text: str) -> Any:
             deeply or too large; a few lines of anchors may stand for billions of values.
         yaml.YAMLError: If it is no YAML.
     """
-    import yaml
+    import yaml  # type: ignore[import-untyped]
     from omegaconf import OmegaConf
 
     depth = nodes = documents = 0

@@ -156,6 +156,8 @@ def test_a_device_that_is_there_is_found():
         ('{"num_classes": "x", "class_names": 3, "preprocessing": null}',
          "num_classes is 'x', class_names is 3"),
         ("[]", "it has no num_classes"),
+        ('{"num_classes": 3, "class_names": ["a"], "preprocessing": null}',
+         "there are 1 class_names for 3 classes"),
     ],
 )  # fmt: skip
 def test_facts_that_are_broken_are_named(tmp_path, text, match):

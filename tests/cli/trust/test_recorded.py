@@ -53,6 +53,14 @@ def test_what_a_run_does_not_write_is_refused_in_no_time(tmp_path, monkeypatch, 
     assert not (tmp_path / "canary").exists()
 
 
+def test_parts_that_are_no_settings_are_named(tmp_path):
+    (tmp_path / "config.yaml").write_text("data: x\nmodel: 3\ntrainer: null\nseed: 0\n")
+    with pytest.raises(
+        ConfigError, match="data: expected settings, got 'x'; model: expected settings"
+    ):
+        read_config(tmp_path / "config.yaml")
+
+
 def test_a_text_of_other_bytes_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_bytes(b"x: \xff\n")
     with pytest.raises(ConfigError, match="UnicodeDecodeError"):
