@@ -18,9 +18,10 @@ import torch
 
 from lightning_peft.errors import CheckpointError
 from lightning_peft.files.atomic import written_whole
+from lightning_peft.files.patterns import strings_in
 from lightning_peft.files.plain_file import NotPlainError, check_file
 
-__all__ = ["check_checkpoint_file", "keep_hyperparameters"]
+__all__ = ["check_callback_paths", "check_checkpoint_file", "keep_hyperparameters"]
 
 _FILLED_WHEN_MADE = ("builtins bytearray", "__builtin__ bytearray")
 """Types that ``torch.load(weights_only=True)`` lets a pickle create in any size, and fill."""
@@ -69,6 +70,27 @@ def check_checkpoint_file(path: str | PathLike[str]) -> None:
         table: Any = found.get(key, {})
         if not isinstance(table, Mapping) or not all(isinstance(name, str) for name in table):
             raise CheckpointError(f"{file}: expected '{key}' to hold entries by name.")
+
+
+def check_callback_paths(path: str | PathLike[str]) -> None:
+    """Refuse a checkpoint whose callbacks remember files further up.
+
+    A callback that goes on from its state deletes what it wrote before and has replaced since.
+    Lightning looks whether that is below its directory, but not whether the path leaves it again.
+
+    Args:
+        path: A file that :func:`check_checkpoint_file` has accepted.
+
+    Raises:
+        CheckpointError: If a path in the state of a callback goes up.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("callbacks")
+    upwards = [text for text in strings_in(state) if ".." in text.replace("\\", "/").split("/")]
+    if upwards:
+        raise CheckpointError(
+            f"{path}: expected the paths of its callbacks as Lightning writes them, without '..', "
+            f"got {upwards[0]!r:.200}."
+        )
 
 
 def keep_hyperparameters(path: str | PathLike[str], **values: Any) -> None:

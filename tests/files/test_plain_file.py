@@ -3,10 +3,11 @@
 import os
 
 import pytest
+import torch
 
 from lightning_peft.errors import AdapterFileError, CheckpointError
 from lightning_peft.files.atomic import written_whole
-from lightning_peft.files.checkpoints import check_checkpoint_file
+from lightning_peft.files.checkpoints import check_callback_paths, check_checkpoint_file
 from lightning_peft.files.plain_file import (
     NotPlainError,
     check_plain,
@@ -80,3 +81,19 @@ def test_nobody_else_reads_a_file_before_it_is_whole(tmp_path):
         temporary.write_text("x")
     (tmp_path / "b.txt").touch()  # as any other program makes one
     assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode
+
+
+def test_a_resumed_callback_deletes_nothing_further_up(tmp_path):
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    here = tmp_path / "checkpoints"
+    key = ModelCheckpoint(dirpath=here).state_key
+    path = str(here / ".." / "victim.txt")
+    torch.save({"callbacks": {key: {"kth_best_model_path": path}}}, tmp_path / "last.ckpt")
+    trainer = Trainer(logger=False, accelerator="cpu", default_root_dir=tmp_path)
+    assert ModelCheckpoint(dirpath=here)._should_remove_checkpoint(trainer, path, "x"), "would"
+    with pytest.raises(CheckpointError, match=r"without '\.\.', got '.*victim.txt'"):
+        check_callback_paths(tmp_path / "last.ckpt")
+    torch.save({"callbacks": {key: {"kth_best_model_path": str(here / "a..ckpt")}}}, tmp_path / "b")
+    check_callback_paths(tmp_path / "b")
