@@ -66,6 +66,10 @@ class Hang(BaseException):
     """A command that took too long; no ``except Exception`` stops it."""
 
 
+class Stopped(BaseException):
+    """SIGTERM; what was done until then is told. Commands take a KeyboardInterrupt for their own."""
+
+
 def good_sweep(directory: Path, runs: int = 2) -> Path:
     """Write the directory of a sweep of one run or two."""
     sweep = directory / "good"
@@ -308,6 +312,10 @@ def _alarm(number: int, frame: Any) -> None:
     raise Hang("a command takes too long")
 
 
+def _stopped(number: int, frame: Any) -> None:
+    raise Stopped
+
+
 def _print_table(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -337,14 +345,14 @@ def fuzz(
         sys.addaudithook(_audit)
         _hooked = True
     before = [signal.signal(name, _alarm) for name in (signal.SIGALRM, signal.SIGPROF)]
-    stop = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop = signal.signal(signal.SIGTERM, _stopped)
     bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     path, place = list(sys.path), Path.cwd()
     try:
         with tempfile.TemporaryDirectory() as directory:
             os.chdir(directory)
             fuzzer = Fuzzer(Path(directory).resolve(), seed, only)
-            with suppress(KeyboardInterrupt):  # what was done until then is told
+            with suppress(KeyboardInterrupt, Stopped):  # what was done until then is told
                 fuzzer.run(directories, first)
             return fuzzer.report()
     finally:
