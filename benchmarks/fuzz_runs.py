@@ -67,7 +67,7 @@ class Hang(BaseException):
 
 
 class Stopped(BaseException):
-    """SIGTERM; what was done until then is told. Commands take a KeyboardInterrupt for their own."""
+    """SIGTERM: what was done until then is told. A command takes Ctrl-C for its own."""
 
 
 def good_sweep(directory: Path, runs: int = 2) -> Path:
