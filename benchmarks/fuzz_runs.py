@@ -375,6 +375,9 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="continue from this number")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     arguments = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = (
+        "1"  # a config may name a pretrained model: no download is waited for
+    )
     target = None if arguments.json is None else arguments.json.absolute()
     now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + ROOM, resource.RLIM_INFINITY))
