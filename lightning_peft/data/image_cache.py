@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_peft.atomic import A_DAY, remove_leftovers
 from lightning_peft.data.decoded import DecodedImages, Shape, decoded_name
 from lightning_peft.data.image_files import ImageTransform
 from lightning_peft.evaluation.efficiency import human_bytes
@@ -69,6 +70,7 @@ class ImageCache:
                 self._owner = _Temporary(self.directory)
             directory = self.directory
             directory.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(directory, seconds=A_DAY)
             free = shutil.disk_usage(directory).free
             there = (directory / name).exists()
             if size > free / 2 and not there:  # the rest is for checkpoints

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_peft.atomic import written_whole
 from lightning_peft.evaluation.bootstrap import Interval, intervals
 from lightning_peft.evaluation.calibration import (
     ReliabilityBin,
@@ -190,7 +191,10 @@ def _table(path: Path, kind: type, rows: Sequence[Any]) -> Path:
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with (
+        written_whole(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = RowWriter(file, "\r\n")
         writer.writerow(header)
         writer.writerows(rows)

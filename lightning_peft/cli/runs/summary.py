@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_peft.atomic import written_whole
 from lightning_peft.cli.config.errors import explain
 from lightning_peft.cli.config.objectives import better
 from lightning_peft.cli.runs.occupied import holder_of
 from lightning_peft.evaluation.metric_names import MAIN
-from lightning_peft.files.atomic import written_whole
 
 __all__ = [
     "FILE",
@@ -38,9 +38,9 @@ PACKAGES = ("lightning-peft", "torch", "lightning", "peft", "timm", "torchmetric
 
 def write_text(path: Path, text: str) -> None:
     """Write a file in one step: a crash leaves the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    content = text.encode()
+    with written_whole(path, len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, content: Any) -> None:
