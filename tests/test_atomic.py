@@ -71,12 +71,14 @@ def test_of_several_files_none_is_replaced(tmp_path, monkeypatch):
         own(file) if len(calls) < 2 else full()()
 
     monkeypatch.setattr(os, "fsync", second)
-    with (
-        pytest.raises(lp.DiskError, match="a and .*b: expected room for more than 6 bytes"),
-        written_together(paths) as temporaries,
-    ):
-        for temporary in temporaries:
-            temporary.write_text("new")
+
+    def write():
+        with written_together(paths) as temporaries:
+            for temporary in temporaries:
+                temporary.write_text("new")
+
+    with pytest.raises(lp.DiskError, match="a and .*b: expected room for more than 6 bytes"):
+        write()
     assert [path.read_text() for path in paths] == ["old", "old"]
     assert sorted(tmp_path.iterdir()) == paths
 
@@ -88,21 +90,26 @@ def test_of_several_files_none_is_replaced(tmp_path, monkeypatch):
     ids=["torch", "another"],
 )
 def test_a_writer_of_another_language_that_hides_the_reason(write, tmp_path):
-    with (
-        pytest.raises(lp.DiskError, match=r"a\.bin: expected room"),
-        written_whole(tmp_path / "a.bin") as temporary,
-    ):
-        temporary.unlink()
-        temporary.symlink_to("/dev/full")
-        write(temporary)
-        raise RuntimeError("iostream error")
+    def fails():
+        with written_whole(tmp_path / "a.bin") as temporary:
+            temporary.unlink()
+            temporary.symlink_to("/dev/full")
+            write(temporary)
+            raise RuntimeError("iostream error")
+
+    with pytest.raises(lp.DiskError, match=r"a\.bin: expected room"):
+        fails()
     assert not list(tmp_path.iterdir())
 
 
 def test_errors_of_the_writer_itself_stay_what_they_are(tmp_path):
-    with pytest.raises(ValueError, match="mine"), written_whole(tmp_path / "a") as temporary:
-        temporary.write_text("half")
-        raise ValueError("mine")
+    def fails():
+        with written_whole(tmp_path / "a") as temporary:
+            temporary.write_text("half")
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        fails()
     assert not list(tmp_path.iterdir())
     assert lacks_room(ValueError()) is None
 

@@ -1,4 +1,4 @@
-"""Checkpoints are written completely or not at all; Lightning alone is what they are compared with."""
+"""Checkpoints are written completely or not at all, with the content that Lightning writes."""
 
 import errno
 import os

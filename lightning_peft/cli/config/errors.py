@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from lightning_peft.atomic import lacks_room
 from lightning_peft.cli.config.help import default_choices, experiment_settings
 from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.errors import PEFTError, near
@@ -59,6 +60,10 @@ def explain(error: BaseException) -> str | None:
     for link in chain:  # an error of this package says by itself what was expected
         if isinstance(link, PEFTError):
             return str(link)
+    for link in chain:
+        if isinstance(link, OSError) and lacks_room(link) is not None:
+            what = link.filename or "a file"
+            return f"{what}: it cannot be written ({link.strerror}). Make room, and start again."
     from hydra.errors import HydraException, InstantiationException
     from omegaconf.errors import OmegaConfBaseException
 

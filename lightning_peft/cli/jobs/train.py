@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_peft.atomic import remove_leftovers
 from lightning_peft.cli.config.check import check_targets, check_values
 from lightning_peft.cli.config.job_config import experiment_of_job
 from lightning_peft.cli.config.known import known_keys
@@ -18,7 +19,7 @@ from lightning_peft.cli.config.quiet import quiet
 from lightning_peft.cli.config.task import check_objective, refuse_test_monitors
 from lightning_peft.cli.jobs.parts import _floats, _with_objectives, best_checkpoint, build
 from lightning_peft.cli.jobs.trial_run import check_direction, pruning_of, told
-from lightning_peft.cli.runs.occupied import this_process
+from lightning_peft.cli.runs.occupied import is_other_rank, this_process
 from lightning_peft.cli.runs.summary import write_summary, write_text
 from lightning_peft.cli.runs.trial import Trial
 
@@ -61,6 +62,8 @@ def _run(
 ) -> float | list[float] | None:
     started = time.perf_counter()
     directory = Path(cfg.output_dir)
+    if not is_other_rank():
+        remove_leftovers(directory, below=True)  # of an earlier start, which was killed
     trial = Trial.of_environment()
     pruning = pruning_of(cfg, trial)
     parts = build(cfg, [pruning] if pruning else [])
