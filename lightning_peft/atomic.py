@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from lightning_peft.errors import DiskError
+from lightning_peft.errors import DiskError, PEFTError
 
 __all__ = ["A_DAY", "lacks_room", "remove_leftovers", "written_together", "written_whole"]
 
@@ -135,7 +135,7 @@ def remove_leftovers(directory: Path, *, seconds: float = 0.0, below: bool = Fal
 def _what_is_wrong(error: Exception, aside: Mapping[Path, Path]) -> int | None:
     """Return the number of the disk's error; writers of other languages do not pass it on."""
     number = lacks_room(error)
-    if number is not None or isinstance(error, OSError):
+    if number is not None or isinstance(error, OSError | PEFTError):
         return number
     try:
         for temporary in aside.values():

@@ -122,7 +122,7 @@ def main(args: Sequence[str]) -> int:
             _say_how_to_go_on()
         return status
     status = _report(failures, wants_all) if failures else 0
-    if any(lacks_room(failure.error) is not None for failure in failures):
+    if any(_is_interrupted(failure) for failure in failures):
         _say_how_to_go_on()
     return JOB_FAILED if _failed_in_sweep(failures) else status
 
@@ -173,6 +173,16 @@ def _in_own_process(cfg: DictConfig, before: Earlier, failures: list[Failure]) -
         failures.append(Failure(error, str(directory)))
         return float("nan")
     return value
+
+
+def _is_interrupted(failure: Failure) -> bool:
+    """Whether a job can go on when there is room on the disk."""
+    from lightning_peft.cli.runs.summary import read_summary
+
+    if not failure.directory:
+        return lacks_room(failure.error) is not None
+    # one of its own process has told it there
+    return read_summary(Path(failure.directory)).get("status") in ("interrupted", "running")
 
 
 def _failed_in_sweep(failures: Sequence[Failure]) -> bool:

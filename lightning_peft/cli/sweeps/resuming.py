@@ -30,4 +30,4 @@ def how_to_resume(directory: Path, args: Sequence[str], error: BaseException) ->
     words.append(f"hydra.run.dir={quoted(str(directory))}")
     if (directory / LAST).is_file():
         words.append(f"resume={quoted(str(directory / LAST))}")
-    return f"to resume the run when there is room: lightning-peft {shlex.join(words)}"
+    return f"to resume the run: lightning-peft {shlex.join(words)}"

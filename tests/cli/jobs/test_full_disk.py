@@ -65,7 +65,7 @@ def test_a_run_that_a_full_disk_ends_is_interrupted_and_goes_on_with_its_hint(
     assert last["global_step"] == 2
 
     make_room()
-    hint = re.search(r"to resume the run when there is room: lightning-peft (.*)", err)[1]
+    hint = re.search(r"to resume the run: lightning-peft (.*)", err)[1]
     (run / "checkpoints" / ".0123456789ab.last.ckpt").write_text("of a process that was killed")
     status, _, err = train(*shlex.split(hint))
     assert status == 0, err
