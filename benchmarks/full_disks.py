@@ -108,11 +108,11 @@ def serve(disk: Path, out: Path, *words: str, sweep: bool = False) -> None:
 
 
 SCENARIOS: dict[str, Callable[..., None]] = {
-    "the command": serve,
-    "the command, a sweep": lambda *a, **k: serve(*a, **k, sweep=True),
     "Lightning": fit,
     "Lightning, asynchronous": lambda *a, **k: fit(*a, **k, asynchronous=True),
     "a feature cache": lambda *a, **k: fit(*a, **k, cache=True),
+    "the command": serve,
+    "the command, a sweep": lambda *a, **k: serve(*a, **k, sweep=True),
 }
 """What fills a disk."""
 
