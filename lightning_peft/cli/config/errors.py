@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from io import IOBase
 from typing import Any
 
 from lightning_peft.atomic import lacks_room
@@ -62,7 +63,7 @@ def explain(error: BaseException) -> str | None:
             return str(link)
     for link in chain:
         if isinstance(link, OSError) and lacks_room(link) is not None:
-            what = link.filename or "a file"
+            what = link.filename or _open_file(link) or "a file"
             return f"{what}: it cannot be written ({link.strerror}). Make room, and start again."
     from hydra.errors import HydraException, InstantiationException
     from omegaconf.errors import OmegaConfBaseException
@@ -139,6 +140,17 @@ def nodes(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             continue
         yield name, node
         yield from nodes(node, f"{name}.")
+
+
+def _open_file(error: OSError) -> str | None:
+    """Return the file that was open where an error was raised; those of writing do not name it."""
+    found, trace = None, error.__traceback__
+    while trace is not None:
+        for value in trace.tb_frame.f_locals.values():
+            if isinstance(value, IOBase) and isinstance(getattr(value, "name", None), str):
+                found = value.name
+        trace = trace.tb_next
+    return found
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
