@@ -144,11 +144,12 @@ def nodes(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _open_file(error: OSError) -> str | None:
     """Return the file that was open where an error was raised; those of writing do not name it."""
-    found, trace = None, error.__traceback__
+    found: str | None = None
+    trace = error.__traceback__
     while trace is not None:
         for value in trace.tb_frame.f_locals.values():
-            if isinstance(value, IOBase) and isinstance(getattr(value, "name", None), str):
-                found = value.name
+            name = getattr(value, "name", None) if isinstance(value, IOBase) else None
+            found = name if isinstance(name, str) else found
         trace = trace.tb_next
     return found
 

@@ -48,5 +48,7 @@ class _Call:
         except OSError as error:
             self.state["off"] = True
             kind = type(self.logger).__name__
-            log.warning("%s: off, and the training goes on: %s", kind, error)
+            # an error of writing does not name the file
+            where = "" if error.filename else f" (in {self.logger.save_dir})"
+            log.warning("%s: off, and the training goes on: %s%s", kind, error, where)
             return None

@@ -103,7 +103,7 @@ def test_other_errors_of_a_logger_stay_errors(tmp_path, caplog):
         lenient.log_metrics({}, 1)
         lenient.save()
     assert [record.getMessage() for record in caplog.records] == [
-        "Logger: off, and the training goes on: mine"
+        f"Logger: off, and the training goes on: mine (in {tmp_path})"
     ]
     copy = pickle.loads(pickle.dumps(forgiving(CSVLogger(tmp_path))))
     copy.log_metrics({"a": 1.0}, 0)
