@@ -47,7 +47,7 @@ def written_whole(path: Path, needs: int | None = None) -> Iterator[Path]:
 
     Args:
         path: The file; its directory is created if it does not exist.
-        needs: How many bytes it will have, if that is known, for the message of a full disk.
+        needs: How many bytes it will have, at least, for the message of a full disk.
 
     Yields:
         The temporary name, with the file's own suffix.
@@ -65,7 +65,7 @@ def written_together(paths: Sequence[Path], needs: int | None = None) -> Iterato
 
     Args:
         paths: The files; their directories are created if they do not exist.
-        needs: How many bytes they will have together, if that is known.
+        needs: How many bytes they will have together, at least.
 
     Yields:
         A temporary name for each.
@@ -155,8 +155,8 @@ def _refusal(number: int, paths: Sequence[Path], needs: int | None, begun: int) 
     files = "file is" if len(paths) == 1 else "files are"
     place = next(p for p in paths[0].absolute().parents if p.exists())
     free = f"{shutil.disk_usage(place).free:,} bytes"
-    room = f"more than {begun:,} bytes" if needs is None else f"{max(needs, begun):,} bytes"
-    wanted = "a place to write" if number == errno.EROFS else f"room for {room}"
+    room = f"room for at least {max(needs or 0, begun):,} bytes"
+    wanted = "a place to write" if number == errno.EROFS else room
     return DiskError(
         number,
         f"{names}: expected {wanted}, got {GOT[number].format(free=free)} "

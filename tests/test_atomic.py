@@ -37,9 +37,12 @@ def test_a_file_its_content_and_its_name_reach_the_disk_in_this_order(tmp_path, 
 @pytest.mark.parametrize(
     ("number", "told"),
     [
-        (errno.ENOSPC, r"expected room for 4,000 bytes, got a disk with [\d,]+ bytes left"),
-        (errno.EDQUOT, r"expected room for 4,000 bytes, got a quota that is used up"),
-        (errno.EFBIG, r"expected room for 4,000 bytes, got a limit on the size of a file"),
+        (
+            errno.ENOSPC,
+            r"expected room for at least 4,000 bytes, got a disk with [\d,]+ bytes left",
+        ),
+        (errno.EDQUOT, r"expected room for at least 4,000 bytes, got a quota that is used up"),
+        (errno.EFBIG, r"expected room for at least 4,000 bytes, got a limit on the size of a file"),
         (errno.EROFS, r"expected a place to write, got a disk that can only be read"),
     ],
 )
@@ -77,7 +80,7 @@ def test_of_several_files_none_is_replaced(tmp_path, monkeypatch):
             for temporary in temporaries:
                 temporary.write_text("new")
 
-    with pytest.raises(lp.DiskError, match="a and .*b: expected room for more than 6 bytes"):
+    with pytest.raises(lp.DiskError, match="a and .*b: expected room for at least 6 bytes"):
         write()
     assert [path.read_text() for path in paths] == ["old", "old"]
     assert sorted(tmp_path.iterdir()) == paths
