@@ -115,17 +115,16 @@ def lacks_room(error: BaseException) -> int | None:
     return None
 
 
-def remove_leftovers(directory: Path, *, seconds: float = 0.0, below: bool = False) -> None:
+def remove_leftovers(directory: Path, *, seconds: float = 0.0) -> None:
     """Remove the temporary files that killed processes left in a directory.
 
     Args:
         directory: The directory; no other process may be writing there, unless ``seconds`` is
             longer than a file takes.
         seconds: How old they are, at least.
-        below: Whether to look into its directories too.
     """
     with suppress(OSError):  # what cannot be read is left alone
-        for path in directory.rglob(".*") if below else directory.glob(".*"):
+        for path in directory.glob(".*"):
             if LEFTOVER.fullmatch(path.name) and path.is_file() and not path.is_symlink():
                 with suppress(OSError):  # it is gone by now
                     if time.time() - path.stat().st_mtime >= seconds:

@@ -141,6 +141,8 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path):
     os.utime(left[0], (time.time() - 61,) * 2)
     remove_leftovers(tmp_path, seconds=60)
     assert [path.exists() for path in left] == [False, True]
-    remove_leftovers(tmp_path, below=True)
+    remove_leftovers(tmp_path)
+    assert left[1].exists()
+    remove_leftovers(below)
     assert [path.exists() for path in left] == [False, False]
     assert all(path.exists() for path in kept)

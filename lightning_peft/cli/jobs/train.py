@@ -63,7 +63,9 @@ def _run(
     started = time.perf_counter()
     directory = Path(cfg.output_dir)
     if not is_other_rank():
-        remove_leftovers(directory, below=True)  # of an earlier start, which was killed
+        # of an earlier start, which was killed; runs of others may be further below
+        for place in (directory, directory / "checkpoints", directory / "adapter"):
+            remove_leftovers(place)
     trial = Trial.of_environment()
     pruning = pruning_of(cfg, trial)
     parts = build(cfg, [pruning] if pruning else [])
