@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_peft.atomic import A_DAY, remove_leftovers, written_whole
 from lightning_peft.caching.keys import KEY_BYTES
+from lightning_peft.system.atomic import A_DAY, remove_leftovers, written_whole
 
 __all__ = ["FeatureStore"]
 

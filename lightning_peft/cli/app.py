@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lightning_peft.atomic import lacks_room
 from lightning_peft.cli.config.errors import explain
 from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.errors import near
+from lightning_peft.system.atomic import lacks_room
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

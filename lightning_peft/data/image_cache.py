@@ -11,10 +11,10 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_peft.atomic import A_DAY, remove_leftovers
 from lightning_peft.data.decoded import DecodedImages, Shape, decoded_name
 from lightning_peft.data.image_files import ImageTransform
 from lightning_peft.evaluation.efficiency import human_bytes
+from lightning_peft.system.atomic import A_DAY, remove_leftovers
 
 __all__ = ["ImageCache"]
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_peft.atomic import written_whole
 from lightning_peft.evaluation.bootstrap import Interval, intervals
 from lightning_peft.evaluation.calibration import (
     ReliabilityBin,
@@ -31,6 +30,7 @@ from lightning_peft.evaluation.tables import (
     per_number_table,
 )
 from lightning_peft.evaluation.weighted import statistics_of
+from lightning_peft.system.atomic import written_whole
 
 __all__ = [
     "ClassScores",

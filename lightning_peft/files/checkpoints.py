@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from lightning_peft.atomic import written_whole
 from lightning_peft.errors import CheckpointError
+from lightning_peft.system.atomic import written_whole
 
 __all__ = ["check_checkpoint_file", "keep_hyperparameters"]
 

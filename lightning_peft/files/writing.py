@@ -19,10 +19,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_peft.atomic import written_together
 from lightning_peft.errors import AdapterFileError, DiskError
 from lightning_peft.files.description import FORMAT_VERSION
 from lightning_peft.files.peft_format import to_peft_keys
+from lightning_peft.system.atomic import written_together
 
 __all__ = ["CONFIG_FILE", "HEADER", "WEIGHTS_FILE", "versions", "write_adapter"]
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_peft.atomic import written_whole
 from lightning_peft.lightning.namespace import pl
+from lightning_peft.system.atomic import written_whole
 
 __all__ = ["WholeCheckpointIO", "write_whole_checkpoints"]
 

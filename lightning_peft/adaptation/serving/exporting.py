@@ -34,11 +34,11 @@ from lightning_peft.adaptation.serving.tracing import (
     trace,
 )
 from lightning_peft.anatomy.forward import output_of
-from lightning_peft.atomic import written_whole
 from lightning_peft.backbones.data_config import DataConfig, data_config
 from lightning_peft.errors import DiskError, ExportError, MethodError, near, require
 from lightning_peft.evaluation.outputs import Outputs
 from lightning_peft.files.writing import CONFIG_FILE, versions
+from lightning_peft.system.atomic import written_whole
 
 __all__ = ["FORMATS", "ExportReport", "card_path", "check_format", "export_model"]
 

@@ -210,8 +210,8 @@ def _header(served: Served, top: int) -> list[str]:
 
 @contextmanager
 def _csv(path: Path, header: Sequence[str]) -> Iterator[Any]:
-    from lightning_peft.atomic import written_whole
     from lightning_peft.evaluation.csv_rows import RowWriter
+    from lightning_peft.system.atomic import written_whole
 
     with (
         written_whole(path) as temporary,

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from lightning_peft.atomic import written_whole
 from lightning_peft.errors import require
+from lightning_peft.system.atomic import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from io import IOBase
 from typing import Any
 
-from lightning_peft.atomic import lacks_room
 from lightning_peft.cli.config.help import default_choices, experiment_settings
 from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.errors import PEFTError, near
+from lightning_peft.system.atomic import lacks_room
 
 __all__ = [
     "ConfigError",

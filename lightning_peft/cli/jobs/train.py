@@ -10,7 +10,6 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_peft.atomic import remove_leftovers
 from lightning_peft.cli.config.check import check_targets, check_values
 from lightning_peft.cli.config.job_config import experiment_of_job
 from lightning_peft.cli.config.known import known_keys
@@ -22,6 +21,7 @@ from lightning_peft.cli.jobs.trial_run import check_direction, pruning_of, told
 from lightning_peft.cli.runs.occupied import is_other_rank, this_process
 from lightning_peft.cli.runs.summary import write_summary, write_text
 from lightning_peft.cli.runs.trial import Trial
+from lightning_peft.system.atomic import remove_leftovers
 
 __all__ = ["train"]
 

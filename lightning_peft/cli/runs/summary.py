@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_peft.atomic import lacks_room, written_whole
 from lightning_peft.cli.config.errors import explain
 from lightning_peft.cli.config.objectives import better
 from lightning_peft.cli.runs.occupied import holder_of
 from lightning_peft.evaluation.metric_names import MAIN
+from lightning_peft.system.atomic import lacks_room, written_whole
 
 __all__ = [
     "FILE",

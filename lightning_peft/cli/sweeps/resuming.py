@@ -6,9 +6,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_peft.atomic import lacks_room
 from lightning_peft.cli.sweeps.earlier import LAST
 from lightning_peft.cli.sweeps.record import quoted
+from lightning_peft.system.atomic import lacks_room
 
 __all__ = ["how_to_resume"]
 

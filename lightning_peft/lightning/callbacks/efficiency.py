@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_peft.atomic import written_whole
 from lightning_peft.evaluation.efficiency import FlopCounter, uncompiled
 from lightning_peft.lightning.callbacks._figures import Figures, print_table, static_figures
 from lightning_peft.lightning.callbacks._steps import StepTimer
 from lightning_peft.lightning.callbacks._trainer import trainer_import
 from lightning_peft.lightning.class_names import SHARDING, is_a
 from lightning_peft.lightning.namespace import pl, pl_import
+from lightning_peft.system.atomic import written_whole
 
 __all__ = ["EfficiencyMonitor"]
 

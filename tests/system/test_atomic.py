@@ -8,7 +8,12 @@ import pytest
 import torch
 
 import lightning_peft as lp
-from lightning_peft.atomic import lacks_room, remove_leftovers, written_together, written_whole
+from lightning_peft.system.atomic import (
+    lacks_room,
+    remove_leftovers,
+    written_together,
+    written_whole,
+)
 
 
 def full(number=errno.ENOSPC):
