@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from lightning_peft.errors import CheckpointError
-from lightning_peft.files.atomic import written_whole
 from lightning_peft.files.patterns import strings_in
 from lightning_peft.files.plain_file import NotPlainError, check_file
+from lightning_peft.system.atomic import written_whole
 
 __all__ = ["check_callback_paths", "check_checkpoint_file", "keep_hyperparameters"]
 

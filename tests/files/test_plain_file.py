@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from lightning_peft.errors import AdapterFileError, CheckpointError
-from lightning_peft.files.atomic import written_whole
 from lightning_peft.files.checkpoints import check_callback_paths, check_checkpoint_file
 from lightning_peft.files.plain_file import (
     NotPlainError,
@@ -16,6 +15,7 @@ from lightning_peft.files.plain_file import (
     read_text,
 )
 from lightning_peft.files.reading import read_adapter
+from lightning_peft.system.atomic import written_whole
 
 
 def test_a_file_of_the_directory_is_read_also_by_a_link_within_it(tmp_path):

@@ -18,11 +18,12 @@ from lightning_peft.cli.config.quiet import quiet
 from lightning_peft.cli.config.task import check_objective, refuse_test_monitors
 from lightning_peft.cli.jobs.parts import _floats, _with_objectives, best_checkpoint, build
 from lightning_peft.cli.jobs.trial_run import check_direction, pruning_of, told
-from lightning_peft.cli.runs.occupied import this_process
+from lightning_peft.cli.runs.occupied import is_other_rank, this_process
 from lightning_peft.cli.runs.summary import write_summary, write_text
 from lightning_peft.cli.runs.trial import Trial
 from lightning_peft.cli.trust.recorded import problems_in
 from lightning_peft.cli.trust.words import refuse, trust_of_jobs
+from lightning_peft.system.atomic import remove_leftovers
 
 __all__ = ["train"]
 
@@ -67,6 +68,10 @@ def _run(
     started = time.perf_counter()
     directory = Path(cfg.output_dir)
     _check_resume(cfg.resume)
+    if not is_other_rank():
+        # of an earlier start, which was killed; runs of others may be further below
+        for place in (directory, directory / "checkpoints", directory / "adapter"):
+            remove_leftovers(place)
     trial = Trial.of_environment()
     pruning = pruning_of(cfg, trial)
     parts = build(cfg, [pruning] if pruning else [])
