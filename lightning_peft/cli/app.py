@@ -155,7 +155,8 @@ def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value
             log.debug("the job failed", exc_info=error)
             record_failure(cfg, error)
             hint = "" if directory else how_to_resume(Path(cfg.output_dir), args, error)
-            failures.append(Failure(error, directory, hint))
+            told = _of_a_file(error) if isinstance(error, IsADirectoryError) else error
+            failures.append(Failure(told, directory, hint))
             return float("nan")
 
 
@@ -183,7 +184,8 @@ def _of_a_file(error: Exception) -> Exception:
         return error
     from lightning_peft.cli.config.errors import ConfigError
 
-    told = f"{error.filename}: cannot be written ({error.strerror}). Remove what is in its place."
+    name = error.filename2 or error.filename  # of a renaming, the new name
+    told = f"{name}: cannot be written ({error.strerror}). Remove what is in its place."
     return ConfigError([told]).with_traceback(error.__traceback__)
 
 

@@ -196,8 +196,8 @@ def _hydra(word: str, trust: Trust) -> tuple[list[str], int]:
         return [f"{key}: {told} {item!r:.200}, which you have not given" for item in wrong], 1
     if key.startswith("hydra.sweeper.params"):
         return _params(key.removeprefix("hydra.sweeper.params").lstrip("."), parsed, values, trust)
-    fits = all(_fits(key, value) for value in values)
-    if parsed.is_delete() or fits:
+    # a range has no values here, and what is deleted may be what watches the sweep
+    if values and not parsed.is_delete() and all(_fits(key, value) for value in values):
         return [], 1
     return [f"{key}: expected a setting that a recorded sweep may make, got {word!r:.200}"], 1
 

@@ -111,6 +111,7 @@ def test_what_a_job_may_not_be_told_is_refused(word):
         "+hydra.sweeper.params.output_dir=/x",
         *("+hydra.sweeper.params.a='${evil}'", "hydra.output_subdir=../x", "hydra.mode=RUN"),
         *("hydra/launcher=../x", "hydra/callbacks=x", "hydra.runtime.output_dir=/x"),
+        *("seed=range(0,9)", "~hydra.callbacks.sweep"),
     ],
 )  # fmt: skip
 def test_what_hydra_may_not_be_told_is_refused(word):
