@@ -125,7 +125,7 @@ def write_summary(directory: Path, cfg: Any, *, status: str, **parts: Any) -> di
     Args:
         directory: The run's directory.
         cfg: The run's config.
-        status: ``"running"``, ``"completed"``, ``"pruned"`` or ``"failed"``.
+        status: ``"running"``, ``"completed"``, ``"pruned"``, ``"failed"`` or ``"interrupted"``.
         **parts: What was measured; a mapping is merged into the part of that name.
 
     Returns:
@@ -173,7 +173,7 @@ def record_death(directory: Path, cfg: Any, told: str) -> None:
         cfg: The config of the job.
         told: How it ended.
     """
-    written = read_summary(directory).get("status") == "failed"
+    written = read_summary(directory).get("status") in ("failed", "interrupted")
     if not written and "seed" in cfg and holder_of(directory) is None:
         write_summary(directory, cfg, status="failed", error=told)
 

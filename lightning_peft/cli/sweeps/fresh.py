@@ -17,10 +17,12 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 
+from lightning_peft.cli.runs.parent import ENVIRONMENT, here
 from lightning_peft.cli.runs.summary import record_death, write_json
 from lightning_peft.cli.sweeps.record import quoted
 from lightning_peft.cli.sweeps.sweep import OF_A_JOB, job_environment, single_job_arguments
 from lightning_peft.errors import PEFTError
+from lightning_peft.lightning.signals import LISTENER, Stopped
 
 __all__ = ["JobDied", "LeaveResult", "command_line", "run_fresh"]
 
@@ -57,6 +59,7 @@ def run_fresh(cfg: Any, hydra: Any, directory: Path, module: str | None, resume:
 
     Raises:
         JobDied: If the process failed; the message says how, and where the log is.
+        Stopped: If a signal ends this process, and has ended the job.
     """
     directory.mkdir(parents=True, exist_ok=True)
     result = directory / RESULT
@@ -68,7 +71,10 @@ def run_fresh(cfg: Any, hydra: Any, directory: Path, module: str | None, resume:
         f"hydra.run.dir={quoted(str(directory))}",
         f"++{CALLBACK}._target_={__name__}.{LeaveResult.__name__}",
     ]
+    environment[ENVIRONMENT] = here()  # a worker has started it, which ends with the sweep
     done = subprocess.run([*command_line(module), *words], env=environment, check=False)
+    if LISTENER.number is not None:  # the job was told to end as well
+        raise Stopped(LISTENER.number)
     if done.returncode != 0:
         ended = _ended(done.returncode)
         record_death(directory, cfg, f"the process of the job {ended}")
