@@ -164,7 +164,7 @@ def _run_job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> V
     """Run one job, and keep its error, so that the jobs after it still run."""
     from hydra.core.hydra_config import HydraConfig
 
-    from lightning_peft.cli.config.job_config import in_sweep
+    from lightning_peft.cli.config.job_config import in_sweep, own_process
     from lightning_peft.cli.runs.occupied import occupied
     from lightning_peft.cli.runs.stopping import record_interrupted
     from lightning_peft.cli.runs.summary import record_failure
@@ -189,9 +189,12 @@ def _run_job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> V
         try:
             from lightning_peft.cli.jobs.train import train
 
-            with occupied(Path(cfg.output_dir), "hydra.sweep.dir" if directory else "output_dir"):
+            key = "hydra.sweep.dir" if directory or own_process() else "output_dir"
+            with occupied(Path(cfg.output_dir), key):
                 try:
-                    return train(cfg)
+                    value = train(cfg)
+                    _state().run = None
+                    return value
                 except (KeyboardInterrupt, SystemExit):
                     record_interrupted(cfg)
                     raise
@@ -257,11 +260,11 @@ def _say_how_to_go_on(args: Sequence[str], number: int | None = None) -> None:
     """
     from lightning_peft.cli.runs.occupied import is_other_rank
     from lightning_peft.cli.sweeps.record import FILE
-    from lightning_peft.lightning.signals import name_of
+    from lightning_peft.lightning.signals import LISTENER, name_of
 
     state = _state()
     stopped = "" if number is None else f"stopped by {name_of(number)}; "
-    line = f"{stopped}nothing had begun" if stopped else ""
+    line = f"{stopped}nothing is left to resume" if stopped else ""
     if state.directory is not None and (state.directory / FILE).is_file():
         words = f"lightning-peft continue {shlex.quote(str(state.directory))}"
         state.directory = None
@@ -270,7 +273,7 @@ def _say_how_to_go_on(args: Sequence[str], number: int | None = None) -> None:
         from lightning_peft.cli.runs.stopping import continuing
 
         line = f"{stopped}to resume the run: {continuing(args, *state.run)}"
-    if line and not is_other_rank():
+    if line and not LISTENER.obeys and not is_other_rank():  # a job's sweep says it
         print(f"lightning-peft: {line}", file=sys.stderr, flush=True)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_peft.cli.config.errors import ConfigError
-from lightning_peft.cli.config.job_config import as_written, asked, config_in
+from lightning_peft.cli.config.job_config import as_written, asked, config_in, place_key
 from lightning_peft.cli.runs.occupied import is_other_rank
 from lightning_peft.cli.runs.summary import read_summary
 
@@ -115,7 +115,7 @@ def refuse_finished(config: Any) -> None:
         raise ConfigError(
             [
                 f"{directory} holds a finished run of another config: {changes}. Choose another "
-                "hydra.run.dir, or remove that directory."
+                f"{place_key(config)}, or remove that directory."
             ]
         )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,17 +16,18 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 
+from lightning_peft.cli.config.job_config import RESULT_OF_A_JOB
 from lightning_peft.cli.runs.parent import ENVIRONMENT, here
 from lightning_peft.cli.runs.summary import record_death, write_json
 from lightning_peft.cli.sweeps.record import quoted
 from lightning_peft.cli.sweeps.sweep import OF_A_JOB, job_environment, single_job_arguments
 from lightning_peft.errors import PEFTError
-from lightning_peft.lightning.signals import LISTENER, Stopped
+from lightning_peft.lightning.signals import LISTENER, SIGNALS, Stopped, exit_status, name_of
 
 __all__ = ["JobDied", "LeaveResult", "command_line", "run_fresh"]
 
 RESULT = ".result.json"
-CALLBACK = "hydra.callbacks.lightning_peft_result"
+CALLBACK = f"hydra.callbacks.{RESULT_OF_A_JOB}"
 
 
 class JobDied(PEFTError, RuntimeError):
@@ -101,10 +101,7 @@ def command_line(module: str | None) -> Sequence[str]:
 
 
 def _ended(status: int) -> str:
-    if status > 0:
-        return f"ended with exit status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    return f"was killed by {name}"
+    if status < 0:
+        return f"was killed by {name_of(-status)}"
+    stopped = [number for number in SIGNALS if exit_status(number) == status]
+    return f"was stopped by {name_of(stopped[0])}" if stopped else f"ended with exit status {status}"

@@ -103,8 +103,12 @@ class WholeSweep(Callback):
 
         if LISTENER.number is not None:  # the jobs of a launcher have ended without an exception
             raise Stopped(LISTENER.number)
+        try:
+            comparison = compare(Path(config.hydra.sweep.dir))
+        except Exception:
+            STATE.directory = None
+            raise
         STATE.directory = None
-        comparison = compare(Path(config.hydra.sweep.dir))
         # a trial that failed is not tried again: a search counts those of this start
         if comparison is not None and not self.is_search:
             STATE.failed = sum(len(row.failed) for row in comparison.rows)

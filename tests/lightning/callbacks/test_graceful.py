@@ -11,7 +11,6 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_peft as lp
-from lightning_peft.lightning import signals
 from lightning_peft.lightning.signals import LISTENER, SIGNALS, Stopped
 
 BATCHES, EPOCHS = 4, 2
@@ -99,7 +98,7 @@ def handlers():
     LISTENER.reset()
 
 
-def fit(path, *callbacks, ckpt_path=None, stop=True, **options):
+def fit(path, *callbacks, ckpt_path=None, **options):
     torch.manual_seed(3)
     module = Tiny()
     best = ModelCheckpoint(path, "best", monitor="val/loss", enable_version_counter=False)
@@ -124,43 +123,160 @@ def stopped(path, *callbacks, **options):
     return caught.value
 
 
-PLACES = [
+FEW = [
     ("on_train_batch_start", 1),
-    ("on_before_optimizer_step", 2),
     ("on_train_batch_start", BATCHES),
+    ("on_validation_end", 1),
+    ("on_validation_batch_end", 5),
+    ("on_train_epoch_end", 2),
+]
+MORE = [
+    ("on_before_optimizer_step", 2),
     ("on_validation_start", 1),
     ("on_validation_batch_start", 2),
-    ("on_validation_end", 1),
     ("on_train_epoch_end", 1),
     ("on_train_batch_start", BATCHES + 2),
     ("on_train_batch_start", EPOCHS * BATCHES),
-    ("on_validation_batch_end", 5),
     ("on_validation_end", 2),
-    ("on_train_epoch_end", 2),
 ]
+STEPS = {"max_epochs": -1, "max_steps": EPOCHS * BATCHES}
 LENGTHS = {
     "epochs": {},
-    "steps": {"max_epochs": -1, "max_steps": EPOCHS * BATCHES},
+    "steps": STEPS,
     "twice an epoch": {"val_check_interval": 2},
     "accumulated": {"accumulate_grad_batches": 2},
     "every other epoch": {"check_val_every_n_epoch": 2},
 }
 
 
-@pytest.mark.parametrize("options", LENGTHS.values(), ids=LENGTHS.keys())
-def test_it_goes_on_as_if_it_had_not_been_stopped(tmp_path, options):
+@pytest.mark.parametrize(
+    ("options", "places"),
+    [pytest.param(STEPS, FEW, id="steps, some places")]
+    + [
+        pytest.param(options, FEW + MORE, id=name, marks=pytest.mark.slow)
+        for name, options in LENGTHS.items()
+    ],
+)
+def test_it_goes_on_as_if_it_had_not_been_stopped(tmp_path, options, places):
     whole = fit(tmp_path / "whole", **options)
-    for hook, count in PLACES:
+    for hook, count in places:
         path = tmp_path / f"{hook}{count}"
         try:
             fit(path, SignalIn(hook, count), **options)
         except Stopped as stop:
             assert stop.code == 143
-        else:
-            assert not any(step for step, _ in whole.validated if "validation" not in hook)
+        else:  # this run does not come there
+            assert "check_val_every_n_epoch" in options
+            assert hook.startswith("on_validation")
             continue
         again = fit(path, ckpt_path=path / "last.ckpt", **options)
         for name, weight in whole.state_dict().items():
             assert torch.equal(weight, again.state_dict()[name]), (hook, count, name)
         assert again.validated == whole.validated[len(whole.validated) - len(again.validated) :]
         assert again.best.best_model_score == whole.best.best_model_score, (hook, count)
+
+
+@pytest.mark.parametrize(
+    ("options", "step"),
+    [({}, 2), ({"accumulate_grad_batches": 2}, 1)],
+    ids=["every batch", "accumulated"],
+)
+def test_only_the_open_step_is_waited_for(tmp_path, options, step):
+    batch = 2 if step == 2 else 1
+    stop = stopped(tmp_path, SignalIn("on_train_batch_start", batch), **options)
+    assert stop.checkpoint == tmp_path / "last.ckpt"
+    kept = torch.load(stop.checkpoint, weights_only=True)
+    assert kept["global_step"] == step
+    assert set(kept) >= {"optimizer_states", "lr_schedulers", "loops", "callbacks"}
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: signal.Signals(number).name)
+def test_the_exit_status_names_the_signal(tmp_path, number):
+    stop = stopped(tmp_path, SignalIn("on_train_batch_start", 1, number), max_steps=3)
+    assert stop.code == 128 + number
+
+
+def test_averaged_weights_are_never_taken_for_the_weights(tmp_path):
+    """They are in their place during a validation, whose end is waited for."""
+    stop = stopped(tmp_path, SignalIn("on_validation_batch_start", 1), WeightAveraging())
+    kept = torch.load(stop.checkpoint, weights_only=True)
+    assert kept["global_step"] == BATCHES + 1
+    again = fit(tmp_path, WeightAveraging(), ckpt_path=stop.checkpoint)
+    whole = fit(tmp_path / "whole", WeightAveraging())
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, again.state_dict()[name]), name
+
+
+def test_a_validation_alone_ends_at_once(tmp_path):
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[lp.GracefulStop(), SignalIn("on_validation_batch_start", 2)],
+        default_root_dir=tmp_path,
+    )
+    with pytest.raises(Stopped) as caught:
+        trainer.validate(Tiny(), verbose=False)
+    assert (caught.value.code, caught.value.checkpoint) == (143, None)
+
+
+def test_without_a_checkpoint_callback_it_is_below_the_directory_of_the_trainer(tmp_path):
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        max_steps=3,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        callbacks=[lp.GracefulStop(), SignalIn("on_train_batch_start")],
+        default_root_dir=tmp_path,
+    )
+    with pytest.raises(Stopped):
+        trainer.fit(Tiny())
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_what_others_handle_or_ignore_is_left_to_them(tmp_path):
+    heard = []
+    signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        sends = [SignalIn("on_train_batch_start", 1, n) for n in (signal.SIGUSR1, signal.SIGHUP)]
+        module = fit(tmp_path, *sends)
+        assert module.trainer.global_step == EPOCHS * BATCHES
+        assert heard == [signal.SIGUSR1]
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def test_a_handler_of_the_users_own_hears_sigterm_too(tmp_path):
+    heard = []
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        stopped(tmp_path, SignalIn("on_train_batch_start"))
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_lightnings_requeue_under_slurm_keeps_its_signal(tmp_path, monkeypatch):
+    from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+
+    for name, value in {"NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    heard = []
+    monkeypatch.setattr(
+        _SignalConnector, "_slurm_sigusr_handler_fn", lambda self, number, frame: heard.append(number)
+    )
+    sends = SignalIn("on_train_batch_start", 1, signal.SIGUSR1)
+    with LISTENER.listening():  # as the command does, before there is a trainer
+        module = fit(tmp_path, sends, plugins=[SLURMEnvironment(requeue_signal=signal.SIGUSR1)])
+    assert heard == [signal.SIGUSR1]
+    assert module.trainer.global_step == EPOCHS * BATCHES
+
+
+@pytest.mark.parametrize("grace", [0, -1, float("nan"), float("inf"), "30", True])
+def test_a_grace_period_that_is_none_is_refused(grace):
+    with pytest.raises(ValueError, match="GracefulStop: expected grace as a positive number of se"):
+        lp.GracefulStop(grace=grace)
