@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.config.errors import explain
 from lightning_peft.cli.config.paths import conf_dir
+from lightning_peft.cli.jobs.job import Failure, Value, run_job
+from lightning_peft.cli.runs.parent import under_a_parent
+from lightning_peft.cli.sweeps.state import STATE
+from lightning_peft.cli.sweeps.stopping import jobs, say_how_to_go_on
 from lightning_peft.errors import near
+from lightning_peft.lightning.signals import LISTENER, Stopped, exit_status
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-    from lightning_peft.cli.sweeps.earlier import Earlier
-    from lightning_peft.cli.sweeps.state import State
 
 __all__ = ["main"]
 
@@ -53,21 +53,7 @@ TAKES_A_VALUE = (
 """Flags whose value may be the next word; that of ``--info`` may be left out."""
 
 INTERRUPTED = 130
-"""Exit status after Ctrl-C, as shells have it; after another signal, too, it is 128 and its number."""
-
-PROGRAM = "lightning_peft.cli"
-"""What ``python -m`` runs as this command."""
-
-Value = float | list[float] | None
-"""What a sweeper is told of a job."""
-
-
-class Failure(NamedTuple):
-    """An error, and the directory of its job if the job belongs to a sweep."""
-
-    error: BaseException
-    directory: str = ""
-
+"""Exit status after Ctrl-C, as shells have it."""
 
 log = logging.getLogger(__name__)
 
@@ -81,17 +67,14 @@ def main(args: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
-    _state().failed, _state().run = 0, None  # of an earlier start in this process
+    STATE.failed, STATE.run = 0, None  # of an earlier start in this process
     wrong = _unknown_flag(args)
     if wrong is not None:
         print(f"lightning-peft: {wrong}", file=sys.stderr)
         return USAGE_ERROR
-    from lightning_peft.cli.runs.parent import under_a_parent
-    from lightning_peft.lightning.signals import LISTENER
-
     with under_a_parent(args), LISTENER.listening():
-        LISTENER.jobs = _jobs
-        LISTENER.last_words.append(lambda number: _say_how_to_go_on(args, number))
+        LISTENER.jobs = jobs
+        LISTENER.last_words.append(lambda number: say_how_to_go_on(args, number))
         return _compose_and_train(args)
 
 
@@ -105,10 +88,9 @@ def _compose_and_train(args: Sequence[str]) -> int:
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def app(cfg: DictConfig) -> Value:
         with _as_typed(typed, wants_all):
-            return _job(cfg, args, failures)
+            return run_job(cfg, args, failures)
 
     from lightning_peft.cli.runs.occupied import vacate
-    from lightning_peft.lightning.signals import Stopped
 
     try:
         try:
@@ -117,164 +99,47 @@ def _compose_and_train(args: Sequence[str]) -> int:
         finally:
             vacate()
     except Stopped as stop:
-        _say_how_to_go_on(args, stop.number)
-        return int(stop.code or 0)
+        return _stopped(args, stop.number, int(stop.code or 0))
     except SystemExit as stop:  # argparse refuses a flag, --hydra-help is done, or Ctrl-C
-        _say_how_to_go_on(args)
+        say_how_to_go_on(args)
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends a training with 1
             return INTERRUPTED
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
-        _say_how_to_go_on(args)
+        say_how_to_go_on(args)
         return INTERRUPTED
     except Exception as error:
+        if LISTENER.number is not None:  # such as workers that got the signal as well, and died
+            log.debug("after a signal", exc_info=error)
+            return _stopped(args, LISTENER.number)
         status = _report([*failures, Failure(error)], wants_all)
         if isinstance(error, RuntimeError):  # such as a process that died
             _compare_what_there_is()
-            _say_how_to_go_on(args)
+            say_how_to_go_on(args)
         return status
+    if LISTENER.number is not None:  # it came when all was done
+        return _stopped(args, LISTENER.number)
     status = _report(failures, wants_all) if failures else 0
     return JOB_FAILED if _failed_in_sweep(failures) else status
 
 
-def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value:
-    """Run one job; in the worker of a launcher, let the sweep end with whoever started it."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from lightning_peft.cli.config.job_config import in_sweep
-    from lightning_peft.cli.runs.parent import alone, watch_parent
-    from lightning_peft.cli.runs.stopping import is_stopping
-    from lightning_peft.lightning.signals import LISTENER, Stopped
-
-    if not in_sweep() or _state().process == os.getpid():
-        return _run_job(cfg, args, failures)
-    watch_parent()
-    with LISTENER.listening():
-        try:
-            if not is_stopping(Path(HydraConfig.get().sweep.dir)):
-                return _run_job(cfg, args, failures)
-        except Stopped as stop:  # an exception would make joblib kill the other workers
-            log.warning("stopped by signal %d", stop.number)
-        finally:
-            alone()
-    return float("nan")
-
-
-def _run_job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value:
-    """Run one job, and keep its error, so that the jobs after it still run."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from lightning_peft.cli.config.job_config import in_sweep, own_process
-    from lightning_peft.cli.runs.occupied import occupied
-    from lightning_peft.cli.runs.stopping import record_interrupted
-    from lightning_peft.cli.runs.summary import record_failure
-    from lightning_peft.cli.sweeps.earlier import Earlier, earlier_run
-    from lightning_peft.cli.sweeps.sweep import isolated_job, wants_own_process
-    from lightning_peft.lightning.signals import LISTENER
-
-    directory = str(cfg.output_dir) if in_sweep() else ""
-    # raises for the directory of another job, whose summary is not overwritten
-    before = earlier_run(cfg) if in_sweep() else Earlier()
-    if before.summary is not None:
-        return before.objective
-    if in_sweep() and wants_own_process(cfg, _state().process):
-        return _in_own_process(cfg, before, failures)
-    if before.checkpoint is not None:
-        cfg.resume = str(before.checkpoint)
-    if not directory:
-        _state().run = Path(HydraConfig.get().runtime.output_dir), Path(cfg.output_dir)
-    last_words = lambda number: record_interrupted(cfg)  # noqa: E731
-    LISTENER.last_words.insert(0, last_words)
-    with isolated_job(args, cfg.resume if before.checkpoint is not None else None):
-        try:
-            from lightning_peft.cli.jobs.train import train
-
-            key = "hydra.sweep.dir" if directory or own_process() else "output_dir"
-            with occupied(Path(cfg.output_dir), key):
-                try:
-                    value = train(cfg)
-                    _state().run = None
-                    return value
-                except (KeyboardInterrupt, SystemExit):
-                    record_interrupted(cfg)
-                    raise
-        except Exception as error:
-            log.debug("the job failed", exc_info=error)
-            record_failure(cfg, error)
-            failures.append(Failure(error, directory))
-            return float("nan")
-        finally:
-            LISTENER.last_words.remove(last_words)
-
-
-def _in_own_process(cfg: DictConfig, before: Earlier, failures: list[Failure]) -> Value:
-    """Run a job of several ranks in a process whose command line the other ranks can replay."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from lightning_peft.cli.sweeps.fresh import JobDied, run_fresh
-
-    resume = None if before.checkpoint is None else str(before.checkpoint)
-    directory = Path(cfg.output_dir)
-    try:
-        value: Value = run_fresh(cfg, HydraConfig.get(), directory, PROGRAM, resume)
-    except JobDied as error:  # its summary says why
-        failures.append(Failure(error, str(directory)))
-        return float("nan")
-    return value
+def _stopped(args: Sequence[str], number: int, status: int | None = None) -> int:
+    say_how_to_go_on(args, number)
+    return exit_status(number) if status is None else status
 
 
 def _failed_in_sweep(failures: Sequence[Failure]) -> bool:
     """Whether a job of a sweep failed, in this process or in one of another launcher."""
-    return _state().failed > 0 or any(failure.directory for failure in failures)
-
-
-def _state() -> State:
-    from lightning_peft.cli.sweeps.state import STATE
-
-    return STATE
+    return STATE.failed > 0 or any(failure.directory for failure in failures)
 
 
 def _compare_what_there_is() -> None:
     """Show the table of a sweep that Hydra aborted, since its other jobs have run."""
     from lightning_peft.cli.comparing.publish import compare
 
-    directory = _state().directory
+    directory = STATE.directory
     if directory is not None:
         compare(directory)
-
-
-def _jobs() -> Iterable[int]:
-    """Return the processes in which jobs of the sweep of this process run."""
-    from lightning_peft.cli.runs.stopping import jobs_under
-
-    directory = _state().directory
-    return () if directory is None else jobs_under(directory)
-
-
-def _say_how_to_go_on(args: Sequence[str], number: int | None = None) -> None:
-    """Print the command that continues what was interrupted, in one line.
-
-    Args:
-        args: The command line.
-        number: The signal that stopped it, if one did.
-    """
-    from lightning_peft.cli.runs.occupied import is_other_rank
-    from lightning_peft.cli.sweeps.record import FILE
-    from lightning_peft.lightning.signals import LISTENER, name_of
-
-    state = _state()
-    stopped = "" if number is None else f"stopped by {name_of(number)}; "
-    line = f"{stopped}nothing is left to resume" if stopped else ""
-    if state.directory is not None and (state.directory / FILE).is_file():
-        words = f"lightning-peft continue {shlex.quote(str(state.directory))}"
-        state.directory = None
-        line = f"{stopped}to resume the sweep: {words}"
-    elif state.run is not None:
-        from lightning_peft.cli.runs.stopping import continuing
-
-        line = f"{stopped}to resume the run: {continuing(args, *state.run)}"
-    if line and not LISTENER.obeys and not is_other_rank():  # a job's sweep says it
-        print(f"lightning-peft: {line}", file=sys.stderr, flush=True)
 
 
 def _flags_first(args: Sequence[str]) -> list[str]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -21,6 +20,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from lightning_peft.lightning.handlers import Chain, forked, is_free, others_within, woken
 
 __all__ = ["GRACE", "LISTENER", "SIGNALS", "Listener", "Stopped", "exit_status", "name_of"]
 
@@ -119,7 +120,7 @@ class Listener:
             KeyboardInterrupt: At the second Ctrl-C.
         """
         if os.getpid() != self._process:
-            _forked(number)
+            forked(number)
             return
         now = time.monotonic()
         if self.superior is not None and not self.waits:
@@ -213,15 +214,15 @@ class Listener:
             if number in leave:
                 continue
             standing = signal.getsignal(number)
-            if _is_free(standing, number):
+            if is_free(standing, number):
                 replaced[number] = standing
-                signal.signal(number, _Chain(self, _others(standing, self)))
+                signal.signal(number, Chain(self.arrived, others_within(standing)))
         return replaced
 
     def release(self, numbers: Iterable[int]) -> None:
         """Set signals back to what they do by themselves, so that others can handle them."""
         for number in numbers:
-            if isinstance(signal.getsignal(number), _Chain):
+            if isinstance(signal.getsignal(number), Chain):
                 signal.signal(number, signal.SIG_DFL)
 
     @contextmanager
@@ -234,7 +235,7 @@ class Listener:
         replaced = self.take()
         self.commanded = True
         try:
-            with _woken(self):
+            with woken(SIGNALS, self.count_down):
                 yield
         finally:
             self.commanded = False
@@ -244,102 +245,5 @@ class Listener:
             self.reset()
 
 
-def _forked(number: int) -> None:
-    """Handle a signal in a process that was forked: it ends with its parent, or when it is told to.
-
-    A whole group gets the signal of a terminal, and a run needs its data for the step that is open.
-    """
-    if number == signal.SIGTERM:
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-
-
-def _leave_the_thread() -> None:
-    """Let signals of a forked process wake nobody in its parent."""
-    if LISTENER.commanded:
-        with suppress(Exception):
-            signal.set_wakeup_fd(-1)
-
-
-class _Chain:
-    """A handler: the listener, then those that Lightning would have called as well."""
-
-    def __init__(self, listener: Listener, others: list[Callable[..., Any]]) -> None:
-        self.listener = listener
-        self.others = others
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        try:
-            self.listener.arrived(number, frame)
-        finally:
-            for other in self.others:
-                other(number, frame)
-
-
-def _is_free(handler: Any, number: int) -> bool:
-    """Whether a signal with this handler may be taken."""
-    if handler is signal.SIG_DFL or handler is signal.default_int_handler:
-        # a notebook and an interactive Python go on after Ctrl-C
-        return not (number == signal.SIGINT and hasattr(sys, "ps1"))
-    if isinstance(handler, _Chain):
-        return False
-    return type(handler).__name__ == "_HandlersCompose" or _bypasses(handler)
-
-
-def _bypasses(handler: Any) -> bool:
-    """Whether a handler is submitit's for SIGTERM, which only says that it ignores the signal."""
-    module = str(getattr(handler, "__module__", ""))
-    return module.startswith("submitit.") and getattr(handler, "__name__", "") == "bypass"
-
-
-def _others(handler: Any, listener: Listener) -> list[Callable[..., Any]]:
-    """Return the user's own handlers within one that Lightning has made of them and its own."""
-    found: list[Callable[..., Any]] = []
-    for part in getattr(handler, "signal_handlers", []):
-        owner = type(getattr(part, "__self__", None)).__name__
-        if isinstance(part, _Chain):
-            found += part.others
-        elif callable(part) and owner != "_SignalConnector" and not _bypasses(part):
-            found.append(part)
-    return found
-
-
-@contextmanager
-def _woken(listener: Listener) -> Iterator[None]:
-    """Start the countdown from a thread, since a handler waits until the main thread is free."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    before = signal.set_wakeup_fd(ours.fileno(), warn_on_full_buffer=False)
-    if before != -1:  # an event loop has it
-        signal.set_wakeup_fd(before)
-        ours.close()
-        theirs.close()
-        yield
-        return
-
-    def read() -> None:
-        while numbers := theirs.recv(64):
-            for number in numbers:
-                handler = signal.getsignal(number)
-                if number in SIGNALS and isinstance(handler, _Chain):
-                    listener.count_down(number)
-
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(-1)
-        ours.close()  # which ends the thread
-        thread.join(1.0)
-        theirs.close()
-
-
 LISTENER = Listener()
 """That of this process."""
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_the_thread)

@@ -17,8 +17,8 @@ __all__ = [
     "config_in",
     "experiment_of_job",
     "in_sweep",
-    "own_process",
     "own_part",
+    "own_process",
     "place_key",
 ]
 

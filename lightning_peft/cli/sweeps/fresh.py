@@ -104,4 +104,6 @@ def _ended(status: int) -> str:
     if status < 0:
         return f"was killed by {name_of(-status)}"
     stopped = [number for number in SIGNALS if exit_status(number) == status]
-    return f"was stopped by {name_of(stopped[0])}" if stopped else f"ended with exit status {status}"
+    return (
+        f"was stopped by {name_of(stopped[0])}" if stopped else f"ended with exit status {status}"
+    )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ class GracefulStop(pl.Callback):
 
     def _stop(self, trainer: pl.Trainer, number: int, repeat: bool = False) -> None:
         self._repeat = trainer.global_step if repeat else None
-        path = None if trainer.fast_dev_run else _place(trainer)
+        path = _place(trainer)
         told = f"{NAME}: {name_of(number)}, stopped after step {trainer.global_step}."
         if path is not None:
             if trainer.is_global_zero and os.path.islink(path):  # of another checkpoint
@@ -207,7 +207,7 @@ class _Before:
         restore_random_state(self.random)
 
     def even(self, trainer: pl.Trainer) -> bool:
-        """Whether all ranks validate the same number of batches, so that they can ask each other."""
+        """Whether all ranks validate as many batches, so that they can ask each other."""
         if self.is_even is None:
             count = float(sum(trainer.num_val_batches))
             self.is_even = _reduced(trainer, count, "max") == _reduced(trainer, count, "min")
@@ -230,7 +230,7 @@ def _at_its_start(trainer: pl.Trainer, *, running: bool) -> Iterator[None]:
     That is how Lightning knows, when it resumes, that it has to validate first; it then does so
     from this batch on.
     """
-    progress = trainer.fit_loop.epoch_loop.val_loop.batch_progress
+    progress: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress
     before = {k: dict(v) if isinstance(v, dict) else v for k, v in progress.state_dict().items()}
     earlier = progress.total.completed - (progress.current.completed if running else 0)
     for part, done in ((progress.total, earlier), (progress.current, 0)):
@@ -281,8 +281,10 @@ def _stopped(trainer: pl.Trainer, number: int, path: Path | None) -> Stopped:
     return Stopped(number, path, code)
 
 
-def _place(trainer: pl.Trainer) -> str:
-    """Return where the checkpoint goes."""
+def _place(trainer: Any) -> str | None:
+    """Return where the checkpoint goes; ``None`` in a trial run, which leaves nothing."""
+    if trainer.fast_dev_run:
+        return None
     callbacks: list[Any] = [c for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)]
     whole = [c for c in callbacks if not getattr(c, "save_weights_only", False)]
     for callback in (c for c in whole if getattr(c, "save_last", None)):
@@ -295,6 +297,6 @@ def _place(trainer: pl.Trainer) -> str:
 def _requeues(trainer: pl.Trainer) -> tuple[int, ...]:
     """Return the signal at which Lightning requeues a job of Slurm."""
     connector: Any = getattr(trainer, "_accelerator_connector", None)
-    environment = getattr(connector, "cluster_environment", None)
+    environment: Any = getattr(connector, "cluster_environment", None)
     signal = getattr(environment, "requeue_signal", None)
     return (int(signal),) if signal is not None and environment.auto_requeue else ()

@@ -1,4 +1,4 @@
-"""What a signal leaves of a run: its state, and the command that continues it."""
+"""What a signal leaves of a run or a sweep: no jobs, and the command that continues it."""
 
 from __future__ import annotations
 
@@ -7,40 +7,30 @@ import os
 import re
 import shlex
 import socket
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-from lightning_peft.lightning.signals import LISTENER
+from lightning_peft.cli.runs.occupied import FILE, holder_of, is_other_rank
+from lightning_peft.cli.sweeps.earlier import LAST
+from lightning_peft.cli.sweeps.record import FILE as RECORD
+from lightning_peft.cli.sweeps.record import quoted
+from lightning_peft.cli.sweeps.state import STATE
+from lightning_peft.lightning.signals import LISTENER, name_of
 
-__all__ = ["continuing", "is_stopping", "jobs_under", "record_interrupted"]
+__all__ = [
+    "continuing",
+    "is_stopping",
+    "jobs",
+    "jobs_under",
+    "say_how_to_go_on",
+]
 
 STOPPING = "stopping"
 """The key with which a sweep tells the workers of its launcher that no further job begins."""
 
 PLAIN = re.compile(r"[\w./+-]+")
 """Values that Hydra's grammar takes as they are."""
-
-
-def record_interrupted(cfg: Any) -> None:
-    """Write that a run was interrupted; never raise, since the process is about to end.
-
-    A run that is complete by then stays so.
-
-    Args:
-        cfg: The config of the run.
-    """
-    from lightning_peft.cli.runs.occupied import holder_of, is_other_rank
-    from lightning_peft.cli.runs.summary import read_summary, write_summary
-
-    if is_other_rank():
-        return
-    try:
-        directory = Path(cfg.output_dir)
-        if read_summary(directory).get("status") == "running" and holder_of(directory) is None:
-            write_summary(directory, cfg, status="interrupted")
-    except Exception:
-        return
 
 
 def continuing(words: Sequence[str], directory: Path, output: Path) -> str:
@@ -51,8 +41,6 @@ def continuing(words: Sequence[str], directory: Path, output: Path) -> str:
         directory: Its directory, as Hydra has it.
         output: Where its files are.
     """
-    from lightning_peft.cli.sweeps.earlier import LAST
-
     last = output / LAST
     ours = ("hydra.run.dir=", "resume=") if last.is_file() else ("hydra.run.dir=",)
     kept = [word for word in words if not word.lstrip("+").startswith(ours)]
@@ -62,8 +50,6 @@ def continuing(words: Sequence[str], directory: Path, output: Path) -> str:
 
 
 def _value(path: Path) -> str:
-    from lightning_peft.cli.sweeps.record import quoted
-
     return str(path) if PLAIN.fullmatch(str(path)) else quoted(str(path))
 
 
@@ -75,8 +61,6 @@ def jobs_under(directory: Path) -> Iterable[int]:
     Args:
         directory: The directory of the sweep.
     """
-    from lightning_peft.cli.runs.occupied import FILE, holder_of
-
     own = directory / FILE
     if LISTENER.number is not None:
         _say(own)
@@ -101,11 +85,33 @@ def _say(path: Path) -> None:
 
 def is_stopping(directory: Path) -> bool:
     """Whether the sweep in a directory, or this very process, was told to end."""
-    from lightning_peft.cli.runs.occupied import FILE
-
     if LISTENER.number is not None:
         return True
     try:
         return STOPPING in json.loads((directory / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
+
+
+def jobs() -> Iterable[int]:
+    """Return the processes in which jobs of the sweep of this process run."""
+    return () if STATE.directory is None else jobs_under(STATE.directory)
+
+
+def say_how_to_go_on(args: Sequence[str], number: int | None = None) -> None:
+    """Print the command that continues what was interrupted, in one line.
+
+    Args:
+        args: The command line.
+        number: The signal that stopped it, if one did.
+    """
+    stopped = "" if number is None else f"stopped by {name_of(number)}; "
+    line = f"{stopped}nothing is left to resume" if stopped else ""
+    if STATE.directory is not None and (STATE.directory / RECORD).is_file():
+        words = f"lightning-peft continue {shlex.quote(str(STATE.directory))}"
+        STATE.directory = None
+        line = f"{stopped}to resume the sweep: {words}"
+    elif STATE.run is not None:
+        line = f"{stopped}to resume the run: {continuing(args, *STATE.run)}"
+    if line and not LISTENER.obeys and not is_other_rank():  # a job's sweep says it
+        print(f"lightning-peft: {line}", file=sys.stderr, flush=True)
