@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lightning_peft.cli.runs.occupied import FILE, holder_of, is_other_rank
+from lightning_peft.cli.runs.summary import read_summary
 from lightning_peft.cli.sweeps.earlier import LAST
 from lightning_peft.cli.sweeps.record import FILE as RECORD
 from lightning_peft.cli.sweeps.record import quoted
@@ -111,6 +112,8 @@ def say_how_to_go_on(args: Sequence[str], number: int | None = None) -> None:
         words = f"lightning-peft continue {shlex.quote(str(STATE.directory))}"
         STATE.directory = None
         line = f"{stopped}to resume the sweep: {words}"
+    elif STATE.run is not None and read_summary(STATE.run[1]).get("status") == "completed":
+        line = f"{stopped}the run is complete: {STATE.run[1]}"
     elif STATE.run is not None:
         line = f"{stopped}to resume the run: {continuing(args, *STATE.run)}"
     if line and not LISTENER.obeys and not is_other_rank():  # a job's sweep says it
