@@ -17,6 +17,7 @@ alone, or together with all processes of its group. Then it is checked
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -161,6 +162,20 @@ def start(words: Sequence[str], output: Path) -> int:
         os._exit(status)
 
 
+def warm_up(directory: Path) -> None:
+    """Run a sweep in this process: what it imports, no process has to import again."""
+    from lightning_peft.cli import main as command
+
+    torch.set_num_threads(1)
+    with contextlib.ExitStack() as stack:
+        nowhere = stack.enter_context(Path(os.devnull).open("w"))
+        stack.enter_context(contextlib.redirect_stdout(nowhere))
+        stack.enter_context(contextlib.redirect_stderr(nowhere))
+        status = command([*words_of("basic", directory), "trainer.max_steps=1"])
+    if status:
+        raise SystemExit(f"a sweep of one step ended with status {status}")
+
+
 def ended(process: int) -> int:
     """Wait for a process, and return its exit status as a shell has it."""
     _, status = os.waitpid(process, 0)
@@ -291,7 +306,7 @@ def main() -> int:
     whole: dict[str, tuple[float, Any]] = {}
     found: list[Stop] = []
     with TemporaryDirectory() as temporary:
-        torch.set_num_threads(1)
+        warm_up(Path(temporary, "warm"))
         for kind in args.kinds:
             place = Path(temporary, kind.replace(" ", "_"))
             place.mkdir()
