@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import random
 import shlex
@@ -51,6 +52,7 @@ WORDS = (
     "method.dropout=0.1",
     "trainer.accelerator=cpu",
     "trainer.max_steps=48",
+    "trainer.limit_test_batches=1",
     "bootstrap=0",
     "+callbacks.steps._target_=benchmarks.stop_runs.Steps",
 )
@@ -298,6 +300,7 @@ def main() -> int:
     parser.add_argument("--stops", type=int, default=12, help="of all kinds (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no stop after them")
     parser.add_argument("--json", type=Path, help="write every stop there")
     args = parser.parse_args()
     from rich.console import Console
@@ -306,8 +309,9 @@ def main() -> int:
     whole: dict[str, tuple[float, Any]] = {}
     found: list[Stop] = []
     with TemporaryDirectory() as temporary:
+        end = time.monotonic() + 60 * args.minutes
         warm_up(Path(temporary, "warm"))
-        for kind in args.kinds:
+        for kind in dict.fromkeys(args.kinds):
             place = Path(temporary, kind.replace(" ", "_"))
             place.mkdir()
             began = time.perf_counter()
@@ -317,7 +321,7 @@ def main() -> int:
                 raise SystemExit(f"{kind}: a run that nobody stopped ended with status {status}")
             whole[kind] = time.perf_counter() - began, figures(place / "run")
         number = 0
-        while len(found) < args.stops:
+        while len(found) < args.stops and time.monotonic() < end:
             kind = args.kinds[number % len(args.kinds)]
             name = NAMES[(number // len(args.kinds) + number) % len(NAMES)]
             number += 1
@@ -330,7 +334,7 @@ def main() -> int:
             if stop is not None:
                 found.append(stop)
                 print(f"{len(found)}: {kind}, {name} after {after:.1f} s", file=sys.stderr)
-    Console().print(_table(found, args.kinds))
+    Console().print(_table(found, list(dict.fromkeys(args.kinds))))
     if args.json:
         args.json.write_text(json.dumps([asdict(stop) for stop in found], indent=2) + "\n")
     return int(any(stop.wrong for stop in found))
