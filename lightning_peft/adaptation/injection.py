@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_peft.adaptation.elsewhere import is_trained_elsewhere
 from lightning_peft.adaptation.precision import full_default_dtype
 from lightning_peft.adaptation.snapshot import restored_after_error
 from lightning_peft.anatomy import Anatomy
@@ -95,8 +96,9 @@ def inject(
         The result.
 
     Raises:
-        MethodError: If a library refuses the injection, nothing would be trained or no layer is
-            fast where memory is to be saved; the model is as it was before.
+        MethodError: If a library refuses the injection, nothing would be trained (but see
+            :func:`trained_elsewhere`) or no layer is fast where memory is to be saved; the model
+            is as it was before.
     """
     in_head = {name for name, _ in model.named_parameters() if inside(name, found.head)}
     adapted = {site.module for site in plan.sites if inside(site.module, found.head)}
@@ -134,7 +136,7 @@ def inject(
                 f"fixed (requires_grad=False): {', '.join(sorted(held)[:8])}. Name those to train "
                 "in also_train."
             )
-        if not trained:
+        if not trained and not is_trained_elsewhere():
             raise MethodError(
                 f"{method.name}: expected something to train, got nothing: no head was found in "
                 f"this {type(model).__name__} and the method adds none. Name the head "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -142,3 +143,14 @@ def test_updates_that_peft_ties_itself_are_refused() -> None:
     config = peft.LoraConfig(r=2, target_modules=["embed_tokens"], ensure_weight_tying=True)
     with pytest.raises(lp.MethodError, match="expected ensure_weight_tying to be False, got True"):
         lp.adapt(language_model("llama"), config)
+
+
+def test_asking_which_weights_are_written_draws_no_random_numbers() -> None:
+    model: Any = build("vit").train()
+    model.blocks[0].mlp.fc1.weight = model.blocks[1].mlp.fc1.weight
+    adaptation = lp.adapt(model, "repadapter", bottleneck=4, layers="last:1")
+    before = torch.get_rng_state()
+    with pytest.raises(lp.MethodError, match="weights that only the adapted module"):
+        adaptation.merge()  # its dropout is in the product that would be merged
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training

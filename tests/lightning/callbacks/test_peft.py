@@ -210,14 +210,18 @@ def test_another_method_at_the_second_fit_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, lp.PEFT("bitfit")).fit(module, images())
 
 
-def test_a_rank_larger_than_the_layer_of_the_boring_model(tmp_path: Path) -> None:
+def test_the_boring_model_is_adapted_up_to_the_rank_that_it_has(tmp_path: Path) -> None:
+    module = BoringModel()
+    trainer(tmp_path, lp.PEFT("lora"), limit_train_batches=2, limit_val_batches=0).fit(module)
+    assert lp.find_adaptation(module).report().sites == {"layer (lora of rank 2)": 1}
+
+
+def test_a_rank_larger_than_a_layer_that_is_named_is_refused(tmp_path: Path) -> None:
+    peft = lp.PEFT("lora", rank=4, targets=["layer"])
     with pytest.raises(
         lp.MethodError, match=r"no larger than the layer, got 4 for layer \(at most 2\)"
     ):
-        trainer(tmp_path, lp.PEFT("lora", rank=4)).fit(BoringModel())
-    trainer(tmp_path, lp.PEFT("lora", rank=2), limit_train_batches=2, limit_val_batches=0).fit(
-        BoringModel()
-    )
+        trainer(tmp_path, peft).fit(BoringModel())
 
 
 def test_an_optimizer_without_the_adapter_is_refused(tmp_path: Path) -> None:
