@@ -172,7 +172,10 @@ class Listener:
         os._exit(exit_status(number))
 
     def _tell_jobs(self) -> bool:
-        """Hand the signal to every job once, and return whether there is one."""
+        """Tell every job once to end, and return whether there is one.
+
+        It is SIGTERM for all: submitit has a use of its own for another signal.
+        """
         if self.number is None:
             return False
         found = False
@@ -183,7 +186,7 @@ class Listener:
             if job not in self._told:
                 self._told.add(job)
                 with suppress(OSError):
-                    os.kill(job, self.number)
+                    os.kill(job, signal.SIGTERM)
         return found
 
     def _at_once(self, number: int) -> None:

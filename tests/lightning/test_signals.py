@@ -56,7 +56,7 @@ def test_jobs_are_told_once_and_then_waited_for(listener, monkeypatch):
     listener.jobs = lambda: [11, 12]
     listener.arrived(signal.SIGUSR1)  # it raises nothing: the jobs end first
     listener._tell_jobs()
-    assert sent == [(11, signal.SIGUSR1), (12, signal.SIGUSR1)]
+    assert sent == [(11, signal.SIGTERM), (12, signal.SIGTERM)]
 
 
 def test_a_rank_hands_a_signal_to_the_first_one(listener, monkeypatch):

@@ -92,7 +92,7 @@ def watch_parent(words: Sequence[str] = ()) -> None:
         words: The command line of this process.
     """
     global _watch
-    parent = _parent()
+    parent = None if sys.platform == "win32" else _parent()  # there a look ends the process
     if parent is None or (_watch is not None and _watch.process == os.getpid()):
         return
     rank = any(word.startswith(OF_A_RANK) for word in words)

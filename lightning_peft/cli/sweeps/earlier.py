@@ -28,6 +28,9 @@ FINISHED = ("completed", "pruned")
 
 SHOWN = 5
 
+OF_THE_END = ("grace.", "callbacks.signals.")
+"""What decides how a job is stopped, and nothing of what it computes."""
+
 LAST_KEY = "callbacks"
 """The last part of a recorded config (conf/config.yaml)."""
 
@@ -167,7 +170,7 @@ def _task_of(config: Any) -> str | None:
 
 
 def identity(config: Any) -> dict[str, Any]:
-    """Return the values of a config by dotted keys, without the path of the job's directory."""
+    """Return the values by dotted keys that make a job, without the path of its directory."""
     from omegaconf import OmegaConf
 
     plain: Any = OmegaConf.to_container(config)
@@ -175,7 +178,11 @@ def identity(config: Any) -> dict[str, Any]:
     resume = str(plain.get("resume") or "")
     if resume.startswith(directory):  # the job goes on with a checkpoint of its own
         plain["resume"] = None
-    return {key: _without(directory, value) for key, value in _leaves(plain)}
+    return {
+        key: _without(directory, value)
+        for key, value in _leaves(plain)
+        if not f"{key}.".startswith(OF_THE_END)
+    }
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -199,7 +199,8 @@ class _Before:
 
     def holds(self, trainer: pl.Trainer) -> bool:
         """Whether the module has the weights of before: averages are validated in their place."""
-        same = torch.equal(self.sums, _sums(trainer.lightning_module))
+        now = _sums(trainer.lightning_module)
+        same = all(torch.equal(a, b) for a, b in zip(self.sums, now, strict=True))
         return same if trainer.world_size == 1 else bool(_reduced(trainer, float(same), "min"))
 
     def restore(self) -> None:
@@ -210,17 +211,19 @@ class _Before:
         """Whether all ranks validate as many batches, so that they can ask each other."""
         if self.is_even is None:
             count = float(sum(trainer.num_val_batches))
-            self.is_even = _reduced(trainer, count, "max") == _reduced(trainer, count, "min")
+            most, least = _reduced(trainer, count, "max"), _reduced(trainer, count, "min")
+            self.is_even = most == least < math.inf
         return self.is_even
 
 
-def _sums(module: nn.Module) -> Tensor:
-    found = [
-        getattr(p, "to_local", lambda p=p: p)().detach().double().sum().reshape(1)
-        for p in module.parameters()
-        if p.requires_grad
-    ]
-    return torch.cat([part.cpu() for part in found]) if found else torch.zeros(0)
+def _sums(module: nn.Module) -> list[Tensor]:
+    """Return the sum of each trained parameter, where it is: nothing is waited for."""
+    found = []
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            local: Tensor = getattr(parameter, "to_local", lambda p=parameter: p)().detach()
+            found.append(local.sum() if local.is_complex() else local.sum(dtype=torch.float32))
+    return found
 
 
 @contextmanager

@@ -11,10 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 
 from lightning_peft.cli.jobs.ranks import ending_ranks
 from lightning_peft.cli.runs.parent import ENVIRONMENT, exists, here
 from lightning_peft.cli.runs.summary import read_summary
+from lightning_peft.cli.sweeps.earlier import identity
 from lightning_peft.cli.sweeps.stopping import continuing, is_stopping, jobs_under
 from lightning_peft.lightning.signals import LISTENER, SIGNALS
 
@@ -136,6 +138,14 @@ def test_the_words_that_continue_keep_what_was_typed_and_name_the_checkpoint(tmp
         f"resume={last}",
         f"hydra.run.dir={tmp_path}/run",
     ]
+
+
+def test_another_grace_period_does_not_make_another_job():
+    """Nor does a job that an earlier release recorded, without one."""
+    new = {"seed": 1, "grace": 5, "callbacks": {"signals": {"_target_": "x", "grace": 5}, "a": 1}}
+    old = {"seed": 1, "callbacks": {"a": 1}}
+    assert identity(OmegaConf.create(new)) == identity(OmegaConf.create(old))
+    assert identity(OmegaConf.create({**old, "graces": 5})) != identity(OmegaConf.create(old))
 
 
 def test_the_jobs_of_a_sweep_are_found_and_no_further_one_begins(tmp_path, monkeypatch):
