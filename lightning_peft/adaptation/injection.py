@@ -15,7 +15,7 @@ from lightning_peft.anatomy import Anatomy
 from lightning_peft.anatomy.bypass import bypassed
 from lightning_peft.anatomy.fast_path import fast_path_layers, fast_path_off
 from lightning_peft.anatomy.fingerprint import backbone_fingerprint
-from lightning_peft.anatomy.names import every_name, inside
+from lightning_peft.anatomy.names import every_name, inside, parameters_inside
 from lightning_peft.errors import MethodError
 from lightning_peft.kernels import Memory, accelerate, holds_lora
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
@@ -100,7 +100,7 @@ def inject(
             :func:`trained_elsewhere`) or no layer is fast where memory is to be saved; the model
             is as it was before.
     """
-    in_head = {name for name, _ in model.named_parameters() if inside(name, found.head)}
+    in_head = set(parameters_inside(model, found.head))
     adapted = {site.module for site in plan.sites if inside(site.module, found.head)}
     in_head -= {name for name in in_head if inside(name, tuple(adapted))}
     selected = {*plan.train, *in_head, *also_train}

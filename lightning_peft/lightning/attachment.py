@@ -34,6 +34,7 @@ from lightning_peft.lightning.hooks import after_configure_model, after_hook, be
 from lightning_peft.lightning.random_resume import resume_random_state
 from lightning_peft.lightning.sharded_checkpoint import TrainedOnlyLoad
 from lightning_peft.lightning.standing import note_backbone, standing_backbone
+from lightning_peft.lightning.weights_as_start import take_weights_only
 from lightning_peft.methods.base import Method
 from lightning_peft.methods.memory import check_memory
 
@@ -260,6 +261,12 @@ def _only_evaluates(pl_module: nn.Module) -> bool:
     return trainer is not None and trainer.state.fn not in (None, "fit")
 
 
+def _fits(pl_module: nn.Module) -> bool:
+    """Whether a trainer is about to fit a module."""
+    trainer: Any = pl_module.__dict__.get("_trainer")
+    return trainer is not None and trainer.state.fn == "fit"
+
+
 def _held(state: Any) -> int:
     """Count the bytes of a state's tensors; each storage counts once."""
     tensors = state.values() if isinstance(state, dict) else ()
@@ -284,6 +291,8 @@ def _load(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
     if attachment is not None and CHECKPOINT_KEY in checkpoint and not find_adaptations(pl_module):
         attachment.adapt(pl_module)
     complete_checkpoint(pl_module, checkpoint, strict_backbone=strict)
+    if CHECKPOINT_KEY not in checkpoint and find_adaptations(pl_module) and _fits(pl_module):
+        take_weights_only(checkpoint)
     recorded = checkpoint.get(CHECKPOINT_KEY) or {}
     for path, adaptation in find_adaptations(pl_module).items():
         adaptation.restored_steppers = (recorded.get("steppers") or {}).get(path, [])

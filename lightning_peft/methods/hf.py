@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from lightning_peft.anatomy.names import inside
+from lightning_peft.anatomy.names import parameters_inside
 from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError, TargetError, near
 from lightning_peft.methods.base import Layers, Names, Plan, Site, Stepper, plain
@@ -261,7 +261,7 @@ class HF(PeftMethod):
                 "; ".join(f"modules_to_save has no module '{e}'. {near(e, names)}" for e in lost)
             )
         # peft trains a copy of it; training in place is equivalent and takes half the memory
-        train = tuple(name for name, _ in model.named_parameters() if roots and inside(name, roots))
+        train = parameters_inside(model, roots)
         return dataclasses.replace(plan, train=train)
 
     def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:

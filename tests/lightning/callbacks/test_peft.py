@@ -129,6 +129,29 @@ def test_a_checkpoint_from_before_the_package_was_added_loads(tmp_path: Path) ->
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
 
 
+@pytest.mark.parametrize("weights_only", [False, True], ids=["with its optimizer", "weights only"])
+def test_fitting_starts_with_the_weights_of_a_run_without_the_adapter(
+    weights_only: bool, tmp_path: Path, said
+) -> None:
+    plain = Classifier()
+    first = trainer(tmp_path, max_epochs=2)
+    first.fit(plain, images())
+    first.save_checkpoint(tmp_path / "full.ckpt", weights_only=weights_only)
+
+    def fitted(module: Classifier, path: Path | None) -> dict[str, torch.Tensor]:
+        L.seed_everything(1, verbose=False)
+        peft = lp.PEFT("lora", rank=2)
+        trainer(tmp_path, peft, max_epochs=2).fit(module, images(), ckpt_path=path)
+        return state_of(module)
+
+    by_hand = Classifier()
+    by_hand.load_state_dict(plain.state_dict())
+    expected = fitted(by_hand, None)
+    assert "without the adapter" not in said()
+    assert equal(fitted(Classifier(), tmp_path / "full.ckpt"), expected)
+    assert "the schedule and the states of callbacks start anew" in said()
+
+
 def broken(path: Path, change) -> Path:
     content = torch.load(path, weights_only=True)
     change(content)
