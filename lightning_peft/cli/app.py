@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.config.errors import explain
@@ -18,6 +19,7 @@ from lightning_peft.cli.sweeps.state import STATE
 from lightning_peft.cli.sweeps.stopping import jobs, say_how_to_go_on
 from lightning_peft.errors import near
 from lightning_peft.lightning.signals import LISTENER, Stopped, exit_status
+from lightning_peft.system.atomic import lacks_room
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -120,12 +122,24 @@ def _compose_and_train(args: Sequence[str]) -> int:
     if LISTENER.number is not None:  # it came when all was done
         return _stopped(args, LISTENER.number)
     status = _report(failures, wants_all) if failures else 0
+    if STATE.directory is not None and any(_is_interrupted(failure) for failure in failures):
+        say_how_to_go_on(args)
     return JOB_FAILED if _failed_in_sweep(failures) else status
 
 
 def _stopped(args: Sequence[str], number: int, status: int | None = None) -> int:
     say_how_to_go_on(args, number)
     return exit_status(number) if status is None else status
+
+
+def _is_interrupted(failure: Failure) -> bool:
+    """Whether a job can go on when there is room on the disk."""
+    from lightning_peft.cli.runs.summary import read_summary
+
+    if not failure.directory:
+        return lacks_room(failure.error) is not None
+    # one of its own process has told it there
+    return read_summary(Path(failure.directory)).get("status") in ("interrupted", "running")
 
 
 def _failed_in_sweep(failures: Sequence[Failure]) -> bool:
@@ -173,9 +187,10 @@ def _report(failures: Sequence[Failure], wants_all: bool) -> int:
     """Print each error once, and return the exit status."""
     status = USAGE_ERROR
     seen: set[str] = set()
-    for error, directory in failures:
+    for error, directory, hint in failures:
         text = explain(error)
-        if text is None or isinstance(error, RuntimeError):  # such as a loss that is not finite
+        # such as a loss that is not finite, and a full disk
+        if text is None or isinstance(error, RuntimeError) or lacks_room(error) is not None:
             status = JOB_FAILED
         told = text or "".join(traceback.format_exception(error))
         if told in seen:
@@ -186,6 +201,8 @@ def _report(failures: Sequence[Failure], wants_all: bool) -> int:
         where = f"{directory}: " if directory else ""
         for line in (text or f"the job failed with {type(error).__name__}: {error}").splitlines():
             print(f"lightning-peft: {where}{line}", file=sys.stderr)
+        if hint:
+            print(f"lightning-peft: {hint}", file=sys.stderr)
     return status
 
 

@@ -27,10 +27,14 @@ log = logging.getLogger(__name__)
 
 
 class Failure(NamedTuple):
-    """An error, and the directory of its job if the job belongs to a sweep."""
+    """An error, the directory of its job if the job belongs to a sweep, and how to go on."""
 
     error: BaseException
     directory: str = ""
+    hint: str = ""
+
+
+log = logging.getLogger(__name__)
 
 
 def run_job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value:
@@ -64,6 +68,7 @@ def _one(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value
     from lightning_peft.cli.runs.occupied import occupied
     from lightning_peft.cli.runs.summary import record_failure, record_interrupted
     from lightning_peft.cli.sweeps.earlier import Earlier, earlier_run
+    from lightning_peft.cli.sweeps.resuming import how_to_resume
     from lightning_peft.cli.sweeps.sweep import isolated_job, wants_own_process
     from lightning_peft.lightning.signals import LISTENER
 
@@ -76,8 +81,8 @@ def _one(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value
         return _in_own_process(cfg, before, failures)
     if before.checkpoint is not None:
         cfg.resume = str(before.checkpoint)
-    if not directory:
-        STATE.run = Path(HydraConfig.get().runtime.output_dir), Path(cfg.output_dir)
+    places = Path(HydraConfig.get().runtime.output_dir), Path(cfg.output_dir)
+    STATE.run = None if directory else places
     last_words = lambda number: record_interrupted(cfg)  # noqa: E731
     LISTENER.last_words.insert(0, last_words)
     with isolated_job(args, cfg.resume if before.checkpoint is not None else None):
@@ -96,7 +101,8 @@ def _one(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value
         except Exception as error:
             log.debug("the job failed", exc_info=error)
             record_failure(cfg, error)
-            failures.append(Failure(error, directory))
+            hint = "" if directory else how_to_resume(error, args, *places)
+            failures.append(Failure(error, directory, hint))
             return float("nan")
         finally:
             LISTENER.last_words.remove(last_words)

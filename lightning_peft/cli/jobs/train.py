@@ -19,9 +19,10 @@ from lightning_peft.cli.config.task import check_objective, refuse_test_monitors
 from lightning_peft.cli.jobs.parts import Parts, _floats, _with_objectives, best_checkpoint, build
 from lightning_peft.cli.jobs.ranks import ending_ranks
 from lightning_peft.cli.jobs.trial_run import check_direction, pruning_of, told
-from lightning_peft.cli.runs.occupied import this_process
+from lightning_peft.cli.runs.occupied import is_other_rank, this_process
 from lightning_peft.cli.runs.summary import write_summary, write_text
 from lightning_peft.cli.runs.trial import Trial
+from lightning_peft.system.atomic import remove_leftovers
 
 if TYPE_CHECKING:
     from lightning_peft.cli.jobs.pruning import TrialPruning
@@ -64,6 +65,11 @@ def _run(
     cfg: DictConfig, leave_files: Callable[..., Any], leave_pruned: Callable[..., Any]
 ) -> float | list[float] | None:
     started = time.perf_counter()
+    directory = Path(cfg.output_dir)
+    if not is_other_rank():
+        # of an earlier start, which was killed; runs of others may be further below
+        for place in (directory, directory / "checkpoints", directory / "adapter"):
+            remove_leftovers(place)
     trial = Trial.of_environment()
     pruning = pruning_of(cfg, trial)
     parts = build(cfg, [pruning] if pruning else [])

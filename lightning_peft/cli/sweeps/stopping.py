@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import socket
 import sys
@@ -13,14 +12,12 @@ from pathlib import Path
 
 from lightning_peft.cli.runs.occupied import FILE, holder_of, is_other_rank
 from lightning_peft.cli.runs.summary import read_summary
-from lightning_peft.cli.sweeps.earlier import LAST
 from lightning_peft.cli.sweeps.record import FILE as RECORD
-from lightning_peft.cli.sweeps.record import quoted
+from lightning_peft.cli.sweeps.resuming import continuing
 from lightning_peft.cli.sweeps.state import STATE
 from lightning_peft.lightning.signals import LISTENER, name_of
 
 __all__ = [
-    "continuing",
     "is_stopping",
     "jobs",
     "jobs_under",
@@ -29,29 +26,6 @@ __all__ = [
 
 STOPPING = "stopping"
 """The key with which a sweep tells the workers of its launcher that no further job begins."""
-
-PLAIN = re.compile(r"[\w./+-]+")
-"""Values that Hydra's grammar takes as they are."""
-
-
-def continuing(words: Sequence[str], directory: Path, output: Path) -> str:
-    """Return the command that continues a single run.
-
-    Args:
-        words: The words of its command line.
-        directory: Its directory, as Hydra has it.
-        output: Where its files are.
-    """
-    last = output / LAST
-    ours = ("hydra.run.dir=", "resume=") if last.is_file() else ("hydra.run.dir=",)
-    kept = [word for word in words if not word.lstrip("+").startswith(ours)]
-    if last.is_file():
-        kept.append(f"resume={_value(last)}")
-    return shlex.join(["lightning-peft", *kept, f"hydra.run.dir={_value(directory)}"])
-
-
-def _value(path: Path) -> str:
-    return str(path) if PLAIN.fullmatch(str(path)) else quoted(str(path))
 
 
 def jobs_under(directory: Path) -> Iterable[int]:

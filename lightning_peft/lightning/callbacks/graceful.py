@@ -16,7 +16,7 @@ from lightning_peft.lightning.hooks import after_hook
 from lightning_peft.lightning.namespace import pl, pl_import
 from lightning_peft.lightning.random_resume import resume_random_state
 from lightning_peft.lightning.signals import GRACE, LISTENER, Stopped, name_of
-from lightning_peft.randomness import random_state, restore_random_state
+from lightning_peft.system.randomness import random_state, restore_random_state
 
 __all__ = ["GracefulStop"]
 

@@ -17,7 +17,8 @@ from lightning_peft.cli.jobs.ranks import ending_ranks
 from lightning_peft.cli.runs.parent import ENVIRONMENT, exists, here
 from lightning_peft.cli.runs.summary import read_summary
 from lightning_peft.cli.sweeps.earlier import identity
-from lightning_peft.cli.sweeps.stopping import continuing, is_stopping, jobs_under
+from lightning_peft.cli.sweeps.resuming import continuing
+from lightning_peft.cli.sweeps.stopping import is_stopping, jobs_under
 from lightning_peft.lightning.signals import LISTENER, SIGNALS
 
 RUN = ("experiment=smoke", "method=linear_probe", "hydra.run.dir=run", "trainer.max_steps=6")

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_peft as lp
 from lightning_peft.errors import DataError
 from lightning_peft.lightning.modules.regression import ImageRegressor
-from lightning_peft.randomness import generator
+from lightning_peft.system.randomness import generator
 from tests.support.trainers import quiet_trainer
 
 SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -49,8 +49,7 @@ def trainer(folder, *callbacks, **options):
     return quiet_trainer(*callbacks, default_root_dir=folder, **{"max_epochs": 1, **options})
 
 
-@pytest.mark.parametrize("outputs", [1, 2])
-@pytest.mark.parametrize("loss", ["mse", "smooth_l1"])
+@pytest.mark.parametrize(("loss", "outputs"), [("mse", 1), ("smooth_l1", 2)])
 def test_it_learns_in_the_unit_of_the_data(tmp_path, outputs, loss):
     data = Numbers(outputs)
     module = regressor(num_outputs=outputs, loss=loss, lr=1e-2)
