@@ -11,12 +11,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from omegaconf import OmegaConf
+from hydra.conf import HydraConf
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
 
+from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.jobs.ranks import ending_ranks
+from lightning_peft.cli.runs.occupied import occupy_run
 from lightning_peft.cli.runs.parent import ENVIRONMENT, exists, here
 from lightning_peft.cli.runs.summary import read_summary
 from lightning_peft.cli.sweeps.earlier import identity
+from lightning_peft.cli.sweeps.fresh import _ended
 from lightning_peft.cli.sweeps.resuming import continuing
 from lightning_peft.cli.sweeps.stopping import is_stopping, jobs_under
 from lightning_peft.lightning.signals import LISTENER, SIGNALS
@@ -210,6 +215,35 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path):
                 return
             time.sleep(0.05)
     pytest.fail("it is still there after 30 s")
+
+
+@pytest.mark.parametrize(
+    ("mode", "callbacks", "key"),
+    [
+        (RunMode.RUN, {}, "hydra.run.dir"),
+        (RunMode.MULTIRUN, {}, "hydra.sweep.dir"),
+        (RunMode.RUN, {"lightning_peft_result": {"_target_": "x"}}, "hydra.sweep.dir"),
+    ],
+    ids=["run", "sweep", "job in a process of its own"],
+)
+def test_a_refusal_names_the_key_that_the_user_can_set(tmp_path, mode, callbacks, key):
+    """The launcher `fresh` sets hydra.run.dir itself, for each job."""
+    (tmp_path / "file").touch()
+    config = OmegaConf.create({"hydra": OmegaConf.structured(HydraConf)})
+    with open_dict(config):
+        config.hydra.mode = mode
+        config.hydra.callbacks = callbacks
+        config.hydra.run.dir = str(tmp_path / "file" / "a")
+    with pytest.raises(ConfigError, match=f"Choose another {key}"):
+        occupy_run(config)
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [(143, "was stopped by SIGTERM"), (-9, "was killed by SIGKILL"), (1, "ended with exit stat")],
+)
+def test_the_end_of_a_job_is_told_by_its_status(status, told):
+    assert _ended(status).startswith(told)
 
 
 @pytest.mark.slow
