@@ -23,6 +23,7 @@ __all__ = [
     "explain",
     "missing_value",
     "nodes",
+    "of_a_file",
     "of_an_experiment",
     "unknown_key",
 ]
@@ -91,6 +92,21 @@ def cause_of(error: BaseException) -> BaseException:
     while cause.__cause__ is not None and type(cause).__module__.startswith("hydra."):
         cause = cause.__cause__
     return cause
+
+
+def of_a_file(error: Exception) -> Exception:
+    """Return an error of a file that stands in the way, such as a directory, in words.
+
+    Args:
+        error: Any error; others than those of named files are returned as they are.
+    """
+    if not isinstance(error, OSError) or error.filename is None:
+        return error
+    if explain(error) is not None or lacks_room(error) is not None:
+        return error
+    name = error.filename2 or error.filename  # of a renaming, the new name
+    told = f"{name}: cannot be written ({error.strerror}). Remove what is in its place."
+    return ConfigError([told]).with_traceback(error.__traceback__)
 
 
 def unknown_key(key: str, options: Sequence[str], everywhere: Sequence[str] = ()) -> str:

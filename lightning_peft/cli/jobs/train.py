@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,7 +16,8 @@ from lightning_peft.cli.config.known import known_keys
 from lightning_peft.cli.config.objectives import names_of
 from lightning_peft.cli.config.quiet import quiet
 from lightning_peft.cli.config.task import check_objective, refuse_test_monitors
-from lightning_peft.cli.jobs.parts import _floats, _with_objectives, best_checkpoint, build
+from lightning_peft.cli.jobs.parts import Parts, _floats, _with_objectives, best_checkpoint, build
+from lightning_peft.cli.jobs.ranks import ending_ranks
 from lightning_peft.cli.jobs.trial_run import check_direction, pruning_of, told
 from lightning_peft.cli.runs.occupied import is_other_rank, this_process
 from lightning_peft.cli.runs.summary import write_summary, write_text
@@ -24,6 +25,9 @@ from lightning_peft.cli.runs.trial import Trial
 from lightning_peft.cli.trust.recorded import problems_in
 from lightning_peft.cli.trust.words import refuse, trust_of_jobs
 from lightning_peft.system.atomic import remove_leftovers
+
+if TYPE_CHECKING:
+    from lightning_peft.cli.jobs.pruning import TrialPruning
 
 __all__ = ["train"]
 
@@ -75,6 +79,20 @@ def _run(
     trial = Trial.of_environment()
     pruning = pruning_of(cfg, trial)
     parts = build(cfg, [pruning] if pruning else [])
+    with ending_ranks(parts.trainer):
+        return _run_parts(cfg, parts, trial, pruning, started, leave_files, leave_pruned)
+
+
+def _run_parts(
+    cfg: DictConfig,
+    parts: Parts,
+    trial: Trial | None,
+    pruning: TrialPruning | None,
+    started: float,
+    leave_files: Callable[..., Any],
+    leave_pruned: Callable[..., Any],
+) -> float | list[float] | None:
+    directory = Path(cfg.output_dir)
     check_direction(cfg, trial)
     if parts.trainer.is_global_zero:
         write_text(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_peft.cli.config.errors import ConfigError
-from lightning_peft.cli.config.job_config import as_written, asked, config_in
+from lightning_peft.cli.config.job_config import as_written, asked, config_in, place_key
 from lightning_peft.cli.runs.occupied import is_other_rank
 from lightning_peft.cli.runs.summary import read_summary
 from lightning_peft.cli.trust.recorded import parse_plain
@@ -29,6 +29,9 @@ LAST = "checkpoints/last.ckpt"
 FINISHED = ("completed", "pruned")
 
 SHOWN = 5
+
+OF_THE_END = ("grace.", "callbacks.signals.")
+"""What decides how a job is stopped, and nothing of what it computes."""
 
 LAST_KEY = "callbacks"
 """The last part of a recorded config (conf/config.yaml)."""
@@ -117,7 +120,7 @@ def refuse_finished(config: Any) -> None:
         raise ConfigError(
             [
                 f"{directory} holds a finished run of another config: {changes}. Choose another "
-                "hydra.run.dir, or remove that directory."
+                f"{place_key(config)}, or remove that directory."
             ]
         )
 
@@ -171,7 +174,7 @@ def _task_of(config: Any) -> str | None:
 
 
 def identity(config: Any) -> dict[str, Any]:
-    """Return the values of a config by dotted keys, without the path of the job's directory."""
+    """Return the values by dotted keys that make a job, without the path of its directory."""
     from omegaconf import OmegaConf
 
     plain: Any = OmegaConf.to_container(config)
@@ -179,7 +182,11 @@ def identity(config: Any) -> dict[str, Any]:
     resume = str(plain.get("resume") or "")
     if resume.startswith(directory):  # the job goes on with a checkpoint of its own
         plain["resume"] = None
-    return {key: _without(directory, value) for key, value in _leaves(plain)}
+    return {
+        key: _without(directory, value)
+        for key, value in _leaves(plain)
+        if not f"{key}.".startswith(OF_THE_END)
+    }
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -27,6 +27,7 @@ from lightning_peft.cli.sweeps.search.check import check_search
 from lightning_peft.cli.sweeps.search.study import prepare_search
 from lightning_peft.cli.sweeps.state import STATE
 from lightning_peft.cli.trust.printable import printable
+from lightning_peft.lightning.signals import LISTENER, Stopped
 
 __all__ = ["WholeSweep", "job_line"]
 
@@ -101,8 +102,14 @@ class WholeSweep(Callback):
         """Print the comparison of the sweep's directory, and write it there."""
         from lightning_peft.cli.comparing.publish import compare
 
+        if LISTENER.number is not None:  # the jobs of a launcher have ended without an exception
+            raise Stopped(LISTENER.number)
+        try:
+            comparison = compare(Path(config.hydra.sweep.dir))
+        except Exception:
+            STATE.directory = None
+            raise
         STATE.directory = None
-        comparison = compare(Path(config.hydra.sweep.dir))
         # a trial that failed is not tried again: a search counts those of this start
         if comparison is not None and not self.is_search:
             STATE.failed = sum(len(row.failed) for row in comparison.rows)

@@ -204,11 +204,11 @@ def test_the_hint_names_the_configs_that_continue_asks_for(tmp_path):
 
 
 def test_a_directory_in_the_place_of_a_file_of_hydra_is_one_line(tmp_path):
-    from lightning_peft.cli.app import _of_a_file
+    from lightning_peft.cli.config.errors import of_a_file
 
     with pytest.raises(IsADirectoryError) as info:
         tmp_path.open("w")
-    told = str(_of_a_file(info.value))
+    told = str(of_a_file(info.value))
     assert told == f"{tmp_path}: cannot be written (Is a directory). Remove what is in its place."
     other = OSError("of a user's own code")
-    assert _of_a_file(other) is other
+    assert of_a_file(other) is other
