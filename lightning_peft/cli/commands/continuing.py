@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import chdir, nullcontext
 from pathlib import Path
 
 from lightning_peft.cli.commands.command import run_command
-from lightning_peft.cli.sweeps.record import read_arguments
+from lightning_peft.cli.sweeps.record import read_arguments, started_in
 
 __all__ = ["main"]
 
@@ -33,8 +34,18 @@ def main(args: Sequence[str]) -> int:
 
 
 def _go_on(options: argparse.Namespace) -> int:
-    words = read_arguments(options.directory)
+    directory: Path = options.directory
+    start = started_in(directory)
+    if start is not None:
+        print(
+            f"lightning-peft: continues in {start}, where the sweep was started: relative paths "
+            "begin there",
+            file=sys.stderr,
+        )
+        directory = directory.absolute()
+    words = read_arguments(directory)
     from lightning_peft.cli.app import main as train
 
     sys.argv = [sys.argv[0], *words]  # what the jobs start their other ranks with
-    return train(words)
+    with nullcontext() if start is None else chdir(start):
+        return train(words)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,9 @@ from lightning_peft.cli.config.quiet import quiet
 from lightning_peft.cli.config.task import check_objective, refuse_test_monitors
 from lightning_peft.cli.jobs.parts import _floats, _with_objectives, best_checkpoint, build
 from lightning_peft.cli.jobs.trial_run import check_direction, pruning_of, told
+from lightning_peft.cli.runs.log import set_aside
 from lightning_peft.cli.runs.occupied import this_process
+from lightning_peft.cli.runs.places import is_within
 from lightning_peft.cli.runs.summary import write_summary, write_text
 from lightning_peft.cli.runs.trial import Trial
 
@@ -59,12 +62,22 @@ def train(cfg: DictConfig) -> float | list[float] | None:
 def _run(
     cfg: DictConfig, leave_files: Callable[..., Any], leave_pruned: Callable[..., Any]
 ) -> float | list[float] | None:
+    from lightning_peft.cli.jobs.differences import told_resumed
+    from lightning_peft.cli.jobs.resuming import Resuming, facts_of
+
     started = time.perf_counter()
     directory = Path(cfg.output_dir)
     trial = Trial.of_environment()
     pruning = pruning_of(cfg, trial)
-    parts = build(cfg, [pruning] if pruning else [])
+    resuming = Resuming(directory)
+    parts = build(cfg, [resuming, *([pruning] if pruning else [])])
     check_direction(cfg, trial)
+    resuming.facts = facts_of(parts.datamodule, parts.trainer)
+    if cfg.resume is not None and parts.trainer.is_global_zero:
+        for line in told_resumed(cfg, resuming.facts):
+            print(line, file=sys.stderr)
+        if is_within(cfg.resume, directory):  # the logger would delete the log of before
+            set_aside(directory)
     if parts.trainer.is_global_zero:
         write_text(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         # a comparison shows this run while it is under way, and if it is killed

@@ -6,7 +6,7 @@ A job is identified by its config. A directory that holds a job of another confi
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +14,21 @@ from typing import Any, NamedTuple
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.job_config import as_written, asked, config_in
 from lightning_peft.cli.runs.occupied import is_other_rank
+from lightning_peft.cli.runs.places import is_within
 from lightning_peft.cli.runs.summary import read_summary
 
-__all__ = ["CONFIG", "LAST", "Earlier", "earlier_run", "identity", "refuse_finished"]
+__all__ = [
+    "ABSENT",
+    "CONFIG",
+    "LAST",
+    "Earlier",
+    "changed",
+    "check_checkpoint",
+    "check_checkpoints",
+    "earlier_run",
+    "identity",
+    "refuse_finished",
+]
 
 CONFIG = "config.yaml"
 """Written by a job before it trains: its config, resolved."""
@@ -27,6 +39,11 @@ LAST = "checkpoints/last.ckpt"
 FINISHED = ("completed", "pruned")
 
 SHOWN = 5
+
+ABSENT = object()
+
+HOW_TO_RESUME = ("schedule.on_resume", "callbacks.schedule.on_resume")
+"""Keys that say how a job goes on, and not which job it is."""
 
 LAST_KEY = "callbacks"
 """The last part of a recorded config (conf/config.yaml)."""
@@ -120,6 +137,62 @@ def refuse_finished(config: Any) -> None:
         )
 
 
+def check_checkpoint(config: Any) -> None:
+    """Refuse to resume a single run in its directory if its best checkpoint is not there.
+
+    Args:
+        config: The config of the run, its ``hydra`` part included.
+
+    Raises:
+        ConfigError: If it is missing, or the checkpoint to resume from is.
+    """
+    resume = config.get("resume")
+    if resume is None or is_other_rank():
+        return
+    with asked(config):
+        place = Path(config.hydra.run.dir).absolute()
+    with config_in(place, config) as cfg:
+        path, directory = Path(str(cfg.resume)), Path(cfg.output_dir)
+    if str(path) in ("last", "best", "hpc") or ":" in str(path):  # Lightning's words, an address
+        return
+    if not path.exists():
+        raise ConfigError([f"resume: expected a checkpoint to resume from, got no file {path}."])
+    if is_within(path, directory):
+        _check_moved([path])
+
+
+def check_checkpoints(directory: Path) -> None:
+    """Refuse a sweep if an unfinished job, that would go on, is without its best checkpoint.
+
+    Args:
+        directory: The directory of the sweep.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    _check_moved(
+        [
+            path
+            for path in sorted(directory.glob(f"*/{LAST}"))
+            if read_summary(path.parents[1]).get("status") not in FINISHED
+            and zipfile.is_zipfile(path)
+        ]
+    )
+
+
+def _check_moved(paths: Sequence[Path]) -> None:
+    problems: list[str] = []
+    for path in paths:
+        from lightning_peft.cli.jobs.resuming import check_moved
+
+        try:
+            check_moved(path)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+
+
 def _changes_since(recorded: Path, cfg: Any) -> str:
     """Return the differences between a recorded config and the current one; ``""`` for none."""
     now = as_written(cfg)
@@ -173,9 +246,14 @@ def identity(config: Any) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(config)
     directory = str(plain.get("output_dir"))
     resume = str(plain.get("resume") or "")
-    if resume.startswith(directory):  # the job goes on with a checkpoint of its own
+    # the job goes on with a checkpoint of its own, by whatever links its directory is reached
+    if resume and (resume.startswith(directory) or is_within(resume, directory)):
         plain["resume"] = None
-    return {key: _without(directory, value) for key, value in _leaves(plain)}
+    return {
+        key: _without(directory, value)
+        for key, value in _leaves(plain)
+        if key not in HOW_TO_RESUME
+    }
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -190,12 +268,19 @@ def _without(directory: str, value: Any) -> Any:
     return value.replace(directory, "<directory>") if isinstance(value, str) else value
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    absent = object()
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return the keys whose values differ, with both values; ``ABSENT`` where there is none."""
     found = []
     for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key, absent), now.get(key, absent)
+        old, new = before.get(key, ABSENT), now.get(key, ABSENT)
         if old != new or type(old) is not type(new):
-            was = "was not there" if old is absent else f"was {old!r}"
-            found.append(f"{key} {was}, {'now is not there' if new is absent else f'now {new!r}'}")
+            found.append((key, old, new))
     return found
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} {'was not there' if old is ABSENT else f'was {old!r}'}, "
+        f"{'now is not there' if new is ABSENT else f'now {new!r}'}"
+        for key, old, new in changed(before, now)
+    ]

@@ -19,7 +19,13 @@ from lightning_peft.cli.config.errors import explain
 from lightning_peft.cli.config.job_config import own_part
 from lightning_peft.cli.runs.occupied import occupy, occupy_run
 from lightning_peft.cli.runs.summary import write_json
-from lightning_peft.cli.sweeps.earlier import Earlier, earlier_run, refuse_finished
+from lightning_peft.cli.sweeps.earlier import (
+    Earlier,
+    check_checkpoint,
+    check_checkpoints,
+    earlier_run,
+    refuse_finished,
+)
 from lightning_peft.cli.sweeps.extended import go_on_in
 from lightning_peft.cli.sweeps.launcher_check import check_launcher
 from lightning_peft.cli.sweeps.record import FILE, count_jobs, describe, swept
@@ -62,6 +68,7 @@ class WholeSweep(Callback):
             directory = Path(config.hydra.sweep.dir)
             occupy(directory, "hydra.sweep.dir")
             go_on_in(directory, self.record, config)
+            check_checkpoints(directory)
             standing = prepare_search(config)
             self.jobs = count_jobs(config, standing)
             self.swept = frozenset(swept(config))
@@ -73,6 +80,7 @@ class WholeSweep(Callback):
         with _refusing():
             occupy_run(config)
             refuse_finished(config)
+            check_checkpoint(config)
 
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
         """Print the line of the job."""

@@ -1,0 +1,204 @@
+"""Go on from a checkpoint of a run that was moved, or that is resumed otherwise than it was begun.
+
+``ModelCheckpoint`` keeps absolute paths in the checkpoint, and forgets its best one if they are
+those of another directory. A checkpoint in the directory of this very run belongs to it, wherever
+the directory was then: its paths are given their present place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.jobs.task import dataset_of
+from lightning_peft.cli.runs.places import is_within, moved_path
+from lightning_peft.lightning.namespace import pl
+
+__all__ = [
+    "FACTS",
+    "Resuming",
+    "best_of",
+    "check_moved",
+    "facts_of",
+    "missing_best",
+    "read_checkpoint",
+    "rerooted",
+]
+
+FACTS = "lightning_peft_run"
+"""The key of a checkpoint with the facts about its run that its config does not say."""
+
+PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+"""The keys of a ModelCheckpoint's state that hold a path."""
+
+
+class Resuming(pl.Callback):
+    """Gives the checkpoints of a run their present place when the run goes on.
+
+    Args:
+        directory: The directory of the run.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.facts: dict[str, Any] = {}
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the facts about the run."""
+        checkpoint[FACTS] = dict(self.facts)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Give the paths in the states of checkpoint callbacks their present place.
+
+        Raises:
+            ConfigError: If the best checkpoint is not there.
+        """
+        path = trainer.ckpt_path
+        if path is None or not is_within(path, self.directory):
+            return  # of another run: this one keeps the best of what it finds itself
+        states = dict(checkpoint.get("callbacks") or {})
+        problems: list[str] = []
+        for callback in trainer.checkpoint_callbacks:
+            state, place = states.get(callback.state_key), getattr(callback, "dirpath", None)
+            if not _is_of_checkpoints(state) or place is None:
+                continue
+            problems += missing_best(state, Path(place), Path(path))
+            states[callback.state_key] = rerooted(state, Path(place))
+        if problems:
+            raise ConfigError(problems)
+        checkpoint["callbacks"] = states
+
+
+def facts_of(datamodule: Any, trainer: pl.Trainer) -> dict[str, Any]:
+    """Return what a later start may have otherwise although its config is the same."""
+    images = dataset_of(datamodule, "train")
+    count = {} if images is None else {"labelled for training": len(images)}
+    return {"ranks": trainer.world_size, **count}
+
+
+def check_moved(path: Path) -> None:
+    """Refuse a checkpoint whose run was moved without its best checkpoint.
+
+    Args:
+        path: A checkpoint in the directory of the run that goes on.
+
+    Raises:
+        ConfigError: If the best checkpoint is not beside it.
+    """
+    problems = []
+    for state in (read_checkpoint(path).get("callbacks") or {}).values():
+        # the directories of other callbacks are known when they are built
+        if _is_of_checkpoints(state) and Path(state["dirpath"]).name == path.parent.name:
+            problems += missing_best(state, path.parent.resolve(), path)
+    if problems:
+        raise ConfigError(problems)
+
+
+def read_checkpoint(path: Path) -> Mapping[str, Any]:
+    """Return the content of a checkpoint, its tensors unread; ``{}`` if it cannot be read.
+
+    A checkpoint that cannot be read is refused by what loads it, with its own words.
+    """
+    try:
+        found = torch.load(
+            path / "meta.pt" if path.is_dir() else path,
+            map_location="cpu", weights_only=True, mmap=True,
+        )  # fmt: skip
+    except Exception:
+        return {}
+    return found if isinstance(found, Mapping) else {}
+
+
+def missing_best(state: Mapping[str, Any], place: Path, path: Path) -> Iterator[str]:
+    """Yield what is missing if the best checkpoints of a callback are not in its directory.
+
+    Args:
+        state: The state of the callback.
+        place: The directory of its checkpoints now.
+        path: The checkpoint that holds the state.
+    """
+    if state.get("monitor") is None:
+        return  # nothing was chosen, so nothing is lost
+    lost = [name for name in _best(state) if not _now(name, state, place).exists()]
+    if not lost or _was_replaced(state, place):
+        return
+    told = ", ".join(
+        f"{_now(name, state, place)} ({state['monitor']} {_best(state)[name]:.6g})" for name in lost
+    )
+    was = "" if state["dirpath"] == str(place) else f"; they were in {state['dirpath']} before"
+    yield (
+        f"{path}: expected the best checkpoints of the run so far beside it, got no file {told}"
+        f"{was}. Copy them there. Without them, resume in a directory of its own, which keeps the "
+        f"best of what it finds itself (resume={path} and another hydra.run.dir), or remove "
+        f"{place.parent} to start again."
+    )
+
+
+def _best(state: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scores of the checkpoints that were chosen, by the paths of before."""
+    found = {str(name): float(score) for name, score in state["best_k_models"].items()}
+    if state["best_model_path"] and state.get("best_model_score") is not None:
+        found.setdefault(str(state["best_model_path"]), float(state["best_model_score"]))
+    return found
+
+
+def best_of(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Return the best checkpoint of each callback that chose by a metric, in words."""
+    return [
+        f"{state['monitor']} {float(state['best_model_score']):.6g} in {state['best_model_path']}"
+        for state in (checkpoint.get("callbacks") or {}).values()
+        if _is_of_checkpoints(state)
+        and state.get("monitor") is not None
+        and state.get("best_model_score") is not None
+    ]
+
+
+def _now(name: str, state: Mapping[str, Any], place: Path) -> Path:
+    return Path(moved_path(name, state["dirpath"], place))
+
+
+def _was_replaced(state: Mapping[str, Any], place: Path) -> bool:
+    """Whether a better one, of another name, was written after the checkpoint that is resumed.
+
+    A run that is killed between the two does the steps again, and finds it again.
+    """
+    known = {Path(name).name for name in _best(state)}
+    others = {path.name for path in place.glob("*.ckpt")} - known
+    return not {_stem(name) for name in others}.isdisjoint(map(_stem, known))
+
+
+def _stem(name: str) -> str:
+    """Return what the names of a callback's checkpoints have in common (``best-epoch=3.ckpt``)."""
+    return name.removesuffix(".ckpt").partition("-")[0].partition("=")[0]
+
+
+def rerooted(state: Mapping[str, Any], place: Path) -> dict[str, Any]:
+    """Return the state of a checkpoint callback whose directory is now elsewhere.
+
+    Args:
+        state: The state.
+        place: The directory of its checkpoints now.
+    """
+    now: dict[str, Any] = {**state, "dirpath": str(place)}
+    for key in PATHS:
+        if now.get(key):
+            now[key] = str(_now(now[key], state, place))
+    models = {str(_now(name, state, place)): score for name, score in state["best_k_models"].items()}
+    # one that was replaced by a better one, which is found again
+    now["best_k_models"] = {name: score for name, score in models.items() if Path(name).exists()}
+    if state.get("monitor") is not None and not Path(now["best_model_path"]).exists():
+        now["best_model_path"], now["best_model_score"] = "", None
+    return now
+
+
+def _is_of_checkpoints(state: Any) -> bool:
+    keys = ("dirpath", "best_model_path", "best_k_models")
+    return isinstance(state, Mapping) and all(key in state for key in keys)
