@@ -11,6 +11,7 @@ from lightning_peft.cli.commands.soup_metric import judge_of
 from lightning_peft.cli.comparing.runs import HANDED_OUT, PREPARED, Run, read_runs
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.paths import no_directory
+from lightning_peft.cli.runs.recorded import recorded_config
 from lightning_peft.cli.runs.summary import FILE
 
 if TYPE_CHECKING:
@@ -50,8 +51,6 @@ def candidates_of(options: argparse.Namespace) -> list[Candidate]:
     Raises:
         ConfigError: With every problem, before anything is loaded.
     """
-    from omegaconf import OmegaConf
-
     problems = [f"expected a directory of runs, got {d}" for d in options.directories
                 if not d.is_dir()]  # fmt: skip
     if wrong := no_directory(options.out):
@@ -72,7 +71,7 @@ def candidates_of(options: argparse.Namespace) -> list[Candidate]:
         raise ConfigError(problems)
     runs: list[Run] = [run for run in read_runs(options.directories)[0] if run.completed]
     found = [
-        Candidate(path, OmegaConf.load(run.directory / "config.yaml"))
+        Candidate(path, recorded_config(run.directory))
         for run in runs
         if (run.directory / "config.yaml").is_file()
         for path in sorted((run.directory / "checkpoints").glob("best*.ckpt"))

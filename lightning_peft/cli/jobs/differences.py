@@ -16,6 +16,15 @@ __all__ = ["differences", "told_resumed"]
 OF_THE_NAME = ("name", "callbacks.progress.label", "resume")
 """Keys that change nothing of the training."""
 
+OF_THE_OPTIMIZER = (
+    *("optimizer.lr", "optimizer.weight_decay", "optimizer.momentum", "optimizer.betas"),
+    *("model.head_lr", "model.head_weight_decay", "model.adapter_weight_decay"),
+    *("model.layer_decay", "model.lora_plus"),
+)
+"""Keys of what the optimizer keeps in its state, which is restored."""
+
+RESTORED = " (has no effect: the optimizer goes on with what is in the checkpoint)"
+
 
 def told_resumed(cfg: Any, now: Mapping[str, Any]) -> list[str]:
     """Return the lines that a resumed run begins with; none if it goes on as it was begun.
@@ -39,7 +48,7 @@ def told_resumed(cfg: Any, now: Mapping[str, Any]) -> list[str]:
         lines += [
             f"  {text}: the best checkpoint of before stays where it is, this run keeps the best "
             "of what it finds itself"
-            for text in best_of(checkpoint)
+            for text in best_of(checkpoint, path.parent)
         ]
     if not lines:
         return []
@@ -77,17 +86,23 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         before: The values by dotted keys.
         now: Those of this start.
 
-    >>> differences({"lr": 0.1, "optimizer.lr": 0.1, "seed": 0}, {"lr": 0.2, "optimizer.lr": 0.2})
-    ['lr 0.1 -> 0.2', 'seed 0 -> none']
+    >>> differences({"shots": 4, "data.shots": 4, "seed": 0}, {"shots": 8, "data.shots": 8})
+    ['seed 0 -> none', 'shots 4 -> 8']
     """
     shortest: dict[tuple[str, str, str], str] = {}
+    restored = set()
     for key, old, new in changed(before, now):
-        if key in OF_THE_NAME:
-            continue
         what = key.rpartition(".")[2], _word(old), _word(new)
+        if key in OF_THE_NAME or what[1] == what[2]:
+            continue
+        if key.startswith(OF_THE_OPTIMIZER):
+            restored.add(what)
         if what not in shortest or len(key) < len(shortest[what]):
             shortest[what] = key
-    return sorted(f"{key} {old} -> {new}" for (_, old, new), key in shortest.items())
+    return sorted(
+        f"{key} {what[1]} -> {what[2]}{RESTORED if what in restored else ''}"
+        for what, key in shortest.items()
+    )
 
 
 def _word(value: Any) -> str:

@@ -7,7 +7,8 @@ the directory was then: its paths are given their present place.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ __all__ = [
     "Resuming",
     "best_of",
     "check_moved",
+    "check_whole",
     "facts_of",
     "missing_best",
     "read_checkpoint",
@@ -46,6 +48,12 @@ class Resuming(pl.Callback):
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.facts: dict[str, Any] = {}
+        self.when_it_goes_on: Callable[[], None] = _nothing
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Do what is done once nothing can be refused any more."""
+        if trainer.is_global_zero:
+            self.when_it_goes_on()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -77,11 +85,42 @@ class Resuming(pl.Callback):
         checkpoint["callbacks"] = states
 
 
+def _nothing() -> None:
+    pass
+
+
 def facts_of(datamodule: Any, trainer: pl.Trainer) -> dict[str, Any]:
     """Return what a later start may have otherwise although its config is the same."""
     images = dataset_of(datamodule, "train")
     count = {} if images is None else {"labelled for training": len(images)}
     return {"ranks": trainer.world_size, **count}
+
+
+def check_whole(path: Path) -> None:
+    """Refuse a checkpoint from which nothing can be resumed.
+
+    Args:
+        path: The checkpoint.
+
+    Raises:
+        ConfigError: If there is none, only a part of one, or one of weights alone.
+    """
+    if not path.exists():
+        told = f"expected a checkpoint to resume from, got no file {path}."
+    elif path.is_file() and not zipfile.is_zipfile(path):
+        told = (
+            f"expected a whole checkpoint to resume from, got {path}, whose end is missing or "
+            f"which is none ({path.stat().st_size:,} bytes). Resume from an earlier one, or start "
+            "again."
+        )
+    elif (found := read_checkpoint(path)) and "optimizer_states" not in found and path.is_file():
+        told = (
+            f"expected a checkpoint to resume from, got {path}, which holds weights and no state "
+            f"of the optimizer. Resume from {path.with_name('last.ckpt')}."
+        )
+    else:
+        return
+    raise ConfigError([f"resume: {told}"])
 
 
 def check_moved(path: Path) -> None:
@@ -93,7 +132,7 @@ def check_moved(path: Path) -> None:
     Raises:
         ConfigError: If the best checkpoint is not beside it.
     """
-    problems = []
+    problems: list[str] = []
     for state in (read_checkpoint(path).get("callbacks") or {}).values():
         # the directories of other callbacks are known when they are built
         if _is_of_checkpoints(state) and Path(state["dirpath"]).name == path.parent.name:
@@ -150,10 +189,16 @@ def _best(state: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def best_of(checkpoint: Mapping[str, Any]) -> list[str]:
-    """Return the best checkpoint of each callback that chose by a metric, in words."""
+def best_of(checkpoint: Mapping[str, Any], place: Path) -> list[str]:
+    """Return the best checkpoint of each callback that chose by a metric, in words.
+
+    Args:
+        checkpoint: The content of a checkpoint.
+        place: The directory where it lies.
+    """
     return [
-        f"{state['monitor']} {float(state['best_model_score']):.6g} in {state['best_model_path']}"
+        f"{state['monitor']} {float(state['best_model_score']):.6g} in "
+        f"{_now(state['best_model_path'], state, place)}"
         for state in (checkpoint.get("callbacks") or {}).values()
         if _is_of_checkpoints(state)
         and state.get("monitor") is not None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.cli.jobs.task import build_module
+from lightning_peft.cli.runs.recorded import recorded_config
 from lightning_peft.cli.runs.summary import write_json
 from lightning_peft.evaluation.outputs import Outputs
 
@@ -104,13 +105,12 @@ def load_run(directory: Path, *, calibrated: bool | None = None) -> Served:
         )
     import torch
     from hydra.utils import instantiate
-    from omegaconf import OmegaConf
 
     from lightning_peft.adaptation.loading import load_adapter
     from lightning_peft.anatomy.backbone import backbone_of
 
     facts = _read_facts(directory / FACTS)
-    cfg: Any = OmegaConf.load(directory / "config.yaml")
+    cfg = recorded_config(directory)
     outputs = _outputs(facts.get("outputs"), cfg, directory, calibrated)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)  # a random backbone gets the same weights

@@ -73,16 +73,24 @@ def _run(
     parts = build(cfg, [resuming, *([pruning] if pruning else [])])
     check_direction(cfg, trial)
     resuming.facts = facts_of(parts.datamodule, parts.trainer)
-    if cfg.resume is not None and parts.trainer.is_global_zero:
-        for line in told_resumed(cfg, resuming.facts):
-            print(line, file=sys.stderr)
-        if is_within(cfg.resume, directory):  # the logger would delete the log of before
-            set_aside(directory)
-    if parts.trainer.is_global_zero:
+
+    def begin() -> None:
         write_text(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         # a comparison shows this run while it is under way, and if it is killed
         write_summary(directory, cfg, status="running", process=this_process())
+
+    if parts.trainer.is_global_zero:
+        if cfg.resume is None:
+            begin()
+        else:  # its directory keeps what is there until nothing can be refused any more
+            resuming.when_it_goes_on = begin
+            for line in told_resumed(cfg, resuming.facts):
+                print(line, file=sys.stderr)
+            if is_within(cfg.resume, directory):  # the logger would delete the log of before
+                set_aside(directory)
     parts.trainer.fit(parts.module, parts.datamodule, ckpt_path=cfg.resume)
+    if cfg.resume is not None and parts.trainer.is_global_zero:
+        begin()  # of a run that had nothing left to train, too
     fitted = time.perf_counter()
     if pruning is not None and pruning.pruned is not None:
         seconds = {"fit": fitted - started, "total": fitted - started}

@@ -27,6 +27,7 @@ __all__ = [
     "check_checkpoints",
     "earlier_run",
     "identity",
+    "is_of_another",
     "refuse_finished",
 ]
 
@@ -137,6 +138,12 @@ def refuse_finished(config: Any) -> None:
         )
 
 
+def is_of_another(directory: Path, cfg: Any) -> bool:
+    """Whether a directory records another config than that of a job."""
+    recorded = directory / CONFIG
+    return recorded.is_file() and bool(_changes_since(recorded, cfg))
+
+
 def check_checkpoint(config: Any) -> None:
     """Refuse to resume a single run in its directory if its best checkpoint is not there.
 
@@ -155,8 +162,9 @@ def check_checkpoint(config: Any) -> None:
         path, directory = Path(str(cfg.resume)), Path(cfg.output_dir)
     if str(path) in ("last", "best", "hpc") or ":" in str(path):  # Lightning's words, an address
         return
-    if not path.exists():
-        raise ConfigError([f"resume: expected a checkpoint to resume from, got no file {path}."])
+    from lightning_peft.cli.jobs.resuming import check_whole
+
+    check_whole(path)
     if is_within(path, directory):
         _check_moved([path])
 
