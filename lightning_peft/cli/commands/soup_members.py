@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +70,10 @@ def candidates_of(options: argparse.Namespace) -> list[Candidate]:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    runs: list[Run] = [run for run in read_runs(options.directories)[0] if run.completed]
+    every, unreadable = read_runs(options.directories)
+    runs: list[Run] = [run for run in every if run.completed]
+    without = [f"{run.directory} ({run.status})" for run in every if not run.completed]
+    without += [f"{path.parent} ({FILE} cannot be read)" for path in unreadable]
     found = [
         Candidate(path, recorded_config(run.directory))
         for run in runs
@@ -81,11 +85,14 @@ def candidates_of(options: argparse.Namespace) -> list[Candidate]:
             [
                 f"expected at least two checkpoints of finished runs, found {len(found)}. Name a "
                 "sweep, several runs, or a run that was trained with callbacks/average=soup."
+                + (f" Not finished: {', '.join(without)}." if without else "")
             ]
         )
     problems = [wrong for other in found[1:] for wrong in _no_company(found[0], other)]
     if problems:
         raise ConfigError(problems)
+    for told in without:
+        print(f"lightning-peft: left out, as it is not finished: {told}", file=sys.stderr)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -100,9 +101,11 @@ def load_run(directory: Path, *, calibrated: bool | None = None) -> Served:
         raise ConfigError(
             [
                 f"expected the directory of a finished run, got {directory} without "
-                f"{' and without '.join(missing)}."
+                f"{' and without '.join(missing)}.{_unfinished(directory)}"
             ]
         )
+    if told := _unfinished(directory):  # of a run that had ended, and was resumed for longer
+        print(f"lightning-peft:{told} This is the model of its earlier end.", file=sys.stderr)
     import torch
     from hydra.utils import instantiate
 
@@ -131,6 +134,20 @@ def load_run(directory: Path, *, calibrated: bool | None = None) -> Served:
         outputs=outputs,
         text_column=getattr(datamodule, "text_column", None),
         num_classes=facts["num_classes"],
+    )
+
+
+def _unfinished(directory: Path) -> str:
+    """Return a sentence about a run that is not finished; ``""`` if it is, or has no summary."""
+    from lightning_peft.cli.comparing.runs import run_of
+    from lightning_peft.cli.runs.summary import read_summary
+
+    run = run_of(read_summary(directory), directory)
+    if run is None or run.completed:
+        return ""
+    return (
+        f" The run in {directory} is not finished ({run.status}): lightning-peft continue resumes "
+        "a sweep, resume=DIR/checkpoints/last.ckpt a single run."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from lightning_peft.cli.config.errors import ConfigError
@@ -10,14 +11,15 @@ __all__ = ["check_launcher"]
 
 
 def check_launcher(config: Any) -> None:
-    """Refuse a launcher that would run each job several times.
+    """Refuse a launcher that would run each job several times, or each time another one.
 
     Args:
         config: The config of a sweep, its ``hydra`` part included.
 
     Raises:
         ConfigError: If submitit's local executor would start several tasks per job: they would be
-            identical, and all would train in one directory.
+            identical, and all would train in one directory. Or if torchrun starts a search, of
+            which each rank would propose trials of its own.
     """
     launcher = config.hydra.launcher or {}
     tasks = launcher.get("tasks_per_node") or 1
@@ -27,5 +29,15 @@ def check_launcher(config: Any) -> None:
                 f"hydra.launcher.tasks_per_node: expected 1 with submitit_local, got {tasks}: each "
                 "task would train the whole job. To give a job several ranks, set trainer.devices="
                 f"{tasks} trainer.strategy=ddp."
+            ]
+        )
+    ranks = int(os.environ.get("WORLD_SIZE") or 1) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if ranks > 1 and "n_trials" in config.hydra.sweeper:
+        raise ConfigError(
+            [
+                f"hydra/sweeper: expected a sweep whose jobs are known, got a search in {ranks} "
+                "ranks of torchrun, each of which would propose trials of its own. Start it "
+                f"without torchrun, with trainer.devices={ranks} trainer.strategy=ddp: each job "
+                "then starts its ranks."
             ]
         )

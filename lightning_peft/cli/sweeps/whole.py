@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import statistics
 import sys
 import time
@@ -17,7 +18,7 @@ from hydra.experimental.callback import Callback
 
 from lightning_peft.cli.config.errors import explain
 from lightning_peft.cli.config.job_config import own_part
-from lightning_peft.cli.runs.occupied import occupy, occupy_run
+from lightning_peft.cli.runs.occupied import is_other_rank, occupy, occupy_run
 from lightning_peft.cli.runs.summary import write_json
 from lightning_peft.cli.sweeps.earlier import (
     Earlier,
@@ -84,7 +85,8 @@ class WholeSweep(Callback):
 
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
         """Print the line of the job."""
-        if not _in_sweep(config):
+        self._started = time.perf_counter()
+        if not _in_sweep(config) or is_other_rank():  # torchrun runs the sweep in every rank
             return
         # from here on the directory is this sweep's; a command line that is refused leaves none
         write_json(Path(config.hydra.sweep.dir) / FILE, self.record)
@@ -97,7 +99,6 @@ class WholeSweep(Callback):
         if before.summary is not None:
             total = (before.summary.get("seconds") or {}).get("total")
             self.seconds += [] if total is None else [float(total)]
-        self._started = time.perf_counter()
 
     def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
         """Record how long the job took."""
@@ -109,10 +110,19 @@ class WholeSweep(Callback):
         from lightning_peft.cli.comparing.publish import compare
 
         STATE.directory = None
-        comparison = compare(Path(config.hydra.sweep.dir))
+        if is_other_rank():
+            return
+        directory = Path(config.hydra.sweep.dir)
+        comparison = compare(directory)
         # a trial that failed is not tried again: a search counts those of this start
         if comparison is not None and not self.is_search:
             STATE.failed = sum(len(row.failed) for row in comparison.rows)
+            if STATE.failed:
+                print(
+                    f"lightning-peft: {STATE.failed} of its jobs failed. To try them again: "
+                    f"lightning-peft continue {shlex.quote(str(directory))}",
+                    file=sys.stderr,
+                )
 
 
 @contextmanager
