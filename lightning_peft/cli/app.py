@@ -148,9 +148,19 @@ def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value
                 return train(cfg)
         except Exception as error:
             log.debug("the job failed", exc_info=error)
-            record_failure(cfg, error)
+            if not _is_of_another_start(cfg):
+                record_failure(cfg, error)
             failures.append(Failure(error, directory))
             return float("nan")
+
+
+def _is_of_another_start(cfg: DictConfig) -> bool:
+    from lightning_peft.cli.sweeps.earlier import is_of_another_start
+
+    try:
+        return is_of_another_start(cfg)
+    except Exception:  # the config itself may be what is wrong
+        return False
 
 
 def _in_own_process(cfg: DictConfig, before: Earlier, failures: list[Failure]) -> Value:

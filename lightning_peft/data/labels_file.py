@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_peft.data.image_files import Label
-from lightning_peft.errors import DataError, near
+from lightning_peft.errors import DataError, near, shown
 from lightning_peft.evaluation.metric_names import Task
 from lightning_peft.evaluation.outputs import check_task
 
@@ -190,7 +190,7 @@ def _row_problems(
             found.append(f"line {line}: '{name}' is already in line {first[name]}")
         elif name in first and cells[first[name] - 2] != cells[line - 2]:
             found.append(
-                f"line {line}: same text as line {first[name]}, other label: '{name[:40]}'"
+                f"line {line}: same text as line {first[name]}, other label: {shown(name, 40)}"
             )
         elif root is not None and not (root / name).is_file():
             found.append(f"line {line}: missing file {root / name}")

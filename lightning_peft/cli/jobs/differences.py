@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_peft.cli.config.job_config import as_written
-from lightning_peft.cli.jobs.resuming import FACTS, best_of, read_checkpoint
+from lightning_peft.cli.jobs.resuming import FACTS
+from lightning_peft.cli.runs.checkpoints import best_of, read_checkpoint
 from lightning_peft.cli.runs.places import is_within
 from lightning_peft.cli.sweeps.earlier import ABSENT, CONFIG, changed, identity
 

@@ -14,6 +14,7 @@ from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.cli.jobs.task import build_module
 from lightning_peft.cli.runs.recorded import recorded_config
 from lightning_peft.cli.runs.summary import write_json
+from lightning_peft.errors import shown
 from lightning_peft.evaluation.outputs import Outputs
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ def _read_facts(path: Path) -> Mapping[str, Any]:
     else:
         found = found if isinstance(found, Mapping) else {}
         wrong = [
-            f"{key} is {found[key]!r:.40}" if key in found else f"it has no {key}"
+            f"{key} is {shown(found[key], 40)}" if key in found else f"it has no {key}"
             for key, fits in FITS.items()
             if key not in found or not fits(found[key])
         ]

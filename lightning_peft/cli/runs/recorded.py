@@ -6,9 +6,46 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.runs.places import moved_words
 
-__all__ = ["recorded_config"]
+__all__ = ["LAST_KEY", "read_config", "recorded_config"]
+
+LAST_KEY = "callbacks"
+"""The last part of a recorded config (conf/config.yaml)."""
+
+
+def read_config(path: Path, last_key: str | None = None) -> tuple[Any, str]:
+    """Read a config that a job wrote, and say what is wrong if it is not whole.
+
+    Args:
+        path: The file.
+        last_key: Its last key, if it must have one.
+
+    Returns:
+        The config, and ``""``; or what there is of it and the reason why it is none.
+    """
+    from omegaconf import OmegaConf
+
+    config: Any = None
+    try:
+        text = path.read_text(encoding="utf-8")
+        config = OmegaConf.create(text)
+    except Exception as error:  # of the YAML parser too, which has no types
+        return None, f"it cannot be read ({_of_yaml(error)})"
+    if not OmegaConf.is_dict(config):
+        return config, "it is cut off"
+    as_json = text.startswith("{")  # of another program, and whole if it can be read
+    ended = text.endswith("\n") and (last_key is None or last_key in config)
+    return config, "" if as_json or ended else "it is cut off"
+
+
+def _of_yaml(error: Exception) -> str:
+    """Return an error of the YAML parser in one line, with the place and without a drawing."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if problem is None or mark is None:
+        return " ".join(str(error).split()) or type(error).__name__
+    return f"{problem}, in line {mark.line + 1}"
 
 
 def recorded_config(directory: Path) -> Any:
@@ -19,10 +56,22 @@ def recorded_config(directory: Path) -> Any:
 
     Args:
         directory: The directory of the run.
+
+    Raises:
+        ConfigError: If the config cannot be read, or is cut off.
     """
     from omegaconf import OmegaConf
 
-    cfg: Any = OmegaConf.load(directory / "config.yaml")
+    path = directory / "config.yaml"
+    cfg, reason = read_config(path, LAST_KEY)
+    if reason:
+        raise ConfigError(
+            [
+                f"{path}: expected the whole config that a run wrote, got "
+                f"{path.stat().st_size:,} bytes of one: {reason}. Copy the file again if you have "
+                "it elsewhere; otherwise train the run again."
+            ]
+        )
     plain: Any = OmegaConf.to_container(cfg)
     before = plain.get("output_dir") if isinstance(plain, dict) else None
     if isinstance(before, str) and before not in ("", "."):

@@ -146,25 +146,10 @@ def record_failure(cfg: Any, error: BaseException) -> None:
     try:
         told = explain(error) or f"{type(error).__name__}: {error}"
         # one that was refused because another process is at work there has nothing to say of that
-        if holder_of(Path(cfg.output_dir)) is None and not _is_of_another_start(cfg):
+        if holder_of(Path(cfg.output_dir)) is None:
             write_summary(Path(cfg.output_dir), cfg, status="failed", error=told)
     except Exception:  # the config itself may be what is wrong
         return
-
-
-def _is_of_another_start(cfg: Any) -> bool:
-    """Whether the directory still holds what a start with other settings left there.
-
-    A run that was to go on otherwise than before, and was refused, has written nothing.
-    """
-    from lightning_peft.cli.runs.places import is_within
-
-    directory, resume = Path(cfg.output_dir), cfg.get("resume")
-    if resume is None or not is_within(str(resume), directory):
-        return False
-    from lightning_peft.cli.sweeps.earlier import is_of_another
-
-    return is_of_another(directory, cfg)
 
 
 def read_summary(directory: Path) -> dict[str, Any]:

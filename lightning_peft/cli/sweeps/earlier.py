@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.job_config import as_written, asked, config_in
+from lightning_peft.cli.runs.checkpoints import check_moved, check_whole
 from lightning_peft.cli.runs.occupied import is_other_rank
 from lightning_peft.cli.runs.places import is_within
+from lightning_peft.cli.runs.recorded import LAST_KEY, read_config
 from lightning_peft.cli.runs.summary import read_summary
 
 __all__ = [
@@ -27,7 +29,7 @@ __all__ = [
     "check_checkpoints",
     "earlier_run",
     "identity",
-    "is_of_another",
+    "is_of_another_start",
     "refuse_finished",
 ]
 
@@ -45,9 +47,6 @@ ABSENT = object()
 
 HOW_TO_RESUME = ("schedule.on_resume", "callbacks.schedule.on_resume")
 """Keys that say how a job goes on, and not which job it is."""
-
-LAST_KEY = "callbacks"
-"""The last part of a recorded config (conf/config.yaml)."""
 
 
 class Earlier(NamedTuple):
@@ -138,8 +137,18 @@ def refuse_finished(config: Any) -> None:
         )
 
 
-def is_of_another(directory: Path, cfg: Any) -> bool:
-    """Whether a directory records another config than that of a job."""
+def is_of_another_start(cfg: Any) -> bool:
+    """Whether the directory of a job still holds what a start with other settings left there.
+
+    A run that was to go on otherwise than before, and was refused, has written nothing there, and
+    what is there stays.
+
+    Args:
+        cfg: The config of the job.
+    """
+    directory, resume = Path(cfg.output_dir), cfg.get("resume")
+    if resume is None or not is_within(str(resume), directory):
+        return False
     recorded = directory / CONFIG
     return recorded.is_file() and bool(_changes_since(recorded, cfg))
 
@@ -162,8 +171,6 @@ def check_checkpoint(config: Any) -> None:
         path, directory = Path(str(cfg.resume)), Path(cfg.output_dir)
     if str(path) in ("last", "best", "hpc") or ":" in str(path):  # Lightning's words, an address
         return
-    from lightning_peft.cli.jobs.resuming import check_whole
-
     check_whole(path)
     if is_within(path, directory):
         _check_moved([path])
@@ -191,8 +198,6 @@ def check_checkpoints(directory: Path) -> None:
 def _check_moved(paths: Sequence[Path]) -> None:
     problems: list[str] = []
     for path in paths:
-        from lightning_peft.cli.jobs.resuming import check_moved
-
         try:
             check_moved(path)
         except ConfigError as error:
@@ -218,17 +223,9 @@ def _changes_since(recorded: Path, cfg: Any) -> str:
 
 def _recorded(path: Path, now: Any) -> Any:
     """Return a recorded config; refuse one that is cut off, which would seem to be another's."""
-    from omegaconf import OmegaConf
-
-    reason = "it is cut off"
-    try:
-        text = path.read_text(encoding="utf-8")
-        config = OmegaConf.create(text)
-        ended = OmegaConf.is_dict(config) and text.endswith("\n")
-        if ended and (LAST_KEY in config or LAST_KEY not in now):
-            return config
-    except Exception as error:  # of the YAML parser too, which has no types
-        reason = f"it cannot be read ({next(iter(str(error).splitlines()), type(error).__name__)})"
+    config, reason = read_config(path, LAST_KEY if LAST_KEY in now else None)
+    if not reason:
+        return config
     raise ConfigError(
         [
             f"{path}: expected the whole config that a job wrote, got {path.stat().st_size:,} "
@@ -258,9 +255,7 @@ def identity(config: Any) -> dict[str, Any]:
     if resume and (resume.startswith(directory) or is_within(resume, directory)):
         plain["resume"] = None
     return {
-        key: _without(directory, value)
-        for key, value in _leaves(plain)
-        if key not in HOW_TO_RESUME
+        key: _without(directory, value) for key, value in _leaves(plain) if key not in HOW_TO_RESUME
     }
 
 

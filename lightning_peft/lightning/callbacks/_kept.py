@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from lightning_peft.errors import ScheduleError
 from lightning_peft.lightning.callbacks._trainer import warn_on_rank_zero
@@ -10,19 +10,17 @@ from lightning_peft.lightning.namespace import pl
 from lightning_peft.lightning.run_length import RunLength
 from lightning_peft.lightning.schedules import MultiplierLR
 
-if TYPE_CHECKING:
-    from lightning_peft.lightning.callbacks.schedule import Schedule
-
 __all__ = ["keep_schedule"]
 
 
 def keep_schedule(
-    schedule: Schedule, scheduler: MultiplierLR, trainer: pl.Trainer, length: RunLength | None
+    schedule: Any, scheduler: MultiplierLR, trainer: pl.Trainer, length: RunLength | None
 ) -> None:
     """Follow the schedule of the checkpoint, and say what that means for a run of this length.
 
     Args:
-        schedule: The callback. If it has another shape than the checkpoint, the length is kept.
+        schedule: The callback, a ``Schedule``. If its shape is another than that of the
+            checkpoint, the length alone is kept.
         scheduler: The scheduler of an optimizer, its state restored.
         trainer: The trainer.
         length: The length of the run; ``None`` under manual optimization.

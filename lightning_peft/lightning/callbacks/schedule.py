@@ -148,7 +148,9 @@ class Schedule(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give a run that goes on its length, and its place in it if its checkpoint has none."""
-        if self.on_resume == "keep" and (self._goes_on or any(s.restored for s in self._schedulers)):
+        if self.on_resume == "keep" and (
+            self._goes_on or any(s.restored for s in self._schedulers)
+        ):
             length = present_length(trainer) if self._goes_on else None
             for scheduler in self._schedulers:
                 keep_schedule(self, scheduler, trainer, length)

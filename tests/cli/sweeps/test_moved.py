@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 
 from lightning_peft.cli.config.errors import ConfigError
-from lightning_peft.cli.jobs.resuming import Resuming, missing_best, rerooted
+from lightning_peft.cli.jobs.resuming import Resuming
+from lightning_peft.cli.runs.checkpoints import missing_best, rerooted
 from lightning_peft.cli.runs.recorded import recorded_config
 from lightning_peft.cli.sweeps.earlier import check_checkpoints
 from lightning_peft.cli.sweeps.record import in_place, started_in
@@ -23,7 +24,7 @@ from lightning_peft.cli.sweeps.search.study import PLACE, standing_among
 pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
 
 FIRST_IS_BEST = "callbacks.best.mode=min"
-"""The lowest accuracy is the "best", so that what follows the first validation never replaces it."""
+"""The lowest accuracy is the "best": what follows the first validation does not replace it."""
 
 JOB = "0_linear_probe_seed0"
 SETTINGS = ("experiment=smoke", "method=linear_probe", "lr=0.03", "bootstrap=0", FIRST_IS_BEST)
@@ -122,7 +123,7 @@ def test_a_run_that_lies_elsewhere_goes_on_with_its_best_checkpoint(
 
 @pytest.fixture
 def left(tmp_path):
-    """Write what a job leaves that was interrupted elsewhere, with the files that were taken along."""
+    """Write what a job leaves that was interrupted elsewhere, with the files taken along."""
 
     def write(name, *files, chosen=None):
         place = tmp_path / name / "checkpoints"
@@ -312,6 +313,7 @@ def test_a_recorded_config_is_about_the_directory_in_which_it_lies(tmp_path, mon
         "resume": "/old/run/checkpoints/last.ckpt",
         "trainer": {"default_root_dir": "/old/run", "devices": 1},
         "data": {"root": "images", "cache": "/old/runner"},
+        "callbacks": {},
     }
     (run / "config.yaml").write_text(OmegaConf.to_yaml(config))
     monkeypatch.chdir(tmp_path)
@@ -324,6 +326,22 @@ def test_a_recorded_config_is_about_the_directory_in_which_it_lies(tmp_path, mon
         "resume": f"{run}/checkpoints/last.ckpt",
         "trainer": {"default_root_dir": str(run), "devices": 1},
         "data": {"root": str(start / "images"), "cache": "/old/runner"},
+        "callbacks": {},
     }
     with contextlib.chdir(start):
         assert recorded_config(run).data.root == "images"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("seed: 0\ndata:\n  root: x\n", "bytes of one: it is cut off. Copy the file again"),
+        ("seed: 0\ncallbacks:\n  best", "it is cut off"),
+        ("seed: [1\nb: 2\n", r"cannot be read \(expected ',' or '\]', but got ':', in line 2\)"),
+        ("", "0 bytes of one: it is cut off"),
+    ],
+)
+def test_a_recorded_config_that_is_cut_off_is_refused_with_a_whole_sentence(tmp_path, text, reason):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=reason):
+        recorded_config(tmp_path)

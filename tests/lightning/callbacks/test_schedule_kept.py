@@ -33,8 +33,11 @@ def test_the_same_run_goes_on_without_a_word(begun):  # a warning would be an er
 
 def test_a_longer_run_follows_the_old_schedule_and_says_what_is_left_at_its_end(begun):
     path = begun(WarmupCosine(2, final=0.25))
-    with pytest.warns(UserWarning, match=r"schedule of 12 steps, of which 6 are done, and the run "
-                      r"ends after 18 steps: from step 12 on its rate is 0\.25 of the full"):  # fmt: skip
+    told = (
+        r"schedule of 12 steps, of which 6 are done, and the run ends after 18 steps: from step 12 "
+        r"on its rate is 0\.25 of the full"
+    )
+    with pytest.warns(UserWarning, match=told):
         used = resumed(WarmupCosine(2, final=0.25, on_resume="keep"), path, max_epochs=3)
     assert used == expected(12, 2, final=0.25, steps=18)[6:]
 
@@ -45,7 +48,9 @@ def test_with_larger_batches_the_old_schedule_does_not_come_to_its_end(begun):
             return DataLoader(super().train_dataloader().dataset, batch_size=2)
 
     path = begun(WarmupLinear(2))
-    with pytest.warns(UserWarning, match=r"ends after 9 steps: in the last step its rate is 0\.4 of"):
+    with pytest.warns(
+        UserWarning, match=r"ends after 9 steps: in the last step its rate is 0\.4 of"
+    ):
         used = resumed(WarmupLinear(2, on_resume="keep"), path, Larger())
     assert used == expected(12, 2, "linear")[6:9]
 
