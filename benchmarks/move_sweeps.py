@@ -2,7 +2,8 @@
 
     python benchmarks/move_sweeps.py --sweeps 100
 
-Each sweep is a process of its own that is sent SIGKILL after a random time. Then its directory is
+Each sweep is a process of its own that is sent SIGKILL, a quarter of them after a random time, the
+others shortly after a job has written its first checkpoint. Then its directory is
 moved, copied, renamed with what is above it, or moved and reached by a link, and is continued there
 (``lightning-peft continue``), from another working directory. At its end the figures of every job,
 its best checkpoint and its last one are compared, bit for bit, with those of a sweep that was left
@@ -76,9 +77,8 @@ def run(words: list[str], cwd: Path, log: Path) -> multiprocessing.process.BaseP
 def _serve(words: list[str], cwd: Path, log: Path) -> None:
     from lightning_peft.cli import main
     from lightning_peft.cli.comparing import figures
-    from lightning_peft.cli.jobs import previews
 
-    figures.require = previews.require = _undrawn  # pictures take longer than the training
+    figures.require = _undrawn  # pictures take longer than the training
     torch.set_num_threads(1)
     os.chdir(cwd)
     with log.open("a") as file:
@@ -186,8 +186,12 @@ def kill_and_move(words: tuple[str, ...], sweeps: int, rng: random.Random, top: 
         away.mkdir()
         log = place / "log"
         process = run(typed, project, log)
-        process.join(timeout=rng.uniform(0.15, 1.0) * length)
         sweep = project / "sweeps" / "it"
+        if rng.random() < 0.25:
+            process.join(timeout=rng.uniform(0.15, 1.0) * length)
+        else:  # in the middle of a job that has a checkpoint
+            _until_a_checkpoint(process, sweep, rng.choice((0, 1)))
+            process.join(timeout=rng.uniform(0.0, 0.05) * length)
         if not process.is_alive() or not (sweep / "sweep.json").is_file():
             _end(process)
             shutil.rmtree(place)
@@ -210,6 +214,13 @@ def kill_and_move(words: tuple[str, ...], sweeps: int, rng: random.Random, top: 
             outcome.unequal.append(f"{way}: {sorted(unlike)[:3]} ... {told[-400:]}")
         shutil.rmtree(place)
     return outcome
+
+
+def _until_a_checkpoint(
+    process: multiprocessing.process.BaseProcess, sweep: Path, job: int
+) -> None:
+    while process.is_alive() and not list(sweep.glob(f"{job}_*/checkpoints/last.ckpt")):
+        time.sleep(0.005)
 
 
 def _end(process: multiprocessing.process.BaseProcess) -> None:
