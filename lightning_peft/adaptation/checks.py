@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_peft.anatomy.names import inside
+from lightning_peft.anatomy.names import parameters_inside
 from lightning_peft.errors import MethodError, PEFTError, TargetError, near
 
 __all__ = ["Checks", "as_names", "key_problems", "parameters_named", "value_problems"]
@@ -60,14 +60,14 @@ def parameters_named(model: nn.Module, patterns: str | Sequence[str]) -> tuple[s
     """Return the parameters matched by names or globs, of parameters or of modules."""
     wanted = as_names(patterns)
     modules = [name for name, _ in model.named_modules() if name]
-    parameters = [name for name, _ in model.named_parameters()]
+    parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     chosen: dict[str, None] = {}
     problems: list[str] = []
     for pattern in wanted:
         if len(problems) >= _MOST_PROBLEMS:
             break
         roots = tuple(fnmatch.filter([*modules, *parameters], pattern))
-        hits = [name for name in parameters if inside(name, roots)] if roots else []
+        hits = parameters_inside(model, roots)
         if not hits:
             problems.append(f"also_train: no parameters in '{pattern}'. {near(pattern, modules)}")
         chosen.update(dict.fromkeys(hits))

@@ -140,9 +140,14 @@ class Adaptation(Trained):
 
         Raises:
             AdapterFileError: If the adapter is merged, or in another state in which this is
-                refused, or the directory cannot be written.
+                refused, nothing of the backbone is trained, or the directory cannot be written.
         """
         self.state.ask("save()", AdapterFileError)
+        if not self.trained_names():
+            raise AdapterFileError(
+                "save(): expected an adaptation that trains something in the backbone, got "
+                f"{self.method.name}, whose head is outside of it. Save a checkpoint of the module."
+            )
         form = None
         if not self.also_train:  # peft's format cannot hold single parameters of the backbone
             form = peft_form(self.model, self.method, self.head, self.state_names())

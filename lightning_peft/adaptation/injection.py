@@ -8,13 +8,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_peft.adaptation.elsewhere import is_trained_elsewhere
 from lightning_peft.adaptation.precision import full_default_dtype
 from lightning_peft.adaptation.snapshot import restored_after_error
 from lightning_peft.anatomy import Anatomy
 from lightning_peft.anatomy.bypass import bypassed
 from lightning_peft.anatomy.fast_path import fast_path_layers, fast_path_off
 from lightning_peft.anatomy.fingerprint import backbone_fingerprint
-from lightning_peft.anatomy.names import every_name, inside
+from lightning_peft.anatomy.names import every_name, inside, parameters_inside
 from lightning_peft.errors import MethodError, some
 from lightning_peft.kernels import Memory, accelerate, holds_lora
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
@@ -95,10 +96,11 @@ def inject(
         The result.
 
     Raises:
-        MethodError: If a library refuses the injection, nothing would be trained or no layer is
-            fast where memory is to be saved; the model is as it was before.
+        MethodError: If a library refuses the injection, nothing would be trained (but see
+            :func:`trained_elsewhere`) or no layer is fast where memory is to be saved; the model
+            is as it was before.
     """
-    in_head = {name for name, _ in model.named_parameters() if inside(name, found.head)}
+    in_head = set(parameters_inside(model, found.head))
     adapted = {site.module for site in plan.sites if inside(site.module, found.head)}
     in_head -= {name for name in in_head if inside(name, tuple(adapted))}
     selected = {*plan.train, *in_head, *also_train}
@@ -134,7 +136,7 @@ def inject(
                 f"fixed (requires_grad=False): {some(sorted(held))}. Name those to train "
                 "in also_train."
             )
-        if not trained:
+        if not trained and not is_trained_elsewhere():
             raise MethodError(
                 f"{method.name}: expected something to train, got nothing: no head was found in "
                 f"this {type(model).__name__} and the method adds none. Name the head "

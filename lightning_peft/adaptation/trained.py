@@ -14,7 +14,7 @@ from lightning_peft.adaptation.injection import Injection
 from lightning_peft.adaptation.modes import hold_in_eval, is_frozen_batchnorm
 from lightning_peft.adaptation.precision import AdapterDtype, as_dtype, keep_dtype
 from lightning_peft.adaptation.state import State
-from lightning_peft.anatomy.names import inside
+from lightning_peft.anatomy.names import inside, parameters_inside
 from lightning_peft.errors import TargetError, near
 from lightning_peft.kernels import Acceleration, Memory, accelerate, acceleration_of
 from lightning_peft.methods.base import Adapter, Method, Site, Stepper
@@ -79,7 +79,7 @@ class Trained:
 
     def head_names(self) -> set[str]:
         """Return the names of the head's parameters."""
-        return {n for n, _ in self.model.named_parameters() if inside(n, self.head)}
+        return set(parameters_inside(self.model, self.head))
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return all trained parameters, in model order."""

@@ -21,7 +21,7 @@ def backbone_of(pl_module: nn.Module, name: str | None = None) -> tuple[str, nn.
     Args:
         pl_module: The LightningModule.
         name: The attribute path of the backbone, such as ``"encoder"`` or ``"model.net"``, if
-            the search alone cannot find it.
+            the search alone cannot find it; the empty string is the module itself.
 
     Returns:
         The attribute path and the backbone. A compiled backbone is returned without its wrapper.
@@ -40,13 +40,12 @@ def backbone_of(pl_module: nn.Module, name: str | None = None) -> tuple[str, nn.
         )
     real = [key for key, child in children.items() if is_backbone(_unwrap(key, child)[1])]
     if len(real) > 1:
-        sizes = ", ".join(
-            f"'{key}' ({sum(p.numel() for p in children[key].parameters()):,} parameters)"
-            for key in real
-        )
+        sizes = {key: sum(p.numel() for p in children[key].parameters()) for key in real}
+        largest = sorted(sizes, key=lambda key: -sizes[key])
+        told = ", ".join(f"'{key}' ({sizes[key]:,} parameters)" for key in largest)
         raise TargetError(
-            f"{type(pl_module).__name__} holds {len(real)} backbones: {sizes}. "
-            f"Say which one is meant, for example backbone={real[0]!r}."
+            f"{type(pl_module).__name__} holds {len(real)} backbones: {told}. Say which one is "
+            f"meant, for example backbone={largest[0]!r}, or backbone='' for the whole module."
         )
     if not real:
         own = any(True for _ in pl_module.parameters(recurse=False))

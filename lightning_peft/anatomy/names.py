@@ -7,7 +7,7 @@ from itertools import chain
 
 from torch import Tensor, nn
 
-__all__ = ["every_name", "inside", "parameter_at", "shared_names"]
+__all__ = ["every_name", "inside", "parameter_at", "parameters_inside", "shared_names"]
 
 
 def every_name(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -42,6 +42,24 @@ def shared_names(model: nn.Module) -> dict[str, str]:
         if earlier != name:
             found[name] = earlier
     return found
+
+
+def parameters_inside(model: nn.Module, roots: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the parameters that have a name in some modules, under the first name of each.
+
+    A weight of a language model's output that is tied to its embedding has its first name there.
+
+    Args:
+        model: Any module.
+        roots: Names of modules and parameters.
+    """
+    found: dict[int, str] = {}
+    within: set[int] = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), name)
+        if roots and inside(name, roots):
+            within.add(id(parameter))
+    return tuple(name for key, name in found.items() if key in within)
 
 
 def parameter_at(model: nn.Module, name: str) -> nn.Parameter:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_peft.adaptation.adapt import adapt
 from lightning_peft.adaptation.checks import Checks
+from lightning_peft.adaptation.elsewhere import trained_elsewhere, trains_outside
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation, find_adaptations
 from lightning_peft.adaptation.loading import adapt_from_description
 from lightning_peft.adaptation.precision import AdapterDtype, as_dtype
@@ -32,6 +33,8 @@ from lightning_peft.lightning.half_precision import refuse_replaced_layers
 from lightning_peft.lightning.hooks import after_configure_model, after_hook, before_configure_model
 from lightning_peft.lightning.random_resume import resume_random_state
 from lightning_peft.lightning.sharded_checkpoint import TrainedOnlyLoad
+from lightning_peft.lightning.standing import note_backbone, standing_backbone
+from lightning_peft.lightning.weights_as_start import take_weights_only
 from lightning_peft.methods.base import Method
 from lightning_peft.methods.memory import check_memory
 
@@ -90,7 +93,7 @@ class Attachment:
             TargetError: If there is no backbone, or if there are several and ``backbone`` does not
                 say which.
         """
-        path, backbone = backbone_of(pl_module, self.backbone)
+        path, backbone = standing_backbone(pl_module, self.backbone)
         standing = find_adaptation(backbone)
         if standing is None:
             # merged into the weights, say: a new adapter would change its outputs
@@ -115,18 +118,20 @@ class Attachment:
             MethodError: From :func:`adapt`, or if the backbone is sharded.
             TargetError: As for a call.
         """
-        path, backbone = backbone_of(pl_module, self.backbone)
+        path, backbone = standing_backbone(pl_module, self.backbone)
         _refuse_shards(pl_module, path, backbone)
-        adapt(
-            backbone,
-            self.method,
-            head=self.head,
-            also_train=self.also_train,
-            batchnorm=self.batchnorm,
-            backbone_dropout=self.backbone_dropout,
-            memory=self.memory or "default",
-            adapter_dtype=self.adapter_dtype,
-        )
+        with trained_elsewhere(trains_outside(pl_module, backbone)):
+            adapt(
+                backbone,
+                self.method,
+                head=self.head,
+                also_train=self.also_train,
+                batchnorm=self.batchnorm,
+                backbone_dropout=self.backbone_dropout,
+                memory=self.memory or "default",
+                adapter_dtype=self.adapter_dtype,
+            )
+        note_backbone(pl_module, path)
 
 
 def attach(pl_module: nn.Module, attachment: Attachment) -> None:
@@ -178,17 +183,20 @@ def restore_adaptations(
     held = _held(checkpoint.get("state_dict"))
     for path, description in recorded["adaptations"].items():
         _, backbone = backbone_of(pl_module, path) if path else ("", pl_module)
-        made.append(
-            adapt_from_description(
-                backbone, description, "the checkpoint", held, memory or "default"
+        with trained_elsewhere(trains_outside(pl_module, backbone)):
+            made.append(
+                adapt_from_description(
+                    backbone, description, "the checkpoint", held, memory or "default"
+                )
             )
-        )
         method = made[-1].method
+        if len(recorded["adaptations"]) == 1:
+            note_backbone(pl_module, path)
         attach(
             pl_module,
             Attachment(
                 method,
-                backbone=path or None,
+                backbone=path,
                 head=made[-1].head or False,
                 also_train=made[-1].also_train,
                 batchnorm=made[-1].batchnorm,  # type: ignore[arg-type]
@@ -253,6 +261,12 @@ def _only_evaluates(pl_module: nn.Module) -> bool:
     return trainer is not None and trainer.state.fn not in (None, "fit")
 
 
+def _fits(pl_module: nn.Module) -> bool:
+    """Whether a trainer is about to fit a module."""
+    trainer: Any = pl_module.__dict__.get("_trainer")
+    return trainer is not None and trainer.state.fn == "fit"
+
+
 def _held(state: Any) -> int:
     """Count the bytes of a state's tensors; each storage counts once."""
     tensors = state.values() if isinstance(state, dict) else ()
@@ -277,6 +291,8 @@ def _load(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
     if attachment is not None and CHECKPOINT_KEY in checkpoint and not find_adaptations(pl_module):
         attachment.adapt(pl_module)
     complete_checkpoint(pl_module, checkpoint, strict_backbone=strict)
+    if CHECKPOINT_KEY not in checkpoint and find_adaptations(pl_module) and _fits(pl_module):
+        take_weights_only(checkpoint)
     recorded = checkpoint.get(CHECKPOINT_KEY) or {}
     for path, adaptation in find_adaptations(pl_module).items():
         adaptation.restored_steppers = (recorded.get("steppers") or {}).get(path, [])

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lightning_peft.anatomy.forward import in_evaluation_mode
 from lightning_peft.errors import MethodError, some
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
 from lightning_peft.methods.codes import refuse_codes
@@ -261,7 +262,8 @@ class ChildHandle:
         """See :class:`Adapter`."""
         refuse_codes(self.owner, self.host)
         host = self.model.get_submodule(self.host)
-        return [p for name in self.child.merged(host) for p in parameters_of(host, name)]
+        with in_evaluation_mode(self.child):
+            return [p for name in self.child.merged(host) for p in parameters_of(host, name)]
 
     @torch.no_grad()
     def merge(self) -> float:
@@ -269,12 +271,8 @@ class ChildHandle:
         host, child = self.model.get_submodule(self.host), self.child
         refuse_codes(self.owner, self.host)
         own = own_values(host)
-        training = child.training
-        child.eval()  # dropout is not merged
-        try:
+        with in_evaluation_mode(child):  # dropout is not merged
             values = child.merged(host)
-        finally:
-            child.train(training)
         rounded = {name: v.to(own[name].dtype) for name, v in values.items()}
         refuse_not_finite(rounded, f"the merged weights of {self.host}")
         what = f"{self.host} ({type(host).__name__})"

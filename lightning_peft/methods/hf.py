@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from lightning_peft.anatomy.names import inside
+from lightning_peft.anatomy.names import parameters_inside
 from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError, TargetError, near
 from lightning_peft.methods.base import Layers, Names, Plan, Site, Stepper, plain
+from lightning_peft.methods.from_peft.defaults import DEFAULT, default_targets
 from lightning_peft.methods.from_peft.idle import idle_problems, wrapper_problems
 from lightning_peft.methods.from_peft.method import PeftMethod
 from lightning_peft.methods.from_peft.parameters import (
@@ -56,7 +57,9 @@ class HF(PeftMethod):
 
     Attributes:
         tuner: A name of ``peft.PeftType``, in any case.
-        targets: The adapted layers; ``None`` leaves ``target_modules`` in the options to ``peft``.
+        targets: The adapted layers; ``None`` leaves ``target_modules`` in the options to ``peft``,
+            and ``"default"`` are those that ``peft`` chooses in a model of transformers that it
+            knows, ``"auto"`` in any other.
         layers: The adapted blocks, such as ``"last:4"``.
         exclude: Modules to leave out.
         options: The settings of the tuner's config class.
@@ -117,7 +120,7 @@ class HF(PeftMethod):
             for key, value in config.to_dict().items()
             if key not in _MANAGED and _plain_or_none(defaults.get(key)) != plain(value)
         }
-        targets: Names = "auto" if getattr(config, "target_modules", None) is None else None
+        targets: Names = DEFAULT if getattr(config, "target_modules", None) is None else None
         if options.get("target_modules") == "all-linear":
             # peft's own rule also adapts the new head of models that are not from transformers
             targets = "all-linear"
@@ -203,8 +206,12 @@ class HF(PeftMethod):
             wanted = sorted(getattr(config, "target_parameters", None) or ())
         else:
             targets: Any = self.targets
-            if targets == "auto" and self.tuner == "LN_TUNING":
-                targets = "norms"
+            default = default_targets(self.tuner, model) if targets == DEFAULT else {}
+            if default:
+                chosen = config_class(self.tuner)(**{**self._plain_options(), **default})
+                targets = matched_by_peft(chosen, model)
+            elif targets in ("auto", DEFAULT):
+                targets = "norms" if self.tuner == "LN_TUNING" else "auto"
             names = resolve(anatomy, model, targets, layers=self.layers, exclude=self.exclude)
         parameters = parameter_sites(model, wanted, self.kind)
         if not self.targets_by_peft:
@@ -215,6 +222,10 @@ class HF(PeftMethod):
     def targets_by_peft(self) -> bool:
         """See :meth:`PeftMethod.targets_by_peft`."""
         return self.targets is None
+
+    def _plain_options(self) -> dict[str, Any]:
+        options = self.options.items()
+        return {key: _thawed(value) for key, value in options if key != "modules_to_save"}
 
     def _as_peft_reads_it(self, model: nn.Module) -> PeftConfig:
         try:
@@ -250,7 +261,7 @@ class HF(PeftMethod):
                 "; ".join(f"modules_to_save has no module '{e}'. {near(e, names)}" for e in lost)
             )
         # peft trains a copy of it; training in place is equivalent and takes half the memory
-        train = tuple(name for name, _ in model.named_parameters() if roots and inside(name, roots))
+        train = parameters_inside(model, roots)
         return dataclasses.replace(plan, train=train)
 
     def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
@@ -268,14 +279,13 @@ class HF(PeftMethod):
         """See :meth:`PeftMethod.peft_config`."""
         names = names_of(sites)
         cls = config_class(self.tuner)
-        options = {
-            key: _thawed(value) for key, value in self.options.items() if key != "modules_to_save"
-        }
+        options = self._plain_options()
         # peft's own patterns do not match the parts of a module
         if self.targets is not None or any(site.in_weight for site in sites):
             options["target_modules"] = target_spec(model, names)
             if self.tuner == "IA3" and "feedforward_modules" not in options:
-                options["feedforward_modules"] = []
+                default = default_targets("IA3", model) if self.targets == DEFAULT else {}
+                options["feedforward_modules"] = default.get("feedforward_modules", [])
             if "target_parameters" in options:
                 options["target_parameters"] = parameters_of(sites)
         elif options.get("target_parameters"):

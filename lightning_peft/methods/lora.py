@@ -15,9 +15,12 @@ from lightning_peft.methods.from_peft.method import PeftMethod
 from lightning_peft.methods.from_peft.targets import (
     fan_in_fan_out,
     names_of,
+    narrow_layers,
+    rank_patterns,
     rank_problems,
     target_spec,
 )
+from lightning_peft.methods.in_weight.part import with_parts
 from lightning_peft.methods.registry import register_method
 
 if TYPE_CHECKING:
@@ -39,7 +42,8 @@ class LoRA(PeftMethod):
     ``peft.LoraConfig``; for its other options use ``lp.HF("lora", ...)``.
 
     Attributes:
-        rank: The rank of the update, at most the smaller side of the weight.
+        rank: The rank of the update. A layer whose smaller side is below it gets an update of that
+            rank, with the same factor ``alpha / rank``; one that ``targets`` names is refused.
         alpha: The update is scaled by ``alpha / rank``; ``None`` means ``alpha = rank``, a scale of
             1.
         dropout: Probability of dropping an entry of the update's input, in [0, 1).
@@ -80,11 +84,14 @@ class LoRA(PeftMethod):
         names = resolve(
             anatomy, model, self.targets or "auto", layers=self.layers, exclude=self.exclude
         )
-        return tuple(Site(name, self.kind) for name in names)
+        narrow = narrow_layers(model, with_parts(model, names), self.rank)
+        kinds = {name: f"{self.kind} of rank {most}" for name, most in narrow.items()}
+        return tuple(Site(name, kinds.get(name, self.kind)) for name in names)
 
     def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
         """See :meth:`PeftMethod.site_problems`."""
-        yield from rank_problems(model, names, self.rank)
+        targets = (self.targets,) if isinstance(self.targets, str) else self.targets or ()
+        yield from rank_problems(model, tuple(n for n in names if n in targets), self.rank)
 
     def peft_config(self, model: nn.Module, sites: tuple[Site, ...]) -> LoraConfig:
         """See :meth:`PeftMethod.peft_config`."""
@@ -94,12 +101,14 @@ class LoRA(PeftMethod):
         alpha = self.alpha
         if alpha is None:
             alpha = math.sqrt(self.rank) if self.rslora else self.rank
+        narrow = narrow_layers(model, names, self.rank)
         return LoraConfig(
             r=self.rank,
             lora_alpha=alpha,
             lora_dropout=self.dropout,
             use_rslora=self.rslora,
             target_modules=target_spec(model, names),
+            **rank_patterns(narrow, self.rank, alpha, self.rslora),
             **fan_in_fan_out(model, names),
             **self._extra(),
         )

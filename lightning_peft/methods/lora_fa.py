@@ -26,7 +26,7 @@ class LoRAFA(LoRA):
     the backward pass. The identity at step 0, mergeable, in ``peft``'s own format.
 
     Attributes:
-        rank: The rank of the update, at most the smaller side of the weight.
+        rank: The rank of the update; narrower layers get the rank that they have, as in LoRA.
         alpha: The update is scaled by ``alpha / rank``; ``None`` means ``alpha = rank``, a scale of
             1.
         dropout: Probability of dropping an entry of the update's input, in [0, 1).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -142,3 +143,45 @@ def test_updates_that_peft_ties_itself_are_refused() -> None:
     config = peft.LoraConfig(r=2, target_modules=["embed_tokens"], ensure_weight_tying=True)
     with pytest.raises(lp.MethodError, match="expected ensure_weight_tying to be False, got True"):
         lp.adapt(language_model("llama"), config)
+
+
+def test_asking_which_weights_are_written_draws_no_random_numbers() -> None:
+    model: Any = build("vit").train()
+    model.blocks[0].mlp.fc1.weight = model.blocks[1].mlp.fc1.weight
+    adaptation = lp.adapt(model, "repadapter", bottleneck=4, layers="last:1")
+    before = torch.get_rng_state()
+    with pytest.raises(lp.MethodError, match="weights that only the adapted module"):
+        adaptation.merge()  # its dropout is in the product that would be merged
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.training
+
+
+WAYS = {
+    "head": (lp.LoRA(rank=2), {"head": "lm_head"}),
+    "also_train": (lp.LoRA(rank=2), {"also_train": "lm_head"}),
+    "its weight": (lp.LoRA(rank=2), {"also_train": "lm_head.weight"}),
+    "modules_to_save": (peft.LoraConfig(r=2, modules_to_save=["lm_head"]), {}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_an_output_that_is_the_embedding_is_trained_for_both(kind, way, tmp_path: Path) -> None:
+    method, settings = WAYS[way]
+    adaptation = lp.adapt(language_model(kind), method, **settings)
+    model: Any = adaptation.model
+    tied = model.lm_head.weight
+    assert tied is model.get_input_embeddings().weight
+    report = adaptation.report()
+    assert (report.head, report.backbone) == ((96, 0) if way == "head" else (0, 96))
+
+    model(INPUTS, labels=INPUTS).loss.backward()
+    optimizer = torch.optim.SGD(adaptation.trained_parameters(), lr=0.1)
+    before = tied.detach().clone()
+    optimizer.step()
+    assert not torch.equal(tied, before)
+
+    adaptation.save(tmp_path)
+    again: Any = lp.load_adapter(language_model(kind), tmp_path)
+    assert again.lm_head.weight is again.get_input_embeddings().weight
+    assert torch.equal(logits(again), logits(model.eval()))

@@ -34,11 +34,15 @@ def test_a_plain_network_is_found_or_the_module_is_its_own_backbone() -> None:
     assert backbone_of(two) == ("", two)
 
 
-def test_two_backbones_and_no_word_which() -> None:
-    module = Holder(student=build("vit"), teacher=build("resnet"))
-    with pytest.raises(lp.TargetError, match=r"2 backbones: 'student' .*'teacher' .*backbone='stu"):
+def test_of_two_backbones_the_larger_is_proposed_first() -> None:
+    module = Holder(student=build("resnet"), teacher=build("vit"))
+    expected = (
+        r"2 backbones: 'teacher' \(.*'student' \(.*backbone='teacher', or backbone='' for the"
+    )
+    with pytest.raises(lp.TargetError, match=expected):
         backbone_of(module)
-    assert backbone_of(module, "teacher")[1] is module.teacher
+    assert backbone_of(module, "student")[1] is module.student
+    assert backbone_of(module, "") == ("", module)
 
 
 def test_a_name_that_is_not_there_lists_near_ones() -> None:

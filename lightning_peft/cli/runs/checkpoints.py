@@ -45,7 +45,7 @@ def check_whole(path: Path) -> None:
             f"which is none ({path.stat().st_size:,} bytes). Resume from an earlier one, or start "
             "again."
         )
-    elif (found := read_checkpoint(path)) and "optimizer_states" not in found and path.is_file():
+    elif path.is_file() and _is_of_weights(read_checkpoint(path)):
         told = (
             f"expected a checkpoint to resume from, got {path}, which holds weights and no state "
             f"of the optimizer. Resume from {path.with_name('last.ckpt')}."
@@ -53,6 +53,14 @@ def check_whole(path: Path) -> None:
     else:
         return
     raise ConfigError([f"resume: {told}"])
+
+
+def _is_of_weights(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint of an adapted model has no more than weights.
+
+    Weights of a run without an adapter are something to start from.
+    """
+    return "lightning_peft" in checkpoint and "optimizer_states" not in checkpoint
 
 
 def check_moved(path: Path) -> None:

@@ -14,10 +14,10 @@ from lightning_peft.adaptation.handle import Adaptation, find_adaptation
 from lightning_peft.adaptation.layer_depths import Depths
 from lightning_peft.adaptation.modes import hold_in_eval, is_held, release
 from lightning_peft.anatomy import Anatomy, anatomy
-from lightning_peft.anatomy.backbone import backbone_of
 from lightning_peft.anatomy.names import inside
 from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError, ScheduleError
+from lightning_peft.lightning.standing import standing_backbone
 
 __all__ = ["Freezing", "Plan", "Stage", "as_stages"]
 
@@ -197,7 +197,7 @@ class Freezing:
             MethodError: If an adaptation of the backbone conflicts with it.
             ScheduleError: If a stage has nothing to train.
         """
-        path, backbone = backbone_of(pl_module, self.backbone)
+        path, backbone = standing_backbone(pl_module, self.backbone)
         adaptation = find_adaptation(backbone)
         if adaptation is not None:
             self._refuse_conflict(path, adaptation)

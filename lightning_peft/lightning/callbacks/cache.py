@@ -10,11 +10,11 @@ from typing import Any, TypeGuard
 
 from torch.utils._pytree import tree_leaves
 
-from lightning_peft.anatomy.backbone import backbone_of
 from lightning_peft.caching import PrefixCache, RepeatedViews
 from lightning_peft.errors import MethodError
 from lightning_peft.lightning.class_names import SHARDING, is_a
 from lightning_peft.lightning.namespace import pl, pl_import
+from lightning_peft.lightning.standing import standing_backbone
 
 __all__ = ["FeatureCache"]
 
@@ -92,7 +92,7 @@ class FeatureCache(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Replace the backbone's forward."""
-        path, backbone = backbone_of(pl_module, self.backbone)
+        path, backbone = standing_backbone(pl_module, self.backbone)
         self.cache = PrefixCache(
             backbone,
             max_bytes=self.max_bytes,

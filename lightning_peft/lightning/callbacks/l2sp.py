@@ -9,13 +9,13 @@ from torch.optim import Optimizer
 
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation
 from lightning_peft.adaptation.starting_point import StartingPoint, in_place, pull
-from lightning_peft.anatomy.backbone import backbone_of
 from lightning_peft.anatomy.fingerprint import differences
 from lightning_peft.errors import CheckpointError, MethodError
 from lightning_peft.lightning.callbacks._regroup import Part, check_schedulers, regroup
 from lightning_peft.lightning.class_names import SHARDING, is_a
 from lightning_peft.lightning.hooks import after_configure_model
 from lightning_peft.lightning.namespace import pl
+from lightning_peft.lightning.standing import standing_backbone
 
 __all__ = ["L2SP"]
 
@@ -84,7 +84,7 @@ class L2SP(pl.Callback):
         self._start, self._parameters = None, {}
         if not self.strength:
             return
-        _, backbone = backbone_of(pl_module, self.backbone)
+        _, backbone = standing_backbone(pl_module, self.backbone)
         adaptation = find_adaptation(backbone)
         known = {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
         trained = {
@@ -159,7 +159,7 @@ class _Remember:
     def __call__(self, pl_module: nn.Module) -> None:
         if _ATTRIBUTE in pl_module.__dict__:  # a second fit starts from trained weights
             return
-        _, backbone = backbone_of(pl_module, self.backbone)
+        _, backbone = standing_backbone(pl_module, self.backbone)
         adaptation = find_adaptation(backbone)
         wanted = {
             name: parameter

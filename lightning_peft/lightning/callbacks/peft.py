@@ -39,8 +39,8 @@ class PEFT(pl.Callback):
 
     Args:
         method: A method's name, a :class:`Method`, a ``peft.PeftConfig``, or a list of these.
-        backbone: Attribute path of the backbone, such as ``"model.encoder"``. ``None`` finds it;
-            two are an error.
+        backbone: Attribute path of the backbone, such as ``"model.encoder"``; the empty string is
+            the module itself. ``None`` finds it; two are an error, which names the larger first.
         head: The backbone's own head: ``None`` finds it, names or globs select it, ``False`` means
             that there is none. Layers outside the backbone belong to the module and stay as they
             are.

@@ -181,7 +181,7 @@ def test_a_sweep_without_its_best_checkpoints_is_refused_before_anything_is_writ
 def test_a_run_is_refused_before_anything_is_written(command, left, tmp_path, words, message):
     _, place = left("run")
     (place / "cut.ckpt").write_bytes((place / "last.ckpt").read_bytes()[:-100])
-    torch.save({"state_dict": {}}, place / "weights.ckpt")
+    torch.save({"state_dict": {}, "lightning_peft": {}}, place / "weights.ckpt")
     before = content(tmp_path)
     status, _, err = command(f"resume={words}", "hydra.run.dir=run")
     assert status == 2

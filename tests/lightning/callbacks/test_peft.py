@@ -129,6 +129,29 @@ def test_a_checkpoint_from_before_the_package_was_added_loads(tmp_path: Path) ->
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
 
 
+@pytest.mark.parametrize("weights_only", [False, True], ids=["with its optimizer", "weights only"])
+def test_fitting_starts_with_the_weights_of_a_run_without_the_adapter(
+    weights_only: bool, tmp_path: Path, said
+) -> None:
+    plain = Classifier()
+    first = trainer(tmp_path, max_epochs=2)
+    first.fit(plain, images())
+    first.save_checkpoint(tmp_path / "full.ckpt", weights_only=weights_only)
+
+    def fitted(module: Classifier, path: Path | None) -> dict[str, torch.Tensor]:
+        L.seed_everything(1, verbose=False)
+        peft = lp.PEFT("lora", rank=2)
+        trainer(tmp_path, peft, max_epochs=2).fit(module, images(), ckpt_path=path)
+        return state_of(module)
+
+    by_hand = Classifier()
+    by_hand.load_state_dict(plain.state_dict())
+    expected = fitted(by_hand, None)
+    assert "without the adapter" not in said()
+    assert equal(fitted(Classifier(), tmp_path / "full.ckpt"), expected)
+    assert "the schedule and the states of callbacks start anew" in said()
+
+
 def broken(path: Path, change) -> Path:
     content = torch.load(path, weights_only=True)
     change(content)
@@ -210,14 +233,18 @@ def test_another_method_at_the_second_fit_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path, lp.PEFT("bitfit")).fit(module, images())
 
 
-def test_a_rank_larger_than_the_layer_of_the_boring_model(tmp_path: Path) -> None:
+def test_the_boring_model_is_adapted_up_to_the_rank_that_it_has(tmp_path: Path) -> None:
+    module = BoringModel()
+    trainer(tmp_path, lp.PEFT("lora"), limit_train_batches=2, limit_val_batches=0).fit(module)
+    assert lp.find_adaptation(module).report().sites == {"layer (lora of rank 2)": 1}
+
+
+def test_a_rank_larger_than_a_layer_that_is_named_is_refused(tmp_path: Path) -> None:
+    peft = lp.PEFT("lora", rank=4, targets=["layer"])
     with pytest.raises(
         lp.MethodError, match=r"no larger than the layer, got 4 for layer \(at most 2\)"
     ):
-        trainer(tmp_path, lp.PEFT("lora", rank=4)).fit(BoringModel())
-    trainer(tmp_path, lp.PEFT("lora", rank=2), limit_train_batches=2, limit_val_batches=0).fit(
-        BoringModel()
-    )
+        trainer(tmp_path, peft).fit(BoringModel())
 
 
 def test_an_optimizer_without_the_adapter_is_refused(tmp_path: Path) -> None:
