@@ -60,7 +60,8 @@ class Resuming(pl.Callback):
         states = dict(checkpoint.get("callbacks") or {})
         problems: list[str] = []
         for callback in trainer.checkpoint_callbacks:
-            state, place = states.get(callback.state_key), getattr(callback, "dirpath", None)
+            state: Any = states.get(callback.state_key)
+            place = getattr(callback, "dirpath", None)
             if not is_of_checkpoints(state) or place is None:
                 continue
             problems += missing_best(state, Path(place), Path(path))

@@ -76,7 +76,7 @@ def recorded_config(directory: Path) -> Any:
     before = plain.get("output_dir") if isinstance(plain, dict) else None
     if isinstance(before, str) and before not in ("", "."):
         cfg = OmegaConf.create(moved_words(plain, before, str(directory.absolute())))
-    data = cfg.get("data") if OmegaConf.is_dict(cfg) else None
+    data: Any = cfg.get("data") if OmegaConf.is_dict(cfg) else None
     root = data.get("root") if OmegaConf.is_dict(data) else None
     if isinstance(root, str) and "://" not in root and not Path(root).exists():
         start = _started_in(directory)
