@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -154,7 +155,13 @@ def move(sweep: Path, way: str) -> Path:
     return link
 
 
-def kill_and_move(words: tuple[str, ...], sweeps: int, rng: random.Random, top: Path) -> Outcome:
+def kill_and_move(
+    words: tuple[str, ...],
+    sweeps: int,
+    rng: random.Random,
+    top: Path,
+    seconds: float = math.inf,
+) -> Outcome:
     """Kill, move and continue sweeps, and compare each with one that was left alone.
 
     Args:
@@ -162,6 +169,7 @@ def kill_and_move(words: tuple[str, ...], sweeps: int, rng: random.Random, top: 
         sweeps: How many of them.
         rng: Chooses the moments.
         top: Where they leave their files.
+        seconds: After this time no more are started.
 
     Returns:
         The result of all.
@@ -178,7 +186,8 @@ def kill_and_move(words: tuple[str, ...], sweeps: int, rng: random.Random, top: 
         raise RuntimeError(f"the sweep failed by itself:\n{(top / 'log').read_text()}")
     reference = result(alone / "sweeps" / "it")
     number = 0
-    while outcome.sweeps < sweeps:
+    end = started + seconds
+    while outcome.sweeps < sweeps and time.perf_counter() < end:
         number += 1
         way, place = WAYS[outcome.sweeps % len(WAYS)], top / str(number)
         project, away = place / "project", place / "away"
@@ -233,6 +242,7 @@ def main() -> int:
     """Kill and move sweeps of every kind; the exit status is 0 if all ended as if left alone."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sweeps", type=int, default=100, help="of all kinds together")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no more after that")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     parser.add_argument("--kind", choices=[*SWEEPS], help="only sweeps of this kind")
     parser.add_argument("--json", type=Path, help="write the figures there")
@@ -249,7 +259,8 @@ def main() -> int:
     for name in names:
         with TemporaryDirectory() as directory:
             share = -(-args.sweeps // len(names))
-            outcome = kill_and_move(SWEEPS[name], share, rng, Path(directory))
+            seconds = 60 * args.minutes / len(names)
+            outcome = kill_and_move(SWEEPS[name], share, rng, Path(directory), seconds)
         found[name] = vars(outcome)
         keys = ("sweeps", "resumed", "equal", "changed")
         figures = {key: getattr(outcome, key) for key in keys}
