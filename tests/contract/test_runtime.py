@@ -34,7 +34,7 @@ SAMPLE = {
 
 # compiling takes seconds: one method of each mechanism
 COMPILED = {
-    *((label, "vit") for label in ("lora", "ssf", "vpt_deep", "adaptformer", "ladder", "bitfit")),
+    *((label, "vit") for label in ("lora", "ssf", "vpt_deep", "ladder")),
     ("conv_adapter", "convnext"),
 }
 

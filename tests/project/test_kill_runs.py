@@ -27,7 +27,12 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
+OFTEN = ("lora, dropout, schedule", "adalora")
+
+
+@pytest.mark.parametrize(
+    "scenario", [s if s in OFTEN else pytest.param(s, marks=pytest.mark.slow) for s in SCENARIOS]
+)
 def test_killed_and_resumed_it_ends_bit_equal(scenario: str, tmp_path: Path) -> None:
     outcome = kill_and_resume(scenario, KILLS, random.Random(0), tmp_path)
     assert outcome.kills >= KILLS

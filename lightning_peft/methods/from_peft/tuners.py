@@ -32,14 +32,14 @@ def refusal(tuner: str) -> str | None:
     """Return why a tuner cannot be injected into a backbone, or ``None`` if it can."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
-    configs = _by_name(PEFT_TYPE_TO_CONFIG_MAPPING)
-    tuners = _by_name(PEFT_TYPE_TO_TUNER_MAPPING)
-    if tuner not in configs:
-        return f"unknown peft tuner '{tuner.lower()}'. {near(tuner, configs, most=60)}"
+    config = _named(PEFT_TYPE_TO_CONFIG_MAPPING, tuner)
+    if config is None:
+        known = _by_name(PEFT_TYPE_TO_CONFIG_MAPPING)
+        return f"unknown peft tuner '{tuner.lower()}'. {near(tuner, known, most=60)}"
     if tuner in _NEEDS:
         return f"{tuner} {_NEEDS[tuner]}"
-    fields = {field.name for field in dataclasses.fields(configs[tuner])}
-    if tuner not in tuners or "target_modules" not in fields:
+    fields = {field.name for field in dataclasses.fields(config)}
+    if _named(PEFT_TYPE_TO_TUNER_MAPPING, tuner) is None or "target_modules" not in fields:
         return (
             f"{tuner} learns prompts for a language model through peft's own wrapper: "
             "expected a tuner that adapts modules; use peft.get_peft_model for it"
@@ -115,8 +115,17 @@ def config_class(tuner: str) -> type[PeftConfig]:
     """Return the config class of a tuner that ``peft`` has."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-    found: type[PeftConfig] = _by_name(PEFT_TYPE_TO_CONFIG_MAPPING)[tuner]
+    found: type[PeftConfig] | None = _named(PEFT_TYPE_TO_CONFIG_MAPPING, tuner)
+    if found is None:
+        raise KeyError(tuner)
     return found
+
+
+def _named(mapping: Mapping[Any, Any], tuner: str) -> Any:
+    """Return what one of ``peft``'s mappings has for a plain name, or ``None``."""
+    if tuner in mapping:  # the members of peft's enum are strings too
+        return mapping[tuner]
+    return _by_name(mapping).get(tuner)
 
 
 def _by_name(mapping: Mapping[Any, Any]) -> dict[str, Any]:

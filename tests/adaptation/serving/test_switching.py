@@ -16,7 +16,7 @@ from tests.support.zoo import build, example_input, output_of
 pytestmark = pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias term")
 
 # every method and tuner on a transformer, and those that have something of their own elsewhere
-QUICK = ("hf:lora", "hf:vera", "hf:boft", "hf:shira")
+QUICK = ("hf:vera", "hf:shira")
 SWITCHED = [
     pytest.param(
         case,

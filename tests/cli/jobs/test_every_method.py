@@ -39,7 +39,7 @@ SIZES = {"BOFT": {"boft_block_size": 4}, "OFT": {"oft_block_size": 4, "r": 0}}
 
 # which differ most in what they save: ranks that change, tensors that layers share, weights that
 # are rewritten, several methods
-QUICK = ("adalora", "hf:vera", "lora:pissa", "union")
+QUICK = ("adalora", "lora:pissa", "union")
 
 
 def words(name: str) -> tuple[str, ...]:

@@ -61,7 +61,10 @@ def with_and_without(command, images, tmp_path, kind):
     assert json.loads((tmp_path / "it.safetensors.json").read_text())["outputs"]["temperature"] == 1
 
 
-@pytest.mark.parametrize("kind", LABELS)
+@pytest.mark.parametrize(
+    "kind",
+    [k if k != "binary" else pytest.param(k, marks=pytest.mark.slow) for k in LABELS],
+)
 def test_the_whole_way(train, command, images, tmp_path, kind):
     words = (f"data.root={images}", f"data.labels={kind}.csv", "output_dir=run")
     task = "multiclass" if kind == "classes" else kind

@@ -27,8 +27,19 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("shuffle", [True, False], ids=["shuffled", "in order"])
-@pytest.mark.parametrize(("name", "method"), CASES, ids=lambda case: str(case))
+@pytest.mark.parametrize(
+    ("name", "method", "shuffle"),
+    [
+        pytest.param(
+            *case,
+            shuffle,
+            marks=[pytest.mark.slow] if (number % 2 == 0) is shuffle else [],
+            id=f"{'-'.join(case)}-{'shuffled' if shuffle else 'in order'}",
+        )
+        for number, case in enumerate(CASES)
+        for shuffle in (True, False)
+    ],
+)
 def test_the_run_is_the_same(name, method, shuffle):
     plain = fit(Net(name, shuffle=shuffle), lp.PEFT(method, backbone_dropout="eval"))
     callback = lp.FeatureCache()

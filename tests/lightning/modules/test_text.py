@@ -208,7 +208,12 @@ def accuracy_on_unseen_nouns(directory, method, lr, pretrained=True):
 
 
 @pytest.mark.parametrize(
-    ("method", "lr"), [("lora", 3e-3), ("bitfit", 3e-3), ("linear_probe", 3e-2)]
+    ("method", "lr"),
+    [
+        ("lora", 3e-3),
+        pytest.param("bitfit", 3e-3, marks=pytest.mark.slow),
+        pytest.param("linear_probe", 3e-2, marks=pytest.mark.slow),
+    ],
 )
 def test_with_few_labels_a_pretrained_encoder_knows_nouns_that_it_was_not_trained_on(
     directory, method, lr

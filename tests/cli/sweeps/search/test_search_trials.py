@@ -217,7 +217,12 @@ KEYS = {
 """The keys that samplers have in hydra-optuna-sweeper 1.3."""
 
 
-@pytest.mark.parametrize("name", KEYS)
+OFTEN = ("tpe", "grid")
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in KEYS]
+)
 def test_each_sampler_proposes_and_has_the_keys_of_hydras_plugin(search, name):
     launcher = Launcher(value=0.5)
     space = ("seed=range(0,3)", "bootstrap=range(0,4)", "method=bitfit")
