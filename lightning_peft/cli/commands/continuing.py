@@ -9,7 +9,8 @@ from contextlib import chdir, nullcontext
 from pathlib import Path
 
 from lightning_peft.cli.commands.command import run_command
-from lightning_peft.cli.sweeps.record import read_arguments, started_in
+from lightning_peft.cli.sweeps.moved import started_in
+from lightning_peft.cli.sweeps.record import FILE, read_arguments
 
 __all__ = ["main"]
 
@@ -35,7 +36,7 @@ def main(args: Sequence[str]) -> int:
 
 def _go_on(options: argparse.Namespace) -> int:
     directory: Path = options.directory
-    start = started_in(directory)
+    start = started_in(directory / FILE)
     if start is not None:
         print(
             f"lightning-peft: continues in {start}, where the sweep was started: relative paths "

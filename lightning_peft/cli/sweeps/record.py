@@ -7,14 +7,13 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_peft.cli.config.errors import ConfigError
-from lightning_peft.cli.runs.places import moved_words
 from lightning_peft.cli.runs.summary import FILE as SUMMARY
+from lightning_peft.cli.sweeps.moved import in_place
 
 __all__ = [
     "FILE",
@@ -23,11 +22,9 @@ __all__ = [
     "check_kind",
     "count_jobs",
     "describe",
-    "in_place",
     "quoted",
     "read_arguments",
     "read_record",
-    "started_in",
     "sweep_of",
     "swept",
     "told",
@@ -39,8 +36,6 @@ FILE = "sweep.json"
 FORMAT = 1
 CONFIG_NAME = "config"
 """The config of a command line that names none."""
-
-STORAGE = "hydra.sweeper.storage="
 
 OF_THE_PLACE = ("hydra.mode=", "hydra.sweep.dir=")
 """Overrides that say that it is a sweep, and where."""
@@ -99,29 +94,6 @@ def read_record(directory: Path) -> dict[str, Any] | None:
             ]
         ) from error
     return in_place(record, directory)
-
-
-def in_place(record: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    """Return the record of a sweep with the present paths of what lies in its directory.
-
-    In a copy, the study of the original is not that of the copy.
-
-    Args:
-        record: The content of ``sweep.json``.
-        directory: The directory of the sweep now.
-    """
-    before, cwd = record.get("directory"), record.get("cwd")
-    if not isinstance(before, str):  # of an older release
-        return dict(record)
-    now = os.path.abspath(directory)
-    found: dict[str, Any] = moved_words(dict(record), before, now)
-    if isinstance(cwd, str) and before != now:
-        storage = f"{STORAGE}{os.path.relpath(before, cwd)}/"
-        found["hydra"] = [
-            f"{STORAGE}{now}/{word.removeprefix(storage)}" if word.startswith(storage) else word
-            for word in found.get("hydra") or []
-        ]
-    return found
 
 
 def check_kind(directory: Path, record: dict[str, Any]) -> None:
@@ -189,30 +161,6 @@ def read_arguments(directory: Path) -> list[str]:
             ]
         ) from error
     return [*words, f"hydra.sweep.dir={quoted(str(directory))}"]
-
-
-def started_in(directory: Path) -> Path | None:
-    """Return the working directory in which a sweep was started, if it is another than now.
-
-    Relative paths of its command line, such as ``data.root=images``, begin there.
-
-    Args:
-        directory: The directory of the sweep.
-
-    Returns:
-        The directory; ``None`` if it is this one, is not known or is gone, or if the sweep lies
-        here as it lay there, so that all of it was moved or copied together.
-    """
-    try:
-        record = json.loads((directory / FILE).read_text(encoding="utf-8"))
-        cwd, place = Path(record["cwd"]), record["directory"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if not cwd.is_dir() or cwd.samefile(Path.cwd()):
-        return None
-    inside = os.path.relpath(place, cwd)
-    together = not inside.startswith("..") and os.path.abspath(inside) == os.path.abspath(directory)
-    return None if together else cwd
 
 
 def quoted(text: str) -> str:

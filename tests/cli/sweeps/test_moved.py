@@ -18,7 +18,7 @@ from lightning_peft.cli.jobs.resuming import Resuming
 from lightning_peft.cli.runs.checkpoints import missing_best, rerooted
 from lightning_peft.cli.runs.recorded import recorded_config
 from lightning_peft.cli.sweeps.earlier import check_checkpoints
-from lightning_peft.cli.sweeps.record import in_place, started_in
+from lightning_peft.cli.sweeps.moved import in_place, started_in
 from lightning_peft.cli.sweeps.search.study import PLACE, standing_among
 
 pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
@@ -282,7 +282,7 @@ def test_relative_paths_begin_where_the_sweep_was_started(
     record = {"cwd": str(project), "directory": str(project / "sweeps" / "a")}
     (tmp_path / typed / "sweep.json").write_text(json.dumps(record))
     monkeypatch.chdir(tmp_path / here)
-    found = started_in(tmp_path / typed)
+    found = started_in(tmp_path / typed / "sweep.json")
     assert found == (None if expected is None else tmp_path / expected)
 
 
