@@ -11,15 +11,15 @@ __all__ = ["check_launcher"]
 
 
 def check_launcher(config: Any) -> None:
-    """Refuse a launcher that would run each job several times, or each time another one.
+    """Refuse a launcher that would run each job several times.
 
     Args:
         config: The config of a sweep, its ``hydra`` part included.
 
     Raises:
         ConfigError: If submitit's local executor would start several tasks per job: they would be
-            identical, and all would train in one directory. Or if torchrun starts a search, of
-            which each rank would propose trials of its own.
+            identical, and all would train in one directory. Or if torchrun runs the sweep in
+            several ranks.
     """
     launcher = config.hydra.launcher or {}
     tasks = launcher.get("tasks_per_node") or 1
@@ -32,12 +32,12 @@ def check_launcher(config: Any) -> None:
             ]
         )
     ranks = int(os.environ.get("WORLD_SIZE") or 1) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-    if ranks > 1 and "n_trials" in config.hydra.sweeper:
+    if ranks > 1:
         raise ConfigError(
             [
-                f"hydra/sweeper: expected a sweep whose jobs are known, got a search in {ranks} "
-                "ranks of torchrun, each of which would propose trials of its own. Start it "
-                f"without torchrun, with trainer.devices={ranks} trainer.strategy=ddp: each job "
-                "then starts its ranks."
+                f"-m: expected one process that runs the sweep, got {ranks} ranks of torchrun, "
+                "whose jobs would meet at the addresses of the job before, and whose searches "
+                "would each propose trials of their own. Start it without torchrun, with "
+                f"trainer.devices={ranks} trainer.strategy=ddp: each job then starts its ranks."
             ]
         )

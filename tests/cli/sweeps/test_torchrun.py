@@ -10,18 +10,17 @@ from lightning_peft.cli.sweeps.launcher_check import check_launcher
 from lightning_peft.cli.sweeps.whole import WholeSweep
 from tests.cli.conftest import TINY
 
-SEARCH = OmegaConf.create({"hydra": {"launcher": {}, "sweeper": {"n_trials": 3}}})
+SWEEP = OmegaConf.create({"hydra": {"launcher": {}}})
 
 
-def test_a_search_is_refused_since_each_rank_would_propose_its_own_trials(monkeypatch):
-    check_launcher(SEARCH)
+def test_a_sweep_is_refused_since_its_jobs_would_meet_at_the_address_of_the_one_before(monkeypatch):
+    check_launcher(SWEEP)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    check_launcher(SEARCH)
+    check_launcher(SWEEP)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="got a search in 2 ranks of torchrun, .* its ranks\\."):
-        check_launcher(SEARCH)
-    check_launcher(OmegaConf.create({"hydra": {"launcher": {}, "sweeper": {}}}))
+    with pytest.raises(ConfigError, match=r"got 2 ranks of torchrun.* starts its ranks\."):
+        check_launcher(SWEEP)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -39,17 +38,10 @@ def test_one_rank_tells_what_becomes_of_a_sweep(tmp_path, monkeypatch, capsys, r
 
 
 @pytest.mark.slow
-def test_a_run_and_a_sweep_of_two_ranks(process, tmp_path):
+def test_a_run_of_two_ranks(process, tmp_path):
     start = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "lightning_peft.cli")
     two = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp", "bootstrap=0")
     words = (*TINY, *two, "experiment=smoke", "method=linear_probe", "test=false")
     done = process([*start, *words, "hydra.run.dir=run"])
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["ranks"] == 2
-    done = process([*start, "-m", *words, "seed=0,1", "hydra.sweep.dir=sweep"])
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("job 2 of 2: seed=1") == 1
-    assert done.stdout.count("comparison.csv") == 1
-    done = process([*start, "-m", *words, "seed=0,1", "hydra.sweep.dir=sweep"])
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("done already") == 2
