@@ -21,6 +21,7 @@ from lightning_peft.errors import AdapterFileError as AdapterFileError
 from lightning_peft.errors import BackboneMismatchError as BackboneMismatchError
 from lightning_peft.errors import CheckpointError as CheckpointError
 from lightning_peft.errors import DataError as DataError
+from lightning_peft.errors import DiskError as DiskError
 from lightning_peft.errors import ExportError as ExportError
 from lightning_peft.errors import MethodError as MethodError
 from lightning_peft.errors import MissingExtraError as MissingExtraError
@@ -41,6 +42,7 @@ from lightning_peft.lightning.callbacks.schedule import WarmupConstant as Warmup
 from lightning_peft.lightning.callbacks.schedule import WarmupCosine as WarmupCosine
 from lightning_peft.lightning.callbacks.schedule import WarmupLinear as WarmupLinear
 from lightning_peft.lightning.callbacks.schedule import WarmupStableDecay as WarmupStableDecay
+from lightning_peft.lightning.checkpoint_io import WholeCheckpointIO as WholeCheckpointIO
 from lightning_peft.lightning.datamodules.digits import DigitsDataModule as DigitsDataModule
 from lightning_peft.lightning.datamodules.folder import (
     ImageFolderDataModule as ImageFolderDataModule,

@@ -16,6 +16,7 @@ __all__ = [
     "BackboneMismatchError",
     "CheckpointError",
     "DataError",
+    "DiskError",
     "ExportError",
     "MethodError",
     "MissingExtraError",
@@ -59,6 +60,13 @@ class ScheduleError(PEFTError, ValueError):
 
 class DataError(PEFTError, ValueError):
     """Data that does not fit the task."""
+
+
+class DiskError(PEFTError, OSError):
+    """A file that cannot be written: the disk is full, a quota is used up, or it is read-only."""
+
+    def __str__(self) -> str:
+        return str(self.strerror or super().__str__())
 
 
 class ExportError(PEFTError, ValueError):

@@ -20,6 +20,9 @@ torch.zeros((), requires_grad=True).backward()
 # a forked process has no threads but its first, and waits for ever for those of its parent's pool
 os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
+# nothing in a test has to survive a crash of the machine, and a flush waits for the disk
+os.fsync = lambda file: None
+
 
 def pytest_collection_finish():
     """Leave what the libraries made out of garbage collections: millions of objects, each time."""

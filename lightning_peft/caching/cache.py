@@ -211,7 +211,7 @@ class PrefixCache:
             return self._first_of_shape(mode, shape, keys, forward, args, kwargs)
         if found < size:
             seen = mode.split.splice.record(forward, args, kwargs, mode.split.slots)
-            self.store.put(keys, mode.features(seen), mode.fingerprint)
+            self._keep(mode, keys, mode.features(seen))
             return seen.output
         if not mode.audited:
             return self._audit(mode, shapes, keys, forward, args, kwargs)
@@ -244,8 +244,16 @@ class PrefixCache:
         except NotSplit as reason:
             self.give_up(str(reason))
         else:
-            self.store.put(keys, features, mode.fingerprint)
+            self._keep(mode, keys, features)
         return seen.output
+
+    def _keep(self, mode: Mode, keys: list[bytes], features: list[Tensor]) -> None:
+        """Keep the features of a batch; a disk that takes no more ends the cache, not the run."""
+        try:
+            self.store.put(keys, features, mode.fingerprint)
+        except OSError as error:
+            told = str(error).removesuffix(".")
+            self.give_up(f"since nothing can be kept in {self.store.directory}: {told}")
 
     def _audit(
         self, mode: Mode, shapes: Shapes, keys: list[bytes], forward: Any, args: Any, kwargs: Any

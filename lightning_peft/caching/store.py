@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_peft.caching.keys import KEY_BYTES
-from lightning_peft.files.atomic import written_whole
+from lightning_peft.system.atomic import A_DAY, remove_leftovers, written_whole
 
 __all__ = ["FeatureStore"]
 
@@ -56,13 +56,19 @@ class FeatureStore:
     def open(self, fingerprint: str) -> None:
         """Load the directory's files for a fingerprint, now and at each :meth:`refresh`."""
         self._prefixes.add(fingerprint)
+        if self.directory is not None:
+            remove_leftovers(self.directory, seconds=A_DAY)
         self.refresh()
 
     def refresh(self) -> None:
         """Load the files that other processes have written to the directory since."""
-        if self.directory is None or not self.directory.is_dir():
+        if self.directory is None:
             return
-        for path in sorted(self.directory.glob("*.safetensors")):
+        try:
+            found = sorted(self.directory.glob("*.safetensors"))
+        except OSError:  # a directory of another user: writing there says so
+            return
+        for path in found:
             if path.name.partition("-")[0] in self._prefixes and path.name not in self._files:
                 self._map(path)
 
@@ -73,6 +79,9 @@ class FeatureStore:
             keys: The keys of ``B`` samples.
             features: Tensors ``(B, ...)``; they are not copied and must not change later.
             fingerprint: The fingerprint of the first part.
+
+        Raises:
+            OSError: If the file of the batch cannot be written; what is stored stays.
         """
         first = {key: row for row, key in reversed(list(enumerate(keys)))}
         rows = sorted(row for key, row in first.items() if key not in self._where)
@@ -127,7 +136,6 @@ class FeatureStore:
         from safetensors.torch import save_file
 
         assert self.directory is not None
-        self.directory.mkdir(parents=True, exist_ok=True)
         name = uuid.uuid4().hex
         content = {str(i): tensor.cpu().contiguous() for i, tensor in enumerate(tensors)}
         table = torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8)

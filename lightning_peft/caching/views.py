@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from lightning_peft.errors import DataError
-from lightning_peft.randomness import mix_seed, seeded
+from lightning_peft.system.randomness import mix_seed, seeded
 
 __all__ = ["RepeatedViews"]
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lightning_peft.cli.config.errors import explain
 from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.errors import near
+from lightning_peft.system.atomic import lacks_room
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -63,10 +64,11 @@ Value = float | list[float] | None
 
 
 class Failure(NamedTuple):
-    """An error, and the directory of its job if the job belongs to a sweep."""
+    """An error, the directory of its job if the job belongs to a sweep, and how to go on."""
 
     error: BaseException
     directory: str = ""
+    hint: str = ""
 
 
 log = logging.getLogger(__name__)
@@ -120,6 +122,8 @@ def main(args: Sequence[str]) -> int:
             _say_how_to_go_on()
         return status
     status = _report(failures, wants_all) if failures else 0
+    if any(_is_interrupted(failure) for failure in failures):
+        _say_how_to_go_on()
     return JOB_FAILED if _failed_in_sweep(failures) else status
 
 
@@ -129,6 +133,7 @@ def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value
     from lightning_peft.cli.runs.occupied import occupied
     from lightning_peft.cli.runs.summary import record_failure
     from lightning_peft.cli.sweeps.earlier import Earlier, earlier_run
+    from lightning_peft.cli.sweeps.resuming import how_to_resume
     from lightning_peft.cli.sweeps.sweep import isolated_job, wants_own_process
 
     directory = str(cfg.output_dir) if in_sweep() else ""
@@ -150,7 +155,8 @@ def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value
             log.debug("the job failed", exc_info=error)
             if not _is_of_another_start(cfg):
                 record_failure(cfg, error)
-            failures.append(Failure(error, directory))
+            hint = "" if directory else how_to_resume(Path(cfg.output_dir), args, error)
+            failures.append(Failure(error, directory, hint))
             return float("nan")
 
 
@@ -177,6 +183,16 @@ def _in_own_process(cfg: DictConfig, before: Earlier, failures: list[Failure]) -
         failures.append(Failure(error, str(directory)))
         return float("nan")
     return value
+
+
+def _is_interrupted(failure: Failure) -> bool:
+    """Whether a job can go on when there is room on the disk."""
+    from lightning_peft.cli.runs.summary import read_summary
+
+    if not failure.directory:
+        return lacks_room(failure.error) is not None
+    # one of its own process has told it there
+    return read_summary(Path(failure.directory)).get("status") in ("interrupted", "running")
 
 
 def _failed_in_sweep(failures: Sequence[Failure]) -> bool:
@@ -240,9 +256,10 @@ def _report(failures: Sequence[Failure], wants_all: bool) -> int:
     """Print each error once, and return the exit status."""
     status = USAGE_ERROR
     seen: set[str] = set()
-    for error, directory in failures:
+    for error, directory, hint in failures:
         text = explain(error)
-        if text is None or isinstance(error, RuntimeError):  # such as a loss that is not finite
+        # such as a loss that is not finite, and a full disk
+        if text is None or isinstance(error, RuntimeError) or lacks_room(error) is not None:
             status = JOB_FAILED
         told = text or "".join(traceback.format_exception(error))
         if told in seen:
@@ -253,6 +270,8 @@ def _report(failures: Sequence[Failure], wants_all: bool) -> int:
         where = f"{directory}: " if directory else ""
         for line in (text or f"the job failed with {type(error).__name__}: {error}").splitlines():
             print(f"lightning-peft: {where}{line}", file=sys.stderr)
+        if hint:
+            print(f"lightning-peft: {hint}", file=sys.stderr)
     return status
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_peft.data.augment import Augment
-from lightning_peft.randomness import seeded
+from lightning_peft.system.randomness import seeded
 
 __all__ = ["apply", "augment_batch", "draw"]
 

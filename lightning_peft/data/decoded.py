@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import secrets
+import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +50,7 @@ class DecodedImages:
         sizes = (channels * height * width for channels, height, width in shapes)
         self._starts = list(itertools.accumulate(sizes, initial=len(shapes)))
         self._bytes: Tensor | None = None
+        self._gone = False
         if not path.exists() or path.stat().st_size != self.nbytes:
             _reserve(path, self.nbytes)
 
@@ -59,7 +61,8 @@ class DecodedImages:
 
     def __len__(self) -> int:
         """Return the number of decoded images."""
-        return int(self._mapped()[: len(self.shapes)].sum())
+        mapped = self._mapped()
+        return 0 if mapped is None else int(mapped[: len(self.shapes)].sum())
 
     def get(self, index: int) -> Tensor | None:
         """Return the pixels of an image, uint8 ``(C, H, W)``, as a view that must not be changed.
@@ -71,7 +74,8 @@ class DecodedImages:
             The pixels, or ``None`` if they are not decoded yet.
         """
         index = range(len(self.shapes))[index]  # the byte behind the last one is a pixel
-        return self._view(index) if self._mapped()[index] else None
+        mapped = self._mapped()
+        return None if mapped is None or not mapped[index] else self._view(mapped, index)
 
     def put(self, index: int, pixels: Tensor) -> None:
         """Keep the pixels of an image.
@@ -81,18 +85,31 @@ class DecodedImages:
             pixels: uint8 ``(C, H, W)`` of the image's shape.
         """
         index = range(len(self.shapes))[index]
-        self._view(index).copy_(pixels)
-        self._mapped()[index] = 1  # last, so that no process reads half an image
+        mapped = self._mapped()
+        if mapped is not None:
+            self._view(mapped, index).copy_(pixels)
+            mapped[index] = 1  # last, so that no process reads half an image
 
-    def _view(self, index: int) -> Tensor:
+    def _view(self, mapped: Tensor, index: int) -> Tensor:
         start, end = self._starts[index], self._starts[index + 1]
-        return self._mapped()[start:end].view(self.shapes[index])
+        return mapped[start:end].view(self.shapes[index])
 
-    def _mapped(self) -> Tensor:
-        if self._bytes is None:
-            self._bytes = torch.from_file(
-                str(self.path), shared=True, size=self.nbytes, dtype=torch.uint8
-            )
+    def _mapped(self) -> Tensor | None:
+        """Map the file; ``None`` if another process has removed it, and nothing is kept then."""
+        if self._bytes is None and not self._gone:
+            try:
+                if self.path.stat().st_size != self.nbytes:  # torch would create or stretch it
+                    raise OSError("it has another size now")
+                self._bytes = torch.from_file(
+                    str(self.path), shared=True, size=self.nbytes, dtype=torch.uint8
+                )
+            except (OSError, RuntimeError) as error:
+                self._gone = True
+                warnings.warn(
+                    f"{self.path}: the decoded images cannot be kept there: {error}. They are "
+                    "decoded again in each epoch.",
+                    stacklevel=4,
+                )
         return self._bytes
 
     def __getstate__(self) -> dict[str, object]:

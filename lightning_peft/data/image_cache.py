@@ -14,6 +14,7 @@ from pathlib import Path
 from lightning_peft.data.decoded import DecodedImages, Shape, decoded_name
 from lightning_peft.data.image_files import ImageTransform
 from lightning_peft.evaluation.efficiency import human_bytes
+from lightning_peft.system.atomic import A_DAY, remove_leftovers
 
 __all__ = ["ImageCache"]
 
@@ -69,6 +70,7 @@ class ImageCache:
                 self._owner = _Temporary(self.directory)
             directory = self.directory
             directory.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(directory, seconds=A_DAY)
             free = shutil.disk_usage(directory).free
             there = (directory / name).exists()
             if size > free / 2 and not there:  # the rest is for checkpoints

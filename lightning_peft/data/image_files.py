@@ -15,7 +15,7 @@ from lightning_peft.data.augment import Augment
 from lightning_peft.data.decoded import DecodedImages, Shape
 from lightning_peft.data.sampling import Draw
 from lightning_peft.errors import DataError
-from lightning_peft.randomness import seeded
+from lightning_peft.system.randomness import seeded
 
 __all__ = ["ImageFiles", "ImageTransform", "Label", "evaluation_transform", "training_transform"]
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_peft.errors import DataError
-from lightning_peft.randomness import generator
+from lightning_peft.system.randomness import generator
 
 __all__ = ["Draw", "EpochSampler", "ResumableLoader", "loader_options", "train_loader"]
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from lightning_peft.data.augment import Augment
 from lightning_peft.data.batched import augment_batch
 from lightning_peft.data.sampling import Draw
-from lightning_peft.randomness import generator, seeded
+from lightning_peft.system.randomness import generator, seeded
 
 __all__ = ["TensorImages", "as_is"]
 

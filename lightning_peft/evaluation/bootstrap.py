@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_peft.errors import DataError
-from lightning_peft.randomness import generator
+from lightning_peft.system.randomness import generator
 
 __all__ = ["Interval", "Statistics", "intervals", "resamples"]
 

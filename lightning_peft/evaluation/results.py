@@ -30,6 +30,7 @@ from lightning_peft.evaluation.tables import (
     per_number_table,
 )
 from lightning_peft.evaluation.weighted import statistics_of
+from lightning_peft.system.atomic import written_whole
 
 __all__ = [
     "ClassScores",
@@ -190,7 +191,10 @@ def _table(path: Path, kind: type, rows: Sequence[Any]) -> Path:
 
 
 def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with (
+        written_whole(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = RowWriter(file, "\r\n")
         writer.writerow(header)
         writer.writerows(rows)

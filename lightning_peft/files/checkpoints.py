@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from lightning_peft.errors import CheckpointError
-from lightning_peft.files.atomic import written_whole
+from lightning_peft.system.atomic import written_whole
 
 __all__ = ["check_checkpoint_file", "keep_hyperparameters"]
 

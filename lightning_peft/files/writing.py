@@ -19,10 +19,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_peft.errors import AdapterFileError
-from lightning_peft.files.atomic import written_together
+from lightning_peft.errors import AdapterFileError, DiskError
 from lightning_peft.files.description import FORMAT_VERSION
 from lightning_peft.files.peft_format import to_peft_keys
+from lightning_peft.system.atomic import written_together
 
 __all__ = ["CONFIG_FILE", "HEADER", "WEIGHTS_FILE", "versions", "write_adapter"]
 
@@ -60,13 +60,15 @@ def write_adapter(
         config, state = form[0], to_peft_keys(form[1])
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
     weights = save(tensors, metadata={"format": "pt", HEADER: json.dumps(about)})
+    text = json.dumps(config, indent=2, sort_keys=True).encode()
     target = Path(directory)
     try:
-        target.mkdir(parents=True, exist_ok=True)
         files = [target / WEIGHTS_FILE, target / CONFIG_FILE]
-        with written_together(files) as (weights_file, config_file):
+        with written_together(files, len(weights) + len(text)) as (weights_file, config_file):
             weights_file.write_bytes(weights)
-            config_file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+            config_file.write_bytes(text)
+    except DiskError as error:
+        raise AdapterFileError(f"cannot write the adapter to {target}: {error}") from error
     except OSError as error:
         raise AdapterFileError(
             f"cannot write the adapter to {target}: {error}. The previous files are unchanged. "

@@ -28,6 +28,7 @@ from lightning_peft.lightning.checkpoint import (
     recorded_in,
     slim_checkpoint,
 )
+from lightning_peft.lightning.checkpoint_io import write_whole_checkpoints
 from lightning_peft.lightning.class_names import is_a
 from lightning_peft.lightning.half_precision import refuse_replaced_layers
 from lightning_peft.lightning.hooks import after_configure_model, after_hook, before_configure_model
@@ -143,6 +144,7 @@ def attach(pl_module: nn.Module, attachment: Attachment) -> None:
     """
     pl_module.__dict__[_ATTRIBUTE] = attachment
     before_configure_model(pl_module, _KEY, _before_sharding)
+    before_configure_model(pl_module, f"{_KEY}.files", _write_whole)
     after_configure_model(pl_module, _KEY, attachment)
     after_configure_model(pl_module, f"{_KEY}.shard", _shard)
     after_hook(pl_module, "on_save_checkpoint", _KEY, _save)
@@ -234,6 +236,11 @@ def _before_sharding(pl_module: nn.Module) -> None:
         )
     if is_a(strategy, "ModelParallelStrategy") and any(map(is_backbone, pl_module.children())):
         pl_module.__dict__[_ATTRIBUTE](pl_module)
+
+
+def _write_whole(pl_module: nn.Module) -> None:
+    """Make the trainer write its checkpoints completely or not at all."""
+    write_whole_checkpoints(_strategy(pl_module))
 
 
 def _shard(pl_module: nn.Module) -> None:

@@ -15,7 +15,7 @@ from torch import distributed, nn
 from lightning_peft.errors import CheckpointError
 from lightning_peft.lightning.checkpoint import CHECKPOINT_KEY
 from lightning_peft.lightning.hooks import after_hook
-from lightning_peft.randomness import random_state, restore_random_state
+from lightning_peft.system.randomness import random_state, restore_random_state
 
 __all__ = ["resume_random_state"]
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_peft.backbones._register import register
 from lightning_peft.backbones.data_config import check_timm_name
 from lightning_peft.errors import DataError
-from lightning_peft.randomness import seeded
+from lightning_peft.system.randomness import seeded
 
 __all__ = ["Candidate", "build", "count_parameters", "find_candidates", "most_likely_reason"]
 

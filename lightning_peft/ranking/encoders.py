@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lightning_peft.backbones.hugging_face import load_config, load_encoder
 from lightning_peft.errors import DataError
-from lightning_peft.randomness import seeded
 from lightning_peft.ranking.candidates import RANDOM, Candidate
+from lightning_peft.system.randomness import seeded
 
 __all__ = ["MeanOfTokens", "build_encoder", "count_encoder_parameters", "find_encoders"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_peft.errors import DataError, require
-from lightning_peft.randomness import generator
 from lightning_peft.ranking.arrays import checked, one_hot
+from lightning_peft.system.randomness import generator
 
 __all__ = ["Probe", "linear_probe", "stratified_folds"]
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lightning_peft.errors import DataError, near, require
-from lightning_peft.randomness import generator
 from lightning_peft.ranking.candidates import Candidate
 from lightning_peft.ranking.h_score import h_score
 from lightning_peft.ranking.linear_probe import Probe, linear_probe
@@ -18,6 +17,7 @@ from lightning_peft.ranking.logme import logme
 from lightning_peft.ranking.neighbours import nearest_neighbours
 from lightning_peft.ranking.nleep import nleep
 from lightning_peft.ranking.sources import BACKBONES_OF, Noun, Skipped
+from lightning_peft.system.randomness import generator
 
 __all__ = ["BY", "SCORES", "Ranking", "Row", "Skipped", "chances", "rank_candidates"]
 

@@ -1,3 +1,6 @@
+import os
+import time
+
 import pytest
 import torch
 
@@ -55,3 +58,14 @@ def test_files_that_are_broken_are_named_and_passed_over(tmp_path):
     other.open("f")
     assert len(other) == 2
     assert set(other.unreadable) == {"f-cut.safetensors", "f-empty.safetensors"}
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(tmp_path):
+    old, new = (tmp_path / f".{digit * 12}.a-b.safetensors" for digit in "12")
+    for path in (old, new):
+        path.write_text("half")
+    os.utime(old, (time.time() - 90_000,) * 2)
+    store = FeatureStore(1000, tmp_path)
+    store.open("a")
+    assert (len(store), store.unreadable) == (0, {})
+    assert list(tmp_path.iterdir()) == [new]  # another process may be writing it

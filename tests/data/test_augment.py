@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as reference
 from lightning_peft.data.augment import PRESETS, Augment, augmentation
 from lightning_peft.data.batched import apply, augment_batch, draw
 from lightning_peft.errors import DataError
-from lightning_peft.randomness import generator, seeded
+from lightning_peft.system.randomness import generator, seeded
 
 BILINEAR = v2.InterpolationMode.BILINEAR
 

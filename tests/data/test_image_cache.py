@@ -162,3 +162,18 @@ def test_a_data_module_is_copied_and_pickled(root, tmp_path):
     expected = data.images("val")[0][0]
     for other in (copy.deepcopy(data), pickle.loads(pickle.dumps(data))):
         assert torch.equal(other.images("val")[0][0], expected)
+
+
+@pytest.mark.parametrize("how", ["removed", "cut"])
+def test_a_file_that_another_run_removed_ends_the_keeping_and_not_the_run(tmp_path, how):
+    images = DecodedImages(tmp_path / "a.pixels", [(1, 2, 2)] * 2)
+    other = pickle.loads(pickle.dumps(images))  # as a loading process has it
+    images.path.unlink()
+    if how == "cut":
+        images.path.write_bytes(b"12")
+    with pytest.warns(UserWarning, match=r"a\.pixels: the decoded images cannot be kept there"):
+        assert other.get(0) is None
+    other.put(0, torch.ones(1, 2, 2, dtype=torch.uint8))
+    assert other.get(0) is None
+    assert len(other) == 0
+    assert list(tmp_path.iterdir()) == ([images.path] if how == "cut" else [])

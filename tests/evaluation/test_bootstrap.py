@@ -10,7 +10,7 @@ from lightning_peft.errors import DataError
 from lightning_peft.evaluation.bootstrap import intervals, resamples
 from lightning_peft.evaluation.metrics import metric_set, values_of
 from lightning_peft.evaluation.weighted import statistics_of
-from lightning_peft.randomness import generator
+from lightning_peft.system.randomness import generator
 
 N = 60
 

@@ -20,7 +20,7 @@ from lightning_peft.evaluation.calibration import (
 from lightning_peft.evaluation.metrics import metric_set, values_of
 from lightning_peft.evaluation.results import Evaluation
 from lightning_peft.evaluation.weighted import statistics_of
-from lightning_peft.randomness import generator
+from lightning_peft.system.randomness import generator
 
 
 def logits(n=400, classes=5, sharpness=3.0):

@@ -12,7 +12,7 @@ from lightning_peft.evaluation.calibration import expected_error, label_errors, 
 from lightning_peft.evaluation.metric_names import TASKS, is_share, lower_is_better, written
 from lightning_peft.evaluation.metrics import metric_set, values_of
 from lightning_peft.lightning.modules.tasks import imbalance
-from lightning_peft.randomness import generator
+from lightning_peft.system.randomness import generator
 
 
 def values(task, *arguments, **sizes):

@@ -7,7 +7,7 @@ from sklearn import metrics
 
 from lightning_peft.errors import DataError
 from lightning_peft.evaluation.results import ClassScores, Evaluation, per_class_table
-from lightning_peft.randomness import generator
+from lightning_peft.system.randomness import generator
 
 
 def labels(classes, n=200, absent=()):

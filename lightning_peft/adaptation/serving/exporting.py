@@ -35,10 +35,10 @@ from lightning_peft.adaptation.serving.tracing import (
 )
 from lightning_peft.anatomy.forward import output_of
 from lightning_peft.backbones.data_config import DataConfig, data_config
-from lightning_peft.errors import ExportError, MethodError, near, require
+from lightning_peft.errors import DiskError, ExportError, MethodError, near, require
 from lightning_peft.evaluation.outputs import Outputs
-from lightning_peft.files.atomic import written_whole
 from lightning_peft.files.writing import CONFIG_FILE, versions
+from lightning_peft.system.atomic import written_whole
 
 __all__ = ["FORMATS", "ExportReport", "card_path", "check_format", "export_model"]
 
@@ -127,12 +127,13 @@ def export_model(
             examples = _examples(network, example_inputs, preprocessing, format)
             inputs = _by_name(network, examples)
             positional = not isinstance(examples, Mapping)
-            target.parent.mkdir(parents=True, exist_ok=True)
             report = _write_file(network, format, target, inputs, positional)
         card = _card(report, network, adaptation, preprocessing, class_names)
         card["outputs"] = None if outputs is None else outputs.to_dict()
         with written_whole(report.card) as temporary:
             temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    except DiskError as error:
+        raise ExportError(f"{format}: it cannot be written. {error}") from error
     except OSError as error:
         raise ExportError(f"cannot write to {target}: {error}") from error
     return report

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning_peft.cli.commands.command import run_command
 from lightning_peft.cli.comparing.comparison import Comparison, comparison_of
-from lightning_peft.cli.comparing.publish import _output, _publish
+from lightning_peft.cli.comparing.publish import output_of, publish
 from lightning_peft.cli.comparing.runs import read_runs
 from lightning_peft.cli.comparing.tables import as_csv, as_json
 from lightning_peft.cli.config.errors import ConfigError
@@ -119,5 +119,6 @@ def _serve(options: argparse.Namespace, comparison: Comparison) -> int:
     elif options.csv:
         print(as_csv(comparison), end="")
     else:
-        _publish(comparison, _output(options.directories, options.output))
+        output = output_of(options.directories, options.output)
+        return 0 if publish(comparison, output) else 1
     return 0

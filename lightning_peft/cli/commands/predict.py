@@ -211,9 +211,8 @@ def _header(served: Served, top: int) -> list[str]:
 @contextmanager
 def _csv(path: Path, header: Sequence[str]) -> Iterator[Any]:
     from lightning_peft.evaluation.csv_rows import RowWriter
-    from lightning_peft.files.atomic import written_whole
+    from lightning_peft.system.atomic import written_whole
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     with (
         written_whole(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from lightning_peft.errors import require
+from lightning_peft.system.atomic import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -137,10 +138,8 @@ def save_figure(figure: Figure, path: Path, keys: Sequence[Key] = ()) -> Path:
         box = legend.get_window_extent()
         width, height = figure.get_size_inches()
         figure.set_size_inches(width + box.width / figure.dpi, max(height, box.height / figure.dpi))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(partial)
-    partial.replace(path)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary)
     return path
 
 

@@ -155,6 +155,9 @@ def _pictures(comparison: Comparison) -> dict[str, Any]:
         return {"sections": _sections(comparison), "reliability": reliability, "undrawn": ""}
     except MissingExtraError as error:
         return {"sections": [], "reliability": None, "undrawn": str(error)}
+    except Exception as error:  # the tables are worth more than the pictures
+        told = f"No pictures: {type(error).__name__}: {error}"
+        return {"sections": [], "reliability": None, "undrawn": told}
 
 
 def _sections(comparison: Comparison) -> list[tuple[str, list[Chart]]]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from io import IOBase
 from typing import Any
 
 from lightning_peft.cli.config.help import default_choices, experiment_settings
 from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.errors import PEFTError, near
+from lightning_peft.system.atomic import lacks_room
 
 __all__ = [
     "ConfigError",
@@ -71,6 +73,10 @@ def explain(error: BaseException) -> str | None:
     for link in chain:  # an error of this package says by itself what was expected
         if isinstance(link, PEFTError):
             return str(link)
+    for link in chain:
+        if isinstance(link, OSError) and lacks_room(link) is not None:
+            what = link.filename or _open_file(link) or "a file"
+            return f"{what}: it cannot be written ({link.strerror}). Make room, and start again."
     from hydra.errors import HydraException, InstantiationException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -146,6 +152,18 @@ def nodes(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             continue
         yield name, node
         yield from nodes(node, f"{name}.")
+
+
+def _open_file(error: OSError) -> str | None:
+    """Return the file that was open where an error was raised; those of writing do not name it."""
+    found: str | None = None
+    trace = error.__traceback__
+    while trace is not None:
+        for value in trace.tb_frame.f_locals.values():
+            name = getattr(value, "name", None) if isinstance(value, IOBase) else None
+            found = name if isinstance(name, str) else found
+        trace = trace.tb_next
+    return found
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

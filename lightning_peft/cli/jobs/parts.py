@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from lightning_peft.cli.config.errors import ConfigError, cause_of, explain
 from lightning_peft.cli.config.task import fit_to_task
+from lightning_peft.cli.jobs.loggers import forgiving
 from lightning_peft.cli.jobs.task import build_module, task_of
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def build(cfg: DictConfig, more_callbacks: Sequence[Any] = ()) -> Parts:
     """
     from hydra.utils import instantiate
 
+    from lightning_peft.lightning.checkpoint_io import write_whole_checkpoints
+
     with _building("data"):
         datamodule = instantiate(cfg.data, _convert_="all")
         datamodule.prepare_data()
@@ -109,6 +112,7 @@ def build(cfg: DictConfig, more_callbacks: Sequence[Any] = ()) -> Parts:
             if node is not None:
                 with _building(f"{group}.{name}"):
                     found.append(instantiate(node, _convert_="all"))
+    loggers = [forgiving(logger) for logger in loggers]
     callbacks += more_callbacks
     for callback in callbacks:
         monitor = str(getattr(callback, "monitor", None))
@@ -125,6 +129,7 @@ def build(cfg: DictConfig, more_callbacks: Sequence[Any] = ()) -> Parts:
         trainer = instantiate(
             cfg.trainer, callbacks=callbacks, logger=loggers or False, _convert_="all", **none
         )
+    write_whole_checkpoints(trainer.strategy)
     return Parts(datamodule, module, trainer)
 
 

@@ -20,10 +20,11 @@ from lightning_peft.cli.config.task import check_objective, refuse_test_monitors
 from lightning_peft.cli.jobs.parts import _floats, _with_objectives, best_checkpoint, build
 from lightning_peft.cli.jobs.trial_run import check_direction, pruning_of, told
 from lightning_peft.cli.runs.log import set_aside
-from lightning_peft.cli.runs.occupied import this_process
+from lightning_peft.cli.runs.occupied import is_other_rank, this_process
 from lightning_peft.cli.runs.places import is_within
 from lightning_peft.cli.runs.summary import write_summary, write_text
 from lightning_peft.cli.runs.trial import Trial
+from lightning_peft.system.atomic import remove_leftovers
 
 __all__ = ["train"]
 
@@ -67,6 +68,10 @@ def _run(
 
     started = time.perf_counter()
     directory = Path(cfg.output_dir)
+    if not is_other_rank():
+        # of an earlier start, which was killed; runs of others may be further below
+        for place in (directory, directory / "checkpoints", directory / "adapter"):
+            remove_leftovers(place)
     trial = Trial.of_environment()
     pruning = pruning_of(cfg, trial)
     resuming = Resuming(directory)

@@ -49,8 +49,12 @@ _held: dict[Path, tuple[BaseFileLock, list[Path]]] = {}
 
 
 def this_process() -> dict[str, Any]:
-    """Return the ``id`` and ``host`` of this process, and the current time (``started``)."""
-    return {"id": os.getpid(), "host": socket.gethostname(), "started": time.time()}
+    """Return the ``id`` and ``host`` of this process, and the current time (``started``).
+
+    Under Slurm also its ``job``, and how often that was started again (``restart``).
+    """
+    now = {"id": os.getpid(), "host": socket.gethostname(), "started": time.time()}
+    return {**now, **_job()}
 
 
 def is_other_rank() -> bool:
@@ -82,8 +86,13 @@ def occupy(directory: Path, key: str) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = _locked(path, PATIENCE)
         holder = _read(path)
-        if _is_here(holder):  # it has ended: its lock is free
-            path.write_text(json.dumps(this_process()), encoding="utf-8")
+        if _has_ended(holder):
+            _held[path] = lock, made
+            try:
+                path.write_text(json.dumps(this_process()), encoding="utf-8")
+            except BaseException:
+                _leave(path)
+                raise
     except Timeout as refused:
         soft = refused.lock_file.endswith("soft")
         raise ConfigError([_told(directory, path, _read(path), key, locked=not soft)]) from None
@@ -91,10 +100,9 @@ def occupy(directory: Path, key: str) -> bool:
         why = error.strerror or str(error)
         told = f"{key}: cannot write in {path.parent} ({why}). Choose another {key}."
         raise ConfigError([told]) from error
-    if not _is_here(holder):  # not every file system shares its locks between machines
+    if path not in _held:
         lock.release()
         raise ConfigError([_told(directory, path, holder, key, locked=False)])
-    _held[path] = lock, made
     return True
 
 
@@ -149,7 +157,7 @@ def holder_of(directory: Path) -> dict[str, Any] | None:
         return holder
     except OSError:  # of another user
         return {}
-    return None if _is_here(holder) else holder
+    return None if _has_ended(holder) else holder
 
 
 def _is_ours(path: Path) -> bool:
@@ -191,6 +199,25 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _has_ended(holder: dict[str, Any]) -> bool:
+    """Whether the process that had a directory has ended, now that its lock is free.
+
+    Not every file system shares its locks between machines; but Slurm ends a job before it starts
+    it again, often on another machine.
+    """
+    job, start = holder.get("job"), holder.get("restart")
+    again = job is not None and job == _job().get("job") and start != _job()["restart"]
+    return _is_here(holder) or again
+
+
+def _job() -> dict[str, str]:
+    """Return the job of Slurm that this process belongs to, and how often it was started again."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return (
+        {} if job is None else {"job": job, "restart": os.environ.get("SLURM_RESTART_COUNT", "0")}
+    )
 
 
 def _is_here(holder: dict[str, Any]) -> bool:

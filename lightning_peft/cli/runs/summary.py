@@ -14,7 +14,7 @@ from lightning_peft.cli.config.errors import explain
 from lightning_peft.cli.config.objectives import better
 from lightning_peft.cli.runs.occupied import holder_of
 from lightning_peft.evaluation.metric_names import MAIN
-from lightning_peft.files.atomic import written_whole
+from lightning_peft.system.atomic import lacks_room, written_whole
 
 __all__ = [
     "FILE",
@@ -38,9 +38,9 @@ PACKAGES = ("lightning-peft", "torch", "lightning", "peft", "timm", "torchmetric
 
 def write_text(path: Path, text: str) -> None:
     """Write a file in one step: a crash leaves the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    content = text.encode()
+    with written_whole(path, len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -125,7 +125,8 @@ def write_summary(directory: Path, cfg: Any, *, status: str, **parts: Any) -> di
     Args:
         directory: The run's directory.
         cfg: The run's config.
-        status: ``"running"``, ``"completed"``, ``"pruned"`` or ``"failed"``.
+        status: ``"running"``, ``"completed"``, ``"pruned"``, ``"interrupted"`` or
+            ``"failed"``.
         **parts: What was measured; a mapping is merged into the part of that name.
 
     Returns:
@@ -140,14 +141,22 @@ def write_summary(directory: Path, cfg: Any, *, status: str, **parts: Any) -> di
 
 
 def record_failure(cfg: Any, error: BaseException) -> None:
-    """Write the summary of a failed job; never raise, since another error is being handled."""
+    """Write the summary of a failed job; never raise, since another error is being handled.
+
+    A job that a full disk ended is interrupted: it can go on when there is room.
+
+    Args:
+        cfg: The config of the job.
+        error: What ended it.
+    """
     if int(os.environ.get("LOCAL_RANK") or 0) > 0:
         return
     try:
         told = explain(error) or f"{type(error).__name__}: {error}"
         # one that was refused because another process is at work there has nothing to say of that
         if holder_of(Path(cfg.output_dir)) is None:
-            write_summary(Path(cfg.output_dir), cfg, status="failed", error=told)
+            status = "failed" if lacks_room(error) is None else "interrupted"
+            write_summary(Path(cfg.output_dir), cfg, status=status, error=told)
     except Exception:  # the config itself may be what is wrong
         return
 
@@ -173,7 +182,7 @@ def record_death(directory: Path, cfg: Any, told: str) -> None:
         cfg: The config of the job.
         told: How it ended.
     """
-    written = read_summary(directory).get("status") == "failed"
+    written = read_summary(directory).get("status") in ("failed", "interrupted")
     if not written and "seed" in cfg and holder_of(directory) is None:
         write_summary(directory, cfg, status="failed", error=told)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,7 +17,8 @@ from lightning_peft.lightning.callbacks._figures import Figures, print_table, st
 from lightning_peft.lightning.callbacks._steps import StepTimer
 from lightning_peft.lightning.callbacks._trainer import trainer_import
 from lightning_peft.lightning.class_names import SHARDING, is_a
-from lightning_peft.lightning.namespace import pl
+from lightning_peft.lightning.namespace import pl, pl_import
+from lightning_peft.system.atomic import written_whole
 
 __all__ = ["EfficiencyMonitor"]
 
@@ -216,7 +216,9 @@ def _peak(trainer: pl.Trainer) -> Figures:
 
 
 def _write(path: Path, report: Figures) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(json.dumps(report, indent=2) + "\n")
-    new.replace(path)  # a concurrent reader sees the old file or the new one
+    try:
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:  # the run is worth more than its figures
+        warn = pl_import("utilities.rank_zero").rank_zero_warn
+        warn(f"EfficiencyMonitor: no {path.name}, the training goes on. {error}")

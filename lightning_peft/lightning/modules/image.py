@@ -13,7 +13,7 @@ from lightning_peft.evaluation.outputs import head_size
 from lightning_peft.lightning.modules.base import ImageModule
 from lightning_peft.lightning.modules.build import build_backbone, mixing, plain
 from lightning_peft.lightning.modules.classifier import ClassifierModule
-from lightning_peft.randomness import seeded
+from lightning_peft.system.randomness import seeded
 
 __all__ = ["ImageClassifier"]
 

@@ -1,7 +1,9 @@
 """The page holds everything, asks nobody for anything, and runs nothing that a file smuggled in."""
 
 import base64
+import errno
 import hashlib
+import os
 import re
 import sys
 from html.parser import HTMLParser
@@ -9,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from lightning_peft.cli import main as serve
 from lightning_peft.cli.comparing import figures
 from lightning_peft.cli.comparing.comparison import comparison_of
 from lightning_peft.cli.comparing.publish import compare
@@ -366,3 +369,30 @@ def test_an_override_of_a_sweep_reads_as_it_was_typed(tmp_path, run, typed, read
     run(tmp_path, "lora", 0, 0.9, overrides=[typed])
     ((found,), _) = read_runs([tmp_path])
     assert read in found.overrides
+
+
+def test_a_file_that_cannot_be_written_is_left_out_with_one_line(
+    run, tmp_path, monkeypatch, capsys
+):
+    run(tmp_path, "lora", 0, 0.5)
+    own = os.fsync
+
+    def flush(file):
+        if os.readlink(f"/proc/self/fd/{file}").endswith(".comparison.csv"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        own(file)
+
+    def fails(*_):
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(figures, "new_figure", fails)
+    assert compare(tmp_path) is not None
+    out = capsys.readouterr().out
+    assert "no picture: RuntimeError: no font" in out
+    assert re.search(r"no comparison\.csv: .*comparison\.csv: expected room", out)
+    assert f"report     {tmp_path / 'report.html'}" in out
+    assert "No pictures: RuntimeError: no font" in (tmp_path / "report.html").read_text()
+    assert not (tmp_path / "comparison.csv").exists()
+    assert (tmp_path / "comparison.json").is_file()
+    assert serve(["compare", str(tmp_path)]) == 1

@@ -1,5 +1,7 @@
 """A mistyped command line: one readable line with the nearest right name, and exit status 2."""
 
+import os
+import re
 import subprocess
 import sys
 
@@ -130,3 +132,17 @@ def test_unknown_key_without_anything_near_lists_what_there_is():
     assert unknown_key("method.xyz", ["rank", "alpha"]) == (
         "unknown key 'method.xyz'. Known: alpha, rank."
     )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_that_another_library_meets_is_told_with_its_file():
+    def write():  # as Hydra writes .hydra/config.yaml; its error has no file name
+        with open("/dev/full", "w") as file:
+            file.write("x")
+            file.flush()
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        write()
+    match = r"^/dev/full: it cannot be written \(No space left on device\)\. Make room"
+    assert re.match(match, explain(caught.value))
+    assert explain(OSError(2, "No such file")) is None

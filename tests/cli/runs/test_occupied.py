@@ -114,6 +114,44 @@ def test_a_lock_that_a_process_of_another_machine_holds_is_seen(others, tmp_path
         occupy(tmp_path / "sweep", "hydra.sweep.dir")
 
 
+def test_a_job_that_slurm_started_again_on_another_machine_has_its_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    before = {**ELSEWHERE, "job": "12", "restart": "0"}
+    for holder, restart in ((before, "0"), ({**before, "job": "11"}, "1"), (ELSEWHERE, "1")):
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
+        (tmp_path / FILE).write_text(json.dumps(holder))
+        with pytest.raises(ConfigError, match="may be in use: process 7 since .* on elsewhere"):
+            occupy(tmp_path, "hydra.run.dir")
+    (tmp_path / FILE).write_text(json.dumps(before))
+    assert holder_of(tmp_path) is None
+    assert occupy(tmp_path, "hydra.run.dir")
+    assert json.loads((tmp_path / FILE).read_text())["restart"] == "1"
+
+
+def test_a_full_disk_leaves_no_lock(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    match = r"cannot write in .*new \(No space left on device\)\. Choose another hydra\.run\.dir"
+    with pytest.raises(ConfigError, match=match):
+        occupy(tmp_path / "new", "hydra.run.dir")
+    assert not list(tmp_path.iterdir())
+    assert holder_of(tmp_path / "new") is None
+
+
+def test_a_clock_that_jumps_changes_no_decision(tmp_path, monkeypatch):
+    occupy(tmp_path, "hydra.run.dir")
+    started = json.loads((tmp_path / FILE).read_text())["started"]
+    vacate()
+    for jump in (-1e9, 1e9):
+        monkeypatch.setattr("time.time", lambda now=started + jump: now)
+        (tmp_path / FILE).write_text(json.dumps({"id": 1, "host": socket.gethostname()}))
+        assert holder_of(tmp_path) is None
+        assert occupy(tmp_path, "hydra.run.dir")
+        vacate()
+
+
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK])
 def test_a_file_system_without_locks(tmp_path, monkeypatch, code):
     def refuse(*_):

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from types import SimpleNamespace
 
 import lightning.pytorch as L
@@ -314,3 +316,16 @@ def test_step_timer(clock):
     clock.seconds += 50
     timer.end()
     assert timer.median() == (seconds, size)
+
+
+def test_a_file_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch):
+    def refuse(file):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    monitor = EfficiencyMonitor(verbose=False)
+    match = r"EfficiencyMonitor: no efficiency\.json, the training goes on\. .*expected room for"
+    with pytest.warns(UserWarning, match=match):
+        trainer(monitor, default_root_dir=tmp_path).fit(Net())
+    assert monitor.report["samples_per_second"] or monitor.report["trainable_parameters"]
+    assert not list(tmp_path.iterdir())

@@ -1,6 +1,8 @@
 """Where the feature cache would be wrong, it is off."""
 
 import copy
+import errno
+import os
 import re
 
 import lightning as L
@@ -146,3 +148,32 @@ def test_a_strategy_that_shards_is_left_alone(said):
     callback = lp.FeatureCache()
     callback.on_fit_start(Trainer(), Net("vit"))
     assert "FSDPStrategy" in callback.cache.off
+
+
+@pytest.mark.parametrize("how", ["full", "unusable"])
+def test_a_directory_that_takes_no_features_turns_it_off_and_the_run_is_the_same(
+    how, said, tmp_path, monkeypatch
+):
+    directory = tmp_path / "features"
+    callback = lp.FeatureCache(directory=directory)
+    with monkeypatch.context() as patch:
+        if how == "full":
+            calls = []
+
+            def flush(file):
+                calls.append(file)
+                if len(calls) > 2:  # the first file and its directory reach the disk
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+            patch.setattr(os, "fsync", flush)
+        else:
+            tmp_path.joinpath("features").symlink_to("/proc/self/status")
+        mine = fit(Net("vit"), lp.PEFT("linear_probe"), callback)
+    assert said().count("FeatureCache: off, since nothing can be kept in") == 1
+    assert ("expected room for" in said()) is (how == "full")
+    close(mine, fit(Net("vit"), lp.PEFT("linear_probe")))
+    if how == "full":
+        assert [path.suffix for path in directory.iterdir()] == [".safetensors"]
+        again = lp.FeatureCache(directory=directory)
+        close(mine, fit(Net("vit"), lp.PEFT("linear_probe"), again))
+        assert again.cache.count.cached > 0

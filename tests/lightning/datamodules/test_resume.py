@@ -10,7 +10,7 @@ from lightning_peft.data.sampling import Draw, EpochSampler
 from lightning_peft.errors import DataError
 from lightning_peft.lightning.datamodules.digits import DigitsDataModule
 from lightning_peft.lightning.datamodules.folder import ImageFolderDataModule
-from lightning_peft.randomness import generator
+from lightning_peft.system.randomness import generator
 from tests.support.trainers import quiet_trainer
 
 EPOCHS = 3

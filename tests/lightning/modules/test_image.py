@@ -16,7 +16,7 @@ from lightning_peft.lightning.callbacks.peft import PEFT
 from lightning_peft.lightning.datamodules.digits import DigitsDataModule
 from lightning_peft.lightning.modules.image import ImageClassifier
 from lightning_peft.methods import LoRA
-from lightning_peft.randomness import generator
+from lightning_peft.system.randomness import generator
 from tests.support.trainers import quiet_trainer
 
 SIZES = MappingProxyType(

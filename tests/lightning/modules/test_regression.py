@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_peft as lp
 from lightning_peft.errors import DataError
 from lightning_peft.lightning.modules.regression import ImageRegressor
-from lightning_peft.randomness import generator
+from lightning_peft.system.randomness import generator
 from tests.support.trainers import quiet_trainer
 
 SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}

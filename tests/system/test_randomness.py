@@ -1,6 +1,6 @@
 import torch
 
-from lightning_peft.randomness import generator, mix_seed, seeded
+from lightning_peft.system.randomness import generator, mix_seed, seeded
 
 
 def test_seeds_are_the_same_everywhere():
