@@ -293,6 +293,8 @@ def test_the_interrupted_trials_of_a_search_that_was_moved_are_its_own(tmp_path)
     study.ask()  # killed while it was proposed
     for name in ("here", "other", "original"):
         (tmp_path / name).mkdir()
+    for job in ("0_lora", "1_lora", "2_lora", "3_lora"):
+        (tmp_path / "here" / job).mkdir()
     (tmp_path / "original" / "study.journal").touch()  # what is here is a copy of it
     trials = study.get_trials()
 
@@ -302,6 +304,8 @@ def test_the_interrupted_trials_of_a_search_that_was_moved_are_its_own(tmp_path)
     assert interrupted(tmp_path / "here" / "study.journal") == (0, 1, 3)
     assert interrupted(tmp_path / "shared.journal") == (1,)
     assert interrupted(None) == (1,)
+    (tmp_path / "here" / "0_lora").rmdir()  # of a sweep on another machine that shares the study
+    assert interrupted(tmp_path / "here" / "study.journal") == (1, 3)
 
 
 def test_a_recorded_config_is_about_the_directory_in_which_it_lies(tmp_path, monkeypatch):

@@ -173,23 +173,26 @@ def standing_among(
     interrupted = tuple(
         trial.number
         for trial in trials
-        if trial.state is TrialState.RUNNING and _is_of(trial.user_attrs.get(PLACE), place, file)
+        if trial.state is TrialState.RUNNING and _is_of(trial, place, file)
     )
     return Standing(len(trials), done, interrupted)
 
 
-def _is_of(recorded: str | None, place: Path, file: Path | None) -> bool:
+def _is_of(trial: Any, place: Path, file: Path | None) -> bool:
     """Whether a trial is one of the sweep in a directory, which may have been moved or copied.
 
     Args:
-        recorded: The directory of its sweep when it began.
+        trial: The trial, which has the directory of its sweep when it began.
         place: The directory.
         file: The file of the study, if it has one.
     """
+    recorded = trial.user_attrs.get(PLACE)
     if recorded is None or recorded == str(place):
         return recorded is not None
     if file is None or not file.resolve().is_relative_to(place):
         return False  # a study that several sweeps may share
+    if not any(place.glob(f"{trial.number}_*/")):
+        return False  # its job is elsewhere: a sweep of another directory shares this study
     # moved away from there, or a copy whose original has a study of its own
     inside = file.resolve().relative_to(place)
     return not Path(recorded).is_dir() or (Path(recorded) / inside).is_file()
