@@ -36,6 +36,7 @@ from lightning_peft.lightning.callbacks.finite import FiniteLoss as FiniteLoss
 from lightning_peft.lightning.callbacks.finite import NonFiniteLossError as NonFiniteLossError
 from lightning_peft.lightning.callbacks.freeze import BackboneFreeze as BackboneFreeze
 from lightning_peft.lightning.callbacks.freeze import Stage as Stage
+from lightning_peft.lightning.callbacks.graceful import GracefulStop as GracefulStop
 from lightning_peft.lightning.callbacks.l2sp import L2SP as L2SP
 from lightning_peft.lightning.callbacks.peft import PEFT as PEFT
 from lightning_peft.lightning.callbacks.schedule import WarmupConstant as WarmupConstant

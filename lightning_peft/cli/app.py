@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.config.errors import explain
 from lightning_peft.cli.config.paths import conf_dir
+from lightning_peft.cli.jobs.job import Failure, Value, run_job
+from lightning_peft.cli.runs.parent import under_a_parent
+from lightning_peft.cli.sweeps.state import STATE
+from lightning_peft.cli.sweeps.stopping import jobs, say_how_to_go_on
 from lightning_peft.errors import near
+from lightning_peft.lightning.signals import LISTENER, Stopped, exit_status
 from lightning_peft.system.atomic import lacks_room
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-    from lightning_peft.cli.sweeps.earlier import Earlier
-    from lightning_peft.cli.sweeps.state import State
 
 __all__ = ["main"]
 
@@ -56,21 +57,6 @@ TAKES_A_VALUE = (
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
-PROGRAM = "lightning_peft.cli"
-"""What ``python -m`` runs as this command."""
-
-Value = float | list[float] | None
-"""What a sweeper is told of a job."""
-
-
-class Failure(NamedTuple):
-    """An error, the directory of its job if the job belongs to a sweep, and how to go on."""
-
-    error: BaseException
-    directory: str = ""
-    hint: str = ""
-
-
 log = logging.getLogger(__name__)
 
 
@@ -83,11 +69,18 @@ def main(args: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
-    _state().failed = 0  # of an earlier sweep of this process
+    STATE.failed, STATE.run = 0, None  # of an earlier start in this process
     wrong = _unknown_flag(args)
     if wrong is not None:
         print(f"lightning-peft: {wrong}", file=sys.stderr)
         return USAGE_ERROR
+    with under_a_parent(args), LISTENER.listening():
+        LISTENER.jobs = jobs
+        LISTENER.last_words.append(lambda number: say_how_to_go_on(args, number))
+        return _compose_and_train(args)
+
+
+def _compose_and_train(args: Sequence[str]) -> int:
     import hydra
 
     typed = list(sys.argv)
@@ -97,7 +90,7 @@ def main(args: Sequence[str]) -> int:
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def app(cfg: DictConfig) -> Value:
         with _as_typed(typed, wants_all):
-            return _job(cfg, args, failures)
+            return run_job(cfg, args, failures)
 
     from lightning_peft.cli.runs.occupied import vacate
 
@@ -107,82 +100,36 @@ def main(args: Sequence[str]) -> int:
                 app()
         finally:
             vacate()
+    except Stopped as stop:
+        return _stopped(args, stop.number, int(stop.code or 0))
     except SystemExit as stop:  # argparse refuses a flag, --hydra-help is done, or Ctrl-C
-        _say_how_to_go_on()
+        say_how_to_go_on(args)
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends a training with 1
             return INTERRUPTED
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
-        _say_how_to_go_on()
+        say_how_to_go_on(args)
         return INTERRUPTED
     except Exception as error:
+        if LISTENER.number is not None:  # such as workers that got the signal as well, and died
+            log.debug("after a signal", exc_info=error)
+            return _stopped(args, LISTENER.number)
         status = _report([*failures, Failure(error)], wants_all)
         if isinstance(error, RuntimeError):  # such as a process that died
             _compare_what_there_is()
-            _say_how_to_go_on()
+            say_how_to_go_on(args)
         return status
+    if LISTENER.number is not None:  # it came when all was done
+        return _stopped(args, LISTENER.number)
     status = _report(failures, wants_all) if failures else 0
-    if any(_is_interrupted(failure) for failure in failures):
-        _say_how_to_go_on()
+    if STATE.directory is not None and any(_is_interrupted(failure) for failure in failures):
+        say_how_to_go_on(args)
     return JOB_FAILED if _failed_in_sweep(failures) else status
 
 
-def _job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value:
-    """Run one job, and keep its error, so that the jobs after it still run."""
-    from lightning_peft.cli.config.job_config import in_sweep
-    from lightning_peft.cli.runs.occupied import occupied
-    from lightning_peft.cli.runs.summary import record_failure
-    from lightning_peft.cli.sweeps.earlier import Earlier, earlier_run
-    from lightning_peft.cli.sweeps.resuming import how_to_resume
-    from lightning_peft.cli.sweeps.sweep import isolated_job, wants_own_process
-
-    directory = str(cfg.output_dir) if in_sweep() else ""
-    # raises for the directory of another job, whose summary is not overwritten
-    before = earlier_run(cfg) if in_sweep() else Earlier()
-    if before.summary is not None:
-        return before.objective
-    if in_sweep() and wants_own_process(cfg, _state().process):
-        return _in_own_process(cfg, before, failures)
-    if before.checkpoint is not None:
-        cfg.resume = str(before.checkpoint)
-    with isolated_job(args, cfg.resume if before.checkpoint is not None else None):
-        try:
-            from lightning_peft.cli.jobs.train import train
-
-            with occupied(Path(cfg.output_dir), "hydra.sweep.dir" if directory else "output_dir"):
-                return train(cfg)
-        except Exception as error:
-            log.debug("the job failed", exc_info=error)
-            if not _is_of_another_start(cfg):
-                record_failure(cfg, error)
-            hint = "" if directory else how_to_resume(Path(cfg.output_dir), args, error)
-            failures.append(Failure(error, directory, hint))
-            return float("nan")
-
-
-def _is_of_another_start(cfg: DictConfig) -> bool:
-    from lightning_peft.cli.sweeps.earlier import is_of_another_start
-
-    try:
-        return is_of_another_start(cfg)
-    except Exception:  # the config itself may be what is wrong
-        return False
-
-
-def _in_own_process(cfg: DictConfig, before: Earlier, failures: list[Failure]) -> Value:
-    """Run a job of several ranks in a process whose command line the other ranks can replay."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from lightning_peft.cli.sweeps.fresh import JobDied, run_fresh
-
-    resume = None if before.checkpoint is None else str(before.checkpoint)
-    directory = Path(cfg.output_dir)
-    try:
-        value: Value = run_fresh(cfg, HydraConfig.get(), directory, PROGRAM, resume)
-    except JobDied as error:  # its summary says why
-        failures.append(Failure(error, str(directory)))
-        return float("nan")
-    return value
+def _stopped(args: Sequence[str], number: int, status: int | None = None) -> int:
+    say_how_to_go_on(args, number)
+    return exit_status(number) if status is None else status
 
 
 def _is_interrupted(failure: Failure) -> bool:
@@ -197,32 +144,16 @@ def _is_interrupted(failure: Failure) -> bool:
 
 def _failed_in_sweep(failures: Sequence[Failure]) -> bool:
     """Whether a job of a sweep failed, in this process or in one of another launcher."""
-    return _state().failed > 0 or any(failure.directory for failure in failures)
-
-
-def _state() -> State:
-    from lightning_peft.cli.sweeps.state import STATE
-
-    return STATE
+    return STATE.failed > 0 or any(failure.directory for failure in failures)
 
 
 def _compare_what_there_is() -> None:
     """Show the table of a sweep that Hydra aborted, since its other jobs have run."""
     from lightning_peft.cli.comparing.publish import compare
 
-    directory = _state().directory
+    directory = STATE.directory
     if directory is not None:
         compare(directory)
-
-
-def _say_how_to_go_on() -> None:
-    from lightning_peft.cli.sweeps.record import FILE
-
-    state = _state()
-    if state.directory is not None and (state.directory / FILE).is_file():
-        words = f"lightning-peft continue {shlex.quote(str(state.directory))}"
-        state.directory = None
-        print(f"lightning-peft: to resume the sweep: {words}", file=sys.stderr)
 
 
 def _flags_first(args: Sequence[str]) -> list[str]:

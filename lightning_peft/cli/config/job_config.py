@@ -10,7 +10,20 @@ from typing import Any
 
 from omegaconf import OmegaConf, open_dict, read_write
 
-__all__ = ["as_written", "asked", "config_in", "experiment_of_job", "in_sweep", "own_part"]
+__all__ = [
+    "RESULT_OF_A_JOB",
+    "as_written",
+    "asked",
+    "config_in",
+    "experiment_of_job",
+    "in_sweep",
+    "own_part",
+    "own_process",
+    "place_key",
+]
+
+RESULT_OF_A_JOB = "lightning_peft_result"
+"""The callback of Hydra that the job of a sweep has in a process of its own."""
 
 
 def own_part(config: Any) -> Any:
@@ -60,6 +73,29 @@ def in_sweep() -> bool:
     from hydra.types import RunMode
 
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def own_process() -> bool:
+    """Whether this run is the job of a sweep in a process of its own."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return HydraConfig.initialized() and RESULT_OF_A_JOB in (HydraConfig.get().callbacks or {})
+
+
+def place_key(config: Any) -> str:
+    """Return the key that chooses the directory of a run, for messages.
+
+    Args:
+        config: The config of the run, its ``hydra`` part included.
+
+    Returns:
+        ``"hydra.run.dir"``, or ``"hydra.sweep.dir"`` for the job of a sweep, also of one whose
+        launcher has started it as a plain run.
+    """
+    from hydra.types import RunMode
+
+    job = RESULT_OF_A_JOB in (config.hydra.get("callbacks") or {})
+    return "hydra.sweep.dir" if job or config.hydra.mode == RunMode.MULTIRUN else "hydra.run.dir"
 
 
 def experiment_of_job() -> str | None:

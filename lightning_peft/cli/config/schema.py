@@ -33,6 +33,7 @@ class Run:
     objective: str | list[str] | None
     calibrate: Literal["temperature"] | None
     bootstrap: int
+    grace: float
     allow_test_objective: bool
     baselines: list[Literal["nearest_neighbour", "logistic_regression"]]
     output_dir: str

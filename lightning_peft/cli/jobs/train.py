@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -17,7 +17,8 @@ from lightning_peft.cli.config.known import known_keys
 from lightning_peft.cli.config.objectives import names_of
 from lightning_peft.cli.config.quiet import quiet
 from lightning_peft.cli.config.task import check_objective, refuse_test_monitors
-from lightning_peft.cli.jobs.parts import _floats, _with_objectives, best_checkpoint, build
+from lightning_peft.cli.jobs.parts import Parts, _floats, _with_objectives, best_checkpoint, build
+from lightning_peft.cli.jobs.ranks import ending_ranks
 from lightning_peft.cli.jobs.trial_run import check_direction, pruning_of, told
 from lightning_peft.cli.runs.log import set_aside
 from lightning_peft.cli.runs.occupied import is_other_rank, this_process
@@ -25,6 +26,10 @@ from lightning_peft.cli.runs.places import is_within
 from lightning_peft.cli.runs.summary import write_summary, write_text
 from lightning_peft.cli.runs.trial import Trial
 from lightning_peft.system.atomic import remove_leftovers
+
+if TYPE_CHECKING:
+    from lightning_peft.cli.jobs.pruning import TrialPruning
+    from lightning_peft.cli.jobs.resuming import Resuming
 
 __all__ = ["train"]
 
@@ -63,8 +68,7 @@ def train(cfg: DictConfig) -> float | list[float] | None:
 def _run(
     cfg: DictConfig, leave_files: Callable[..., Any], leave_pruned: Callable[..., Any]
 ) -> float | list[float] | None:
-    from lightning_peft.cli.jobs.differences import told_resumed
-    from lightning_peft.cli.jobs.resuming import Resuming, facts_of
+    from lightning_peft.cli.jobs.resuming import Resuming
 
     started = time.perf_counter()
     directory = Path(cfg.output_dir)
@@ -76,6 +80,24 @@ def _run(
     pruning = pruning_of(cfg, trial)
     resuming = Resuming(directory)
     parts = build(cfg, [resuming, *([pruning] if pruning else [])])
+    with ending_ranks(parts.trainer):
+        return _run_parts(cfg, parts, trial, pruning, resuming, started, leave_files, leave_pruned)
+
+
+def _run_parts(
+    cfg: DictConfig,
+    parts: Parts,
+    trial: Trial | None,
+    pruning: TrialPruning | None,
+    resuming: Resuming,
+    started: float,
+    leave_files: Callable[..., Any],
+    leave_pruned: Callable[..., Any],
+) -> float | list[float] | None:
+    from lightning_peft.cli.jobs.differences import told_resumed
+    from lightning_peft.cli.jobs.resuming import facts_of
+
+    directory = Path(cfg.output_dir)
     check_direction(cfg, trial)
     resuming.facts = facts_of(parts.datamodule, parts.trainer)
 

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from lightning_peft.cli.config.errors import ConfigError
-from lightning_peft.cli.config.job_config import asked
+from lightning_peft.cli.config.job_config import asked, place_key
 
 __all__ = [
     "FILE",
@@ -117,7 +117,7 @@ def occupy_run(config: Any) -> None:
     """
     with asked(config):  # the directory may ask for a choice
         directory = Path(config.hydra.run.dir)
-    occupy(directory, "hydra.run.dir")
+    occupy(directory, place_key(config))
 
 
 @contextmanager

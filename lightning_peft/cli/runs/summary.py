@@ -12,7 +12,7 @@ from typing import Any
 
 from lightning_peft.cli.config.errors import explain
 from lightning_peft.cli.config.objectives import better
-from lightning_peft.cli.runs.occupied import holder_of
+from lightning_peft.cli.runs.occupied import holder_of, is_other_rank
 from lightning_peft.evaluation.metric_names import MAIN
 from lightning_peft.system.atomic import lacks_room, written_whole
 
@@ -24,6 +24,7 @@ __all__ = [
     "read_summary",
     "record_death",
     "record_failure",
+    "record_interrupted",
     "told_objectives",
     "write_json",
     "write_summary",
@@ -158,6 +159,24 @@ def record_failure(cfg: Any, error: BaseException) -> None:
             status = "failed" if lacks_room(error) is None else "interrupted"
             write_summary(Path(cfg.output_dir), cfg, status=status, error=told)
     except Exception:  # the config itself may be what is wrong
+        return
+
+
+def record_interrupted(cfg: Any) -> None:
+    """Write that a run was interrupted; never raise, since the process is about to end.
+
+    A run that is complete by then stays so.
+
+    Args:
+        cfg: The config of the run.
+    """
+    if is_other_rank():
+        return
+    try:
+        directory = Path(cfg.output_dir)
+        if read_summary(directory).get("status") == "running" and holder_of(directory) is None:
+            write_summary(directory, cfg, status="interrupted")
+    except Exception:
         return
 
 

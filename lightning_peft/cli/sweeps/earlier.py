@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_peft.cli.config.errors import ConfigError
-from lightning_peft.cli.config.job_config import as_written, asked, config_in
+from lightning_peft.cli.config.job_config import as_written, asked, config_in, place_key
 from lightning_peft.cli.runs.checkpoints import check_moved, check_whole
 from lightning_peft.cli.runs.occupied import is_other_rank
 from lightning_peft.cli.runs.places import is_within
@@ -47,6 +47,9 @@ ABSENT = object()
 
 HOW_TO_RESUME = ("schedule.on_resume", "callbacks.schedule.on_resume")
 """Keys that say how a job goes on, and not which job it is."""
+
+OF_THE_END = ("grace.", "callbacks.signals.")
+"""What decides how a job is stopped, and nothing of what it computes."""
 
 
 class Earlier(NamedTuple):
@@ -132,7 +135,7 @@ def refuse_finished(config: Any) -> None:
         raise ConfigError(
             [
                 f"{directory} holds a finished run of another config: {changes}. Choose another "
-                "hydra.run.dir, or remove that directory."
+                f"{place_key(config)}, or remove that directory."
             ]
         )
 
@@ -245,7 +248,7 @@ def _task_of(config: Any) -> str | None:
 
 
 def identity(config: Any) -> dict[str, Any]:
-    """Return the values of a config by dotted keys, without the path of the job's directory."""
+    """Return the values by dotted keys that make a job, without the path of its directory."""
     from omegaconf import OmegaConf
 
     plain: Any = OmegaConf.to_container(config)
@@ -255,7 +258,9 @@ def identity(config: Any) -> dict[str, Any]:
     if resume and (resume.startswith(directory) or is_within(resume, directory)):
         plain["resume"] = None
     return {
-        key: _without(directory, value) for key, value in _leaves(plain) if key not in HOW_TO_RESUME
+        key: _without(directory, value)
+        for key, value in _leaves(plain)
+        if key not in HOW_TO_RESUME and not f"{key}.".startswith(OF_THE_END)
     }
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,15 +16,18 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 
+from lightning_peft.cli.config.job_config import RESULT_OF_A_JOB
+from lightning_peft.cli.runs.parent import ENVIRONMENT, here
 from lightning_peft.cli.runs.summary import record_death, write_json
 from lightning_peft.cli.sweeps.record import quoted
 from lightning_peft.cli.sweeps.sweep import OF_A_JOB, job_environment, single_job_arguments
 from lightning_peft.errors import PEFTError
+from lightning_peft.lightning.signals import LISTENER, SIGNALS, Stopped, exit_status, name_of
 
 __all__ = ["JobDied", "LeaveResult", "command_line", "run_fresh"]
 
 RESULT = ".result.json"
-CALLBACK = "hydra.callbacks.lightning_peft_result"
+CALLBACK = f"hydra.callbacks.{RESULT_OF_A_JOB}"
 
 
 class JobDied(PEFTError, RuntimeError):
@@ -57,6 +59,7 @@ def run_fresh(cfg: Any, hydra: Any, directory: Path, module: str | None, resume:
 
     Raises:
         JobDied: If the process failed; the message says how, and where the log is.
+        Stopped: If a signal ends this process, and has ended the job.
     """
     directory.mkdir(parents=True, exist_ok=True)
     result = directory / RESULT
@@ -68,7 +71,10 @@ def run_fresh(cfg: Any, hydra: Any, directory: Path, module: str | None, resume:
         f"hydra.run.dir={quoted(str(directory))}",
         f"++{CALLBACK}._target_={__name__}.{LeaveResult.__name__}",
     ]
+    environment[ENVIRONMENT] = here()  # a worker has started it, which ends with the sweep
     done = subprocess.run([*command_line(module), *words], env=environment, check=False)
+    if LISTENER.number is not None:  # the job was told to end as well
+        raise Stopped(LISTENER.number)
     if done.returncode != 0:
         ended = _ended(done.returncode)
         record_death(directory, cfg, f"the process of the job {ended}")
@@ -95,10 +101,9 @@ def command_line(module: str | None) -> Sequence[str]:
 
 
 def _ended(status: int) -> str:
-    if status > 0:
-        return f"ended with exit status {status}"
-    try:
-        name = signal.Signals(-status).name
-    except ValueError:
-        name = f"signal {-status}"
-    return f"was killed by {name}"
+    if status < 0:
+        return f"was killed by {name_of(-status)}"
+    stopped = [number for number in SIGNALS if exit_status(number) == status]
+    return (
+        f"was stopped by {name_of(stopped[0])}" if stopped else f"ended with exit status {status}"
+    )

@@ -16,11 +16,13 @@ class State:
         directory: Its directory, while it runs.
         failed: How many of its jobs failed, when it is over; for a search, in this start.
         process: The process in which it began; a worker of a launcher has none.
+        run: The directories of the single run that is under way, Hydra's and that of its files.
     """
 
     directory: Path | None = None
     failed: int = 0
     process: int | None = None
+    run: tuple[Path, Path] | None = None
 
 
 STATE = State()

@@ -33,6 +33,7 @@ from lightning_peft.cli.sweeps.record import FILE, count_jobs, describe, swept
 from lightning_peft.cli.sweeps.search.check import check_search
 from lightning_peft.cli.sweeps.search.study import prepare_search
 from lightning_peft.cli.sweeps.state import STATE
+from lightning_peft.lightning.signals import LISTENER, Stopped
 
 __all__ = ["WholeSweep", "job_line"]
 
@@ -109,11 +110,18 @@ class WholeSweep(Callback):
         """Print the comparison of the sweep's directory, and write it there."""
         from lightning_peft.cli.comparing.publish import compare
 
-        STATE.directory = None
+        if LISTENER.number is not None:  # the jobs of a launcher have ended without an exception
+            raise Stopped(LISTENER.number)
         if is_other_rank():
+            STATE.directory = None
             return
         directory = Path(config.hydra.sweep.dir)
-        comparison = compare(directory)
+        try:
+            comparison = compare(directory)
+        except Exception:
+            STATE.directory = None
+            raise
+        STATE.directory = None
         # a trial that failed is not tried again: a search counts those of this start
         if comparison is not None and not self.is_search:
             STATE.failed = sum(len(row.failed) for row in comparison.rows)

@@ -25,6 +25,7 @@ from lightning_peft.cli.sweeps.search.space import grid_of, overrides_of, propos
 from lightning_peft.cli.sweeps.search.study import PLACE, keep_search, standing_among
 from lightning_peft.cli.sweeps.state import STATE
 from lightning_peft.errors import PEFTError
+from lightning_peft.lightning.signals import LISTENER, Stopped
 
 __all__ = ["Search", "SearchStopped"]
 
@@ -194,9 +195,13 @@ class Search:
                 raise
             for trial, ended in zip(batch, returns, strict=True):
                 values = _values(ended)
+                if LISTENER.number is not None and values is None and not _is_over(ended):
+                    continue  # interrupted: it is run again
                 failed += values is None and not _was_pruned(ended)
                 STATE.failed += _failed(ended)
                 _tell(study, trial.number, ended, values)
+        if LISTENER.number is not None:
+            raise Stopped(LISTENER.number)
         if trials and failed / len(trials) > self.max_failure_rate:
             raise SearchStopped(
                 f"{failed} of {len(trials)} trials at once failed, and "
@@ -289,12 +294,22 @@ def _failed(ended: Any) -> bool:
 
 
 def _was_pruned(ended: Any) -> bool:
-    """Whether a job was pruned, according to its summary, which every launcher leaves behind."""
+    """Whether a job was pruned."""
+    return _status(ended) == "pruned"
+
+
+def _is_over(ended: Any) -> bool:
+    """Whether a job without a result has ended by itself."""
+    return _status(ended) in ("pruned", "failed")
+
+
+def _status(ended: Any) -> str | None:
+    """Return the status in the summary of a job, which every launcher leaves behind."""
     try:
         directory = Path(ended.hydra_cfg.hydra.runtime.output_dir)
     except (TypeError, AttributeError):  # a launcher that does not say where the job ran
-        return False
-    return read_summary(directory).get("status") == "pruned"
+        return None
+    return read_summary(directory).get("status")
 
 
 def _results(study: Any) -> str:
