@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 __all__ = [
@@ -25,6 +25,8 @@ __all__ = [
     "TargetError",
     "near",
     "require",
+    "shown",
+    "some",
 ]
 
 
@@ -100,6 +102,40 @@ def near(word: str, options: Iterable[str], *, most: int = 8) -> str:
         return "There is nothing to choose from."
     more = f" and {len(known) - most} more" if len(known) > most else ""
     return f"Known: {', '.join(known[:most])}{more}."
+
+
+def some(names: Sequence[str], most: int = 8, separator: str = ", ") -> str:
+    """Return the first of some names, and how many there are besides.
+
+    Args:
+        names: The names.
+        most: The largest number of names to list.
+        separator: What stands between two of them.
+
+    >>> some(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more
+
+
+def shown(value: object, most: int = 80) -> str:
+    """Return a value for an error message, with dots for the rest of a long one.
+
+    Args:
+        value: The value, which may come from a file of anybody's.
+        most: The largest number of characters.
+
+    >>> shown("a" * 30, 20)
+    "'aaaaaaaaaaaaaaa'..."
+    >>> shown([1, 2], 20)
+    '[1, 2]'
+    """
+    text = repr(value)
+    if len(text) <= most:
+        return text
+    quote = text[0] if text[0] in "\"'" else ""
+    return f"{text[: most - 3 - len(quote)]}{quote}..."
 
 
 def require(module: str, extra: str) -> Any:

@@ -16,7 +16,7 @@ from lightning_peft.anatomy.bypass import bypassed
 from lightning_peft.anatomy.fast_path import fast_path_layers, fast_path_off
 from lightning_peft.anatomy.fingerprint import backbone_fingerprint
 from lightning_peft.anatomy.names import every_name, inside, parameters_inside
-from lightning_peft.errors import MethodError
+from lightning_peft.errors import MethodError, some
 from lightning_peft.kernels import Memory, accelerate, holds_lora
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
 from lightning_peft.methods.from_peft.dtypes import copies_of_layers
@@ -133,7 +133,7 @@ def inject(
         if not trained and held:
             raise MethodError(
                 f"{method.name}: expected something to train, got only parameters that the module "
-                f"fixed (requires_grad=False): {', '.join(sorted(held)[:8])}. Name those to train "
+                f"fixed (requires_grad=False): {some(sorted(held))}. Name those to train "
                 "in also_train."
             )
         if not trained and not is_trained_elsewhere():

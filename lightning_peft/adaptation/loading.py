@@ -17,7 +17,7 @@ from lightning_peft.adaptation.fixed import fixed_then
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation
 from lightning_peft.adaptation.snapshot import restored_after_error
 from lightning_peft.anatomy.fingerprint import differences
-from lightning_peft.errors import AdapterFileError, BackboneMismatchError, PEFTError
+from lightning_peft.errors import AdapterFileError, BackboneMismatchError, PEFTError, shown, some
 from lightning_peft.files.bounded import AllocationLimit
 from lightning_peft.files.description import check_description, check_format
 from lightning_peft.files.patterns import slow_patterns, strings_in
@@ -239,5 +239,5 @@ def _refuse_slow(about: Mapping[str, Any], model: nn.Module, where: str) -> None
     if slow:
         raise AdapterFileError(
             f"{where}: expected regular expressions that are matched in a bounded time, got "
-            f"{', '.join(f'{text!r:.80}' for text in slow[:4])}. Name the modules instead."
+            f"{some([shown(text) for text in slow], 4)}. Name the modules instead."
         )

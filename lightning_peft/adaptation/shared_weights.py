@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
+from lightning_peft.errors import some
 from lightning_peft.methods.base import Adapter
 
 __all__ = ["refuse_shared"]
@@ -38,10 +39,9 @@ def refuse_shared(model: nn.Module, adapters: Sequence[Adapter]) -> None:
                 mine = [name for name, _ in readers[id(parameter)] if name not in others]
                 problems.append(f"{_plain(mine[:1])} (which is {_plain(others[:4])} too)")
     if problems:
-        more = " ..." if len(problems) > 8 else ""
         raise ValueError(
             "expected weights that only the adapted module reads, got "
-            f"{', '.join(problems[:8])}{more}: the sum would change the other reader, which the "
+            f"{some(problems)}: the sum would change the other reader, which the "
             "adapter does not. Keep the adapter beside the weights; or give each reader of a fresh "
             "backbone a weight of its own (reader.weight = "
             "nn.Parameter(reader.weight.detach().clone()); for transformers "

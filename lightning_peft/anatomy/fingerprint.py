@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_peft.errors import some
+
 __all__ = ["backbone_fingerprint", "differences"]
 
 _SAMPLES = 16  # values read from each tensor
@@ -72,9 +74,8 @@ def differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str
     if before and now:
         changed = [key for key in now if before.get(key) != now[key]]
         if changed:
-            which = "all of them" if len(changed) == len(now) else ", ".join(changed[:8])
-            more = " ..." if len(changed) > 8 and len(changed) < len(now) else ""
-            found.append(f"values of the frozen parameters ({which}{more})")
+            which = "all of them" if len(changed) == len(now) else some(changed)
+            found.append(f"values of the frozen parameters ({which})")
     return found
 
 

@@ -209,7 +209,7 @@ def _finding(name: str, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError) as error:  # what transformers raises here
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"Expected {what} under the name or in the directory '{name}', got none: {reason} Name "
             "a model of the Hugging Face hub, such as 'bert-base-uncased', or, without a network, "

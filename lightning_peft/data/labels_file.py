@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_peft.data.image_files import Label
-from lightning_peft.errors import DataError, near
+from lightning_peft.errors import DataError, near, shown
 from lightning_peft.evaluation.metric_names import Task
 from lightning_peft.evaluation.outputs import check_task
 
@@ -191,7 +191,7 @@ def _row_problems(
             found.append(f"line {line}: '{name}' is already in line {first[name]}")
         elif name in first and cells[first[name] - 2] != cells[line - 2]:
             found.append(
-                f"line {line}: same text as line {first[name]}, other label: '{name[:40]}'"
+                f"line {line}: same text as line {first[name]}, other label: {shown(name, 40)}"
             )
         elif root is not None and _leads_out(root, name):
             found.append(f"line {line}: expected a file below {root}, got {name}")

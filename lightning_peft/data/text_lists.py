@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_peft.data.labels_file import SPLITS, LabelsFile
-from lightning_peft.errors import DataError, near
+from lightning_peft.errors import DataError, near, shown
 from lightning_peft.evaluation.metric_names import Task
 
 __all__ = ["listed", "without_repeats"]
@@ -95,10 +95,12 @@ def without_repeats(table: LabelsFile) -> LabelsFile:
     for index, text in enumerate(table.files):
         one = first[text]
         if table.labels[index] != table.labels[one]:
-            wrong.append(f"texts {one} and {index} are the same with other labels: '{text[:40]}'")
+            wrong.append(
+                f"texts {one} and {index} are the same with other labels: {shown(text, 40)}"
+            )
         elif table.splits and table.splits[index] != table.splits[one]:
             both = f"{table.splits[one]} and {table.splits[index]}"
-            wrong.append(f"texts {one} and {index} are the same, in {both}: '{text[:40]}'")
+            wrong.append(f"texts {one} and {index} are the same, in {both}: {shown(text, 40)}")
     if wrong:
         more = [f"and {len(wrong) - MOST_TOLD} more"] if len(wrong) > MOST_TOLD else []
         told = "; ".join([*wrong[:MOST_TOLD], *more])

@@ -54,13 +54,13 @@ def check_checkpoint_file(path: str | PathLike[str]) -> None:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file}: expected a checkpoint of tensors and plain data, got one that torch does not "
-            f"read without running code from it: {_first_line(error)} If you trust it, and the "
+            f"read without running code from it: {_told(error)} If you trust it, and the "
             "class that it names, allow it with torch.serialization.add_safe_globals."
         ) from error
     except Exception as error:  # a mangled archive or pickle surfaces as anything
         raise CheckpointError(
             f"{file}: expected a whole checkpoint, got one that is truncated, tampered with or of "
-            f"another format: {type(error).__name__}: {_first_line(error)}"
+            f"another format: {type(error).__name__}: {_told(error)}"
         ) from error
     if not isinstance(found, dict):
         raise CheckpointError(
@@ -144,6 +144,7 @@ def _check_pickle(content: bytes, file: Path) -> None:
             raise CheckpointError(f"{file}: expected tensors and plain data, got a bytearray.")
 
 
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
+def _told(error: Exception) -> str:
+    """Return an error of torch in one line, without the advice to load the file all the same."""
+    text = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0] or str(error)
+    return " ".join(text.split()) or type(error).__name__

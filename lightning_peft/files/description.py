@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightning_peft.errors import AdapterFileError
+from lightning_peft.errors import AdapterFileError, shown, some
 from lightning_peft.files.patterns import strings_in
 
 __all__ = ["FORMAT_VERSION", "check_description", "check_format", "method_configs"]
@@ -78,18 +78,18 @@ def check_description(about: Mapping[str, Any], where: str) -> None:
 def _type_problems(about: Mapping[str, Any]) -> Iterable[str]:
     method, head = about.get("method"), about.get("head")
     if not isinstance(method, Mapping) or not isinstance(method.get("name"), str):
-        yield f"expected a method with a name, got {sorted(map(str, about))[:12]}"
+        yield f"expected a method with a name, got {some(sorted(map(str, about)), 12) or 'none'}"
     if head is not None and not _are_strings(head):
         yield f"expected 'head' to be a list of names, got {type(head).__name__}"
     if not _are_strings(about.get("also_train", ())):
-        yield f"expected 'also_train' to be a list of names, got {about['also_train']!r:.80}"
+        yield f"expected 'also_train' to be a list of names, got {shown(about['also_train'])}"
     if not _are_strings(about.get("fixed", ())):
-        yield f"expected 'fixed' to be a list of names, got {about['fixed']!r:.80}"
+        yield f"expected 'fixed' to be a list of names, got {shown(about['fixed'])}"
     for key in ("batchnorm", "backbone_dropout"):
         if not isinstance(about.get(key, ""), str):
-            yield f"expected '{key}' to be a string, got {about[key]!r:.80}"
+            yield f"expected '{key}' to be a string, got {shown(about[key])}"
     if about.get("start", "factors") != "factors":
-        yield f"expected 'start' to be 'factors', got {about['start']!r:.80}"
+        yield f"expected 'start' to be 'factors', got {shown(about['start'])}"
     if not all(map(math.isfinite, _floats(about.get("method")))):
         yield "expected settings that are finite numbers, got one that is not"
     fingerprint = about.get("fingerprint")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_peft.anatomy.names import shared_names
-from lightning_peft.errors import AdapterFileError, MethodError
+from lightning_peft.errors import AdapterFileError, MethodError, some
 from lightning_peft.files.rank_format import (
     divisors,
     pruned_for_peft,
@@ -144,7 +144,7 @@ def from_peft_keys(
     if twofold:
         raise AdapterFileError(
             "expected modules with one name each for an adapter that peft wrote, got "
-            f"{', '.join(twofold[:8])} with further names: peft adapts a module under its first "
+            f"{some(twofold)} with further names: peft adapts a module under its first "
             "name only, which is another function. Give each name a module of its own."
         )
     names = _names_by_peft(model, (*head, *_saved_modules(method)), model.state_dict(), wanted)
@@ -161,7 +161,7 @@ def from_peft_keys(
         state[name] = tensor
     state = with_all_ranks(model, split_state(model, state, factors), ranks)
     if twice:
-        raise AdapterFileError(f"expected each entry once, got {', '.join(twice[:8])} again.")
+        raise AdapterFileError(f"expected each entry once, got {some(twice)} again.")
     return state
 
 
@@ -184,7 +184,7 @@ def described_by_peft(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(kind, str):
         raise AdapterFileError(
             f"{path}: expected 'peft_type' or 'lightning_peft', got "
-            f"{sorted(config)[:12]}. Is this an adapter directory?"
+            f"{some(sorted(config), 12) or 'none'}. Is this an adapter directory?"
         )
     reason = refusal(kind)
     if reason is not None:
@@ -195,7 +195,7 @@ def described_by_peft(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if beyond:
         raise AdapterFileError(
             f"{path}: expected settings that peft {version('peft')} knows for {kind}, got "
-            f"{', '.join(sorted(beyond)[:8])} (written by peft "
+            f"{some(sorted(beyond))} (written by peft "
             f"{config.get('peft_version', 'of an unknown version')!s:.40}). Update peft to read it."
         )
     if kind == "ADALORA":  # which ranks are left is part of the state, not a setting

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_peft.errors import AdapterFileError
+from lightning_peft.errors import AdapterFileError, shown, some
 from lightning_peft.methods.from_peft.inject import ADAPTER_NAME
 
 __all__ = ["divisors", "note_ranks", "pruned_for_peft", "with_all_ranks", "without_ranks"]
@@ -149,24 +149,24 @@ def _read(model: nn.Module, ranks: object) -> dict[str, list[bool]]:
     if not ranks or not layers:
         return {}
     if not isinstance(ranks, Mapping):
-        raise AdapterFileError(f"expected 'rank_pattern' to be a mapping, got {ranks!r:.80}.")
+        raise AdapterFileError(f"expected 'rank_pattern' to be a mapping, got {shown(ranks)}.")
     read: dict[str, list[bool]] = {}
     problems = []
     for key, mask in ranks.items():
         name, _, adapter = str(key).partition(".lora_E")
         if name not in layers or adapter.count(".") > 1:
-            problems.append(f"{key!r:.80}, which is no layer of AdaLoRA")
+            problems.append(f"{shown(key)}, which is no layer of AdaLoRA")
             continue
         rank = len(layers[name].lora_E[ADAPTER_NAME])
         whole = isinstance(mask, list) and all(type(entry) is bool for entry in mask)
         if not whole or len(mask) != rank:
-            problems.append(f"{mask!r:.80} for {name!r:.80}, which has {rank} ranks")
+            problems.append(f"{shown(mask)} for {shown(name)}, which has {rank} ranks")
             continue
         read[name] = mask
     if problems:
         raise AdapterFileError(
             "expected 'rank_pattern' to say of each rank of a layer whether it is left, got "
-            + "; ".join(problems[:8])
+            + some(problems, separator="; ")
             + ". Take both files from the same save."
         )
     return read

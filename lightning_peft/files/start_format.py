@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_peft.errors import AdapterFileError
+from lightning_peft.errors import AdapterFileError, some
 from lightning_peft.methods.from_peft.inject import ADAPTER_NAME
 from lightning_peft.methods.from_peft.start import START, starts_of
 
@@ -111,7 +111,7 @@ def split_state(model: nn.Module, state: Mapping[str, Tensor], factors: bool) ->
     if loaded:
         raise AdapterFileError(
             "expected a file with the factors that its initialisation took out of the weights, got "
-            f"one without them for {', '.join(loaded[:8])}, and this model's are those of another "
+            f"one without them for {some(loaded)}, and this model's are those of another "
             "file. Load it into a fresh backbone and save it again."
         )
     return found

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from lightning_peft.adaptation.checks import key_problems, value_problems
 from lightning_peft.adaptation.handle import Adaptation, find_adaptations
 from lightning_peft.anatomy.fingerprint import differences
-from lightning_peft.errors import AdapterFileError, BackboneMismatchError, CheckpointError
+from lightning_peft.errors import (
+    AdapterFileError,
+    BackboneMismatchError,
+    CheckpointError,
+    shown,
+    some,
+)
 from lightning_peft.files.description import FORMAT_VERSION, check_description, check_format
 from lightning_peft.files.writing import versions
 from lightning_peft.lightning.further_names import further_names, join
@@ -142,7 +148,7 @@ def recorded_in(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
         check_format(recorded, "the checkpoint")
         for path, description in recorded["adaptations"].items():
             if not isinstance(path, str) or not isinstance(description, dict):
-                raise AdapterFileError(f"expected descriptions by name, got {path!r:.80}")
+                raise AdapterFileError(f"expected descriptions by name, got {shown(path)}")
             check_description(description, f"'{path}'")
             if not isinstance(description.get("fingerprint"), dict):
                 raise AdapterFileError(f"'{path}': expected the backbone's fingerprint, got none")
@@ -163,16 +169,16 @@ def _check_sections(checkpoint: dict[str, Any]) -> None:
         state = holder[section]
         if not isinstance(state, Mapping):
             raise CheckpointError(
-                f"expected '{section}' to hold tensors by name, got {state!r:.80}"
+                f"expected '{section}' to hold tensors by name, got {shown(state)}"
             )
         wrong = [
-            f"{name!r:.80} ({type(value).__name__})"
+            f"{shown(name)} ({type(value).__name__})"
             for name, value in state.items()
             if not isinstance(name, str) or not isinstance(value, Tensor)
         ]
         if wrong:
             raise CheckpointError(
-                f"expected '{section}' to hold tensors by name, got {', '.join(wrong[:8])}."
+                f"expected '{section}' to hold tensors by name, got {some(wrong)}."
             )
 
 
@@ -250,7 +256,7 @@ def _with_rewritten(
     if other:
         raise CheckpointError(
             "the checkpoint is from before the adaptation and holds other weights than those that "
-            f"the adapter's initial values were computed from, in {', '.join(other[:8])}: expected "
+            f"the adapter's initial values were computed from, in {some(other)}: expected "
             "the same. Load it into the module before adapting it."
         )
     return {**state, **{name: own[name] for name in found}}

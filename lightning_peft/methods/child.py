@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.anatomy.forward import in_evaluation_mode
-from lightning_peft.errors import MethodError
+from lightning_peft.errors import MethodError, some
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
 from lightning_peft.methods.codes import refuse_codes
 from lightning_peft.methods.features import features_of, first, spatial_dims, with_first
@@ -179,7 +179,7 @@ class ChildMethod(Method):
             if problems:
                 raise MethodError(
                     f"{self.name}: expected layers whose weights can hold the update, which are "
-                    f"read and not called here, got {'; '.join(problems[:8])}. Exclude them."
+                    f"read and not called here, got {some(problems, separator='; ')}. Exclude them."
                 )
             sites = tuple(replace(site, in_weight=site.module in read) for site in sites)
         return Plan(sites=sites, steps=((self, sites),))

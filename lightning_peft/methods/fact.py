@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.anatomy.targets import resolve
-from lightning_peft.errors import MethodError
+from lightning_peft.errors import MethodError, some
 from lightning_peft.methods.base import Adapter, Layers, Names, Site
 from lightning_peft.methods.child import ChildAdapter, ChildHandle, ChildMethod
 from lightning_peft.methods.features import features_of, is_transposed
@@ -163,7 +163,7 @@ class _FacT(ChildMethod):
         if odd:
             raise MethodError(
                 f"{self.name}: expected linear layers of one width D that are D x D, D x nD or "
-                f"nD x D, got {', '.join(odd[:4])}{' ...' if len(odd) > 4 else ''}. Exclude "
+                f"nD x D, got {some(odd, 4)}. Exclude "
                 "them, or use 'lora', which shares nothing."
             )
         if self.rank > width:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.anatomy.targets import resolve
-from lightning_peft.errors import MethodError
+from lightning_peft.errors import MethodError, some
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.bottleneck import Bottleneck
 from lightning_peft.methods.child import ChildAdapter, ChildMethod
@@ -111,7 +111,7 @@ class Hydra(ChildMethod):
         odd = [n for n in names if not _is_linear(layer_at(model, n))]
         if odd:
             raise MethodError(
-                f"{self.name}: expected linear layers, got {', '.join(odd[:8])}. Exclude them; "
+                f"{self.name}: expected linear layers, got {some(odd)}. Exclude them; "
                 "'lora' serves convolutions as well."
             )
         return tuple(Site(name, "beside and behind") for name in names)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_peft.anatomy.targets import resolve
-from lightning_peft.errors import MethodError
+from lightning_peft.errors import MethodError, some
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.child import ChildAdapter, ChildMethod
 from lightning_peft.methods.features import features_of, is_transposed
@@ -150,8 +150,7 @@ class LoRAQV(ChildMethod):
         problems = list(rank_problems(model, names, self.rank))
         if uneven:
             problems.append(
-                f"expected fused layers of query, key and value of one size, got "
-                f"{', '.join(uneven[:8])}"
+                f"expected fused layers of query, key and value of one size, got {some(uneven)}"
             )
         if problems:
             raise MethodError(f"{self.name}: " + "; ".join(problems) + ".")

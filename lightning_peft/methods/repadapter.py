@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.anatomy.targets import resolve
-from lightning_peft.errors import MethodError
+from lightning_peft.errors import MethodError, some
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.child import ChildAdapter, ChildMethod
 from lightning_peft.methods.features import features_of, is_transposed
@@ -139,7 +139,7 @@ class RepAdapter(ChildMethod):
         if odd or convs:
             raise MethodError(
                 f"{self.name}: expected linear layers with a multiple of {self.groups} features, "
-                f"got {', '.join((odd or convs)[:8])}. Exclude them, or use groups=1."
+                f"got {some(odd or convs)}. Exclude them, or use groups=1."
             )
         names = tuple(part for name in names for part in _layers(model, name))
         read = never_called(model, names)

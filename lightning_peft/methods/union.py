@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from lightning_peft.errors import MethodError
+from lightning_peft.errors import MethodError, some
 from lightning_peft.methods.base import Method, Plan, Stepper, add_methods_with
 from lightning_peft.methods.child import ChildMethod
 from lightning_peft.methods.registry import (
@@ -111,7 +111,7 @@ class Union(Method):
         if twice:
             raise MethodError(
                 f"union: expected each module to be injected into once, got "
-                f"{', '.join(twice[:8])}{' ...' if len(twice) > 8 else ''} in more than one of "
+                f"{some(twice)} in more than one of "
                 f"{', '.join(part.name for part in self.methods)}. Give them different targets."
             )
         return Plan(

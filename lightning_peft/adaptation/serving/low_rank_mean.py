@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_peft.adaptation.handle import Adaptation
-from lightning_peft.errors import MethodError
+from lightning_peft.errors import MethodError, some
 
 __all__ = ["low_rank_layers", "mean_factors"]
 
@@ -38,7 +38,7 @@ def low_rank_layers(adaptation: Adaptation) -> list[tuple[str, str]]:
         if len(module.lora_embedding_A):
             other.append(path)
     if other or not pairs:
-        found = ", ".join(other[:8]) or "no LoRA layer"
+        found = some(other) or "no LoRA layer"
         raise MethodError(
             f"averaging updates: expected LoRA on linear layers or ungrouped convolutions, got "
             f"'{adaptation.method.name}' ({found}). Average the parameters instead."

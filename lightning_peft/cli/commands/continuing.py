@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import chdir, nullcontext
 from pathlib import Path
 
 from lightning_peft.cli.commands.command import run_command
 from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.sweeps.moved import started_in
 from lightning_peft.cli.sweeps.record import FILE, arguments_of, read_arguments
 from lightning_peft.cli.trust.sweep_words import problems_of_sweep
 from lightning_peft.cli.trust.words import add_trust, checked_jobs, refuse, trust_of
@@ -47,9 +49,17 @@ def _go_on(options: argparse.Namespace) -> int:
         outside = list(leaves(directory))
         if outside:
             raise ConfigError([*outside, "Remove what is listed, or vouch for it: --trust."])
+    start = started_in(directory / FILE)
+    if start is not None:
+        print(
+            f"lightning-peft: continues in {start}, where the sweep was started: relative paths "
+            "begin there",
+            file=sys.stderr,
+        )
+        directory = directory.absolute()
     words = arguments_of(record, directory)
     from lightning_peft.cli.app import main as train
 
     sys.argv = [sys.argv[0], *words]  # what the jobs start their other ranks with
-    with checked_jobs(trust):
+    with nullcontext() if start is None else chdir(start), checked_jobs(trust):
         return train(words)

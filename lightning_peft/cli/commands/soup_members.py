@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,8 @@ from lightning_peft.cli.commands.soup_metric import judge_of
 from lightning_peft.cli.comparing.runs import HANDED_OUT, PREPARED, Run, read_runs
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.paths import no_directory
+from lightning_peft.cli.runs.recorded import recorded_config
 from lightning_peft.cli.runs.summary import FILE
-from lightning_peft.cli.trust.recorded import read_config
 from lightning_peft.cli.trust.words import trust_of
 from lightning_peft.errors import PEFTError
 from lightning_peft.files.plain_file import check_plain
@@ -72,14 +73,17 @@ def candidates_of(options: argparse.Namespace) -> list[Candidate]:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    runs: list[Run] = [run for run in read_runs(options.directories)[0] if run.completed]
+    every, unreadable = read_runs(options.directories)
+    runs: list[Run] = [run for run in every if run.completed]
+    without = [f"{run.directory} ({run.status})" for run in every if not run.completed]
+    without += [f"{path.parent} ({FILE} cannot be read)" for path in unreadable]
     trust = trust_of(options)
     found: list[Candidate] = []
     for run in runs:
         if (run.directory / "config.yaml").is_file():
             paths = sorted((run.directory / "checkpoints").glob("best*.ckpt"))
             try:
-                config = read_config(run.directory / "config.yaml", run.directory, trust)
+                config = recorded_config(run.directory, trust)
                 found += [Candidate(check_plain(path, run.directory), config) for path in paths]
             except (PEFTError, OSError) as error:  # such as a link to nothing
                 problems.append(str(error))
@@ -90,11 +94,14 @@ def candidates_of(options: argparse.Namespace) -> list[Candidate]:
             [
                 f"expected at least two checkpoints of finished runs, found {len(found)}. Name a "
                 "sweep, several runs, or a run that was trained with callbacks/average=soup."
+                + (f" Not finished: {', '.join(without)}." if without else "")
             ]
         )
     problems = [wrong for other in found[1:] for wrong in _no_company(found[0], other)]
     if problems:
         raise ConfigError(problems)
+    for told in without:
+        print(f"lightning-peft: left out, as it is not finished: {told}", file=sys.stderr)
     return found
 
 

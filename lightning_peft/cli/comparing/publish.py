@@ -74,7 +74,9 @@ def publish(comparison: Comparison, output: Path) -> bool:
         console.print(told(contrast, comparison.metric), markup=False, highlight=False)
     for row in comparison.rows:
         for failure in row.failed:
-            console.print(f"failed: {row.label}, {failure}", style="red", markup=False)
+            console.print(
+                f"failed: {row.label}, {failure}", style="red", markup=False, soft_wrap=True
+            )
         for state in row.unfinished:
             console.print(f"not finished: {row.label}, {state}", style="yellow", markup=False)
     for path in comparison.unreadable:

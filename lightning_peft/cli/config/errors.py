@@ -36,6 +36,18 @@ OF_AN_EXTRA = {
 }
 """Launchers of Hydra's plugins, and what they come with."""
 
+LISTS = ("Available options in", "Config search path:")
+"""From such a line on, an error of Hydra lists what there is."""
+
+NO_SENTENCE = (
+    "full_key:",
+    "object_type=",
+    "reference_type=",
+    "See https://hydra.cc",
+    "Set the env",
+)
+"""Lines of an error that are for whoever writes the program."""
+
 
 class ConfigError(PEFTError, ValueError):
     """A config that composes but cannot be run.
@@ -76,13 +88,13 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, InstantiationException):  # its own first line names only what was called
         key = re.search(r"full_key: (\S+)", str(error))
         cause = cause_of(error)
-        told = _first_line(error) if cause is error else f"{type(cause).__name__}: {cause}"
+        told = _whole(error) if cause is error else f"{type(cause).__name__}: {cause}"
         return f"{f'{key[1]}: ' if key else ''}{' '.join(told.split())}"
     if isinstance(error, HydraException | OmegaConfBaseException):
-        return _first_line(error)
+        return _whole(error)
     if isinstance(error, ValueError) and _raised_in(error).startswith("hydra."):
         # -m with --cfg, method=null: Hydra lets these through as they are
-        return _first_line(error)
+        return _whole(error)
     return None
 
 
@@ -220,10 +232,10 @@ def _known(error: BaseException) -> str | None:
         return text
     if isinstance(error, MissingMandatoryValue):
         match = re.search(r"full_key: (\S+)", str(error)) or re.search(r"value: (\S+)", str(error))
-        return missing_value(match[1]) if match else _first_line(error)
+        return missing_value(match[1]) if match else _whole(error)
     if isinstance(error, InterpolationResolutionError | ValidationError):
         where = f"{error.full_key}: " if error.full_key else ""
-        return f"{where}{_first_line(error)}"
+        return f"{where}{_whole(error)}"
     return None
 
 
@@ -246,8 +258,24 @@ def _override(text: str, error: BaseException) -> str:
 
         hint = f" A command comes first: lightning-peft {text} ..." if text in COMMANDS else ""
         return f"'{text}' is not an override: expected key=value.{hint}"
-    return f"cannot read the override '{text}': {_first_line(error)}"
+    told = _whole(error)
+    if told.startswith("LexerNoViableAltException"):
+        told = "a quote is not closed, or a character has to be in quotes"
+    return f"cannot read the override '{text}': {told}"
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))
+def _whole(error: BaseException) -> str:
+    """Return an error of Hydra or OmegaConf in one line.
+
+    Its further lines say what to do; those left out here say where it was found and what exists.
+    """
+    found: list[str] = []
+    for line in map(str.strip, str(error).splitlines()):
+        if line.startswith(LISTS):
+            break
+        if line.strip("^") and not line.startswith(NO_SENTENCE):
+            found.append(line)
+    text = ""
+    for line in found:
+        text += (" " if text.endswith((".", ":", "?", "!", ",")) else "; " if text else "") + line
+    return text or repr(error)

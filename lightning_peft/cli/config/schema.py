@@ -133,6 +133,7 @@ class Schedule:
     final: float
     decay: float | int | str
     total_steps: int | None
+    on_resume: Literal["remaining", "keep"]
 
 
 @dataclass

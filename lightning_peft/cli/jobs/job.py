@@ -101,7 +101,8 @@ def _one(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Value
                     raise
         except Exception as error:
             log.debug("the job failed", exc_info=error)
-            record_failure(cfg, error)
+            if not _is_of_another_start(cfg):
+                record_failure(cfg, error)
             hint = "" if directory else how_to_resume(error, args, *places)
             told = of_a_file(error) if isinstance(error, IsADirectoryError) else error
             failures.append(Failure(told, directory, hint))
@@ -124,3 +125,12 @@ def _in_own_process(cfg: DictConfig, before: Earlier, failures: list[Failure]) -
         failures.append(Failure(error, str(directory)))
         return float("nan")
     return value
+
+
+def _is_of_another_start(cfg: DictConfig) -> bool:
+    from lightning_peft.cli.sweeps.earlier import is_of_another_start
+
+    try:
+        return is_of_another_start(cfg)
+    except Exception:  # the config itself may be what is wrong
+        return False

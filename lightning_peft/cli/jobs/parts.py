@@ -14,7 +14,6 @@ from lightning_peft.cli.config.errors import ConfigError, cause_of, explain
 from lightning_peft.cli.config.task import fit_to_task
 from lightning_peft.cli.jobs.loggers import forgiving
 from lightning_peft.cli.jobs.task import build_module, task_of
-from lightning_peft.cli.runs.log import set_aside
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -105,7 +104,6 @@ def build(cfg: DictConfig, more_callbacks: Sequence[Any] = ()) -> Parts:
         module = build_module(cfg.model, datamodule.num_classes)
     if cfg.calibrate is not None:
         check_calibration(module, has_validation)
-    _keep_log(cfg)
     callbacks: list[Any] = []
     loggers: list[Any] = []
     for group, found in (("callbacks", callbacks), ("logger", loggers)):
@@ -133,17 +131,6 @@ def build(cfg: DictConfig, more_callbacks: Sequence[Any] = ()) -> Parts:
         )
     write_whole_checkpoints(trainer.strategy)
     return Parts(datamodule, module, trainer)
-
-
-def _keep_log(cfg: DictConfig) -> None:
-    """Keep the earlier log of a run that resumes in its own directory."""
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
-    if getattr(rank_zero_only, "rank", 0) != 0:
-        return
-    directory = Path(cfg.output_dir).resolve()
-    if cfg.resume is not None and directory in Path(cfg.resume).resolve().parents:
-        set_aside(directory)
 
 
 @contextmanager

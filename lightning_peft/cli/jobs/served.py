@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from lightning_peft.cli.config.errors import ConfigError, explain
 from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.cli.jobs.task import build_module
+from lightning_peft.cli.runs.recorded import recorded_config
 from lightning_peft.cli.runs.summary import write_json
-from lightning_peft.cli.trust.recorded import read_config
 from lightning_peft.cli.trust.words import NOBODY, Trust
+from lightning_peft.errors import shown
 from lightning_peft.evaluation.outputs import Outputs
 from lightning_peft.files.plain_file import NotPlainError, check_plain, read_text
 from lightning_peft.files.writing import CONFIG_FILE, WEIGHTS_FILE
@@ -108,12 +110,14 @@ def load_run(directory: Path, *, calibrated: bool | None = None, trust: Trust = 
         raise ConfigError(
             [
                 f"expected the directory of a finished run, got {directory} without "
-                f"{' and without '.join(missing)}."
+                f"{' and without '.join(missing)}.{_unfinished(directory)}"
             ]
         )
-    cfg = read_config(directory / "config.yaml", directory, trust)
+    cfg = recorded_config(directory, trust)
     facts = _read_facts(directory / FACTS)
     outputs = _outputs(facts.get("outputs"), cfg, directory, calibrated)
+    if told := _unfinished(directory):  # of a run that had ended, and was resumed for longer
+        print(f"lightning-peft:{told} This is the model of its earlier end.", file=sys.stderr)
     with described_by(directory):
         return _load(directory, cfg, facts, outputs)
 
@@ -180,6 +184,20 @@ def _load(directory: Path, cfg: Any, facts: Mapping[str, Any], outputs: Outputs)
     )
 
 
+def _unfinished(directory: Path) -> str:
+    """Return a sentence about a run that is not finished; ``""`` if it is, or has no summary."""
+    from lightning_peft.cli.comparing.runs import run_of
+    from lightning_peft.cli.runs.summary import read_summary
+
+    run = run_of(read_summary(directory), directory)
+    if run is None or run.completed:
+        return ""
+    return (
+        f" The run in {directory} is not finished ({run.status}): lightning-peft continue resumes "
+        "a sweep, resume=DIR/checkpoints/last.ckpt a single run."
+    )
+
+
 def _read_facts(path: Path) -> Mapping[str, Any]:
     """Read the file of :func:`write_facts`.
 
@@ -195,7 +213,7 @@ def _read_facts(path: Path) -> Mapping[str, Any]:
     else:
         found = found if isinstance(found, Mapping) else {}
         wrong = [
-            f"{key} is {found[key]!r:.40}" if key in found else f"it has no {key}"
+            f"{key} is {shown(found[key], 40)}" if key in found else f"it has no {key}"
             for key, fits in FITS.items()
             if key not in found or not fits(found[key])
         ]

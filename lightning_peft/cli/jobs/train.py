@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,9 @@ from lightning_peft.cli.config.task import check_objective, refuse_test_monitors
 from lightning_peft.cli.jobs.parts import Parts, _floats, _with_objectives, best_checkpoint, build
 from lightning_peft.cli.jobs.ranks import ending_ranks
 from lightning_peft.cli.jobs.trial_run import check_direction, pruning_of, told
+from lightning_peft.cli.runs.log import set_aside
 from lightning_peft.cli.runs.occupied import is_other_rank, this_process
+from lightning_peft.cli.runs.places import is_within
 from lightning_peft.cli.runs.summary import write_summary, write_text
 from lightning_peft.cli.runs.trial import Trial
 from lightning_peft.cli.trust.recorded import problems_in
@@ -28,6 +31,7 @@ from lightning_peft.system.atomic import remove_leftovers
 
 if TYPE_CHECKING:
     from lightning_peft.cli.jobs.pruning import TrialPruning
+    from lightning_peft.cli.jobs.resuming import Resuming
 
 __all__ = ["train"]
 
@@ -69,6 +73,8 @@ def train(cfg: DictConfig) -> float | list[float] | None:
 def _run(
     cfg: DictConfig, leave_files: Callable[..., Any], leave_pruned: Callable[..., Any]
 ) -> float | list[float] | None:
+    from lightning_peft.cli.jobs.resuming import Resuming
+
     started = time.perf_counter()
     directory = Path(cfg.output_dir)
     _check_resume(cfg.resume)
@@ -78,9 +84,10 @@ def _run(
             remove_leftovers(place)
     trial = Trial.of_environment()
     pruning = pruning_of(cfg, trial)
-    parts = build(cfg, [pruning] if pruning else [])
+    resuming = Resuming(directory)
+    parts = build(cfg, [resuming, *([pruning] if pruning else [])])
     with ending_ranks(parts.trainer):
-        return _run_parts(cfg, parts, trial, pruning, started, leave_files, leave_pruned)
+        return _run_parts(cfg, parts, trial, pruning, resuming, started, leave_files, leave_pruned)
 
 
 def _run_parts(
@@ -88,17 +95,35 @@ def _run_parts(
     parts: Parts,
     trial: Trial | None,
     pruning: TrialPruning | None,
+    resuming: Resuming,
     started: float,
     leave_files: Callable[..., Any],
     leave_pruned: Callable[..., Any],
 ) -> float | list[float] | None:
+    from lightning_peft.cli.jobs.differences import told_resumed
+    from lightning_peft.cli.jobs.resuming import facts_of
+
     directory = Path(cfg.output_dir)
     check_direction(cfg, trial)
-    if parts.trainer.is_global_zero:
+    resuming.facts = facts_of(parts.datamodule, parts.trainer)
+
+    def begin() -> None:
         write_text(directory / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
         # a comparison shows this run while it is under way, and if it is killed
         write_summary(directory, cfg, status="running", process=this_process())
+
+    if parts.trainer.is_global_zero:
+        if cfg.resume is None:
+            begin()
+        else:  # its directory keeps what is there until nothing can be refused any more
+            resuming.when_it_goes_on = begin
+            for line in told_resumed(cfg, resuming.facts):
+                print(line, file=sys.stderr)
+            if is_within(cfg.resume, directory):  # the logger would delete the log of before
+                set_aside(directory)
     parts.trainer.fit(parts.module, parts.datamodule, ckpt_path=cfg.resume, weights_only=True)
+    if cfg.resume is not None and parts.trainer.is_global_zero:
+        begin()  # of a run that had nothing left to train, too
     fitted = time.perf_counter()
     if pruning is not None and pruning.pruned is not None:
         seconds = {"fit": fitted - started, "total": fitted - started}

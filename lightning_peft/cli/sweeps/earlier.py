@@ -6,19 +6,32 @@ A job is identified by its config. A directory that holds a job of another confi
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.job_config import as_written, asked, config_in, place_key
+from lightning_peft.cli.runs.checkpoints import check_moved, check_whole
 from lightning_peft.cli.runs.occupied import is_other_rank
+from lightning_peft.cli.runs.places import is_within
+from lightning_peft.cli.runs.recorded import LAST_KEY, read_config
 from lightning_peft.cli.runs.summary import read_summary
-from lightning_peft.cli.trust.recorded import parse_plain
-from lightning_peft.files.plain_file import read_text
 
-__all__ = ["CONFIG", "LAST", "Earlier", "earlier_run", "identity", "refuse_finished"]
+__all__ = [
+    "ABSENT",
+    "CONFIG",
+    "LAST",
+    "Earlier",
+    "changed",
+    "check_checkpoint",
+    "check_checkpoints",
+    "earlier_run",
+    "identity",
+    "is_of_another_start",
+    "refuse_finished",
+]
 
 CONFIG = "config.yaml"
 """Written by a job before it trains: its config, resolved."""
@@ -30,11 +43,13 @@ FINISHED = ("completed", "pruned")
 
 SHOWN = 5
 
+ABSENT = object()
+
+HOW_TO_RESUME = ("schedule.on_resume", "callbacks.schedule.on_resume")
+"""Keys that say how a job goes on, and not which job it is."""
+
 OF_THE_END = ("grace.", "callbacks.signals.")
 """What decides how a job is stopped, and nothing of what it computes."""
-
-LAST_KEY = "callbacks"
-"""The last part of a recorded config (conf/config.yaml)."""
 
 
 class Earlier(NamedTuple):
@@ -125,6 +140,75 @@ def refuse_finished(config: Any) -> None:
         )
 
 
+def is_of_another_start(cfg: Any) -> bool:
+    """Whether the directory of a job still holds what a start with other settings left there.
+
+    A run that was to go on otherwise than before, and was refused, has written nothing there, and
+    what is there stays.
+
+    Args:
+        cfg: The config of the job.
+    """
+    directory, resume = Path(cfg.output_dir), cfg.get("resume")
+    if resume is None or not is_within(str(resume), directory):
+        return False
+    recorded = directory / CONFIG
+    return recorded.is_file() and bool(_changes_since(recorded, cfg))
+
+
+def check_checkpoint(config: Any) -> None:
+    """Refuse to resume a single run in its directory if its best checkpoint is not there.
+
+    Args:
+        config: The config of the run, its ``hydra`` part included.
+
+    Raises:
+        ConfigError: If it is missing, or the checkpoint to resume from is.
+    """
+    resume = config.get("resume")
+    if resume is None or is_other_rank():
+        return
+    with asked(config):
+        place = Path(config.hydra.run.dir).absolute()
+    with config_in(place, config) as cfg:
+        path, directory = Path(str(cfg.resume)), Path(cfg.output_dir)
+    if str(path) in ("last", "best", "hpc") or ":" in str(path):  # Lightning's words, an address
+        return
+    check_whole(path)
+    if is_within(path, directory):
+        _check_moved([path])
+
+
+def check_checkpoints(directory: Path) -> None:
+    """Refuse a sweep if an unfinished job, that would go on, is without its best checkpoint.
+
+    Args:
+        directory: The directory of the sweep.
+
+    Raises:
+        ConfigError: With every problem found.
+    """
+    _check_moved(
+        [
+            path
+            for path in sorted(directory.glob(f"*/{LAST}"))
+            if read_summary(path.parents[1]).get("status") not in FINISHED
+            and zipfile.is_zipfile(path)
+        ]
+    )
+
+
+def _check_moved(paths: Sequence[Path]) -> None:
+    problems: list[str] = []
+    for path in paths:
+        try:
+            check_moved(path)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+
+
 def _changes_since(recorded: Path, cfg: Any) -> str:
     """Return the differences between a recorded config and the current one; ``""`` for none."""
     now = as_written(cfg)
@@ -142,17 +226,9 @@ def _changes_since(recorded: Path, cfg: Any) -> str:
 
 def _recorded(path: Path, now: Any) -> Any:
     """Return a recorded config; refuse one that is cut off, which would seem to be another's."""
-    from omegaconf import OmegaConf
-
-    reason = "it is cut off"
-    try:
-        text = read_text(path)
-        config = parse_plain(text)
-        ended = OmegaConf.is_dict(config) and text.endswith("\n")
-        if ended and (LAST_KEY in config or LAST_KEY not in now):
-            return config
-    except Exception as error:  # of the YAML parser too, which has no types
-        reason = f"it cannot be read ({next(iter(str(error).splitlines()), type(error).__name__)})"
+    config, reason = read_config(path, LAST_KEY if LAST_KEY in now else None)
+    if not reason:
+        return config
     raise ConfigError(
         [
             f"{path}: expected the whole config that a job wrote, got {path.stat().st_size:,} "
@@ -180,12 +256,13 @@ def identity(config: Any) -> dict[str, Any]:
     plain: Any = OmegaConf.to_container(config)
     directory = str(plain.get("output_dir"))
     resume = str(plain.get("resume") or "")
-    if resume.startswith(directory):  # the job goes on with a checkpoint of its own
+    # the job goes on with a checkpoint of its own, by whatever links its directory is reached
+    if resume and (resume.startswith(directory) or is_within(resume, directory)):
         plain["resume"] = None
     return {
         key: _without(directory, value)
         for key, value in _leaves(plain)
-        if not f"{key}.".startswith(OF_THE_END)
+        if key not in HOW_TO_RESUME and not f"{key}.".startswith(OF_THE_END)
     }
 
 
@@ -201,12 +278,19 @@ def _without(directory: str, value: Any) -> Any:
     return value.replace(directory, "<directory>") if isinstance(value, str) else value
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    absent = object()
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return the keys whose values differ, with both values; ``ABSENT`` where there is none."""
     found = []
     for key in sorted(before.keys() | now.keys()):
-        old, new = before.get(key, absent), now.get(key, absent)
+        old, new = before.get(key, ABSENT), now.get(key, ABSENT)
         if old != new or type(old) is not type(new):
-            was = "was not there" if old is absent else f"was {old!r}"
-            found.append(f"{key} {was}, {'now is not there' if new is absent else f'now {new!r}'}")
+            found.append((key, old, new))
     return found
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} {'was not there' if old is ABSENT else f'was {old!r}'}, "
+        f"{'now is not there' if new is ABSENT else f'now {new!r}'}"
+        for key, old, new in changed(before, now)
+    ]

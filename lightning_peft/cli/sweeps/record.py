@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shlex
 from contextlib import suppress
@@ -14,6 +15,7 @@ from typing import Any
 
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.runs.summary import FILE as SUMMARY
+from lightning_peft.cli.sweeps.moved import in_place
 from lightning_peft.errors import PEFTError
 from lightning_peft.files.plain_file import NotPlainError, read_text
 
@@ -88,7 +90,7 @@ def read_record(directory: Path) -> dict[str, Any] | None:
                 ]
             ) from None
         return None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (AttributeError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             [
                 f"{path} does not say which sweep {directory} holds ({type(error).__name__}): it "
@@ -97,7 +99,7 @@ def read_record(directory: Path) -> dict[str, Any] | None:
                 "config."
             ]
         ) from error
-    return dict(record)
+    return in_place(record, directory)
 
 
 def check_kind(directory: Path, record: dict[str, Any]) -> None:
@@ -156,14 +158,14 @@ def read_arguments(directory: Path) -> dict[str, list[str]]:
         ConfigError: If it holds no sweep.
     """
     try:
-        record = json.loads(read_text(directory / FILE))
+        record = in_place(json.loads(read_text(directory / FILE)), directory)
         found = {part: record[part] for part in ("flags", "overrides", "hydra")}
         for part, words in found.items():
             if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
                 raise TypeError(part)
     except NotPlainError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (AttributeError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(
             [
                 f"expected the directory of a sweep with a {FILE}, got {directory} "
@@ -274,6 +276,8 @@ def describe(config: Any) -> dict[str, Any]:
         **sweep_of(config),
         "hydra": [str(w) for w in hydra.overrides.hydra if not str(w).startswith(OF_THE_PLACE)],
         "flags": flags,
+        "cwd": os.getcwd(),
+        "directory": os.path.abspath(hydra.sweep.dir),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import statistics
 import sys
 import time
@@ -17,9 +18,15 @@ from hydra.experimental.callback import Callback
 
 from lightning_peft.cli.config.errors import explain
 from lightning_peft.cli.config.job_config import own_part
-from lightning_peft.cli.runs.occupied import occupy, occupy_run
+from lightning_peft.cli.runs.occupied import is_other_rank, occupy, occupy_run
 from lightning_peft.cli.runs.summary import write_json
-from lightning_peft.cli.sweeps.earlier import Earlier, earlier_run, refuse_finished
+from lightning_peft.cli.sweeps.earlier import (
+    Earlier,
+    check_checkpoint,
+    check_checkpoints,
+    earlier_run,
+    refuse_finished,
+)
 from lightning_peft.cli.sweeps.extended import go_on_in
 from lightning_peft.cli.sweeps.launcher_check import check_launcher
 from lightning_peft.cli.sweeps.record import FILE, count_jobs, describe, swept
@@ -64,6 +71,7 @@ class WholeSweep(Callback):
             directory = Path(config.hydra.sweep.dir)
             occupy(directory, "hydra.sweep.dir")
             go_on_in(directory, self.record, config)
+            check_checkpoints(directory)
             standing = prepare_search(config)
             self.jobs = count_jobs(config, standing)
             self.swept = frozenset(swept(config))
@@ -75,10 +83,12 @@ class WholeSweep(Callback):
         with _refusing():
             occupy_run(config)
             refuse_finished(config)
+            check_checkpoint(config)
 
     def on_job_start(self, config: Any, **kwargs: Any) -> None:
         """Print the line of the job."""
-        if not _in_sweep(config):
+        self._started = time.perf_counter()
+        if not _in_sweep(config) or is_other_rank():  # torchrun runs the sweep in every rank
             return
         # from here on the directory is this sweep's; a command line that is refused leaves none
         write_json(Path(config.hydra.sweep.dir) / FILE, self.record)
@@ -91,7 +101,6 @@ class WholeSweep(Callback):
         if before.summary is not None:
             total = (before.summary.get("seconds") or {}).get("total")
             self.seconds += [] if total is None else [float(total)]
-        self._started = time.perf_counter()
 
     def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
         """Record how long the job took."""
@@ -104,8 +113,12 @@ class WholeSweep(Callback):
 
         if LISTENER.number is not None:  # the jobs of a launcher have ended without an exception
             raise Stopped(LISTENER.number)
+        if is_other_rank():
+            STATE.directory = None
+            return
+        directory = Path(config.hydra.sweep.dir)
         try:
-            comparison = compare(Path(config.hydra.sweep.dir))
+            comparison = compare(directory)
         except Exception:
             STATE.directory = None
             raise
@@ -113,6 +126,12 @@ class WholeSweep(Callback):
         # a trial that failed is not tried again: a search counts those of this start
         if comparison is not None and not self.is_search:
             STATE.failed = sum(len(row.failed) for row in comparison.rows)
+            if STATE.failed:
+                print(
+                    f"lightning-peft: {STATE.failed} of its jobs failed. To try them again: "
+                    f"lightning-peft continue {shlex.quote(str(directory))}",
+                    file=sys.stderr,
+                )
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from lightning_peft.cli.trust.allowed import refusal
 from lightning_peft.cli.trust.words import NOBODY, Trust, refuse
 from lightning_peft.files.plain_file import NotPlainError, read_text
 
-__all__ = ["REACHES_OUT", "parse_plain", "problems_in", "read_config"]
+__all__ = ["REACHES_OUT", "NoMappingError", "parse_plain", "problems_in", "read_config"]
 
 MOST_BYTES = 4 << 20
 MOST_DEPTH = 60
@@ -44,6 +44,10 @@ REACHES_OUT = {
     "arrow_config": "works with other adapters",
 }
 """Arguments that make an allowed class import, read or fetch what they name."""
+
+
+class NoMappingError(ValueError):
+    """YAML that is a text, a number or a list."""
 
 
 def read_config(path: Path, root: Path | None = None, trust: Trust = NOBODY) -> Any:
@@ -110,7 +114,7 @@ def parse_plain(text: str) -> Any:
             raise ValueError("it is nested more deeply, or is larger, than any config")
     config = OmegaConf.create(text)
     if not OmegaConf.is_dict(config):
-        raise ValueError("it is no mapping")
+        raise NoMappingError("it is no mapping")
     return config
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_peft.errors import CheckpointError, PEFTError
+from lightning_peft.errors import CheckpointError, PEFTError, some
 from lightning_peft.lightning.hooks import after_hook
 from lightning_peft.lightning.namespace import pl
 
@@ -143,7 +143,7 @@ def _why(pl_module: nn.Module, batch: Any) -> str:
     broken = _broken(pl_module)
     if broken:
         return (
-            f"{', '.join(broken[:3])} is already not finite: the gradient of an earlier step was "
+            f"{some(broken, 3)} is already not finite: the gradient of an earlier step was "
             "not finite, though its loss was. Lower the learning rate, or clip gradients."
         )
     if any(not bool(torch.isfinite(part).all()) for part in _tensors(batch)):
@@ -208,6 +208,6 @@ def _refuse_to_save(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
     if broken:
         raise CheckpointError(
             f"Expected finite weights to save, got NaN or infinity in {len(broken)} tensors: "
-            f"{', '.join(broken[:5])}{' ...' if len(broken) > 5 else ''}. Nothing was written, and "
+            f"{some(broken, 5)}. Nothing was written, and "
             "earlier checkpoints are untouched: resume from one with a lower learning rate."
         )

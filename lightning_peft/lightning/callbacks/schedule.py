@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from torch.optim import Optimizer
 
 from lightning_peft.errors import ScheduleError
+from lightning_peft.lightning.callbacks._kept import keep_schedule
 from lightning_peft.lightning.callbacks._trainer import trainer_import, warn_on_rank_zero
 from lightning_peft.lightning.class_names import is_a
 from lightning_peft.lightning.lengths import Length, as_length
@@ -16,6 +17,8 @@ from lightning_peft.lightning.run_length import RunLength, goes_on, planned_leng
 from lightning_peft.lightning.schedules import Kind, Multiplier, MultiplierLR
 
 __all__ = ["Schedule", "WarmupConstant", "WarmupCosine", "WarmupLinear", "WarmupStableDecay"]
+
+OnResume = Literal["remaining", "keep"]
 
 
 class Schedule(pl.Callback):
@@ -30,7 +33,8 @@ class Schedule(pl.Callback):
     The length is the trainer's own estimate of the run. A resumed run continues where it
     stopped, and its length is that of the steps that are done and of those that remain: with other
     ``max_epochs``, another batch size, accumulation or number of devices than before it follows
-    the new schedule from there, with a warning.
+    the new schedule from there, with a warning. With ``on_resume="keep"`` it follows the schedule
+    of its checkpoint to the end, whatever the length of the run is now.
 
     Under manual optimization only the module knows the number of optimizer steps, so
     ``total_steps`` has to be given (for each optimizer), and each schedule follows the steps of
@@ -41,6 +45,8 @@ class Schedule(pl.Callback):
             ``"500 steps"``) or epochs (``"2 epochs"``).
         final: The fraction of the rate that is left at the end.
         total_steps: The optimizer steps of the run, if the trainer cannot know them.
+        on_resume: What a resumed run follows: ``"remaining"``, a schedule over the steps that are
+            done and those that remain, or ``"keep"``, that of its checkpoint.
 
     Raises:
         ScheduleError: If the arguments are invalid; when fit starts also if the run has no known
@@ -50,11 +56,17 @@ class Schedule(pl.Callback):
     kind: ClassVar[Kind]
 
     def __init__(
-        self, warmup: float | int | str = 0.1, *, final: float = 0.0, total_steps: int | None = None
+        self,
+        warmup: float | int | str = 0.1,
+        *,
+        final: float = 0.0,
+        total_steps: int | None = None,
+        on_resume: OnResume = "remaining",
     ) -> None:
         self.warmup = warmup
         self.final = final
         self.total_steps = total_steps
+        self.on_resume = on_resume
         self._schedulers: list[MultiplierLR] = []
         self._handles: list[Any] = []
         self._goes_on = False
@@ -71,6 +83,8 @@ class Schedule(pl.Callback):
             isinstance(total, bool) or not isinstance(total, int) or total < 1
         ):
             yield f"expected total_steps to be a whole number from 1, got {total!r}"
+        if self.on_resume not in get_args(OnResume):
+            yield f"expected on_resume to be 'remaining' or 'keep', got {self.on_resume!r}"
 
     def multiplier(
         self, total_steps: int | None, epoch_steps: Sequence[int] | int | None = None
@@ -134,6 +148,13 @@ class Schedule(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give a run that goes on its length, and its place in it if its checkpoint has none."""
+        if self.on_resume == "keep" and (
+            self._goes_on or any(s.restored for s in self._schedulers)
+        ):
+            length = present_length(trainer) if self._goes_on else None
+            for scheduler in self._schedulers:
+                keep_schedule(self, scheduler, trainer, length)
+            return
         anew = None
         if self._schedulers and self._goes_on:
             anew = self._of_run(trainer, present_length(trainer))
@@ -233,6 +254,8 @@ class WarmupCosine(Schedule):
             ``"500 steps"``) or epochs (``"2 epochs"``).
         final: The fraction of the rate that is left at the end.
         total_steps: The optimizer steps of the run, if the trainer cannot know them.
+        on_resume: What a resumed run follows: ``"remaining"``, a schedule over the steps that are
+            done and those that remain, or ``"keep"``, that of its checkpoint.
     """
 
     kind: ClassVar[Kind] = "cosine"
@@ -246,6 +269,8 @@ class WarmupLinear(Schedule):
             ``"500 steps"``) or epochs (``"2 epochs"``).
         final: The fraction of the rate that is left at the end.
         total_steps: The optimizer steps of the run, if the trainer cannot know them.
+        on_resume: What a resumed run follows: ``"remaining"``, a schedule over the steps that are
+            done and those that remain, or ``"keep"``, that of its checkpoint.
     """
 
     kind: ClassVar[Kind] = "linear"
@@ -260,12 +285,20 @@ class WarmupConstant(Schedule):
         warmup: The warm-up: a fraction of the run (0.1 or ``"10%"``), optimizer steps (500 or
             ``"500 steps"``) or epochs (``"2 epochs"``).
         total_steps: The optimizer steps of the run, if the trainer cannot know them.
+        on_resume: What a resumed run follows: ``"remaining"``, a schedule over the steps that are
+            done and those that remain, or ``"keep"``, that of its checkpoint.
     """
 
     kind: ClassVar[Kind] = "constant"
 
-    def __init__(self, warmup: float | int | str = 0.1, *, total_steps: int | None = None) -> None:
-        super().__init__(warmup, final=1.0, total_steps=total_steps)
+    def __init__(
+        self,
+        warmup: float | int | str = 0.1,
+        *,
+        total_steps: int | None = None,
+        on_resume: OnResume = "remaining",
+    ) -> None:
+        super().__init__(warmup, final=1.0, total_steps=total_steps, on_resume=on_resume)
 
     def _length(self, trainer: pl.Trainer, length: RunLength | None) -> int | None:
         if self.total_steps is None and not self.needs_length():
@@ -291,6 +324,8 @@ class WarmupStableDecay(Schedule):
         decay: The length of the decay at the end, given like the warm-up.
         final: The fraction of the rate that is left at the end.
         total_steps: The optimizer steps of the run, if the trainer cannot know them.
+        on_resume: What a resumed run follows: ``"remaining"``, a schedule over the steps that are
+            done and those that remain, or ``"keep"``, that of its checkpoint.
     """
 
     kind: ClassVar[Kind] = "warmup_stable_decay"
@@ -302,9 +337,10 @@ class WarmupStableDecay(Schedule):
         decay: float | int | str = 0.1,
         final: float = 0.0,
         total_steps: int | None = None,
+        on_resume: OnResume = "remaining",
     ) -> None:
         self.decay = decay
-        super().__init__(warmup, final=final, total_steps=total_steps)
+        super().__init__(warmup, final=final, total_steps=total_steps, on_resume=on_resume)
 
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()

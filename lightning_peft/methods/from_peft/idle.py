@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_peft.errors import some
 from lightning_peft.methods.from_peft.tuners import config_class
 from lightning_peft.methods.in_weight.part import layer_at
 
@@ -154,7 +155,8 @@ def _unmatched(
         used = {get_pattern_key([pattern], name) for pattern in patterns for name in names}
         lost = [pattern for pattern in patterns if pattern not in used]
         if lost:
-            yield f"{key}: expected names of targets, {', '.join(map(repr, lost[:8]))} match none"
+            names = some([repr(name) for name in lost])
+            yield f"{key}: expected names of targets, {names} match none"
 
 
 def _is_set(tuner: str, key: str, options: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lightning_peft.errors import MethodError
+from lightning_peft.errors import MethodError, some
 from lightning_peft.kernels.instances import keep_class
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
 from lightning_peft.methods.from_peft.in_weight import put_in_weight, refuse_variant
@@ -101,13 +101,13 @@ class PeftMethod(Method):
         if missed:
             raise MethodError(
                 f"{self.kind}: expected peft to adapt every target, it left out "
-                f"{', '.join(missed[:8])}. Exclude these modules, or use another tuner for them."
+                f"{some(missed)}. Exclude these modules, or use another tuner for them."
             )
         beyond = [".".join(filter(None, place)) for place in sorted(now - before - places)]
         if beyond:
             raise MethodError(
                 f"{self.kind}: expected peft to adapt the targets alone, it also adapts "
-                f"{', '.join(beyond[:8])}. Name these as targets too, or choose other targets."
+                f"{some(beyond)}. Name these as targets too, or choose other targets."
             )
         for site in sites:
             if site.parameter:

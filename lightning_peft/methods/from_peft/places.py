@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from lightning_peft.errors import some
 from lightning_peft.methods.base import Site
 from lightning_peft.methods.from_peft.updated import ADDITIVE
 from lightning_peft.methods.in_weight.part import Part, add_part, layer_at
@@ -59,7 +60,7 @@ def in_weight_problems(
         )
     if not in_weight:
         return
-    told = "; ".join(f"{name} ({reason})" for name, reason in list(in_weight.items())[:_MOST])
+    told = some([f"{name} ({reason})" for name, reason in in_weight.items()], _MOST, "; ")
     dropped = "lora_dropout" if tuner in ("LORA", "ADALORA") and not _of_variant(options) else ""
     for key, value in options.items():
         if not key.endswith("dropout") or not value or key == dropped:
@@ -79,7 +80,7 @@ def in_weight_problems(
             )
     own = [n for n in in_weight if own_forward(layer_at(model, n)) is not None]
     if own and tuner not in ADDITIVE:
-        told = "; ".join(f"{name} ({in_weight[name]})" for name in own[:_MOST])
+        told = some([f"{name} ({in_weight[name]})" for name in own], _MOST, "; ")
         yield (
             f"expected layers whose output is the product with their weight, got {told}. Exclude "
             f"these layers, or use one of {', '.join(map(str.lower, ADDITIVE))}, whose update is "

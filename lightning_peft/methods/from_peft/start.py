@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_peft.errors import MethodError
+from lightning_peft.errors import MethodError, some
 from lightning_peft.methods.from_peft.inject import ADAPTER_NAME
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def weight_problems(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
         given = state[key].to(expected)
         if (given - expected).abs().max() > 0.01 * expected.abs().max():
             odd.append(key)
-    return [f"{len(odd)} of another backbone: {', '.join(odd[:8])}"] if odd else []
+    return [f"{len(odd)} of another backbone: {some(odd)}"] if odd else []
 
 
 def _refuse_shards(weight: Tensor) -> None:

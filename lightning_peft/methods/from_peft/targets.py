@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from lightning_peft.errors import TargetError, near
+from lightning_peft.errors import TargetError, near, some
 from lightning_peft.methods.base import Site
 from lightning_peft.methods.in_weight.part import layer_at
 
@@ -138,7 +138,7 @@ def matched_by_peft(config: PeftConfig, model: nn.Module) -> tuple[str, ...]:
     if not found and not getattr(config, "target_parameters", None):
         wanted = getattr(config, "target_modules", None)
         words = [wanted] if isinstance(wanted, str) else sorted(wanted or ())
-        hints = "; ".join(f"'{word}': {near(word, _ends(names))}" for word in words[:8])
+        hints = some([f"'{word}': {near(word, _ends(names))}" for word in words], separator="; ")
         raise TargetError(f"expected target_modules to match modules, matched none. {hints}")
     return found
 

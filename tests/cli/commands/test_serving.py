@@ -6,6 +6,7 @@ import json
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.transforms.functional import pil_to_tensor
@@ -16,13 +17,14 @@ from lightning_peft.cli.config.devices import device_of
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.jobs import served
 from lightning_peft.cli.jobs.served import Served, load_run
+from lightning_peft.cli.runs.occupied import this_process
+from lightning_peft.cli.runs.summary import write_json
 
 TINY = {"img_size": 24, "patch_size": 8, "in_chans": 1, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
 
 def pictures(folder, count=6):
     """Write digits as images of 8x8 pixels, nested, with one file that is no image."""
-    from PIL import Image
     from sklearn.datasets import load_digits
 
     (folder / "some" / "deep").mkdir(parents=True)
@@ -193,3 +195,16 @@ def test_no_more_classes_are_told_than_there_are(command, tmp_path, monkeypatch,
     assert len(rows) == 3
     assert {len(row) for row in rows} == {7}
     assert rows[0][-2:] == ["class_3", "probability_3"]
+
+
+def test_a_run_that_is_not_finished_is_told_as_such(command, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "a.png")
+    summary = {"status": "running", "method": {"name": "lora"}, "process": this_process()}
+    write_json(tmp_path / "run" / "summary.json", summary)
+    for words in (["predict", "run", "images"], ["export", "run", "--out", "m.safetensors"]):
+        status, _, err = command(*words)
+        assert status == 2
+        assert "run without config.yaml and without serving.json" in err
+        assert "The run in run is not finished (interrupted): lightning-peft continue" in err

@@ -72,8 +72,13 @@ def test_the_best_checkpoints_of_one_run_are_averaged(train, command, tmp_path):
     assert status == 0, err
     paths = sorted((tmp_path / "run" / "checkpoints").glob("best*.ckpt"))
     assert len(paths) == 3
+    recorded = tmp_path / "run" / "config.yaml"  # as if it had been resumed
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    recorded.write_text(recorded.read_text().replace("resume: null", f"resume: {last}"))
+    log = (tmp_path / "run" / "csv" / "metrics.csv").read_bytes()
     status, out, err = command("soup", "run", "--out", "mean")
     assert status == 0, err
+    assert (tmp_path / "run" / "csv" / "metrics.csv").read_bytes() == log, "a soup only reads"
     assert "the soup of 3, on validation" in out
     expected = soup([trained(path) for path in paths])
     found = read_adapter(tmp_path / "mean" / "adapter").tensors
@@ -144,6 +149,18 @@ def test_members_may_differ_in_how_their_images_are_handed_out(member):
 def test_members_of_other_images_are_refused(member, settings, match):
     with pytest.raises(ConfigError, match=match):
         candidates(member(), member(**settings))
+
+
+def test_what_is_not_finished_is_left_out_with_a_word(member, capsys):
+    members = [member(), member(), member(), member()]
+    for path, text in ((members[2], '{"status": "pruned", "method": {}}'), (members[3], '{"sta')):
+        (path / "summary.json").write_text(text)
+    assert len(candidates(*members)) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"lightning-peft: left out, as it is not finished: {members[2]} (pruned)"
+    assert second.endswith(f"{members[3]} (summary.json cannot be read)")
+    with pytest.raises(ConfigError, match=r"found 1\. .* Not finished: .*2_lora \(pruned\)\."):
+        candidates(members[0], members[2])
 
 
 def test_a_soup_replaces_no_run_and_no_file(member, tmp_path):

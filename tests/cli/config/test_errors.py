@@ -40,6 +40,20 @@ from lightning_peft.errors import MethodError
         (["trainer.devices=[1"], "cannot read the override 'trainer.devices=[1': no viable"),
         (["method.rank=${lorra}"], "method.rank: Interpolation key 'lorra' not found"),
         (["method=null"], "Config group override must be a string or a list. Got NoneType"),
+        # what Hydra says in several lines is told whole, with what to do
+        (
+            ["method=lora,dora"],
+            "Ambiguous value for argument 'method=lora,dora'; 1. To use it as a list, use "
+            "key=[value1,value2]; 2. To use it as string, quote the value: "
+            "key=\\'value1,value2\\'; 3. To sweep over it, add --multirun to your command line",
+        ),
+        (
+            ["+lr=3"],
+            "Could not append to config. An item is already at 'lr'. Either remove + prefix: "
+            "'lr=3'; Or add a second + to add or override 'lr': '++lr=3'",
+        ),
+        (["method@foo=lora"], "Could not override 'method@foo'. Did you mean to override method?"),
+        (["lr='x"], "cannot read the override 'lr='x': a quote is not closed, or a character"),
         (["-m", "--cfg", "job"], "Only one of --run, --multirun, --cfg"),
         (["method=lora", "--multirum"], "unknown flag '--multirum'. Did you mean '--multirun'?"),
         (["--config-dir", "nowhere"], "Additional config directory"),

@@ -106,6 +106,7 @@ def test_a_schedule_has_a_schema_too(app):
         "_target_": "lightning_peft.WarmupCosine",
         "warmup": 100,
         "final": 0.0,
+        "on_resume": "remaining",
     }
     with pytest.raises(ConfigCompositionException) as caught:
         app(word, "trainer.schedule.warmpu=0.2")

@@ -1,8 +1,10 @@
 """What is wrong with a directory or a search ends the command in a line, before anything runs."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from lightning_peft.cli.config.errors import ConfigError
@@ -74,13 +76,16 @@ def test_a_finished_run_is_not_overwritten_by_another(
     (there / "summary.json").write_text(json.dumps({"status": status}))
     ran = []
     monkeypatch.setattr("lightning_peft.cli.jobs.train.train", ran.append)
-    before = [path.read_bytes() for path in sorted(there.iterdir())]
+    (there / "checkpoints").mkdir()
+    torch.save({"optimizer_states": []}, there / "checkpoints" / "last.ckpt")
+    files = sorted(there.glob("*.*"))
+    before = [path.read_bytes() for path in files]
     ended, _, err = command("method=bitfit", "seed=4", "hydra.run.dir=there", *words)
     assert (ended, len(ran)) == ((2, 0) if refused else (0, 1)), err
     if refused:
         assert "there holds a finished run of another config: " in err
         assert "Choose another hydra.run.dir" in err
-        assert [path.read_bytes() for path in sorted(there.iterdir())] == before
+        assert [path.read_bytes() for path in files] == before
 
 
 def test_the_same_run_is_made_again(command, tmp_path, monkeypatch):
@@ -141,6 +146,7 @@ def test_a_record_that_says_nothing_is_no_sweep_to_go_on_with(tmp_path, content)
 def test_a_sweep_goes_on_with_the_config_that_it_began_with(name):
     hydra = {
         "sweeper": {"params": None},
+        "sweep": {"dir": "d"},
         "overrides": {"task": ["seed=0,1"], "hydra": ["hydra.sweep.dir=d"]},
         "runtime": {"config_sources": [{"provider": "command-line", "path": "/own"}]},
         "job": {"config_name": name},
@@ -149,6 +155,7 @@ def test_a_sweep_goes_on_with_the_config_that_it_began_with(name):
     found = describe(OmegaConf.create({"hydra": hydra}))
     assert found["flags"] == ["--config-dir", "/own", *more]
     assert found["sweeper"] == "plain"
+    assert found["directory"] == str(Path.cwd() / "d")
 
 
 @pytest.mark.parametrize(("is_search", "failed"), [(True, 0), (False, 1)])

@@ -75,6 +75,14 @@ def test_a_sweep_killed_in_the_middle_ends_in_the_table_of_the_whole_one(process
     assert "weights equal, bit for bit: yes" in done.stdout
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["the first validation is the best", "a search"])
+def test_killed_sweeps_that_are_moved_end_as_if_left_alone(process, kind):
+    script = str(ROOT / "benchmarks" / "move_sweeps.py")
+    done = process([script, "--sweeps", "2", "--kind", kind])
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_example_trains_and_sweeps_in_an_application_that_is_not_ours(process, tmp_path):
     script = str(ROOT / "examples" / "hydra_app" / "train.py")
     methods = "lightning_peft/method@peft=lora,bitfit"

@@ -104,7 +104,7 @@ def standing_of(
         raise cannot_open(storage, error) from error
     if search is not None:
         _check(study, storage, search, directions)
-    return standing_among(trials, directory)
+    return standing_among(trials, directory, file)
 
 
 def keep_search(study: Any, config: Any) -> None:
@@ -156,20 +156,43 @@ def _has_begun(trials: Sequence[Any]) -> bool:
     return any(trial.state is not TrialState.FAIL for trial in trials)
 
 
-def standing_among(trials: Sequence[Any], directory: str | Path) -> Standing:
+def standing_among(
+    trials: Sequence[Any], directory: str | Path, file: Path | None = None
+) -> Standing:
     """Return the state of a study according to its trials.
 
     Args:
         trials: All of its trials.
         directory: The directory of the sweep.
+        file: The file of the study, if it has one.
     """
     from optuna.trial import TrialState
 
-    place = str(Path(directory).resolve())
+    place = Path(directory).resolve()
     done = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
     interrupted = tuple(
         trial.number
         for trial in trials
-        if trial.state is TrialState.RUNNING and trial.user_attrs.get(PLACE) == place
+        if trial.state is TrialState.RUNNING and _is_of(trial, place, file)
     )
     return Standing(len(trials), done, interrupted)
+
+
+def _is_of(trial: Any, place: Path, file: Path | None) -> bool:
+    """Whether a trial is one of the sweep in a directory, which may have been moved or copied.
+
+    Args:
+        trial: The trial, which has the directory of its sweep when it began.
+        place: The directory.
+        file: The file of the study, if it has one.
+    """
+    recorded = trial.user_attrs.get(PLACE)
+    if recorded is None or recorded == str(place):
+        return recorded is not None
+    if file is None or not file.resolve().is_relative_to(place):
+        return False  # a study that several sweeps may share
+    if not any(place.glob(f"{trial.number}_*/")):
+        return False  # its job is elsewhere: a sweep of another directory shares this study
+    # moved away from there, or a copy whose original has a study of its own
+    inside = file.resolve().relative_to(place)
+    return not Path(recorded).is_dir() or (Path(recorded) / inside).is_file()

@@ -93,7 +93,8 @@ class Search:
         self._check_proposals(space, fixed)
         self.place.mkdir(parents=True, exist_ok=True)
         study = self._study(space)
-        standing = standing_among(study.get_trials(deepcopy=False), self.place)
+        trials = study.get_trials(deepcopy=False)
+        standing = standing_among(trials, self.place, file_of(self.storage))
         left = self.n_trials - standing.done - len(standing.interrupted)
         try:
             self._run(study, [study.trials[n] for n in standing.interrupted], fixed)
