@@ -113,8 +113,8 @@ def load_run(directory: Path, *, calibrated: bool | None = None, trust: Trust = 
                 f"{' and without '.join(missing)}.{_unfinished(directory)}"
             ]
         )
-    cfg = recorded_config(directory, trust)
     facts = _read_facts(directory / FACTS)
+    cfg = recorded_config(directory, trust)
     outputs = _outputs(facts.get("outputs"), cfg, directory, calibrated)
     if told := _unfinished(directory):  # of a run that had ended, and was resumed for longer
         print(f"lightning-peft:{told} This is the model of its earlier end.", file=sys.stderr)

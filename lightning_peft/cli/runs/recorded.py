@@ -69,7 +69,7 @@ def recorded_config(directory: Path, trust: Trust = NOBODY) -> Any:
 
     path = directory / "config.yaml"
     _, reason = read_config(path, LAST_KEY)
-    if reason == CUT_OFF:
+    if reason:
         raise ConfigError(
             [
                 f"{path}: expected the whole config that a run wrote, got "

@@ -95,7 +95,7 @@ def parse_plain(text: str) -> Any:
     Raises:
         ValueError: If it has tags, anchors, several documents or no mapping, or is nested too
             deeply or too large; a few lines of anchors may stand for billions of values.
-        yaml.YAMLError: If it is no YAML.
+        YAMLError: If it is no YAML.
     """
     import yaml  # type: ignore[import-untyped]
     from omegaconf import OmegaConf

@@ -114,6 +114,7 @@ def stranger(tmp_path, monkeypatch):
     (run / "adapter").mkdir(parents=True)
     (run / "config.yaml").write_text(
         "seed: 0\ndata:\n  _target_: stranger.run\nmodel:\n  _target_: torch.hub.load\n  x: 1\n"
+        "callbacks: {}\n"
     )
     (run / "serving.json").write_text(
         '{"num_classes": 2, "class_names": null, "preprocessing": null}'
@@ -182,7 +183,7 @@ def test_a_link_to_another_checkpoint_is_no_part_of_a_run(command, tmp_path, run
     secret.touch()
     for seed in (0, 1):
         where = run(tmp_path / "sweep", "lora", seed, 0.5)
-        (where / "config.yaml").write_text("seed: 0\n")
+        (where / "config.yaml").write_text("seed: 0\ncallbacks: {}\n")
         (where / "checkpoints").mkdir()
         (where / "checkpoints" / "best.ckpt").symlink_to(secret)
     status, _, err = command("soup", "sweep")
