@@ -242,8 +242,9 @@ def next_words(words: list[str], output: Path, directory: Path) -> tuple[list[st
     """Return the words that continue, and whether the process has named them."""
     for line in output.read_text(errors="replace").splitlines():
         told = line.partition("to resume the ")[2].partition(": lightning-peft ")[2]
-        if told:
-            return shlex.split(told), True
+        if told:  # the callback that counts steps is of this module
+            trust = ["--trust"] if told.startswith("continue ") else []
+            return [*shlex.split(told), *trust], True
     last = directory / "checkpoints" / "last.ckpt"
     return ([*words, f"resume={last}"] if last.is_file() else words), False
 

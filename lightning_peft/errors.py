@@ -130,8 +130,13 @@ def shown(value: object, most: int = 80) -> str:
     "'aaaaaaaaaaaaaaa'..."
     >>> shown([1, 2], 20)
     '[1, 2]'
+    >>> shown(1 << 99_999)
+    'a number too long to print'
     """
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python prints no number of more than 4,300 digits
+        return "a number too long to print"
     if len(text) <= most:
         return text
     quote = text[0] if text[0] in "\"'" else ""

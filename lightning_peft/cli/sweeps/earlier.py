@@ -18,6 +18,7 @@ from lightning_peft.cli.runs.occupied import is_other_rank
 from lightning_peft.cli.runs.places import is_within
 from lightning_peft.cli.runs.recorded import LAST_KEY, read_config
 from lightning_peft.cli.runs.summary import read_summary
+from lightning_peft.errors import shown
 
 __all__ = [
     "ABSENT",
@@ -288,9 +289,13 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str
     return found
 
 
+MOST_SHOWN = 400
+"""The largest number of characters of a setting in a message."""
+
+
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [
-        f"{key} {'was not there' if old is ABSENT else f'was {old!r}'}, "
-        f"{'now is not there' if new is ABSENT else f'now {new!r}'}"
+        f"{key} {'was not there' if old is ABSENT else f'was {shown(old, MOST_SHOWN)}'}, "
+        f"{'now is not there' if new is ABSENT else f'now {shown(new, MOST_SHOWN)}'}"
         for key, old, new in changed(before, now)
     ]

@@ -13,7 +13,7 @@ from lightning_peft.cli.config.errors import ConfigError, explain
 from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.cli.config.task import fit_to_task
 from lightning_peft.cli.runs.log import read_log
-from lightning_peft.cli.sweeps.earlier import CONFIG, LAST, Earlier, earlier_run
+from lightning_peft.cli.sweeps.earlier import CONFIG, LAST, Earlier, _changes, earlier_run
 from lightning_peft.cli.sweeps.record import quoted
 from lightning_peft.cli.sweeps.whole import job_line
 
@@ -197,3 +197,9 @@ def test_a_plugin_that_is_not_installed_is_named_with_its_extra(file, needs):
         assert told is not None
         assert needs in told
         assert "pip install 'lightning-peft[sweep]'" in told
+
+
+def test_a_number_that_cannot_be_printed_is_no_traceback():
+    assert _changes({"seed": 1 << 99_999}, {"seed": 0}) == [
+        "seed was a number too long to print, now 0"
+    ]
