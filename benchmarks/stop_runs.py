@@ -39,13 +39,10 @@ sys.path.insert(0, str(ROOT))
 import lightning.pytorch as pl  # noqa: E402
 import torch  # noqa: E402
 
+from benchmarks.kill_sweep import TINY  # noqa: E402
+
 WORDS = (
-    "model=timm",
-    "model.backbone=vit_tiny_patch16_224",
-    "model.pretrained=false",
-    "model.backbone_kwargs={img_size: 24, patch_size: 8, in_chans: 1, embed_dim: 16, depth: 2,"
-    " num_heads: 2}",
-    "data.backbone=glyph_vit",
+    *TINY,
     "data.labels_per_class=4",
     "data.steps_per_epoch=12",
     "data.batch_size=8",

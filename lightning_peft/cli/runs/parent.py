@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lightning_peft.lightning.signals import LISTENER, exit_status
+from lightning_peft.system.environment import variable
 
 __all__ = ["ENVIRONMENT", "alone", "exists", "here", "under_a_parent", "watch_parent"]
 
@@ -116,12 +117,5 @@ def under_a_parent(words: Sequence[str]) -> Iterator[None]:
         words: The command line of this process.
     """
     watch_parent(words)
-    before = os.environ.get(ENVIRONMENT)
-    os.environ[ENVIRONMENT] = here()
-    try:
+    with variable(ENVIRONMENT, here()):
         yield
-    finally:
-        if before is None:
-            os.environ.pop(ENVIRONMENT, None)
-        else:
-            os.environ[ENVIRONMENT] = before

@@ -8,8 +8,7 @@ from typing import Any
 
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.runs.places import moved_words
-from lightning_peft.cli.trust.recorded import NoMappingError, parse_plain
-from lightning_peft.cli.trust.recorded import read_config as read_trusted
+from lightning_peft.cli.trust.recorded import MOST_BYTES, NoMappingError, check_config, parse_plain
 from lightning_peft.cli.trust.words import NOBODY, Trust
 from lightning_peft.files.plain_file import read_text
 
@@ -32,7 +31,7 @@ def read_config(path: Path, last_key: str | None = None) -> tuple[Any, str]:
         The config, and ``""``; or what there is of it and the reason why it is none.
     """
     try:
-        text = read_text(path)
+        text = read_text(path, None, MOST_BYTES)
         config = parse_plain(text)
     except NoMappingError:
         return None, CUT_OFF
@@ -68,7 +67,7 @@ def recorded_config(directory: Path, trust: Trust = NOBODY) -> Any:
     from omegaconf import OmegaConf
 
     path = directory / "config.yaml"
-    _, reason = read_config(path, LAST_KEY)
+    cfg, reason = read_config(path, LAST_KEY)
     if reason:
         raise ConfigError(
             [
@@ -77,8 +76,8 @@ def recorded_config(directory: Path, trust: Trust = NOBODY) -> Any:
                 "it elsewhere; otherwise train the run again."
             ]
         )
-    cfg = read_trusted(path, directory, trust)
     plain: Any = OmegaConf.to_container(cfg)
+    check_config(path, plain, trust)
     before = plain.get("output_dir") if isinstance(plain, dict) else None
     if isinstance(before, str) and before not in ("", "."):
         cfg = OmegaConf.create(moved_words(plain, before, str(directory.absolute())))

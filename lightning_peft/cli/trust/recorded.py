@@ -15,7 +15,15 @@ from lightning_peft.cli.trust.allowed import refusal
 from lightning_peft.cli.trust.words import NOBODY, Trust, refuse
 from lightning_peft.files.plain_file import NotPlainError, read_text
 
-__all__ = ["REACHES_OUT", "NoMappingError", "parse_plain", "problems_in", "read_config"]
+__all__ = [
+    "MOST_BYTES",
+    "REACHES_OUT",
+    "NoMappingError",
+    "check_config",
+    "parse_plain",
+    "problems_in",
+    "read_config",
+]
 
 MOST_BYTES = 4 << 20
 MOST_DEPTH = 60
@@ -80,13 +88,27 @@ def read_config(path: Path, root: Path | None = None, trust: Trust = NOBODY) -> 
                 f"tampered with or of another program ({type(error).__name__}: {told:.200})."
             ]
         ) from error
+    check_config(path, plain, trust)
+    return config
+
+
+def check_config(path: Path, plain: Mapping[str, Any], trust: Trust = NOBODY) -> None:
+    """Refuse a recorded config that asks for what it may not have.
+
+    Args:
+        path: Its file, for the error.
+        plain: The config, as plain types, not resolved.
+        trust: What the user vouches for.
+
+    Raises:
+        ConfigError: Naming every problem.
+    """
     flat = [key for key in PARTS if not isinstance(plain.get(key), Mapping | None)]
     if flat:
         told = "; ".join(f"{key}: expected settings, got {plain[key]!r:.60}" for key in flat)
         raise ConfigError([f"{path}: {told}. Restore the file, or train the run again."])
     if not trust.all:
         refuse(path, list(problems_in(plain, trust.own)))
-    return config
 
 
 def parse_plain(text: str) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.trust.allowed import targets_in
+from lightning_peft.system.environment import variable
 
 __all__ = [
     "NOBODY",
@@ -106,16 +107,11 @@ def checked_jobs(trust: Trust) -> Iterator[None]:
     Args:
         trust: What the user vouches for.
     """
-    before = os.environ.get(ENVIRONMENT)
-    if not trust.all:
-        os.environ[ENVIRONMENT] = os.pathsep.join(str(path.resolve()) for path in trust.config_dirs)
-    try:
+    if trust.all:
         yield
-    finally:
-        if before is None:
-            os.environ.pop(ENVIRONMENT, None)
-        else:
-            os.environ[ENVIRONMENT] = before
+        return
+    with variable(ENVIRONMENT, os.pathsep.join(str(p.resolve()) for p in trust.config_dirs)):
+        yield
 
 
 def trust_of_jobs() -> Trust | None:
