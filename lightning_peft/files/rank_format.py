@@ -4,7 +4,8 @@
 and makes its layers as small when it reads them. Here a layer keeps its first size, and a pruned
 entry of ``E`` is zero, which is the same function: what a file leaves out is zero after loading.
 The first rank, by which updates are divided (``ranknum``), is in no file of ``peft``, since the
-config says it.
+config says it. A layer that is narrower than the first rank never had the others: in a file they are
+pruned.
 """
 
 from __future__ import annotations
@@ -36,8 +37,7 @@ def divisors(model: nn.Module) -> dict[str, Tensor]:
     found = {}
     for name, layer in _layers(model).items():
         divisor = layer.ranknum[ADAPTER_NAME].detach()
-        rank = torch.full_like(divisor, float(len(layer.lora_E[ADAPTER_NAME])))
-        if torch.equal(divisor, rank):
+        if torch.equal(divisor, torch.full_like(divisor, float(_config(model).init_r))):
             found[f"{name}.ranknum.{ADAPTER_NAME}"] = divisor
     return found
 
@@ -87,17 +87,34 @@ def pruned_for_peft(
     # where peft would scale by the rank that is left, or look for the layer under another name,
     # the file holds the pruned ranks as zeros
     foreign = own.lora_alpha <= 0 or any(ADAPTER_NAME in name for name in kept)
-    if not own.rank_pattern or foreign or all(mask.all() for mask in kept.values()):
-        return {**config, "rank_pattern": None}, dict(state)
+    masks = {
+        name: mask.tolist() + [False] * (own.init_r - len(mask)) for name, mask in kept.items()
+    }
     keys = {name: key for key, name in names.items()}
     written = dict(state)
+    if foreign or all(map(all, masks.values())):
+        for name in kept:
+            for factor, dimension in _DIMENSION.items():
+                key = keys[f"{name}.{factor}.{ADAPTER_NAME}"]
+                written[key] = _with_zeros(state[key], dimension, own.init_r)
+        return {**config, "rank_pattern": None}, written
     for name, mask in kept.items():
         for factor, dimension in _DIMENSION.items():
             key = keys[f"{name}.{factor}.{ADAPTER_NAME}"]
             (places,) = mask.to(state[key].device).nonzero(as_tuple=True)
             written[key] = state[key].index_select(dimension, places)
-    ranks = {f"{name}.lora_E": mask.tolist() for name, mask in kept.items()}
+    ranks = {f"{name}.lora_E": mask for name, mask in masks.items()}
     return {**config, "rank_pattern": ranks}, written
+
+
+def _with_zeros(tensor: Tensor, dimension: int, rank: int) -> Tensor:
+    """Return a factor with zeros for the ranks that its layer never had."""
+    lost = rank - tensor.shape[dimension]
+    if lost <= 0:
+        return tensor
+    shape = list(tensor.shape)
+    shape[dimension] = lost
+    return torch.cat([tensor, tensor.new_zeros(shape)], dimension)
 
 
 def with_all_ranks(
@@ -115,6 +132,15 @@ def with_all_ranks(
             their size, which is reported with all others that do not fit the model.
     """
     found = {**divisors(model), **state}
+    for name, layer in _layers(model).items():
+        own = len(layer.lora_E[ADAPTER_NAME])
+        for factor, dimension in _DIMENSION.items():
+            entry = f"{name}.{factor}.{ADAPTER_NAME}"
+            tensor = state.get(entry)
+            if not ranks and tensor is not None and tensor.shape[dimension] > own:
+                beyond = tensor.narrow(dimension, own, tensor.shape[dimension] - own)
+                if not beyond.any():  # what peft has and a narrow layer has not
+                    found[entry] = tensor.narrow(dimension, 0, own).clone()
     for name, mask in _read(model, ranks).items():
         (places,) = torch.tensor(mask, dtype=torch.bool).nonzero(as_tuple=True)
         for factor, dimension in _DIMENSION.items():
@@ -140,7 +166,8 @@ def note_ranks(model: nn.Module, ranks: object) -> None:
     if config is not None:
         read = _read(model, ranks)
         config.rank_pattern = {f"{n}.lora_E.{ADAPTER_NAME}": mask for n, mask in read.items()}
-        config.rank_pattern = config.rank_pattern or None
+        if all(map(all, config.rank_pattern.values())):
+            config.rank_pattern = None
 
 
 def _read(model: nn.Module, ranks: object) -> dict[str, list[bool]]:
@@ -157,12 +184,12 @@ def _read(model: nn.Module, ranks: object) -> dict[str, list[bool]]:
         if name not in layers or adapter.count(".") > 1:
             problems.append(f"{shown(key)}, which is no layer of AdaLoRA")
             continue
-        rank = len(layers[name].lora_E[ADAPTER_NAME])
+        rank, first = len(layers[name].lora_E[ADAPTER_NAME]), _config(model).init_r
         whole = isinstance(mask, list) and all(type(entry) is bool for entry in mask)
-        if not whole or len(mask) != rank:
+        if not whole or len(mask) not in (rank, first) or any(mask[rank:]):
             problems.append(f"{shown(mask)} for {shown(name)}, which has {rank} ranks")
             continue
-        read[name] = mask
+        read[name] = mask[:rank]
     if problems:
         raise AdapterFileError(
             "expected 'rank_pattern' to say of each rank of a layer whether it is left, got "

@@ -11,13 +11,16 @@ from torch import nn
 from lightning_peft.anatomy.targets import resolve
 from lightning_peft.methods.base import Layers, Names, Site, Stepper
 from lightning_peft.methods.from_peft.method import PeftMethod
-from lightning_peft.methods.from_peft.rank_allocation import RankAllocation
-from lightning_peft.methods.from_peft.targets import (
-    fan_in_fan_out,
-    names_of,
+from lightning_peft.methods.from_peft.narrow import (
+    cut_ranks,
+    kinds_of,
+    named,
+    narrow_layers,
     rank_problems,
-    target_spec,
 )
+from lightning_peft.methods.from_peft.rank_allocation import RankAllocation
+from lightning_peft.methods.from_peft.targets import fan_in_fan_out, names_of, target_spec
+from lightning_peft.methods.in_weight.part import with_parts
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.settings import size_problems
 
@@ -42,8 +45,10 @@ class AdaLoRA(PeftMethod):
     a loop of your own, see :meth:`Adaptation.steppers`.
 
     Attributes:
-        rank: The average rank at the end.
-        initial_rank: The rank of each update at the start, more than ``rank``.
+        rank: The average rank at the end; a layer with fewer at the start counts with these.
+        initial_rank: The rank of each update at the start, more than ``rank``. A layer whose smaller
+            side is below it starts with that rank, and the same factor; one that ``targets`` names
+            is refused.
         alpha: An update is scaled by ``alpha / initial_rank``; ``None`` is a scale of 1.
         dropout: Probability of dropping an entry of the update's input, in [0, 1).
         warmup: Fraction of the run before the first rank is pruned, in [0, 1).
@@ -107,11 +112,19 @@ class AdaLoRA(PeftMethod):
         names = resolve(
             anatomy, model, self.targets or "auto", layers=self.layers, exclude=self.exclude
         )
-        return tuple(Site(name, self.kind) for name in names)
+        narrow = narrow_layers(model, with_parts(model, names), self.initial_rank)
+        kinds = kinds_of(self.kind, narrow)
+        return tuple(Site(name, kinds.get(name, self.kind)) for name in names)
 
     def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
         """See :meth:`PeftMethod.site_problems`."""
-        yield from rank_problems(model, names, self.initial_rank)
+        yield from rank_problems(model, named(names, self.targets), self.initial_rank)
+
+    def inject(self, model: nn.Module, sites: tuple[Site, ...]) -> None:
+        """See :meth:`Method.inject`."""
+        narrow = narrow_layers(model, names_of(sites), self.initial_rank)
+        super().inject(model, sites)
+        cut_ranks(model, narrow)
 
     def peft_config(self, model: nn.Module, sites: tuple[Site, ...]) -> AdaLoraConfig:
         """See :meth:`PeftMethod.peft_config`; the schedule waits for the run's length."""

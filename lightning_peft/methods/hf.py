@@ -19,10 +19,23 @@ from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError, TargetError, near
 from lightning_peft.methods.base import Layers, Names, Plan, Site, Stepper, plain
 from lightning_peft.methods.from_peft.defaults import DEFAULT, default_targets
-from lightning_peft.methods.from_peft.idle import idle_problems, wrapper_problems
+from lightning_peft.methods.from_peft.idle import (
+    default_of,
+    idle_problems,
+    pattern_for,
+    wrapper_problems,
+)
 from lightning_peft.methods.from_peft.method import PeftMethod
+from lightning_peft.methods.from_peft.narrow import (
+    kinds_of,
+    named,
+    narrow_layers,
+    rank_patterns,
+    rank_problems,
+)
 from lightning_peft.methods.from_peft.parameters import (
     as_peft_reads_it,
+    is_replaced,
     parameter_sites,
     parameters_of,
 )
@@ -32,10 +45,10 @@ from lightning_peft.methods.from_peft.targets import (
     fan_in_fan_out,
     matched_by_peft,
     names_of,
-    rank_problems,
     target_spec,
 )
 from lightning_peft.methods.from_peft.tuners import OWN_START, config_class, layer_refusal, refusal
+from lightning_peft.methods.in_weight.part import with_parts
 from lightning_peft.methods.registry import register_method
 
 if TYPE_CHECKING:
@@ -120,10 +133,11 @@ class HF(PeftMethod):
             for key, value in config.to_dict().items()
             if key not in _MANAGED and _plain_or_none(defaults.get(key)) != plain(value)
         }
-        targets: Names = DEFAULT if getattr(config, "target_modules", None) is None else None
-        if options.get("target_modules") == "all-linear":
+        asked = [getattr(config, key, None) for key in ("target_modules", "target_parameters")]
+        targets: Names = DEFAULT if asked == [None, None] else None
+        if options.get("target_modules") == ALL_LINEAR:
             # peft's own rule also adapts the new head of models that are not from transformers
-            targets = "all-linear"
+            targets = ALL_LINEAR
             options.pop("target_modules")
         tuner = config.peft_type
         return cls(getattr(tuner, "value", tuner), targets=targets, **options)
@@ -200,7 +214,7 @@ class HF(PeftMethod):
     def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
         """See :meth:`PeftMethod.select`."""
         wanted = self.options.get("target_parameters") or ()
-        if self.targets_by_peft:
+        if self.is_left_to_peft(model):
             config: Any = self._as_peft_reads_it(model)
             names = matched_by_peft(config, model)
             wanted = sorted(getattr(config, "target_parameters", None) or ())
@@ -214,14 +228,33 @@ class HF(PeftMethod):
                 targets = "norms" if self.tuner == "LN_TUNING" else "auto"
             names = resolve(anatomy, model, targets, layers=self.layers, exclude=self.exclude)
         parameters = parameter_sites(model, wanted, self.kind)
-        if not self.targets_by_peft:
+        if not self.is_left_to_peft(model):
             parameters = self._chosen(anatomy, model, parameters)
-        return (*(Site(name, self.kind) for name in names), *parameters)
+        kinds = kinds_of(self.kind, self._narrow(model, with_parts(model, names)))
+        return (*(Site(name, kinds.get(name, self.kind)) for name in names), *parameters)
 
-    @property
-    def targets_by_peft(self) -> bool:
-        """See :meth:`PeftMethod.targets_by_peft`."""
-        return self.targets is None
+    def is_left_to_peft(self, model: nn.Module) -> bool:
+        """See :meth:`PeftMethod.is_left_to_peft`.
+
+        Of ``"all-linear"``, where ``peft`` means fused experts and routers, too, which are no
+        layers.
+        """
+        if self.targets != ALL_LINEAR or self.tuner != "LORA":
+            return self.targets is None
+        if self.layers is not None or self.exclude is not None:
+            return False
+        return is_replaced(
+            config_class(self.tuner)(**self._plain_options(), target_modules=ALL_LINEAR), model
+        )
+
+    def _narrow(self, model: nn.Module, names: Iterable[str]) -> dict[str, int]:
+        """Return the ranks of the layers that get a rank below ``r``, which was given."""
+        rank = self.options.get("r")
+        if not isinstance(rank, int) or self.tuner not in _BY_LAYER or self.is_left_to_peft(model):
+            return {}
+        own = self.options.get("rank_pattern") or {}
+        found = narrow_layers(model, names, rank)
+        return {name: most for name, most in found.items() if pattern_for(own, name) is None}
 
     def _plain_options(self) -> dict[str, Any]:
         options = self.options.items()
@@ -267,8 +300,10 @@ class HF(PeftMethod):
     def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
         """See :meth:`PeftMethod.site_problems`."""
         rank = self.options.get("r")
-        # VeRA's shared projections may be taller than a layer
-        if isinstance(rank, int) and self.tuner not in ("VERA", "PVERA"):
+        if isinstance(rank, int) and self.tuner in _BY_LAYER:
+            asked = () if self.is_left_to_peft(model) else named(names, self.targets)
+            yield from rank_problems(model, asked, rank)
+        elif isinstance(rank, int) and self.tuner not in _NO_RANK:
             yield from rank_problems(model, names, rank)
         yield from layer_refusal(self.tuner, model, names)
         yield from start_problems(self.tuner, self.options, model, names)
@@ -280,17 +315,21 @@ class HF(PeftMethod):
         names = names_of(sites)
         cls = config_class(self.tuner)
         options = self._plain_options()
+        by_peft = self.is_left_to_peft(model)
         # peft's own patterns do not match the parts of a module
-        if self.targets is not None or any(site.in_weight for site in sites):
+        if not by_peft or any(site.in_weight for site in sites):
             options["target_modules"] = target_spec(model, names)
             if self.tuner == "IA3" and "feedforward_modules" not in options:
                 default = default_targets("IA3", model) if self.targets == DEFAULT else {}
                 options["feedforward_modules"] = default.get("feedforward_modules", [])
             if "target_parameters" in options:
                 options["target_parameters"] = parameters_of(sites)
+        elif self.targets == ALL_LINEAR:
+            options["target_modules"] = ALL_LINEAR
         elif options.get("target_parameters"):
             # none at all, since peft would add its default modules for this kind of model
             options["target_modules"] = options.get("target_modules") or []
+        self._limit(options, self._narrow(model, names))
         if self.tuner == "FROD":  # its projections come from the weights, and are in no state dict
             options.setdefault("save_projection", False)
         if isinstance(options.get("lora_ga_config"), dict):  # peft 0.20 keeps it as it is
@@ -307,6 +346,19 @@ class HF(PeftMethod):
         except (ValueError, TypeError) as error:
             raise MethodError(f"{self.kind}: peft refuses these settings: {error}") from error
 
+    def _limit(self, options: dict[str, Any], narrow: Mapping[str, int]) -> None:
+        """Add the ranks of narrow layers to a config's own, with the factor of the others."""
+        alpha_key = _ALPHA.get(self.tuner)
+        own = options.get("alpha_pattern") or {}
+        root = bool(options.get("use_rslora"))
+        for name, most in narrow.items():
+            alpha = None
+            if alpha_key is not None:
+                alpha = options.get(alpha_key, default_of(self.tuner, alpha_key))
+                alpha = own.get(pattern_for(own, name), alpha)
+            for key, entry in rank_patterns({name: most}, options["r"], alpha, root).items():
+                options[key] = {**entry, **(options.get(key) or {})}
+
     def steppers(self, model: nn.Module) -> list[Stepper]:
         """See :meth:`Method.steppers`."""
         if self.tuner != "ADALORA":
@@ -315,6 +367,19 @@ class HF(PeftMethod):
 
         return [RankAllocation(model)]
 
+
+ALL_LINEAR = "all-linear"
+
+# where r is no bound of the rank of each layer: VeRA's shared projections may be taller than a
+# layer, LoKr takes a whole factor, HiRA multiplies the weight entry by entry; r is a number of
+# blocks of OFT, of reflections of the input of HRA, and of groups of the input of MiSS
+_NO_RANK = frozenset({"HIRA", "HRA", "LOKR", "MISS", "OFT", "PVERA", "VERA"})
+
+_ALPHA = {"LOHA": "alpha", "LORA": "lora_alpha"}
+"""The setting that is divided by the rank."""
+
+_BY_LAYER = frozenset({"DELORA", *_ALPHA})
+"""Tuners with a rank for each layer (``rank_pattern``), which may be above the layer's sides."""
 
 # entries that peft adds to a config, or that have no meaning for a backbone in memory
 _MANAGED = frozenset(

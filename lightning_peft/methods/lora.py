@@ -12,14 +12,14 @@ from torch import nn
 from lightning_peft.anatomy.targets import resolve
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.from_peft.method import PeftMethod
-from lightning_peft.methods.from_peft.targets import (
-    fan_in_fan_out,
-    names_of,
+from lightning_peft.methods.from_peft.narrow import (
+    kinds_of,
+    named,
     narrow_layers,
     rank_patterns,
     rank_problems,
-    target_spec,
 )
+from lightning_peft.methods.from_peft.targets import fan_in_fan_out, names_of, target_spec
 from lightning_peft.methods.in_weight.part import with_parts
 from lightning_peft.methods.registry import register_method
 
@@ -85,13 +85,12 @@ class LoRA(PeftMethod):
             anatomy, model, self.targets or "auto", layers=self.layers, exclude=self.exclude
         )
         narrow = narrow_layers(model, with_parts(model, names), self.rank)
-        kinds = {name: f"{self.kind} of rank {most}" for name, most in narrow.items()}
+        kinds = kinds_of(self.kind, narrow)
         return tuple(Site(name, kinds.get(name, self.kind)) for name in names)
 
     def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
         """See :meth:`PeftMethod.site_problems`."""
-        targets = (self.targets,) if isinstance(self.targets, str) else self.targets or ()
-        yield from rank_problems(model, tuple(n for n in names if n in targets), self.rank)
+        yield from rank_problems(model, named(names, self.targets), self.rank)
 
     def peft_config(self, model: nn.Module, sites: tuple[Site, ...]) -> LoraConfig:
         """See :meth:`PeftMethod.peft_config`."""

@@ -18,7 +18,6 @@ from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.child import ChildAdapter, ChildMethod
 from lightning_peft.methods.features import features_of, is_transposed
 from lightning_peft.methods.finite import exact
-from lightning_peft.methods.from_peft.targets import rank_problems
 from lightning_peft.methods.in_weight.part import layer_at, with_parts
 from lightning_peft.methods.in_weight.values import needed_value
 from lightning_peft.methods.registry import register_method
@@ -98,7 +97,8 @@ class LoRAQV(ChildMethod):
     is the identity. Merges exactly; then it costs nothing at inference.
 
     Attributes:
-        rank: The rank of each update.
+        rank: The rank of each update. In a narrower layer they have the rank of its smaller side,
+            with the same factor ``alpha / rank``.
         alpha: An update is scaled by ``alpha / rank``; ``None`` means ``alpha = rank``.
         dropout: Probability of dropping an entry of an update's input, in [0, 1).
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
@@ -147,22 +147,31 @@ class LoRAQV(ChildMethod):
         uneven = [
             name for name in names if _is_fused(name) and features_of(layer_at(model, name))[1] % 3
         ]
-        problems = list(rank_problems(model, names, self.rank))
         if uneven:
-            problems.append(
-                f"expected fused layers of query, key and value of one size, got {some(uneven)}"
+            raise MethodError(
+                f"{self.name}: expected fused layers of query, key and value of one size, got "
+                f"{some(uneven)}."
             )
-        if problems:
-            raise MethodError(f"{self.name}: " + "; ".join(problems) + ".")
-        return tuple(Site(name, "query and value") for name in names)
+        kinds = {
+            name: f"query and value of rank {rank}"
+            for name in names
+            if (rank := _rank_at(model, name, self.rank)) < self.rank
+        }
+        return tuple(Site(name, kinds.get(name, "query and value")) for name in names)
 
     def build(self, model: nn.Module, sites: tuple[Site, ...]) -> Iterator[ChildAdapter]:
         """See :meth:`ChildMethod.build`."""
         scale = 1.0 if self.alpha is None else self.alpha / self.rank
         for site in sites:
             features = features_of(layer_at(model, site.module))
+            rank = _rank_at(model, site.module, self.rank)
             slices = 3 if _is_fused(site.module) else 1
-            yield SliceUpdate(features, slices, self.rank, scale, self.dropout)
+            yield SliceUpdate(features, slices, rank, scale, self.dropout)
+
+
+def _rank_at(model: nn.Module, name: str, rank: int) -> int:
+    """Return a rank, or the smaller side of a layer if it is below."""
+    return min(rank, *features_of(layer_at(model, name)))
 
 
 def _is_fused(name: str) -> bool:

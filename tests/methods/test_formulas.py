@@ -286,7 +286,6 @@ def test_settings_out_of_range_are_refused(make, message):
     ("method", "backbone", "message"),
     [
         (lp.FacTTT(rank=64), "vit", "a rank no larger than the width 32, got 64"),
-        (lp.LoRAQV(rank=64), "vit", "a rank no larger than the layer, got 64"),
         (lp.LadderSideTuning(reduction=64), "vit", "no larger than the width 32, got 64"),
         (lp.Hydra(targets="convs"), "vit", "expected linear layers, got patch_embed.proj"),
         (lp.RepAdapter(groups=3, bottleneck=3), "vit", "a multiple of 3 features"),

@@ -17,7 +17,7 @@ from lightning_peft.errors import some
 from lightning_peft.methods.from_peft.tuners import config_class
 from lightning_peft.methods.in_weight.part import layer_at
 
-__all__ = ["idle_problems", "wrapper_problems"]
+__all__ = ["default_of", "idle_problems", "pattern_for", "wrapper_problems"]
 
 _IN_TOKENS = "is found in input_ids by the forward of peft's own wrapper"
 _NEEDS_WRAPPER: dict[tuple[str, str], str] = {
@@ -108,7 +108,7 @@ def idle_problems(
     if tuner == "ADALORA" and not isinstance(start, bool):
         yield f"init_lora_weights={start!r} {_NOT_IN_ADALORA}: leave it out"
     if tuner == "ADALORA":
-        first, last = (options.get(key, _default(tuner, key)) for key in ("init_r", "target_r"))
+        first, last = (options.get(key, default_of(tuner, key)) for key in ("init_r", "target_r"))
         if isinstance(first, int) and isinstance(last, int) and first <= last:
             yield f"expected init_r to be more than target_r ({last}), got {first}: none is pruned"
     if tuner == "LORA":
@@ -146,28 +146,41 @@ def _idle_in_lora(
 def _unmatched(
     given: Sequence[str], options: Mapping[str, Any], names: Sequence[str]
 ) -> Iterable[str]:
-    from peft.utils.other import get_pattern_key
-
     for key in given:
         patterns = options[key]
         if not (key.endswith("_pattern") and isinstance(patterns, Mapping)):
             continue
-        used = {get_pattern_key([pattern], name) for pattern in patterns for name in names}
+        used = {pattern_for([pattern], name) for pattern in patterns for name in names}
         lost = [pattern for pattern in patterns if pattern not in used]
         if lost:
             names = some([repr(name) for name in lost])
             yield f"{key}: expected names of targets, {names} match none"
 
 
+def pattern_for(patterns: Iterable[str], name: str) -> str | None:
+    """Return the first of ``peft``'s patterns that means a layer, or ``None``.
+
+    Args:
+        patterns: The keys of ``rank_pattern`` or ``alpha_pattern``.
+        name: The layer's name.
+    """
+    from peft.utils.other import get_pattern_key
+
+    keys = tuple(patterns)
+    found: str = get_pattern_key(keys, name)  # the name itself if none of them means it
+    return found if found in keys else None
+
+
 def _is_set(tuner: str, key: str, options: Mapping[str, Any]) -> bool:
     """Whether a setting has another value than ``peft`` would give it."""
     if key not in options or options[key] is None:
         return False
-    default = _default(tuner, key)
+    default = default_of(tuner, key)
     return bool(options[key] if default is dataclasses.MISSING else options[key] != default)
 
 
-def _default(tuner: str, key: str) -> Any:
+def default_of(tuner: str, key: str) -> Any:
+    """Return the default of a setting of a tuner; ``dataclasses.MISSING`` if it has none."""
     defaults = {field.name: field.default for field in dataclasses.fields(config_class(tuner))}
     return defaults.get(key, dataclasses.MISSING)
 

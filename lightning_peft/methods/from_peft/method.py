@@ -62,9 +62,8 @@ class PeftMethod(Method):
         """The kind of change at a site, for reports."""
         return self.name
 
-    @property
-    def targets_by_peft(self) -> bool:
-        """Whether ``peft`` itself chooses the targets, by its own rules."""
+    def is_left_to_peft(self, model: nn.Module) -> bool:
+        """Whether ``peft`` itself chooses the targets in a model, by its own rules."""
         return False
 
     def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
@@ -94,7 +93,9 @@ class PeftMethod(Method):
         with ready_for_peft(model, sites):
             config = self.peft_config(model, sites)
             kept = keep_weights(config, model, names_of(sites))
-            inject_tuner(without_start(config), model, self.kind, converted=self.targets_by_peft)
+            inject_tuner(
+                without_start(config), model, self.kind, converted=self.is_left_to_peft(model)
+            )
         places = {(site.module, site.parameter) for site in sites}
         now = tuned_places(model)
         missed = [".".join(filter(None, place)) for place in sorted(places - now)]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import math
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_peft.errors import TargetError, near, some
 from lightning_peft.methods.base import Site
@@ -22,9 +21,6 @@ __all__ = [
     "fan_in_fan_out",
     "matched_by_peft",
     "names_of",
-    "narrow_layers",
-    "rank_patterns",
-    "rank_problems",
     "target_spec",
 ]
 
@@ -32,66 +28,6 @@ __all__ = [
 def names_of(sites: tuple[Site, ...]) -> tuple[str, ...]:
     """Return the names of the modules that sites adapt, without those of single parameters."""
     return tuple(site.module for site in sites if not site.parameter)
-
-
-def narrow_layers(model: nn.Module, names: Iterable[str], rank: int) -> dict[str, int]:
-    """Return the smaller side of each layer where it is below a rank.
-
-    Args:
-        model: The backbone.
-        names: The modules to adapt.
-        rank: The requested rank.
-    """
-    found = {}
-    for name in names:
-        weight = getattr(layer_at(model, name), "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim >= 2:
-            most = min(weight.shape[0], weight[0].numel())
-            if rank > most:
-                found[name] = most
-    return found
-
-
-def rank_problems(model: nn.Module, names: tuple[str, ...], rank: int) -> Iterable[str]:
-    """Yield the modules whose smaller side is below a rank.
-
-    Args:
-        model: The backbone.
-        names: The modules to adapt.
-        rank: The requested rank.
-    """
-    small = [f"{name} (at most {most})" for name, most in narrow_layers(model, names, rank).items()]
-    if small:
-        more = f" and {len(small) - 8} more" if len(small) > 8 else ""
-        yield (
-            f"expected a rank no larger than the layer, got {rank} for "
-            f"{', '.join(small[:8])}{more}. Lower the rank, or leave them out with exclude="
-        )
-
-
-def rank_patterns(narrow: Mapping[str, int], rank: int, alpha: float, root: bool) -> dict[str, Any]:
-    """Return ``peft``'s settings of layers whose rank is below that of the others.
-
-    Args:
-        narrow: Their ranks, by name.
-        rank: The rank of the others.
-        alpha: The ``lora_alpha`` of the others.
-        root: Whether the update is divided by the root of the rank (rsLoRA).
-
-    Returns:
-        ``rank_pattern`` and ``alpha_pattern``, which keeps the factor of the update.
-    """
-    if not narrow:
-        return {}
-    # peft takes a key for a regular expression that matches the end of a name
-    keys = {name: f"^{re.escape(name)}" for name in narrow}
-    share = {name: most / rank for name, most in narrow.items()}
-    return {
-        "rank_pattern": {keys[name]: most for name, most in narrow.items()},
-        "alpha_pattern": {
-            keys[name]: alpha * (math.sqrt(part) if root else part) for name, part in share.items()
-        },
-    }
 
 
 def target_spec(model: nn.Module, names: tuple[str, ...]) -> list[str] | str:
