@@ -11,6 +11,7 @@ from lightning_peft.adaptation.checks import Checks, as_names, parameters_named
 from lightning_peft.adaptation.fixed import asked_for, fixed_parameters
 from lightning_peft.adaptation.handle import ATTRIBUTE, Adaptation, find_adaptation
 from lightning_peft.adaptation.injection import inject, refuse_bypassed
+from lightning_peft.adaptation.left_out import left_out
 from lightning_peft.adaptation.precision import AdapterDtype, as_dtype
 from lightning_peft.adaptation.state import ADAPTED
 from lightning_peft.anatomy import anatomy
@@ -104,6 +105,7 @@ def adapt(
 
     fixed = fixed_parameters(model, found.head)
     fixed -= asked_for(model, as_names(also_train), fixed)
+    told = left_out(model, plan, found, (*plan.train, *more))
     injection = inject(model, chosen, plan, found, more, memory, fixed)
     adaptation = Adaptation(
         model=model,
@@ -113,6 +115,7 @@ def adapt(
         batchnorm=batchnorm,
         backbone_dropout=backbone_dropout,
     )
+    adaptation.left_out = told
     model.__dict__[ATTRIBUTE] = adaptation
     adaptation.set_adapter_dtype(adapter_dtype)
     adaptation.freeze()

@@ -60,6 +60,8 @@ class Adaptation(Trained):
             (``requires_grad=False`` in a model that is not frozen as a whole). They stay so;
             ``also_train`` trains them by name.
         held: Those of them that would be trained otherwise.
+        left_out: What has no adapter although one would be expected, with the word that adapts it:
+            fused experts, recurrent layers.
         state: Whether it is merged, disabled, averaged, sharded or unloaded.
         adapter_dtype: The dtype that was asked for; ``None`` is float32 or finer.
         restored_steppers: The steppers' states from a checkpoint, for the run that resumes from it.
@@ -162,6 +164,7 @@ class Adaptation(Trained):
             trained=set(self.trained_names()),
             adapter=set(self.adapter_names()),
             head=self.head_names(),
+            left_out=self.left_out,
         )
 
     # --- switching it off, folding it in ----------------------------------------------------------

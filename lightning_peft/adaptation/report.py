@@ -33,6 +33,7 @@ class Report:
             header.
         acceleration: Which LoRA layers have the fast forward, why others do not, and what they
             recompute in the backward pass; ``None`` without LoRA layers.
+        left_out: What has no adapter although one would be expected: see :class:`Adaptation`.
     """
 
     method: str
@@ -44,6 +45,7 @@ class Report:
     total: int
     trained_bytes: int
     acceleration: Acceleration | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -53,7 +55,8 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON types."""
         speed = None if self.acceleration is None else self.acceleration.to_dict()
-        return {**asdict(self), "share": self.share, "acceleration": speed}
+        told = {"acceleration": speed, "left_out": list(self.left_out)}
+        return {**asdict(self), "share": self.share, **told}
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -78,6 +81,8 @@ class Report:
         console = Console(file=out, width=100)
         console.print(table)
         console.print(f"sites: {sites}", highlight=False)
+        for line in self.left_out:
+            console.print(f"without an adapter: {line}", highlight=False, markup=False)
         console.print(f"trained bytes: {human_bytes(self.trained_bytes)}", highlight=False)
         if self.acceleration is not None:
             console.print(f"speed: {self.acceleration}", highlight=False)
@@ -92,6 +97,7 @@ def make_report(
     trained: Set[str],
     adapter: Set[str],
     head: Set[str],
+    left_out: tuple[str, ...] = (),
 ) -> Report:
     """Count the trained and other parameters of an adapted model.
 
@@ -102,6 +108,7 @@ def make_report(
         trained: Names of the trained parameters.
         adapter: Names of the parameters that the adapter added.
         head: Names of the head's parameters.
+        left_out: What has no adapter although one would be expected.
 
     Returns:
         The report.
@@ -124,4 +131,5 @@ def make_report(
             p.numel() * p.element_size() for name, p in model.named_parameters() if name in trained
         ),
         acceleration=acceleration_of(model),
+        left_out=left_out,
     )

@@ -1,8 +1,9 @@
 """Weights that are parameters of a module without a layer of their own, under the name of a part.
 
-`nn.MultiheadAttention` holds `in_proj_weight`, a recurrent layer `weight_ih_l0` and its like, and a
-transposed convolution has its output channels in the second dimension. An adapter sees each of them
-as a linear layer, which is called `<module>.<part>`. A part exists from the injection on.
+`nn.MultiheadAttention` holds `in_proj_weight`, a recurrent layer `weight_ih_l0` and its like, a cell
+`weight_ih`, and a transposed convolution has its output channels in the second dimension. An
+adapter sees each of them as a linear layer, which is called `<module>.<part>`. A part exists from
+the injection on.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def parts_of(module: nn.Module) -> dict[str, str]:
         return {name.removesuffix("_weight"): name for name in wanted if name in own}
     if isinstance(module, nn.RNNBase):
         return {n.removeprefix("weight_"): n for n in own if _RECURRENT.fullmatch(n)}
+    if isinstance(module, nn.RNNCellBase):
+        return {n.removeprefix("weight_"): n for n in own if n in ("weight_ih", "weight_hh")}
     if isinstance(module, _ConvNd) and "weight" in own and _is_crooked(module):
         return {"matrix": "weight"}
     return {}

@@ -8,7 +8,14 @@ from collections.abc import Callable, Collection, Iterable
 
 from torch import nn
 
-from lightning_peft.anatomy.tree import Node, is_container, is_conv, is_linear, is_norm
+from lightning_peft.anatomy.tree import (
+    Node,
+    is_container,
+    is_conv,
+    is_linear,
+    is_norm,
+    is_recurrent,
+)
 
 __all__ = ["ROLES", "find_roles"]
 
@@ -65,7 +72,8 @@ def find_roles(
     An `nn.MultiheadAttention` has no layer for query, key and value: the module itself plays the
     role `qkv`, and its `out_proj` is the output. Attention between
     sequences (the decoder of T5) is attention. A 1x1 convolution counts as linear only if it is
-    part of an attention or an MLP (ConvNeXt with `conv_mlp`, MetaFormer); a recurrent layer does.
+    part of an attention or an MLP (ConvNeXt with `conv_mlp`, MetaFormer). A recurrent layer does,
+    outside of the blocks, too, if anything else does.
     `convs` are all convolutions of one group, including the stem, downsamplings and the two of a
     squeeze-and-excitation.
 
@@ -91,6 +99,8 @@ def find_roles(
         within = _attention(scope, inside, found)
         _mlp(scope, [node for node in inside if id(node) not in within], found)
         found["all-linear"].update(id(node) for node in inside if _multiplies(node.module))
+    if found["all-linear"]:  # where only convolutions are adapted, it stays at these
+        found["all-linear"].update(id(node) for node in nodes if is_recurrent(node.module))
     for role in ("attention", "mlp"):  # with their 1x1 convolutions
         found["all-linear"] |= found[role]
     found["convs"].update(id(node) for node in nodes if is_conv(node.module))
@@ -100,7 +110,7 @@ def find_roles(
 
 
 def _multiplies(module: nn.Module) -> bool:
-    return is_linear(module) or isinstance(module, nn.RNNBase)
+    return is_linear(module) or is_recurrent(module)
 
 
 def _is_dense(node: Node) -> bool:

@@ -23,6 +23,7 @@ __all__ = [
     "is_conv",
     "is_linear",
     "is_norm",
+    "is_recurrent",
     "plain_name",
     "unwrap",
 ]
@@ -94,6 +95,11 @@ def is_conv(module: nn.Module, *, pointwise: bool = False) -> bool:
     return module.groups == 1 and (not pointwise or set(module.kernel_size) == {1})
 
 
+def is_recurrent(module: nn.Module) -> bool:
+    """Whether a module is a recurrent layer or the cell of one, as torch has them."""
+    return isinstance(module, nn.RNNBase | nn.RNNCellBase)
+
+
 def is_norm(module: nn.Module, name: str = "") -> bool:
     """Whether a module is a normalisation layer with parameters of its own.
 
@@ -127,7 +133,8 @@ def is_adaptable(module: nn.Module, name: str = "") -> bool:
     """
     what = _essence(module)
     if (
-        isinstance(what, nn.MultiheadAttention | nn.RNNBase)
+        isinstance(what, nn.MultiheadAttention)
+        or is_recurrent(what)
         or is_linear(what)
         or is_norm(what, name)
     ):

@@ -4,8 +4,8 @@
 and makes its layers as small when it reads them. Here a layer keeps its first size, and a pruned
 entry of ``E`` is zero, which is the same function: what a file leaves out is zero after loading.
 The first rank, by which updates are divided (``ranknum``), is in no file of ``peft``, since the
-config says it. A layer that is narrower than the first rank never had the others: in a file they are
-pruned.
+config says it. A layer that is narrower than the first rank never had the others: in a file they
+are pruned.
 """
 
 from __future__ import annotations

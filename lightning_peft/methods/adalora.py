@@ -46,9 +46,9 @@ class AdaLoRA(PeftMethod):
 
     Attributes:
         rank: The average rank at the end; a layer with fewer at the start counts with these.
-        initial_rank: The rank of each update at the start, more than ``rank``. A layer whose smaller
-            side is below it starts with that rank, and the same factor; one that ``targets`` names
-            is refused.
+        initial_rank: The rank of each update at the start, more than ``rank``. A layer whose
+            smaller side is below it starts with that rank, and the same factor; one that
+            ``targets`` names is refused.
         alpha: An update is scaled by ``alpha / initial_rank``; ``None`` is a scale of 1.
         dropout: Probability of dropping an entry of the update's input, in [0, 1).
         warmup: Fraction of the run before the first rank is pruned, in [0, 1).

@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Method, Names, Plan, Site
+from lightning_peft.methods.from_peft.experts import fused_experts
 from lightning_peft.methods.registry import register_method
 from lightning_peft.methods.selection import selected_modules
 
@@ -46,11 +47,12 @@ class BitFit(Method):
 
     def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
         """See :meth:`Method.plan`."""
+        experts = fused_experts(model)
         found = [
             (module_name, f"{module_name}.{key}" if module_name else key)
             for module_name, module in selected_modules(self, anatomy, model)
             for key, parameter in module._parameters.items()
-            if parameter is not None and is_bias(key, parameter)
+            if parameter is not None and is_bias(key, parameter, module_name in experts)
         ]
         if not found:
             raise MethodError(
@@ -61,6 +63,12 @@ class BitFit(Method):
         return Plan(sites=sites, train=tuple(name for _, name in found))
 
 
-def is_bias(key: str, parameter: nn.Parameter) -> bool:
-    """Whether a module's own parameter is an additive bias (``q_bias``, ``bias_ih_l0``)."""
-    return parameter.ndim == 1 and "bias" in key.split("_")
+def is_bias(key: str, parameter: nn.Parameter, fused: bool = False) -> bool:
+    """Whether a module's own parameter is an additive bias (``q_bias``, ``bias_ih_l0``).
+
+    Args:
+        key: Its name in the module.
+        parameter: The parameter.
+        fused: Whether the module holds several experts, each with a row of the bias.
+    """
+    return parameter.ndim == 1 + fused and "bias" in key.split("_")

@@ -28,6 +28,7 @@ class DoRA(LoRA):
     formula: ClassVar[str] = "m (W + s B A) / |W + s B A|"
     summary: ClassVar[str] = "LoRA on the direction, a trained magnitude"
     accelerated: ClassVar[bool] = False
+    adapts_parameters: ClassVar[bool] = False
     reference: ClassVar[str] = "https://arxiv.org/abs/2402.09353"
 
     def peft_options(self) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError, TargetError, near
 from lightning_peft.methods.base import Layers, Names, Plan, Site, Stepper, plain
 from lightning_peft.methods.from_peft.defaults import DEFAULT, default_targets
+from lightning_peft.methods.from_peft.experts import kept_parameters
 from lightning_peft.methods.from_peft.idle import (
     default_of,
     idle_problems,
@@ -229,7 +230,7 @@ class HF(PeftMethod):
             names = resolve(anatomy, model, targets, layers=self.layers, exclude=self.exclude)
         parameters = parameter_sites(model, wanted, self.kind)
         if not self.is_left_to_peft(model):
-            parameters = self._chosen(anatomy, model, parameters)
+            parameters = kept_parameters(anatomy, model, parameters, self.layers, self.exclude)
         kinds = kinds_of(self.kind, self._narrow(model, with_parts(model, names)))
         return (*(Site(name, kinds.get(name, self.kind)) for name in names), *parameters)
 
@@ -265,18 +266,6 @@ class HF(PeftMethod):
             return as_peft_reads_it(self.peft_config(model, ()), model)
         except ValueError as error:
             raise TargetError(f"{self.kind}: peft refuses these targets: {error}") from error
-
-    def _chosen(
-        self, anatomy: Anatomy, model: nn.Module, sites: tuple[Site, ...]
-    ) -> tuple[Site, ...]:
-        """Return the parameters that ``layers`` and ``exclude`` leave."""
-        if not sites or (self.layers is None and self.exclude is None):
-            return sites
-        owners = tuple(dict.fromkeys(site.module for site in sites))
-        kept = resolve(
-            anatomy, model, owners, layers=self.layers, exclude=self.exclude, containers=True
-        )
-        return tuple(site for site in sites if site.module in kept)
 
     def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
         """See :meth:`Method.plan`."""

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from lightning_peft.anatomy.targets import resolve
+from lightning_peft.errors import MethodError, some
 from lightning_peft.methods.base import Layers, Names, Site
+from lightning_peft.methods.from_peft.experts import experts_among, kept_parameters
 from lightning_peft.methods.from_peft.method import PeftMethod
 from lightning_peft.methods.from_peft.narrow import (
     kinds_of,
@@ -19,6 +21,7 @@ from lightning_peft.methods.from_peft.narrow import (
     rank_patterns,
     rank_problems,
 )
+from lightning_peft.methods.from_peft.parameters import parameters_of
 from lightning_peft.methods.from_peft.targets import fan_in_fan_out, names_of, target_spec
 from lightning_peft.methods.in_weight.part import with_parts
 from lightning_peft.methods.registry import register_method
@@ -48,7 +51,9 @@ class LoRA(PeftMethod):
             1.
         dropout: Probability of dropping an entry of the update's input, in [0, 1).
         targets: The adapted layers. ``"auto"`` is every linear layer of the blocks, or the
-            convolutions of a backbone without linear layers.
+            convolutions of a backbone without linear layers. Experts that are fused into one
+            parameter are no layers: ``["auto", "experts"]`` adapts them as well, which computes all
+            of their weights in each forward and keeps them for the backward pass.
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
         rslora: Scale by ``alpha / sqrt(rank)`` instead (https://arxiv.org/abs/2312.03732); with
@@ -61,6 +66,7 @@ class LoRA(PeftMethod):
     summary: ClassVar[str] = "low-rank updates added to frozen weights"
     reference: ClassVar[str] = "https://arxiv.org/abs/2106.09685"
     accelerated: ClassVar[bool] = True
+    adapts_parameters: ClassVar[bool] = True
 
     rank: int = 8
     alpha: float | None = None
@@ -81,12 +87,23 @@ class LoRA(PeftMethod):
 
     def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
         """See :meth:`PeftMethod.select`."""
-        names = resolve(
-            anatomy, model, self.targets or "auto", layers=self.layers, exclude=self.exclude
-        )
+        targets, experts = experts_among(anatomy, model, self.targets or "auto")
+        names = ()
+        if targets or not experts:
+            names = resolve(anatomy, model, targets, layers=self.layers, exclude=self.exclude)
         narrow = narrow_layers(model, with_parts(model, names), self.rank)
         kinds = kinds_of(self.kind, narrow)
-        return tuple(Site(name, kinds.get(name, self.kind)) for name in names)
+        sites = tuple(Site(module, self.kind, parameter=key) for module, key in experts)
+        parameters = kept_parameters(anatomy, model, sites, self.layers, self.exclude)
+        if parameters and (self.dropout or not self.adapts_parameters):
+            got = f"dropout={self.dropout}" if self.adapts_parameters else f"'{self.name}'"
+            raise MethodError(
+                f"{self.name}: expected LoRA without dropout where experts are fused into one "
+                f"parameter, whose update is in the weight, got {got} for "
+                f"{some(parameters_of(parameters), 2)}. Leave them out of the targets, or use LoRA "
+                "with dropout=0."
+            )
+        return (*(Site(name, kinds.get(name, self.kind)) for name in names), *parameters)
 
     def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
         """See :meth:`PeftMethod.site_problems`."""
@@ -107,6 +124,7 @@ class LoRA(PeftMethod):
             lora_dropout=self.dropout,
             use_rslora=self.rslora,
             target_modules=target_spec(model, names),
+            target_parameters=parameters_of(sites) or None,
             **rank_patterns(narrow, self.rank, alpha, self.rslora),
             **fan_in_fan_out(model, names),
             **self._extra(),

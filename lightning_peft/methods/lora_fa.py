@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_peft.methods.base import Site
 from lightning_peft.methods.from_peft.inject import ADAPTER_NAME
+from lightning_peft.methods.from_peft.parameters import wrapper_of
 from lightning_peft.methods.lora import LoRA
 from lightning_peft.methods.registry import register_method
 
@@ -31,7 +32,7 @@ class LoRAFA(LoRA):
             1.
         dropout: Probability of dropping an entry of the update's input, in [0, 1).
         targets: The adapted layers. ``"auto"`` is every linear layer of the blocks, or the
-            convolutions of a backbone without linear layers.
+            convolutions of a backbone without linear layers; fused experts as in LoRA.
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
         rslora: Scale by ``alpha / sqrt(rank)`` instead (https://arxiv.org/abs/2312.03732).
@@ -47,4 +48,9 @@ class LoRAFA(LoRA):
         """See :meth:`Method.inject`."""
         super().inject(model, sites)
         for site in sites:
-            model.get_submodule(f"{site.module}.lora_A.{ADAPTER_NAME}").requires_grad_(False)
+            layer = (
+                wrapper_of(model, site.module, site.parameter)
+                if site.parameter
+                else model.get_submodule(site.module)
+            )
+            layer.lora_A[ADAPTER_NAME].requires_grad_(False)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from lightning_peft.anatomy.targets import resolve
+from lightning_peft.anatomy.tree import is_recurrent
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Layers, Names, Site
 from lightning_peft.methods.child import ChildAdapter, ChildMethod
@@ -131,7 +132,7 @@ class SSF(ChildMethod):
             targets = tuple(place for place in _PLACES if anatomy.roles[place]) or "auto"
         names = resolve(anatomy, model, targets, layers=self.layers, exclude=self.exclude)
         # the states of a recurrent layer are no features of one product
-        chosen = [n for n in names if not isinstance(model.get_submodule(n), nn.RNNBase)]
+        chosen = [n for n in names if not is_recurrent(model.get_submodule(n))]
         chosen = [part for name in chosen for part in _layers(model, name)]
         if not chosen:
             raise MethodError(

@@ -153,7 +153,9 @@ class PEFT(pl.Callback):
             _say(
                 f"PEFT: {adaptation.method.name} on '{path or type(pl_module).__name__}' "
                 f"({len(adaptation.sites)} sites), {report.trained:,} of {report.total:,} "
-                f"parameters trained ({report.share:.2%})" + _told_of(adaptation.held)
+                f"parameters trained ({report.share:.2%})"
+                + _told_of(adaptation.held)
+                + "".join(f"; without an adapter: {line}" for line in adaptation.left_out)
             )
         self._drive_steppers.on_fit_start(trainer, pl_module)
 
