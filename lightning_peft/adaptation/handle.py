@@ -55,6 +55,8 @@ class Adaptation(Trained):
         method: How it was adapted.
         sites: The adapted places.
         head: Names of the head's modules; empty if there is none.
+        blocks: Names of the repeated blocks, as they were found before; an adapter that is added
+            may look like blocks to another search.
         fingerprint: The fingerprint of the frozen backbone.
         fixed: Names, before the adaptation, of the parameters that the module itself fixed
             (``requires_grad=False`` in a model that is not frozen as a whole). They stay so;

@@ -54,7 +54,7 @@ def left_out(
 def _candidates(
     model: nn.Module, plan: Plan, found: Anatomy
 ) -> Iterator[tuple[str, set[str], str]]:
-    """Yield the kinds of matrices without an adapter, their names, and the word that adapts them."""
+    """Yield kinds of matrices without an adapter, their names, and the word that adapts them."""
     sites = [site for _, steps in plan.steps for site in steps]
     adapted = {(site.module, site.parameter) for site in sites}
     parts = [part for part, _ in plan.steps]

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_peft.adaptation.handle import find_adaptations
 from lightning_peft.adaptation.layer_depths import Depths, layer_depths
-from lightning_peft.anatomy import anatomy
+from lightning_peft.adaptation.standing_anatomy import standing_anatomy
 from lightning_peft.anatomy.names import inside
 from lightning_peft.anatomy.tree import is_norm
 from lightning_peft.errors import MethodError
@@ -92,7 +92,7 @@ def parameter_groups(
         )
     if problems:
         raise MethodError("parameter_groups: " + "; ".join(problems) + ".")
-    found = anatomy(module, head=head)
+    found = standing_anatomy(module, head)
     depths, last = layer_depths(module, found, Depths.of(module, found))
     if layer_decay is not None and last < 2:
         raise MethodError(

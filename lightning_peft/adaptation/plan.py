@@ -213,11 +213,10 @@ def on_meta(model: nn.Module) -> nn.Module:
 
 
 def _layers(adaptation: Any) -> Iterator[LayerPlan]:
-    from lightning_peft.anatomy import anatomy
     from lightning_peft.anatomy.names import inside
 
     model = adaptation.model
-    blocks = anatomy(model, head=adaptation.head or False).blocks
+    blocks = adaptation.blocks
     outside = "(outside of the blocks)"
 
     def place(name: str) -> str:

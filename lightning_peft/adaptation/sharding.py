@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from lightning_peft.anatomy import anatomy
+from lightning_peft.adaptation.standing_anatomy import standing_anatomy
 from lightning_peft.anatomy.names import shared_names
 from lightning_peft.errors import MethodError
 
@@ -46,7 +46,7 @@ def shard(module: nn.Module, backbone: str, mesh: DeviceMesh) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     net = module.get_submodule(backbone)
-    blocks = anatomy(net).blocks
+    blocks = standing_anatomy(net).blocks
     _refuse(module, net, backbone, blocks)
     for name in blocks:
         fully_shard(net.get_submodule(name), mesh=mesh)

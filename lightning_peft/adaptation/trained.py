@@ -47,6 +47,7 @@ class Trained:
         self.fixed: tuple[str, ...] = injection.fixed
         self.held: tuple[str, ...] = injection.held
         self.left_out: tuple[str, ...] = ()
+        self.blocks: tuple[str, ...] = ()
         self._flags = injection.flags
         self.adapter_dtype: torch.dtype | None = None
         self.state = State(model)

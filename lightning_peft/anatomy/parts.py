@@ -1,7 +1,7 @@
 """Weights that are parameters of a module without a layer of their own, under the name of a part.
 
-`nn.MultiheadAttention` holds `in_proj_weight`, a recurrent layer `weight_ih_l0` and its like, a cell
-`weight_ih`, and a transposed convolution has its output channels in the second dimension. An
+`nn.MultiheadAttention` holds `in_proj_weight`, a recurrent layer `weight_ih_l0` and its like, a
+cell `weight_ih`, and a transposed convolution has its output channels in the second dimension. An
 adapter sees each of them as a linear layer, which is called `<module>.<part>`. A part exists from
 the injection on.
 """

@@ -32,7 +32,7 @@ __all__ = [
 # checkpointing, FSDP1): `blocks.0._orig_mod.attn` is written `blocks.0.attn` in a target.
 _WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 _NORM_NAME = re.compile(r"norm", re.IGNORECASE)
-_ADAPTER_CODE = ("peft.tuners.", "lightning_peft.methods.")
+_OURS = "lightning_peft.methods."
 
 
 def plain_name(name: str) -> str:
@@ -60,12 +60,32 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 def _essence(module: nn.Module) -> nn.Module:
     """Return the module itself; for a layer of `peft`, the layer that it replaced."""
-    while type(module).__module__.startswith(_ADAPTER_CODE):
+    while _is_of_peft(module):
         base = module._modules.get("base_layer")
         if base is None:
             break
         module = base
     return module
+
+
+def _is_of_peft(module: nn.Module) -> bool:
+    """Whether a module is a layer of `peft`, whose class may be one that was derived from it."""
+    return any(kind.__module__.startswith("peft.tuners.") for kind in type(module).__mro__)
+
+
+def _is_added(module: nn.Module) -> bool:
+    """Whether an adapter added a module to another: a child of ours, or the layer around a part.
+
+    The class of a layer that is read with its update is of ours, and derived from its own.
+    """
+    kind = type(_essence(module))
+    own = kind.__mro__[1] if "_read" in vars(kind) else kind
+    return own.__module__.startswith(_OURS)
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """Whether the backbone has no parameters below a module."""
+    return not any(has_weights(child) for child in module.children() if not _is_added(child))
 
 
 def has_weights(module: nn.Module) -> bool:
@@ -117,8 +137,9 @@ def is_norm(module: nn.Module, name: str = "") -> bool:
         return True
     if isinstance(module, (nn.Linear, _ConvNd, nn.Embedding)):
         return False
-    leaf = not any(has_weights(child) for child in module.children())
-    return leaf and bool(_NORM_NAME.search(type(module).__name__) or _NORM_NAME.search(name))
+    return _is_leaf(module) and bool(
+        _NORM_NAME.search(type(module).__name__) or _NORM_NAME.search(name)
+    )
 
 
 def is_adaptable(module: nn.Module, name: str = "") -> bool:
@@ -141,7 +162,7 @@ def is_adaptable(module: nn.Module, name: str = "") -> bool:
         return True
     if isinstance(what, (_ConvNd, nn.Embedding, nn.EmbeddingBag)):
         return True
-    return what._parameters.get("weight") is not None and not any(map(has_weights, what.children()))
+    return what._parameters.get("weight") is not None and _is_leaf(what)
 
 
 @dataclass(eq=False, slots=True)
@@ -223,15 +244,13 @@ def grow(model: nn.Module) -> Node:
                 lazy = nn.parameter.is_lazy(parameter)
                 node.numel += 0 if lazy else parameter.numel()
                 node.matrices += lazy or parameter.dim() > 1
-        if type(module).__module__.startswith("peft.tuners."):
+        if _is_of_peft(module):
             base = _essence(module)
             node.numel = sum(p.numel() for p in base.parameters())
             node.matrices = sum(p.dim() > 1 for p in base.parameters())
             return node
         for key, child in module._modules.items():
-            if child is None or id(child) in seen:
-                continue
-            if parent is not None and type(child).__module__.startswith(_ADAPTER_CODE[1]):
+            if child is None or id(child) in seen or _is_added(child):
                 continue
             below = visit(f"{name}.{key}" if name else key, child, node)
             node.children.append(below)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from lightning_peft.anatomy.names import parameters_inside
+from lightning_peft.anatomy.names import inside, parameters_inside
 from lightning_peft.anatomy.targets import resolve
-from lightning_peft.errors import MethodError, TargetError, near
+from lightning_peft.errors import MethodError, TargetError, near, some
 from lightning_peft.methods.base import Layers, Names, Plan, Site, Stepper, plain
 from lightning_peft.methods.from_peft.defaults import DEFAULT, default_targets
 from lightning_peft.methods.from_peft.experts import kept_parameters
@@ -231,6 +231,20 @@ class HF(PeftMethod):
         parameters = parameter_sites(model, wanted, self.kind)
         if not self.is_left_to_peft(model):
             parameters = kept_parameters(anatomy, model, parameters, self.layers, self.exclude)
+        saved = self._saved(model)
+        twice = [n for n in parameters_of(parameters) if inside(n, saved)]
+        if twice:
+            raise MethodError(
+                f"{self.kind}: expected target_parameters outside of modules_to_save, got "
+                f"{some(twice)}. Name each once: to adapt it, or to train it whole."
+            )
+        beside = tuple(name for name in names if not inside(name, saved))  # as peft has it
+        if names and not beside:
+            raise TargetError(
+                f"{self.kind}: expected targets outside of modules_to_save, got {some(names)}, "
+                "which are trained whole. Name each once."
+            )
+        names = beside
         kinds = kinds_of(self.kind, self._narrow(model, with_parts(model, names)))
         return (*(Site(name, kinds.get(name, self.kind)) for name in names), *parameters)
 
@@ -270,12 +284,7 @@ class HF(PeftMethod):
     def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
         """See :meth:`Method.plan`."""
         plan = super().plan(anatomy, model)
-        saved = self.options.get("modules_to_save") or ()
-        roots = tuple(
-            name
-            for name, _ in model.named_modules()
-            if any(name == entry or name.endswith(f".{entry}") for entry in saved)
-        )
+        saved, roots = self.options.get("modules_to_save") or (), self._saved(model)
         lost = [e for e in saved if not any(r == e or r.endswith(f".{e}") for r in roots)]
         if lost:
             names = [name for name, _ in model.named_modules() if name]
@@ -285,6 +294,11 @@ class HF(PeftMethod):
         # peft trains a copy of it; training in place is equivalent and takes half the memory
         train = parameters_inside(model, roots)
         return dataclasses.replace(plan, train=train)
+
+    def _saved(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the modules that are trained whole and get no adapter: ``modules_to_save``."""
+        ends = tuple(f".{entry}" for entry in self.options.get("modules_to_save") or ())
+        return tuple(name for name, _ in model.named_modules() if f".{name}".endswith(ends))
 
     def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
         """See :meth:`PeftMethod.site_problems`."""
@@ -305,8 +319,9 @@ class HF(PeftMethod):
         cls = config_class(self.tuner)
         options = self._plain_options()
         by_peft = self.is_left_to_peft(model)
-        # peft's own patterns do not match the parts of a module
-        if not by_peft or any(site.in_weight for site in sites):
+        # peft's own patterns do not match the parts of a module, and do match saved modules
+        apart = sites and self._saved(model)
+        if not by_peft or apart or any(site.in_weight for site in sites):
             options["target_modules"] = target_spec(model, names)
             if self.tuner == "IA3" and "feedforward_modules" not in options:
                 default = default_targets("IA3", model) if self.targets == DEFAULT else {}

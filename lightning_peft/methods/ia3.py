@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -86,8 +87,12 @@ class IA3(PeftMethod):
 
         names = names_of(sites)
         inner = tuple(site.module for site in sites if site.kind == FEEDFORWARD)
+        every, feedforward = target_spec(model, names), target_spec(model, inner) if inner else []
+        if isinstance(feedforward, list) and not set(feedforward) <= set(every):
+            # peft compares the two lists with each other, and not what they match
+            feedforward = "|".join(map(re.escape, inner))
         return IA3Config(
-            target_modules=target_spec(model, names),
-            feedforward_modules=target_spec(model, inner) if inner else [],
+            target_modules=every,
+            feedforward_modules=feedforward,
             **fan_in_fan_out(model, names),
         )

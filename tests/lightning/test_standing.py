@@ -1,4 +1,4 @@
-"""A module whose backbone is found once: its adapter layers look like blocks to a second search."""
+"""A module whose backbone is found once: no adapter layer is a part of it, or looks like a block."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_peft as lp
 from lightning_peft.adaptation.handle import find_adaptations
+from lightning_peft.anatomy import anatomy
 from lightning_peft.anatomy.backbone import backbone_of
 from tests.support.trainers import quiet_trainer
+from tests.support.zoo import build
 
 
 class Messages(nn.Module):
@@ -59,11 +61,46 @@ def trainer(*more: L.Callback, epochs: int = 1) -> L.Trainer:
     return quiet_trainer(lp.PEFT("lora"), *more, max_epochs=epochs)
 
 
-def test_a_second_search_would_find_another_backbone() -> None:
+def test_a_second_search_finds_the_same_backbone() -> None:
     module = Net()
     assert backbone_of(module)[0] == ""
     lp.adapt(module, "lora", head=False)
-    assert backbone_of(module)[0] != ""
+    assert backbone_of(module)[0] == ""
+
+
+class Stack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.LSTM(8, 8) for _ in range(2))
+        self.fc = nn.Linear(8, 2)
+
+
+@pytest.mark.parametrize("method", ["lora", "ssf", "hydra", "fact_tt"])
+@pytest.mark.parametrize("name", ["resnet", "beit", "tv_vit", "llama", "stack"])
+def test_a_second_search_sees_no_adapter(name: str, method: str) -> None:
+    model = Stack() if name == "stack" else build(name)
+    before = anatomy(model)
+    try:
+        lp.adapt(model, method)
+    except (lp.MethodError, lp.TargetError):
+        pytest.skip("the method does not serve this model")
+    after = anatomy(model)
+    assert (after.head, after.blocks, after.roles) == (before.head, before.blocks, before.roles)
+
+
+def test_groups_have_the_head_that_the_adaptation_was_given() -> None:
+    module = Net()
+    lp.adapt(module.mp, "lora", head="W_d")
+    groups = {g["name"]: g["params"] for g in lp.parameter_groups(module, 1e-3, head_lr=1e-2)}
+    heads = {id(p) for name, params in groups.items() if "head" in name for p in params}
+    assert {id(p) for p in module.mp.W_d.parameters()} <= heads
+    decayed = lp.parameter_groups(adapted_vit(), 1e-3, layer_decay=0.5)
+    plain = lp.parameter_groups(build("vit"), 1e-3, layer_decay=0.5)
+    assert {g["lr"] for g in decayed} <= {g["lr"] for g in plain}
+
+
+def adapted_vit() -> nn.Module:
+    return lp.adapt(build("vit"), "lora").model
 
 
 def test_the_adapted_backbone_is_used_by_every_later_command(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from lightning_peft.adaptation.fixed import THAWABLE
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation
 from lightning_peft.adaptation.layer_depths import Depths
 from lightning_peft.adaptation.modes import hold_in_eval, is_held, release
-from lightning_peft.anatomy import Anatomy, anatomy
+from lightning_peft.adaptation.standing_anatomy import standing_anatomy
+from lightning_peft.anatomy import Anatomy
 from lightning_peft.anatomy.names import inside
 from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError, ScheduleError
@@ -201,7 +202,7 @@ class Freezing:
         adaptation = find_adaptation(backbone)
         if adaptation is not None:
             self._refuse_conflict(path, adaptation)
-        found = anatomy(backbone, head=adaptation.head if adaptation is not None else self.head)
+        found = standing_anatomy(backbone, None if adaptation is not None else self.head)
         depths = Depths.of(backbone, found)
         stages = self._stage_of_depths(backbone, found, depths.last)
         thawable = _thawable(backbone, adaptation, found.head)

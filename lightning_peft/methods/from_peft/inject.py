@@ -24,16 +24,6 @@ SHARED = "_lightning_peft_shared"
 """The attribute of a model with the names of the tensors that a tuner's layers share."""
 
 
-_REFUSALS = (
-    AttributeError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-
-
 def inject_tuner(
     config: PeftConfig, model: nn.Module, kind: str, *, converted: bool = False
 ) -> None:
@@ -52,6 +42,7 @@ def inject_tuner(
     from peft.functional import cast_adapter_dtype
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
+    at: list[str] = []
     tuner_class: Any = PEFT_TYPE_TO_TUNER_MAPPING[config.peft_type]
     dora = getattr(config, "use_dora", False)
     quick = quick_dora_start() if dora else nullcontext()
@@ -60,15 +51,19 @@ def inject_tuner(
         # as peft's inject_adapter_in_model does; but that discards the tuner, with the first names
         # of shared tensors, and refuses the tuners for which these names matter
         with quick, exact:
-            tuner = tuner_class(model, config, adapter_name=ADAPTER_NAME)
-    except _REFUSALS as error:
+            tuner = _noting(tuner_class, at)(model, config, adapter_name=ADAPTER_NAME)
+    except Exception as error:  # whatever peft raises: what it asserts, or indexes in vain
         if any(parameter.is_meta for parameter in model.parameters()):
             raise MethodError(
                 f"{kind}: peft reads the weights when it makes this adapter: expected a backbone "
                 f"with weights, got one on the meta device ({error})."
             ) from error
+        place = f" at {at[-1]} ({_kind_at(model, at[-1])})" if at else ""
+        reason = str(error)
+        if not reason or isinstance(error, LookupError):  # whose text is no more than a key
+            reason = f"{type(error).__name__} {reason}".strip()
         raise MethodError(
-            f"{kind}: peft refuses to adapt this {type(model).__name__}: {error}"
+            f"{kind}: peft refuses to adapt this {type(model).__name__}{place}: {reason}"
         ) from error
     shared = {name for name, _ in tuner.named_children()} - {"model"}
     model.__dict__[SHARED] = tuple(sorted(shared))
@@ -84,6 +79,29 @@ def inject_tuner(
     if dora:
         with quick_dora_start():
             start_in_float32(model, ADAPTER_NAME)
+
+
+def _noting(tuner_class: Any, at: list[str]) -> Any:
+    """Return a tuner's class that notes the name of the layer that it is about to adapt.
+
+    Args:
+        tuner_class: The class.
+        at: The list that the names are added to.
+    """
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        at.append(str(kwargs.get("current_key", "")))
+        found = tuner_class._create_and_replace(self, *args, **kwargs)
+        at.clear()
+        return found
+
+    return type(tuner_class.__name__, (tuner_class,), {"_create_and_replace": noted})
+
+
+def _kind_at(model: nn.Module, name: str) -> str:
+    """Return the class of a layer, which ``peft`` may have wrapped by now."""
+    found: Any = dict(model.named_modules()).get(name)
+    return type(getattr(found, "base_layer", found)).__name__
 
 
 def shared_entries(model: nn.Module, names: list[str]) -> dict[str, str]:
