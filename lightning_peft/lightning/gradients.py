@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_peft.adaptation.handle import Adaptation
-from lightning_peft.errors import MethodError
+from lightning_peft.errors import MethodError, some
 
-__all__ = ["GradientWatch"]
+__all__ = ["GradientWatch", "refuse_frozen"]
 
 _STEPS = 2
 
@@ -57,6 +57,31 @@ class GradientWatch:
                 _refuse(self._zeros, "a gradient of zeros")
         if any(group["lr"] > 0 for group in optimizer.param_groups) or self._moved >= optimizers:
             self._moved += 1
+
+
+def refuse_frozen(adaptations: Mapping[str, Adaptation]) -> None:
+    """Refuse a run whose adapters were frozen after they were made, so that nothing is trained.
+
+    Args:
+        adaptations: The adaptations by the paths of their backbones.
+
+    Raises:
+        MethodError: If a trained parameter of an adapter requires no gradient.
+    """
+    for path, adaptation in adaptations.items():
+        names = set(adaptation.adapter_names()) & set(adaptation.trained_names())
+        frozen = [
+            name
+            for name, parameter in adaptation.model.named_parameters()
+            if name in names and not parameter.requires_grad
+        ]
+        if frozen:
+            raise MethodError(
+                f"{adaptation.method.name} on '{path}': expected the adapter to require gradients "
+                f"when training starts, got {some(frozen, 4)} frozen: code of the module froze the "
+                "model after it was adapted. Do so before (peft's prepare_model_for_kbit_training "
+                "belongs in __init__), or call adaptation.freeze() afterwards."
+            )
 
 
 def _gradients(

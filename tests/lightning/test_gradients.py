@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lightning as L
+import peft
 import pytest
 import torch
 from torch import Tensor, nn
@@ -66,3 +67,27 @@ def test_what_is_multiplied_by_zero_is_named(method: object) -> None:
 @pytest.mark.parametrize("head", [0.0, 1.0])
 def test_zeros_of_the_first_steps_are_no_reason(head: float, warmup: int) -> None:
     assert fit(Task(Net(factor=1.0, head=head), warmup)).global_step == 8
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_model_that_is_frozen_after_it_was_adapted_is_refused(when: str) -> None:
+    """``peft.prepare_model_for_kbit_training`` freezes everything, an adapter too."""
+
+    class Prepared(Task):
+        def __init__(self, net: Net) -> None:
+            super().__init__(net)
+            if when == "before":
+                self.prepare()
+
+        def on_fit_start(self) -> None:
+            if when == "after":
+                self.prepare()
+
+        def prepare(self) -> None:
+            peft.prepare_model_for_kbit_training(self.net, use_gradient_checkpointing=False)
+
+    if when == "before":
+        assert fit(Prepared(Net(factor=1.0))).global_step == 8
+        return
+    with pytest.raises(lp.MethodError, match="froze the model after it was adapted. Do so before"):
+        fit(Prepared(Net(factor=1.0)))

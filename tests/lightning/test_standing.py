@@ -1,4 +1,4 @@
-"""A module whose backbone is found once: no adapter layer is a part of it, or looks like a block."""
+"""A module whose backbone is found once: adapter layers are no part of it, and no blocks."""
 
 from __future__ import annotations
 

@@ -43,16 +43,18 @@ def run_job(cfg: DictConfig, args: Sequence[str], failures: list[Failure]) -> Va
     from hydra.core.hydra_config import HydraConfig
 
     from lightning_peft.cli.config.job_config import in_sweep
+    from lightning_peft.cli.config.typed_paths import from_where_it_was_typed, typed_in
     from lightning_peft.cli.runs.parent import alone, watch_parent
     from lightning_peft.cli.sweeps.stopping import is_stopping
     from lightning_peft.lightning.signals import LISTENER, Stopped
 
+    from_where_it_was_typed(cfg)
     if not in_sweep() or STATE.process == os.getpid():
         return _one(cfg, args, failures)
     watch_parent()
     with LISTENER.listening():
         try:
-            if not is_stopping(Path(HydraConfig.get().sweep.dir)):
+            if not is_stopping(typed_in() / HydraConfig.get().sweep.dir):
                 return _one(cfg, args, failures)
         except Stopped as stop:  # an exception would make joblib kill the other workers
             log.warning("stopped by signal %d", stop.number)

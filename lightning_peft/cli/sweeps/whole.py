@@ -91,7 +91,8 @@ class WholeSweep(Callback):
         if not _in_sweep(config) or is_other_rank():  # torchrun runs the sweep in every rank
             return
         # from here on the directory is this sweep's; a command line that is refused leaves none
-        write_json(Path(config.hydra.sweep.dir) / FILE, self.record)
+        # (the directory of the record, since a job may have a working directory of its own)
+        write_json(Path(str(self.record["directory"])) / FILE, self.record)
         before = _found(config)
         words = [str(word) for word in config.hydra.overrides.task]
         apart = [word for word in words if word.partition("=")[0] in self.swept]

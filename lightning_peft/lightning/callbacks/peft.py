@@ -15,7 +15,7 @@ from lightning_peft.errors import MethodError
 from lightning_peft.kernels import Memory
 from lightning_peft.lightning.attachment import Attachment, attach, attachment_of
 from lightning_peft.lightning.class_names import is_a
-from lightning_peft.lightning.gradients import GradientWatch
+from lightning_peft.lightning.gradients import GradientWatch, refuse_frozen
 from lightning_peft.lightning.identity import IdentityWatch
 from lightning_peft.lightning.namespace import pl
 from lightning_peft.lightning.steppers import DriveSteppers
@@ -161,6 +161,7 @@ class PEFT(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell the method the length of a run that goes on (AdaLoRA)."""
+        refuse_frozen(find_adaptations(pl_module))
         self._drive_steppers.on_train_start(trainer, pl_module)
         if self.check_identity:
             self._identity.begin(trainer, pl_module)
