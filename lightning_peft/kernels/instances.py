@@ -114,5 +114,17 @@ def _restore(kind: Any, also: Any) -> nn.Module:
 
 @functools.cache
 def _both(kind: Any, also: Any) -> Any:
-    own = {"_also": also, "extra_repr": kind.extra_repr, "forward": kind.forward}
+    def assign(self: Any, name: str, value: Any) -> None:
+        # code that writes ``layer.bias += 0.1`` means the layer; peft has a property of that name
+        if name in ("weight", "bias") and isinstance(value, nn.Parameter):
+            setattr(self.base_layer, name, value)
+        else:
+            kind.__setattr__(self, name, value)
+
+    own = {
+        "_also": also,
+        "__setattr__": assign,
+        "extra_repr": kind.extra_repr,
+        "forward": kind.forward,
+    }
     return derived((kind, also), _restore, (kind, also), **own)
