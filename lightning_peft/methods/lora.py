@@ -88,7 +88,7 @@ class LoRA(PeftMethod):
     def select(self, anatomy: Anatomy, model: nn.Module) -> tuple[Site, ...]:
         """See :meth:`PeftMethod.select`."""
         targets, experts = experts_among(anatomy, model, self.targets or "auto")
-        names = ()
+        names: tuple[str, ...] = ()
         if targets or not experts:
             names = resolve(anatomy, model, targets, layers=self.layers, exclude=self.exclude)
         narrow = narrow_layers(model, with_parts(model, names), self.rank)

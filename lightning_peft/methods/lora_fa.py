@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -48,7 +48,7 @@ class LoRAFA(LoRA):
         """See :meth:`Method.inject`."""
         super().inject(model, sites)
         for site in sites:
-            layer = (
+            layer: Any = (
                 wrapper_of(model, site.module, site.parameter)
                 if site.parameter
                 else model.get_submodule(site.module)

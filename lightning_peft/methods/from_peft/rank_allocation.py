@@ -46,12 +46,13 @@ class RankAllocation(Stepper):
 
         self.model = model
         self.method = method
-        self.config: Any = model.peft_config[ADAPTER_NAME]  # type: ignore[index]
+        config: Any = model.peft_config[ADAPTER_NAME]  # type: ignore[index]
+        self.config = config
         self.allocator: Any = RankAllocator(model, self.config, ADAPTER_NAME)
         # peft takes target_r for every layer, and a narrow one has fewer to begin with
         names = [name % "lora_E" for name in self.allocator.name_set]
         ranks = [len(model.get_parameter(name)) for name in names]
-        self.allocator.target_bgt = sum(min(self.config.target_r, rank) for rank in ranks)
+        self.allocator.target_bgt = sum(min(config.target_r, rank) for rank in ranks)
 
     def begin(self, total_steps: int) -> None:
         """See :meth:`Stepper.begin`."""
