@@ -17,7 +17,7 @@ from lightning_peft.cli.sweeps.earlier import CONFIG, LAST, Earlier, _changes, e
 from lightning_peft.cli.sweeps.record import quoted
 from lightning_peft.cli.sweeps.whole import job_line
 
-pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 SWEEP = ("-m", "experiment=smoke", "hydra.sweep.dir=sweep", "method=linear_probe", "seed=0,1")
 FIGURES = ("metrics", "objective", "parameters", "bytes", "steps")
