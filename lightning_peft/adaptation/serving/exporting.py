@@ -174,7 +174,7 @@ def _write_file(
     inputs: dict[str, Any] | None,
     positional: bool,
 ) -> ExportReport:
-    expected = None if inputs is None else output_of(network, inputs).cpu()
+    expected = None if inputs is None else _computed(network, inputs, format)
     plain, refusal = _merged_copy(network)
     if format == "safetensors":
         if refusal:
@@ -214,6 +214,24 @@ def _write_file(
         any_batch=found is None or found.any_batch,
         note=refusal and f"The adapter is in the graph beside the backbone: {refusal}",
     )
+
+
+def _computed(network: nn.Module, inputs: dict[str, Any], format: str) -> Tensor:
+    """Return the output of the model itself.
+
+    Raises:
+        ExportError: If the model cannot compute it, such as of images of another size.
+    """
+    try:
+        return output_of(network, inputs).cpu()
+    except Exception as error:  # a forward may raise anything
+        shapes = [tuple(one.shape) for one in inputs.values() if isinstance(one, Tensor)]
+        told = " ".join(str(error).split())
+        raise ExportError(
+            f"{format}: expected inputs that {type(network).__name__} computes an output of, got "
+            f"tensors of {', '.join(map(str, shapes)) or 'no shape'}: {type(error).__name__}: "
+            f"{told:.300}. Pass others, or the preprocessing of the model."
+        ) from error
 
 
 def _merged_copy(network: nn.Module) -> tuple[nn.Module, str]:
@@ -274,8 +292,13 @@ def _examples(
     if preprocessing is not None:
         like = next(network.parameters())
         random = torch.Generator().manual_seed(0)
-        images = torch.randn(_EXAMPLES, *preprocessing.input_size, generator=random)
-        return images.to(like)
+        size = (_EXAMPLES, *preprocessing.input_size)
+        try:
+            return torch.randn(*size, generator=random).to(like)
+        except (RuntimeError, TypeError) as error:  # torch has no type for too large a tensor
+            raise ExportError(
+                f"{format}: expected a size of images that fits into memory, got {size}."
+            ) from error
     if format == "safetensors":
         return None
     raise ExportError(
