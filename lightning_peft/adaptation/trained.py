@@ -69,6 +69,7 @@ class Trained:
             "fixed": (),
             "held": (),
             "left_out": (),
+            "blocks": (),
             "_flags": {},
             "adapter_dtype": None,
         }
