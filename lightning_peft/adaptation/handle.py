@@ -60,6 +60,9 @@ class Adaptation(Trained):
             (``requires_grad=False`` in a model that is not frozen as a whole). They stay so;
             ``also_train`` trains them by name.
         held: Those of them that would be trained otherwise.
+        blocks: Names, before the adaptation, of the repeated blocks.
+        how: How the head was found, for a person; empty if it was named, or there is none.
+        doubt: What may be wrong about that guess; empty if nothing.
         state: Whether it is merged, disabled, averaged, sharded or unloaded.
         adapter_dtype: The dtype that was asked for; ``None`` is float32 or finer.
         restored_steppers: The steppers' states from a checkpoint, for the run that resumes from it.

@@ -7,7 +7,6 @@ block, or whole networks (a decoder, a neck) beside the one that holds the first
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -19,17 +18,16 @@ from lightning_peft.anatomy.tree import (
     has_weights,
     is_container,
     is_conv,
-    is_linear,
     is_norm,
 )
 
-__all__ = ["TaskLayers", "narrow", "task_layers"]
+__all__ = ["TaskLayers", "leading_networks", "narrow", "task_layers"]
 
 _ATTENTION = re.compile(r"att(entio)?n", re.IGNORECASE)
 _EMBEDDING = re.compile(r"\w*embed\w*|(\w*_)?tokens?|(\w*_)?pos(ition)?(al)?(_enc\w*)?", re.I)
 _POOLING = re.compile(r"\w*pool(er|ing)?\w*", re.IGNORECASE)
 _OUTPUT = re.compile(
-    r"(output|out|final|predict(ion|or)?|decoder|logits?|to_logits|regressor|outc)"
+    r"(output|out|final|last|predict(ion|or)?|decoder|logits?|to_logits|regressor|readout|outc)"
     r"(_?(layer|proj(ection)?|lin(ear)?|conv|fc|dense))?|(proj|fc|conv|linear|lin)_?out",
     re.IGNORECASE,
 )
@@ -58,7 +56,7 @@ def task_layers(root: Node) -> TaskLayers:
       or, like it, of attention (a sequence-to-sequence model); all that follows is the task's.
     - Otherwise: the layers behind the last block. Norms, embeddings, pooling layers and a
       convolution whose norm follows belong to the backbone, as they do in every library.
-    - Without repeated blocks: the last layer, if its name is one of an output.
+    - Without repeated blocks: the last layers, if their name is one of an output.
 
     Args:
         root: The module.
@@ -93,6 +91,21 @@ def task_layers(root: Node) -> TaskLayers:
         if len(trunk) > 1 or _flat(trunk, inside):
             return TaskLayers(doubt=doubt)
         here = trunk[0].inner()
+
+
+def leading_networks(root: Node) -> list[str]:
+    """Return the names of the children of a module that hold the blocks of its backbone.
+
+    Args:
+        root: The module.
+
+    Returns:
+        The first in the order of the forward, and those that belong to it: see :func:`task_layers`.
+    """
+    blocks = find_blocks(root)
+    holding = {id(node) for block in blocks for node in (block, *block.ancestors())}
+    children = [child for child in in_order(root.inner())[0] if id(child) in holding]
+    return [node.key for node in _trunk(children, blocks, {id(block) for block in blocks})[0]]
 
 
 def narrow(node: Node) -> Node:
@@ -188,19 +201,14 @@ def _without_features(children: list[Node], later: list[Node]) -> list[Node]:
 
 
 def _output(root: Node) -> TaskLayers:
-    """Return the last layer of a module without repeated blocks, if its name is an output's."""
+    """Return the last part of a module without repeated blocks, if its name is an output's."""
     if is_container(root.module):
         return TaskLayers()
     children, forward = in_order(root)
     if len(children) < 2 or not _OUTPUT.fullmatch(children[-1].key):
         return TaskLayers()
     last = narrow(children[-1])
-    if not (is_linear(last.module) or is_conv(last.module)) or not _is_of_the_task(last, root):
+    if not _is_of_the_task(last, root):
         return TaskLayers()
     order = "the forward" if forward else "definition"
-    return TaskLayers((last,), f"the last layer in the order of {order}, and its name")
-
-
-def alike(nodes: Iterable[Node]) -> bool:
-    """Whether networks are of one class and one size, as a teacher and a student are."""
-    return len({(node.kind, node.numel) for node in nodes}) == 1
+    return TaskLayers((last,), f"what is last in the order of {order}, and its name")

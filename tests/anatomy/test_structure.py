@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from lightning_peft.anatomy import anatomy
+from lightning_peft.anatomy.backbone import backbone_of
+from lightning_peft.errors import TargetError
 
 
 class Plain(nn.Module):
@@ -248,3 +250,24 @@ def test_a_class_of_somebody_else_has_the_head_that_it_put_beside_the_base():
     with torch.device("meta"):
         model = Mine(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
     assert anatomy(model).head == ("mine",)
+
+
+def test_the_encoder_of_a_module_that_holds_its_decoder_beside_it():
+    assert backbone_of(unetr())[0] == "vit"
+    assert backbone_of(smp())[0] == "encoder"  # of torchvision: the decoder has blocks as well
+
+
+def test_blocks_that_are_the_smaller_part_are_not_the_backbone():
+    """A temporal fusion transformer: one layer of attention among much else."""
+    part = Plain(layers=blocks(2))
+    module = Plain(lstm=nn.LSTM(8, 64), attention=part, out=nn.Linear(8, 3))
+    assert backbone_of(module) == ("", module)
+    assert anatomy(module).head == ("out",)
+    module.lstm = nn.LSTM(8, 1)
+    assert backbone_of(module) == ("attention", part)
+
+
+def test_twins_are_asked_about_and_the_trained_one_is_proposed():
+    module = Plain(teacher=encoder().requires_grad_(False), student=encoder())
+    with pytest.raises(TargetError, match=r"'student' \(.*'teacher' \(.*, frozen\).*e='student'"):
+        backbone_of(module)
