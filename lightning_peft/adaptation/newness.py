@@ -80,14 +80,17 @@ def _constant(tensor: Tensor) -> bool:
 
 def _sample(tensor: Tensor) -> Tensor:
     flat = tensor.flatten()
+    flat = flat[flat != 0]  # the row of an embedding for padding
     return flat[:: max(1, flat.numel() // _MOST)].double()
 
 
 def _shape_of(weight: Tensor) -> str | None:
-    """Return whether values are uniform or normal, up to their own noise."""
+    """Return whether values are constant, uniform or normal, up to their own noise."""
+    if _constant(weight):
+        return "constant"
     values = _sample(weight)
     deviation = values.std().item()
-    if not math.isfinite(deviation) or deviation == 0:
+    if not math.isfinite(deviation) or deviation == 0:  # too few values, NaN
         return None
     values = (values - values.mean()) / deviation
     fourth = (values**4).mean().item()
@@ -100,7 +103,7 @@ def _shape_of(weight: Tensor) -> str | None:
 def _is_fresh(leaf: nn.Module, weight: Tensor) -> bool:
     shape = _shape_of(weight)
     if shape != "normal":
-        return shape == "uniform"
+        return shape is not None
     rows = weight.shape[0] * weight[0, 0].numel()
     columns = weight[0].numel()
     usual = [0.01, 0.02, *(math.sqrt(2 / n) for n in (rows, columns, rows + columns))]
