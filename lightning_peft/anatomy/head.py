@@ -186,7 +186,8 @@ def _module(root: Node) -> TaskLayers:
         and all(node not in other.ancestors() for other in found_here.nodes)
     ]
     how = " and ".join(filter(None, (found_here.how, "by name" if usual else "")))
-    return TaskLayers((*found_here.nodes, *usual), how, found_here.doubt)
+    doubt = "" if usual and not found_here.nodes else found_here.doubt
+    return TaskLayers((*found_here.nodes, *usual), how, doubt)
 
 
 def _beside(node: Node) -> list[Node]:

@@ -202,13 +202,15 @@ def _without_features(children: list[Node], later: list[Node]) -> list[Node]:
 
 def _output(root: Node) -> TaskLayers:
     """Return the last part of a module without repeated blocks, if its name is an output's."""
-    if is_container(root.module):
-        return TaskLayers()
     children, forward = in_order(root)
-    if len(children) < 2 or not _OUTPUT.fullmatch(children[-1].key):
+    if len(children) < 2:
         return TaskLayers()
     last = narrow(children[-1])
-    if not _is_of_the_task(last, root):
-        return TaskLayers()
+    named = _OUTPUT.fullmatch(children[-1].key) and not is_container(root.module)
+    if not named or not _is_of_the_task(last, root):
+        return TaskLayers(
+            doubt=f"without repeated blocks no head was found: head={last.plain!r} would train "
+            f"the last part in full"
+        )
     order = "the forward" if forward else "definition"
     return TaskLayers((last,), f"what is last in the order of {order}, and its name")

@@ -116,6 +116,33 @@ def test_what_belongs_to_a_backbone_behind_its_blocks_is_no_head():
     assert anatomy(features).head == ("top",)
 
 
+class Two(nn.Module):
+    """Two layers without a list of blocks; the output comes last, or is unknown."""
+
+    def __init__(self, output: str) -> None:
+        super().__init__()
+        self.add_module(output, nn.Linear(8, 2))
+        self.first = nn.Linear(4, 8)
+        self.output = output
+
+    def forward(self, x):
+        return getattr(self, self.output)(self.first(x).relu())
+
+
+def test_without_blocks_a_name_decides_or_it_is_said_that_nothing_does():
+    found = anatomy(Two("predictor"))
+    assert (found.head, found.how) == (
+        ("predictor",),
+        "what is last in the order of the forward, and its name",
+    )
+    found = anatomy(Two("second"))
+    assert found.head == ()
+    assert "no head was found: head='second' would train the last part in full" in found.doubt
+    found = anatomy(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1)))
+    assert "head='2'" in found.doubt
+    assert anatomy(Plain(body=nn.Linear(4, 8), fc=nn.Linear(8, 2))).doubt == ""
+
+
 def test_an_output_that_is_tied_to_the_embedding_is_no_head():
     model = Plain(tokens=nn.Embedding(11, 8), blocks=blocks(), out=nn.Linear(8, 11, bias=False))
     assert anatomy(model).head == ("out",)
