@@ -83,9 +83,11 @@ def test_transformers_loads_the_merged_weights(tmp_path):
     ("method", "backbone", "merged"),
     [
         pytest.param(lp.LoRA(rank=2), "vit", True, id="merged"),
-        pytest.param(lp.VPTDeep(prompt_length=2), "vit", False, id="prompts"),
+        pytest.param(
+            lp.VPTDeep(prompt_length=2), "vit", False, id="prompts", marks=pytest.mark.slow
+        ),
         pytest.param(lp.AdaptFormer(), "vit", False, id="bottlenecks"),
-        pytest.param(lp.LoRA(rank=2), "bert", True, id="text"),
+        pytest.param(lp.LoRA(rank=2), "bert", True, id="text", marks=pytest.mark.slow),
     ],
 )
 def test_a_graph_is_loaded_without_this_package_and_takes_any_batch(
