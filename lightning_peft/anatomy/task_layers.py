@@ -18,6 +18,7 @@ from lightning_peft.anatomy.tree import (
     has_weights,
     is_container,
     is_conv,
+    is_linear,
     is_norm,
 )
 
@@ -153,9 +154,11 @@ def _stem(node: Node) -> str:
 
 
 def _attends(block: Node) -> bool:
+    """Whether a block has an attention of linear layers, not a gate of convolutions."""
     return any(
-        _ATTENTION.search(node.key) or _ATTENTION.search(node.kind.__name__)
+        any(is_linear(n.module) or isinstance(n.module, nn.MultiheadAttention) for n in node.walk())
         for node in block.walk()
+        if _ATTENTION.search(node.key) or _ATTENTION.search(node.kind.__name__)
     )
 
 

@@ -40,6 +40,7 @@ class Unit(nn.Module):
     def __init__(self, width: int = 8) -> None:
         super().__init__()
         self.up, self.conv = nn.ConvTranspose2d(width, width, 2), nn.Conv2d(width, width, 3)
+        self.attention = nn.Conv2d(width, width, 1)  # a gate, as in the decoders of smp
 
 
 def blocks(number: int = 3) -> nn.ModuleList:
