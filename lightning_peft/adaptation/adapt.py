@@ -116,7 +116,6 @@ def adapt(
         backbone_dropout=backbone_dropout,
     )
     adaptation.left_out = told
-    adaptation.blocks = found.blocks
     model.__dict__[ATTRIBUTE] = adaptation
     adaptation.set_adapter_dtype(adapter_dtype)
     adaptation.freeze()

@@ -64,6 +64,8 @@ class Adaptation(Trained):
         held: Those of them that would be trained otherwise.
         left_out: What has no adapter although one would be expected, with the word that adapts it:
             fused experts, recurrent layers.
+        how: How the head was found, for a person; empty if it was named, or there is none.
+        doubt: What may be wrong about that guess; empty if nothing.
         state: Whether it is merged, disabled, averaged, sharded or unloaded.
         adapter_dtype: The dtype that was asked for; ``None`` is float32 or finer.
         restored_steppers: The steppers' states from a checkpoint, for the run that resumes from it.

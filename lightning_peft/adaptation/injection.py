@@ -52,6 +52,9 @@ class Injection:
         fixed: Names before of the parameters that the module itself fixed.
         held: Those of them that would be trained otherwise.
         flags: Which parameters required a gradient before, by their names then.
+        blocks: The repeated blocks, by their names before.
+        how: How the head was found; empty if it was named, or there is none.
+        doubt: What may be wrong about that; empty if nothing.
     """
 
     sites: tuple[Site, ...]
@@ -70,6 +73,9 @@ class Injection:
     fixed: tuple[str, ...]
     held: tuple[str, ...]
     flags: dict[str, bool]
+    blocks: tuple[str, ...]
+    how: str
+    doubt: str
 
 
 def inject(
@@ -174,6 +180,9 @@ def inject(
         fixed=tuple(name for name in flags if name in fixed),
         held=tuple(name for name in flags if name in held),
         flags=flags,
+        blocks=found.blocks,
+        how=found.how,
+        doubt=found.doubt,
     )
 
 

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_peft.adaptation.adapt import adapt
+from lightning_peft.adaptation.outline import Outline, outline, warning_of
 from lightning_peft.adaptation.report import Report
 from lightning_peft.adaptation.training_step import called, peak_of_step
 from lightning_peft.adaptation.without_values import Processor, RunsOn
@@ -87,12 +88,14 @@ class AdaptationPlan:
         layers: The changes in each block, in model order.
         memory: The memory that a training step would need.
         full: The memory that a step of full fine-tuning would need.
+        outline: What is adapted, what is trained as it is, what is frozen outside of the blocks.
     """
 
     report: Report
     layers: tuple[LayerPlan, ...]
     memory: TrainingMemory
     full: TrainingMemory
+    outline: Outline
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON types."""
@@ -101,6 +104,7 @@ class AdaptationPlan:
             "layers": [asdict(layer) for layer in self.layers],
             "memory": {**asdict(self.memory), "total": self.memory.total},
             "full": {**asdict(self.full), "total": self.full.total},
+            "outline": self.outline.to_dict(),
         }
 
     def __str__(self) -> str:
@@ -127,9 +131,23 @@ class AdaptationPlan:
                 memory.add_row(name, human_bytes(mine), human_bytes(full))
         out = io.StringIO()
         console = Console(file=out, width=100)
-        console.print(Group(layers, memory))
+        console.print(Group(self._tree(), layers, memory))
         console.print(f"adapter on disk: {human_bytes(report.trained_bytes)}", highlight=False)
         return out.getvalue().rstrip()
+
+    def _tree(self) -> Any:
+        from rich.text import Text
+        from rich.tree import Tree
+
+        report = self.report
+        title = f"{report.method}: {report.trained:,} of {report.total:,} parameters trained"
+        tree = Tree(Text(f"{title} ({report.share:.2%})"))
+        for name, text in self.outline.entries():
+            tree.add(Text(f"{name}: {text}"))
+        if self.outline.new:
+            ways = ("also_train", "head")
+            tree.add(Text(f"WARNING: {warning_of('plan', self.outline.new, ways)}"))
+        return tree
 
 
 def plan(
@@ -184,6 +202,7 @@ def plan(
         layers=tuple(_layers(adaptation)),
         memory=_memory(adapted, inputs, runs_on),
         full=_memory(full, inputs, runs_on),
+        outline=outline(adaptation, source=getattr(model, "_orig_mod", model)),
     )
 
 

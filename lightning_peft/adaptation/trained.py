@@ -47,7 +47,8 @@ class Trained:
         self.fixed: tuple[str, ...] = injection.fixed
         self.held: tuple[str, ...] = injection.held
         self.left_out: tuple[str, ...] = ()
-        self.blocks: tuple[str, ...] = ()
+        self.blocks, self.how = injection.blocks, injection.how
+        self.doubt = injection.doubt
         self._flags = injection.flags
         self.adapter_dtype: torch.dtype | None = None
         self.state = State(model)
@@ -65,14 +66,8 @@ class Trained:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled adaptation; one of 0.1 (until 0.3) lacks what came later."""
-        since: dict[str, Any] = {
-            "fixed": (),
-            "held": (),
-            "left_out": (),
-            "blocks": (),
-            "_flags": {},
-            "adapter_dtype": None,
-        }
+        since: dict[str, Any] = {"fixed": (), "held": (), "_flags": {}, "adapter_dtype": None}
+        since |= {"left_out": (), "blocks": (), "how": "", "doubt": ""}
         self.__dict__.update({**since, "_own_dtype": frozenset(), "_whole": frozenset(), **state})
         if "state" not in state:
             self.state = State(state["model"])

@@ -19,6 +19,7 @@ from lightning_peft.anatomy.family import Family, architecture_of, backbones_in,
 from lightning_peft.anatomy.fast_path import fast_path_layers, fast_path_off, fast_path_on
 from lightning_peft.anatomy.head import find_head, named_head
 from lightning_peft.anatomy.roles import ROLES, find_roles
+from lightning_peft.anatomy.task_layers import TaskLayers
 from lightning_peft.anatomy.tree import grow, is_adaptable, plain_name
 
 __all__ = [
@@ -48,6 +49,8 @@ class Anatomy:
         head: The modules that belong to the task; may be empty.
         blocks: The repeated blocks, those of all stages in one sequence; may be empty.
         roles: For each of `ROLES`, the modules that play it; may be empty.
+        how: How the head was found, for a person; empty if there is none, or it was named.
+        doubt: What may be wrong about that guess; empty if nothing.
     """
 
     family: Family
@@ -55,6 +58,8 @@ class Anatomy:
     head: tuple[str, ...]
     blocks: tuple[str, ...]
     roles: Mapping[str, tuple[str, ...]]
+    how: str = ""
+    doubt: str = ""
 
     @cached_property
     def _layers(self) -> dict[str, int]:
@@ -107,7 +112,11 @@ def anatomy(model: nn.Module, head: str | Sequence[str] | Literal[False] | None 
     (('head',), ('encoder.0', 'encoder.2'))
     """
     root = grow(model)
-    heads = find_head(root) if head is None else named_head(root, () if head is False else head)
+    if head is None:
+        guess = find_head(root)
+    else:
+        guess = TaskLayers(tuple(named_head(root, () if head is False else head)))
+    heads = guess.nodes
     blocks = find_blocks(root, heads)
     inside = backbones_in(root)
     named = inside[0].module if len(inside) == 1 else model
@@ -117,4 +126,6 @@ def anatomy(model: nn.Module, head: str | Sequence[str] | Literal[False] | None 
         head=tuple(node.name for node in heads),
         blocks=tuple(node.name for node in blocks),
         roles=find_roles(root, blocks, heads),
+        how=guess.how if heads else "",
+        doubt=guess.doubt,
     )

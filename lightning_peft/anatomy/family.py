@@ -15,6 +15,16 @@ Family = Literal["timm", "transformers", "torchvision", "module"]
 
 _TORCHVISION_HEADS = ("fc", "classifier", "head", "heads")
 
+# torchvision's whole models, which remain so if a subclass deletes the head (the encoders of
+# segmentation packages); their parts, such as a mask head, are in the same modules.
+_TORCHVISION_MODELS = frozenset(
+    (
+        *("AlexNet", "ConvNeXt", "DenseNet", "EfficientNet", "GoogLeNet", "Inception3", "MNASNet"),
+        *("MaxVit", "MobileNetV2", "MobileNetV3", "RegNet", "ResNet", "ShuffleNetV2", "SqueezeNet"),
+        *("SwinTransformer", "VGG", "VisionTransformer", "MViT", "S3D", "VideoResNet"),
+    )
+)
+
 
 def family_of(module: nn.Module) -> Family:
     """Return the library that a whole backbone comes from.
@@ -37,11 +47,17 @@ def family_of(module: nn.Module) -> Family:
         marks = ("get_classifier", "pretrained_cfg", "default_cfg", "feature_info")
         if any(hasattr(module, mark) for mark in marks):
             return "timm"
-    if any(origin.startswith("torchvision.models.") for origin in origins) and any(
-        head in module._modules for head in _TORCHVISION_HEADS
-    ):
-        return "torchvision"
-    return "module"
+    return "torchvision" if _is_torchvision(module) else "module"
+
+
+def _is_torchvision(module: nn.Module) -> bool:
+    """Whether a module is a whole model of torchvision, also if its head was deleted."""
+    kinds = [k for k in type(module).__mro__ if k.__module__.startswith("torchvision.models.")]
+    if any(kind.__module__.startswith("torchvision.models.detection.") for kind in kinds):
+        return {"backbone", "transform"} <= set(module._modules)  # a region proposal has a head too
+    if any(kind.__name__ in _TORCHVISION_MODELS for kind in kinds):
+        return True
+    return bool(kinds) and any(head in module._modules for head in _TORCHVISION_HEADS)
 
 
 def architecture_of(module: nn.Module) -> str | None:

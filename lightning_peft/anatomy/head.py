@@ -1,4 +1,4 @@
-"""The head of a backbone: the last layers, which belong to the task."""
+"""The head of a backbone: the layers that belong to the task."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import fnmatch
 import re
 from collections.abc import Iterable
 
-from torch import nn
-
 from lightning_peft.anatomy.family import backbones_in, family_of
-from lightning_peft.anatomy.tree import Node, has_weights, is_container, unwrap
+from lightning_peft.anatomy.task_layers import TaskLayers, narrow, task_layers
+from lightning_peft.anatomy.transformers_head import transformers_head
+from lightning_peft.anatomy.tree import Node, has_weights, is_container
 from lightning_peft.errors import TargetError, near
 
 __all__ = ["find_head", "named_head"]
@@ -33,34 +33,53 @@ _TORCHVISION_CLASSIFIERS = {
 }
 
 
-def find_head(root: Node) -> list[Node]:
+def find_head(root: Node) -> TaskLayers:
     """Find the head of a model.
 
     - timm: what `get_classifier()` returns (two modules for distilled models, none for
       `num_classes=0`).
-    - transformers: the children outside `base_model_prefix`; a language-model head, being
-      pretrained, does not count.
+    - transformers: see :func:`transformers_head`; a base model has none.
     - torchvision: the last layer of `fc`, `classifier`, `head` or `heads`; all of it if it was
-      replaced.
-    - a module around known backbones: all other children with parameters; if there are none,
-      the head of the backbone.
-    - any other module: the direct children with usual names (`fc`, `head`, `classifier` ...).
+      replaced. Of a detection model all that is not the pretrained encoder: the feature pyramid,
+      the region proposals, the heads.
+    - a module around known backbones: all other modules with parameters, at any depth; if there
+      are none, the head of the backbone.
+    - any other module: what follows the repeated blocks (:func:`task_layers`), and the direct
+      children with usual names (`fc`, `head`, `classifier` ...).
 
     Args:
         root: The model.
 
     Returns:
-        The nodes of the head, in model order; empty if the model has no head.
+        The nodes of the head, in model order (none if the model has no head), and how they were
+        found.
     """
-    root = root.inner()
+    found = _find_head(root.inner())
+    places = {id(node): place for place, node in enumerate(root.walk())}
+    ordered = sorted(found.nodes, key=lambda node: places[id(node)])
+    return TaskLayers(tuple(ordered), found.how, found.doubt)
+
+
+def _find_head(root: Node) -> TaskLayers:
     family = family_of(root.module)
     if family == "timm":
-        return _timm(root)
+        return TaskLayers(tuple(_timm(root)), "as timm says")
     if family == "transformers":
-        return _transformers(root)
+        inner = _timm_inside(root)
+        if inner is not None:
+            return _find_head(inner)
+        return TaskLayers(tuple(transformers_head(root, _USUAL)), "as transformers has it")
     if family == "torchvision":
-        return _torchvision(root)
+        return TaskLayers(tuple(_torchvision(root)), "as torchvision has it")
     return _module(root)
+
+
+def _timm_inside(root: Node) -> Node | None:
+    """Return the only part with parameters of a model of transformers, if it is not of these."""
+    children = _parameterised(root)
+    if len(children) == 1 and children[0].key == getattr(root.module, "base_model_prefix", ""):
+        return children[0] if family_of(children[0].module) == "timm" else None
+    return None
 
 
 def named_head(root: Node, head: str | Iterable[str]) -> list[Node]:
@@ -118,31 +137,12 @@ def _timm(root: Node) -> list[Node]:
     found = get_classifier()
     modules = found if isinstance(found, (tuple, list)) else (found,)
     nodes = [_find(root, module) for module in modules]
-    return [_narrow(node) for node in nodes if node is not None and has_weights(node.module)]
-
-
-def _transformers(root: Node) -> list[Node]:
-    model = root.module
-    get_output = getattr(model, "get_output_embeddings", None)
-    output = get_output() if get_output is not None else None
-    candidates = [
-        child
-        for child in _parameterised(root)
-        if output is None or all(module is not output for module in child.module.modules())
-    ]
-    prefix = getattr(model, "base_model_prefix", "")
-    base = next((child for child in root.children if child.key == prefix), None)
-    if base is None or output is not None:
-        # A model without a base inside, or one for language modelling, whose layers outside the
-        # base (a transform before the vocabulary) are as pretrained as the base.
-        return [child for child in candidates if _USUAL.fullmatch(child.key)]
-    head = [child for child in candidates if child is not base]
-    if not head and family_of(base.module) != "transformers":
-        return find_head(base)  # timm inside transformers
-    return head
+    return [narrow(node) for node in nodes if node is not None and has_weights(node.module)]
 
 
 def _torchvision(root: Node) -> list[Node]:
+    if {"backbone", "transform"} <= {child.key for child in root.children}:
+        return _detection(root)
     layouts = [
         layout
         for kind in type(root.module).__mro__
@@ -156,17 +156,47 @@ def _torchvision(root: Node) -> list[Node]:
     return head
 
 
-def _module(root: Node) -> list[Node]:
-    children = _parameterised(root)
-    inside = [child for child in children if backbones_in(child)]
-    if inside:
-        others = [child for child in children if child not in inside]
+def _detection(root: Node) -> list[Node]:
+    """Return all of a detector but the encoder, which alone is pretrained on images."""
+    head = []
+    for child in _parameterised(root):
+        if child.key != "backbone":
+            head.append(child)
+        else:
+            head += [part for part in child.children if part.key == "fpn"]
+    return head
+
+
+def _module(root: Node) -> TaskLayers:
+    if backbones_in(root):
+        others = _beside(root)
         if others:
-            return [_narrow(child) for child in others]
-        return [node for child in inside for node in find_head(child)]
+            return TaskLayers(tuple(map(narrow, others)), "what is beside the pretrained model")
+        known = backbones_in(root)
+        found = [_find_head(node.inner()) for node in known]
+        return TaskLayers(tuple(n for f in found for n in f.nodes), found[0].how)
+    children = _parameterised(root)
     if len(children) == 1 and children[0].children:
-        return find_head(children[0])  # a plain wrapper around a plain model
-    return _usual(root)
+        return _find_head(children[0].inner())  # a plain wrapper around a plain model
+    found_here = task_layers(root)
+    usual = [
+        node
+        for node in _usual(root)
+        if all(node is not other and other not in node.ancestors() for other in found_here.nodes)
+        and all(node not in other.ancestors() for other in found_here.nodes)
+    ]
+    how = " and ".join(filter(None, (found_here.how, "by name" if usual else "")))
+    doubt = "" if usual and not found_here.nodes else found_here.doubt
+    return TaskLayers((*found_here.nodes, *usual), how, doubt)
+
+
+def _beside(node: Node) -> list[Node]:
+    """Return the modules with parameters that hold no known backbone and are in none."""
+    if family_of(node.module) != "module":
+        return []
+    if not backbones_in(node):
+        return [node]
+    return [found for child in _parameterised(node.inner()) for found in _beside(child)]
 
 
 def _parameterised(root: Node) -> list[Node]:
@@ -174,14 +204,4 @@ def _parameterised(root: Node) -> list[Node]:
 
 
 def _usual(root: Node) -> list[Node]:
-    return [_narrow(c) for c in _parameterised(root) if _USUAL.fullmatch(c.key)]
-
-
-def _narrow(node: Node) -> Node:
-    """Return the only layer with parameters of a Sequential; any other node as it is."""
-    while isinstance(unwrap(node.module), nn.Sequential):
-        full = _parameterised(node.inner())
-        if len(full) != 1:
-            break
-        node = full[0]
-    return node
+    return [narrow(c) for c in _parameterised(root) if _USUAL.fullmatch(c.key)]

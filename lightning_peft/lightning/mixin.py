@@ -15,6 +15,7 @@ from lightning_peft.kernels import Memory
 from lightning_peft.lightning.attachment import Attachment, attach, restore_adaptations
 from lightning_peft.lightning.checkpoint import complete_checkpoint
 from lightning_peft.lightning.steppers import DriveSteppers
+from lightning_peft.lightning.told import Tell
 from lightning_peft.methods.union import as_method
 
 __all__ = ["PEFTMixin", "load_from_checkpoint"]
@@ -54,8 +55,8 @@ class PEFTMixin:
         return self.peft
 
     def configure_callbacks(self) -> Any:
-        """Add the callback for methods that act at each step (AdaLoRA); keep it in an override."""
-        return [*super().configure_callbacks(), DriveSteppers()]  # type: ignore[misc]
+        """Add what acts at each step (AdaLoRA), and the first lines; keep it in an override."""
+        return [*super().configure_callbacks(), DriveSteppers(), Tell()]  # type: ignore[misc]
 
 
 class _Deferred:

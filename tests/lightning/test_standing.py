@@ -38,7 +38,7 @@ class Net(L.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             self.mp = Messages()
-            self.ffn = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
+            self.ffn = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 1))
 
     def training_step(self, batch: Any, index: int) -> Tensor:
         loss = (self.ffn(self.mp(batch[0])).squeeze(1) - batch[1]).square().mean()

@@ -48,12 +48,13 @@ class Reader:
 
     Attributes:
         reads: The weight's name for each other module (by `id`) whose weight is used as a tensor.
-        calls: The modules (by `id`) that are called, or passed to something that may call them.
+        calls: The modules (by `id`) that are called, or passed to something that may call them, in
+            the order of the statements; the values mean nothing.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.reads: dict[int, str] = {}
-        self.calls: set[int] = set()
+        self.calls: dict[int, None] = {}
         self._module = module
         self._active: list[CodeType] = []
         self._done: set[tuple[CodeType, str]] = set()
@@ -93,9 +94,9 @@ class Reader:
                 self.reads[id(owner)] = value.weight_name
         elif isinstance(value, View):
             module = value.viewed_module
-            self.calls.add(id(module))
+            self.calls.setdefault(id(module))
             if is_container(module) or module is self._module:
-                self.calls.update(id(unwrap(child)) for child in module.children())
+                self.calls.update((id(unwrap(child)), None) for child in module.children())
         elif isinstance(value, Method):
             self._enter(value, [], {})
         elif isinstance(value, (tuple, list)):

@@ -93,6 +93,7 @@ class Plan:
             without a stage stays frozen.
         norms: BatchNorm-like modules of the frozen part, by name, and their stage.
         others: Its other modules, by name, and their stage.
+        found: The anatomy of the backbone.
     """
 
     path: str
@@ -102,6 +103,7 @@ class Plan:
     stage_of: dict[str, int]
     norms: dict[str, int | None]
     others: dict[str, int | None]
+    found: Anatomy
 
     def parameters_of(self, stage: int) -> dict[str, nn.Parameter]:
         """Return the parameters that a stage trains, by name in the backbone."""
@@ -220,7 +222,7 @@ class Freezing:
             if name and not inside(name, found.head):
                 which = norms if isinstance(module, _NormBase) else others
                 which[name] = stages.get(depths.modules[name])
-        return Plan(path, backbone, adaptation, frozen, stage_of, norms, others)
+        return Plan(path, backbone, adaptation, frozen, stage_of, norms, others, found)
 
     def _stage_of_depths(self, backbone: nn.Module, found: Anatomy, last: int) -> dict[int, int]:
         """Return the first stage that trains each depth of the backbone."""

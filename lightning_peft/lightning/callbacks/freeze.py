@@ -10,6 +10,8 @@ from typing import Any, Literal
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from lightning_peft.adaptation.outline import frozen_parts, parts_of, some, warning_of
+from lightning_peft.anatomy.names import inside
 from lightning_peft.errors import CheckpointError, MethodError, ScheduleError
 from lightning_peft.lightning.callbacks._regroup import Part, check_schedulers, regroup
 from lightning_peft.lightning.callbacks._stages import Freezing, Plan, Stage, as_stages
@@ -18,6 +20,7 @@ from lightning_peft.lightning.class_names import SHARDING, is_a
 from lightning_peft.lightning.hooks import after_configure_model
 from lightning_peft.lightning.namespace import pl
 from lightning_peft.lightning.random_resume import resume_random_state
+from lightning_peft.lightning.told import around, say
 
 __all__ = ["BackboneFreeze", "Stage", "stage_parts"]
 
@@ -128,6 +131,8 @@ class BackboneFreeze(pl.Callback):
             if plan.adaptation is not None:  # so that checkpoints hold the stages' parameters
                 plan.adaptation.train_also(list(plan.stage_of))
         self.freezing.freeze(plan)
+        if plan.adaptation is None:  # otherwise PEFT says it
+            _tell(trainer, pl_module, plan)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin the stages that are due: a resumed run may be in the middle of them."""
@@ -206,6 +211,32 @@ class BackboneFreeze(pl.Callback):
                 f"BackboneFreeze: the run of {last} epochs (0 to {last - 1}) ends before "
                 f"{', '.join(late)}.",
             )
+
+
+def _tell(trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Plan) -> None:
+    """Say what is frozen and what is trained; warn if something frozen looks new."""
+    sizes = {name: p.numel() for name, p in plan.backbone.named_parameters()}
+    staged = sum(sizes[name] for name in plan.stage_of)
+    for_good = set(plan.frozen) - set(plan.stage_of)
+    head = list(parts_of(plan.backbone, {n for n in sizes if inside(n, plan.found.head)}))
+    how = plan.found.how and f", {plan.found.how}"
+    beyond = {name for name in for_good if not inside(name, plan.found.blocks)}
+    frozen = frozen_parts(plan.backbone, beyond, plan.found.blocks)
+    lines = [
+        f"BackboneFreeze: {sum(p.numel() for p in plan.frozen.values()):,} of the "
+        f"{sum(sizes.values()):,} parameters of '{plan.path or type(pl_module).__name__}' frozen"
+        + (f", {staged:,} of them until their stage" if staged else "")
+    ]
+    lines += [f"trained in place: the head {some(head)}{how}"] if head else []
+    lines += around(pl_module, plan.backbone)
+    lines += (
+        [f"frozen outside of the blocks: {some(frozen)}; head=... trains one"] if frozen else []
+    )
+    lines += [f"not certain: {plan.found.doubt}"] if plan.found.doubt else []
+    say("\n  ".join(lines))
+    new = [part for part in frozen if part.new]
+    if new:
+        warn_on_rank_zero(trainer, warning_of("BackboneFreeze", new, ("head",)))
 
 
 def stage_parts(stages: Sequence[Stage], plan: Plan) -> list[Part]:

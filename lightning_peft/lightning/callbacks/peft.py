@@ -19,6 +19,7 @@ from lightning_peft.lightning.gradients import GradientWatch, refuse_frozen
 from lightning_peft.lightning.identity import IdentityWatch
 from lightning_peft.lightning.namespace import pl
 from lightning_peft.lightning.steppers import DriveSteppers
+from lightning_peft.lightning.told import tell
 from lightning_peft.methods.union import as_method
 
 __all__ = ["PEFT"]
@@ -34,7 +35,8 @@ class PEFT(pl.Callback):
     network, and before a checkpoint is restored, an optimizer is made or a strategy wraps the
     model. Nothing else in the module changes; checkpoints hold the adapter, the head and all other
     trained parameters. ``fit``, ``validate``, ``test``, ``predict``, resuming and a second ``fit``
-    work as before. To load a checkpoint without a trainer, use
+    work as before. The first lines of a run say what is adapted, what is trained as it is, and what
+    is frozen outside of the blocks. To load a checkpoint without a trainer, use
     :func:`lightning_peft.load_from_checkpoint`.
 
     Args:
@@ -149,14 +151,7 @@ class PEFT(pl.Callback):
             if not adaptation.model.training:
                 adaptation.model.train()
             adaptation.hold_modes()  # sync_batchnorm replaces the held modules
-            report = adaptation.report()
-            _say(
-                f"PEFT: {adaptation.method.name} on '{path or type(pl_module).__name__}' "
-                f"({len(adaptation.sites)} sites), {report.trained:,} of {report.total:,} "
-                f"parameters trained ({report.share:.2%})"
-                + _told_of(adaptation.held)
-                + "".join(f"; without an adapter: {line}" for line in adaptation.left_out)
-            )
+            tell(trainer, pl_module, path, adaptation)
         self._drive_steppers.on_fit_start(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -191,16 +186,6 @@ class PEFT(pl.Callback):
             self._watch.look(find_adaptations(pl_module), optimizer, len(trainer.optimizers))
 
 
-def _told_of(held: tuple[str, ...]) -> str:
-    if not held:
-        return ""
-    more = f" and {len(held) - 4} more" if len(held) > 4 else ""
-    return (
-        f"; fixed by the module, and left so: {', '.join(held[:4])}{more} (also_train=... trains "
-        "them by name)"
-    )
-
-
 def _refuse_untrained(path: str, adaptation: Adaptation, in_optimizers: set[int]) -> None:
     lost = [
         name
@@ -215,9 +200,3 @@ def _refuse_untrained(path: str, adaptation: Adaptation, in_optimizers: set[int]
             f"left out {', '.join(lost[:6])}{more}. Give the optimizer self.parameters(), or "
             "lp.parameter_groups(self, lr=...)."
         )
-
-
-def _say(message: str) -> None:
-    from lightning_peft.lightning.namespace import pl_import
-
-    pl_import("utilities.rank_zero").rank_zero_info(message)

@@ -1,0 +1,85 @@
+"""The first lines of a run: what is adapted, what is trained as it is, what is frozen."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from lightning_peft.adaptation.handle import Adaptation, find_adaptations
+from lightning_peft.adaptation.outline import outline, parts_of, some, warning_of
+from lightning_peft.lightning.callbacks._trainer import warn_on_rank_zero
+from lightning_peft.lightning.namespace import pl, pl_import
+
+__all__ = ["Tell", "around", "say", "tell"]
+
+
+class Tell(pl.Callback):
+    """Say at the start of fit what a module trains; the callback ``PEFT`` does it by itself."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say it."""
+        for path, adaptation in find_adaptations(pl_module).items():
+            tell(trainer, pl_module, path, adaptation)
+
+
+def tell(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, path: str, adaptation: Adaptation
+) -> None:
+    """Say what an adaptation trains and freezes; warn if something frozen looks new.
+
+    Args:
+        trainer: The trainer.
+        pl_module: The LightningModule.
+        path: The attribute path of the backbone.
+        adaptation: Its adaptation.
+    """
+    report, found = adaptation.report(), outline(adaptation)
+    lines = [
+        f"PEFT: {adaptation.method.name} on '{path or type(pl_module).__name__}' "
+        f"({len(adaptation.sites)} sites), {report.trained:,} of {report.total:,} "
+        f"parameters trained ({report.share:.2%})" + _told_of(adaptation.held),
+        *found.lines(),
+        *(f"without an adapter: {line}" for line in adaptation.left_out),
+        *around(pl_module, adaptation.model),
+    ]
+    say("\n  ".join(lines))
+    if found.new:
+        warn_on_rank_zero(trainer, warning_of("PEFT", found.new, ("also_train", "head")))
+
+
+def around(pl_module: nn.Module, backbone: nn.Module) -> list[str]:
+    """Return a line about what is trained, and one about what is frozen, outside of a backbone.
+
+    Args:
+        pl_module: The LightningModule.
+        backbone: Its backbone.
+    """
+    within = {id(parameter) for parameter in backbone.parameters()}
+    lines = []
+    for trained, text in (
+        (True, "trained outside of the backbone, as the module has it"),
+        (False, "frozen outside of the backbone, by the module itself"),
+    ):
+        names = {
+            name
+            for name, parameter in pl_module.named_parameters()
+            if id(parameter) not in within and parameter.requires_grad == trained
+        }
+        parts = sorted(parts_of(pl_module, names), key=lambda part: -part.parameters)
+        if parts:
+            lines.append(f"{text}: {some(parts)}")
+    return lines
+
+
+def say(message: str) -> None:
+    """Log a message in one process only."""
+    pl_import("utilities.rank_zero").rank_zero_info(message)
+
+
+def _told_of(held: tuple[str, ...]) -> str:
+    if not held:
+        return ""
+    more = f" and {len(held) - 4} more" if len(held) > 4 else ""
+    return (
+        f"; fixed by the module, and left so: {', '.join(held[:4])}{more} (also_train=... trains "
+        "them by name)"
+    )
