@@ -134,6 +134,7 @@ class Schedule:
     decay: float | int | str
     total_steps: int | None
     on_resume: Literal["remaining", "keep"]
+    replace: bool
 
 
 @dataclass
