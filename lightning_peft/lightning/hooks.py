@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["after_configure_model", "after_hook", "before_configure_model"]
+__all__ = ["after_configure_model", "after_hook", "before_configure_model", "release_hooks"]
 
 Action = Callable[..., None]
 
@@ -88,3 +88,16 @@ def after_configure_model(pl_module: nn.Module, key: str, action: Action) -> Non
         action: Called as ``action(pl_module)``. It has to be picklable.
     """
     after_hook(pl_module, "configure_model", key, action)
+
+
+def release_hooks(pl_module: nn.Module) -> None:
+    """Give a module its own hooks back, without any action of this package.
+
+    Args:
+        pl_module: The module.
+    """
+    for name, standing in list(pl_module.__dict__.items()):
+        if isinstance(standing, _InstanceHook):
+            del pl_module.__dict__[name]
+            if standing.original is not None:
+                pl_module.__dict__[name] = standing.original
