@@ -30,7 +30,13 @@ from lightning_peft.lightning.checkpoint_io import write_whole_checkpoints
 from lightning_peft.lightning.checkpoint_kinds import KINDS, CheckpointKind, refuse_not_mergeable
 from lightning_peft.lightning.class_names import SHARDING, is_a
 from lightning_peft.lightning.half_precision import refuse_replaced_layers
-from lightning_peft.lightning.hooks import after_configure_model, after_hook, before_configure_model
+from lightning_peft.lightning.hooks import (
+    after_configure_model,
+    after_hook,
+    before_configure_model,
+    before_hook,
+)
+from lightning_peft.lightning.lending import lend_frozen
 from lightning_peft.lightning.module_checkpoints import ATTACHMENT, bytes_of, load, save
 from lightning_peft.lightning.random_resume import resume_random_state
 from lightning_peft.lightning.sharded_checkpoint import TrainedOnlyLoad
@@ -157,6 +163,7 @@ def attach(pl_module: nn.Module, attachment: Attachment) -> None:
     after_configure_model(pl_module, _KEY, attachment)
     after_configure_model(pl_module, f"{_KEY}.shard", _shard)
     after_hook(pl_module, "on_save_checkpoint", _KEY, save)
+    before_hook(pl_module, "on_load_checkpoint", _KEY, lend_frozen)
     after_hook(pl_module, "on_load_checkpoint", _KEY, load)
     resume_random_state(pl_module)
     keep_averages(pl_module)

@@ -16,6 +16,7 @@ from lightning_peft.lightning.checkpoint import (
     recorded_in,
     slim_checkpoint,
 )
+from lightning_peft.lightning.lending import take_back
 from lightning_peft.lightning.standing import standing_backbone
 from lightning_peft.lightning.weights_as_start import take_weights_only
 from lightning_peft.lightning.written import note_written
@@ -67,6 +68,7 @@ def load(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
         if _is_plain_again(pl_module, attachment, checkpoint):
             return
         attachment.adapt(pl_module)
+    take_back(pl_module, checkpoint)
     try:
         complete_checkpoint(pl_module, checkpoint, strict_backbone=strict)
     except BackboneMismatchError as error:

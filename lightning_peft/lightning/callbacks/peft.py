@@ -13,6 +13,11 @@ from lightning_peft.adaptation.precision import AdapterDtype
 from lightning_peft.errors import MethodError
 from lightning_peft.kernels import Memory
 from lightning_peft.lightning.attachment import Attachment, attach, attachment_of
+from lightning_peft.lightning.callbacks._optimizers import (
+    AddToOptimizer,
+    check_rate,
+    give_to_optimizers,
+)
 from lightning_peft.lightning.checkpoint_kinds import (
     CheckpointKind,
     refuse_not_mergeable,
@@ -23,7 +28,6 @@ from lightning_peft.lightning.gradients import GradientWatch
 from lightning_peft.lightning.identity import IdentityWatch
 from lightning_peft.lightning.letting_go import let_go, merge_after_the_fit
 from lightning_peft.lightning.namespace import pl
-from lightning_peft.lightning.optimizers import AddToOptimizer, check_rate, give_to_optimizers
 from lightning_peft.lightning.steppers import DriveSteppers
 from lightning_peft.lightning.teachers import keep_teachers
 from lightning_peft.methods.union import as_method
