@@ -145,6 +145,8 @@ class PEFT:
     also_train: str | list[str]
     batchnorm: Literal["frozen", "train"]
     backbone_dropout: Literal["train", "eval"]
+    add_to_optimizer: bool | float
+    checkpoints: Literal["slim", "full", "merged"]
 
 
 @dataclass
