@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.adaptation.handle import Adaptation, find_adaptations
+from lightning_peft.anatomy.names import shared_names
 from lightning_peft.errors import some
 from lightning_peft.lightning.further_names import join
 from lightning_peft.lightning.hooks import after_hook
@@ -76,7 +77,9 @@ def _end(pl_module: nn.Module) -> None:
 @torch.no_grad()
 def _codes(adaptation: Adaptation) -> Iterator[tuple[str, int]]:
     """Yield a sum over the bits of each frozen tensor, which any change of one number changes."""
-    state, saved = adaptation.model.state_dict(), adaptation.state_names()
+    state = adaptation.model.state_dict()
+    # a tensor that modules share is saved under the first of its names
+    saved = adaptation.state_names() | set(shared_names(adaptation.model))
     names, sums = [], []
     for name, tensor in state.items():
         if name not in saved and _is_plain(tensor):
