@@ -141,6 +141,9 @@ def start(words: Sequence[str], output: Path) -> int:
     status = 1
     try:
         os.setsid()
+        for name in NAMES[:-1]:  # a shell lets what it starts in the background ignore SIGINT
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with output.open("wb") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -298,7 +301,7 @@ def main() -> int:
     parser.add_argument("--stops", type=int, default=12, help="of all kinds (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no stop after them")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no stop after that")
     parser.add_argument("--json", type=Path, help="write every stop there")
     args = parser.parse_args()
     from rich.console import Console

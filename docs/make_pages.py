@@ -41,7 +41,8 @@ def _methods() -> Iterator[str]:
     yield ""
     yield "| name | family | what it computes or trains | trained | at inference | source |"
     yield "|---|---|---|---|---|---|"
-    resnet = {entry.name: entry for entry in catalogue(partial(build, "resnet50"), images)}
+    not_here = [entry.name for entry in vit if not entry.trained]
+    resnet = {e.name: e for e in catalogue(partial(build, "resnet50"), images, not_here)}
     for entry in vit:
         method = entry.method
         shown, where = (entry, "") if entry.trained else (resnet[entry.name], " (ResNet-50)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,19 +46,22 @@ class Entry:
         return method_class(self.name)
 
 
-def catalogue(build: Callable[[], nn.Module], inputs: torch.Tensor) -> Iterator[Entry]:
-    """Try every method on a backbone.
+def catalogue(
+    build: Callable[[], nn.Module], inputs: torch.Tensor, names: Sequence[str] | None = None
+) -> Iterator[Entry]:
+    """Try methods on a backbone.
 
     Args:
         build: Makes a new backbone without a head, best on the ``meta`` device.
         inputs: A batch for its forward, on the same device.
+        names: Which methods; by default all that have defaults.
 
     Yields:
-        One entry for each method that has defaults, by name.
+        One entry for each method.
     """
     with torch.no_grad():
         own = count_flops(build().eval(), inputs)
-    for name in methods_with_defaults():
+    for name in methods_with_defaults() if names is None else names:
         model = build().eval()
         method = create_method(name)
         try:

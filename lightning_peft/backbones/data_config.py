@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_peft.backbones._register import register
-from lightning_peft.errors import DataError, near
+from lightning_peft.errors import DataError, near, shown
 
 __all__ = ["DataConfig", "check_timm_name", "data_config"]
+
+
+def _are_numbers(value: Any, kinds: tuple[type, ...] = (int, float)) -> bool:
+    return (
+        isinstance(value, Iterable)
+        and not isinstance(value, str | Mapping)
+        and all(isinstance(one, kinds) and not isinstance(one, bool) for one in value)
+    )
+
+
+FITS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "input_size": (
+        "channels, height and width",
+        lambda value: _are_numbers(value, (int,)) and len(value) == 3 and min(value) > 0,
+    ),
+    "mean": ("a number for each channel", _are_numbers),
+    "std": ("a number for each channel", _are_numbers),
+    "interpolation": ("the name of an interpolation", lambda value: isinstance(value, str)),
+    "crop_pct": ("a share above 0", lambda value: _are_numbers([value]) and value > 0),
+    "crop_mode": ("the name of a mode", lambda value: isinstance(value, str)),
+}
+"""By key of a configuration: what it holds, and whether a value is that."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +191,13 @@ def _from_mapping(values: Mapping[str, Any]) -> DataConfig:
     if unknown:
         hints = " ".join(f"'{key}': {near(str(key), names)}" for key in unknown)
         raise DataError(f"A data configuration has the keys {names}, got others. {hints}")
+    wrong = [
+        f"{key}: expected {FITS[key][0]}, got {shown(value, 40)}"
+        for key, value in values.items()
+        if not FITS[key][1](value)
+    ]
+    if wrong:
+        raise DataError(f"A data configuration does not fit an image. {'; '.join(wrong)}.")
     plain: dict[str, Any] = {
         k: tuple(v) if k in ("input_size", "mean", "std") else v for k, v in values.items()
     }

@@ -65,3 +65,13 @@ def test_unknown_key():
 def test_statistics_that_do_not_fit():
     with pytest.raises(DataError, match=r"one mean for each of 3 channels.*got \(0.1, 0.2\)"):
         data_config(None, mean=(0.1, 0.2))
+
+
+def test_values_that_describe_no_image_are_refused_together():
+    wrong = {"input_size": [3, "224", 224], "mean": "grey", "crop_pct": 0, "crop_mode": None}
+    with pytest.raises(
+        DataError,
+        match=r"input_size: expected channels, height and width, got .*'224'.*; mean: expected a "
+        r"number for each channel, got 'grey'; crop_pct: .* above 0, got 0; crop_mode: .* got None",
+    ):
+        data_config(wrong)

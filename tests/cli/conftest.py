@@ -1,19 +1,18 @@
 """Runs of the command in this very process: importing Lightning anew costs more than a tiny run."""
 
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.hydra import Hydra
-from hydra.errors import ConfigCompositionException
 
 from lightning_peft.cli import main
 from lightning_peft.cli.runs.summary import write_json
 from lightning_peft.errors import MissingExtraError
+from tests.support import composing
+
+composing.install()
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,9 +26,6 @@ TINY = (
     "data.backbone=glyph_vit",
 )
 
-WITHOUT_MODE = ("experiment=smoke", "experiment=few_shot")
-"""Experiments that leave it to the flags whether a command is a sweep."""
-
 
 def study_in(directory):
     """Read the study of a search as Optuna itself does, without the package."""
@@ -40,31 +36,6 @@ def study_in(directory):
     journal = optuna.storages.journal.JournalFileBackend(str(path))
     storage = optuna.storages.JournalStorage(journal)
     return optuna.load_study(study_name="search", storage=storage)
-
-
-@pytest.fixture
-def composed_once(monkeypatch):
-    """Make Hydra compose the same words once in a test.
-
-    It composes a sweep twice, first to learn that it is one, and each job again after it has
-    checked all of them. That takes longer than the tiny runs do.
-    """
-    real = ConfigLoaderImpl._load_configuration_impl
-    known = {}
-
-    def compose(self, config_name, overrides, run_mode, from_shell, validate_sweep_overrides):
-        where = (os.getcwd(), str(self.get_search_path()), *sorted(os.environ.items()))
-        key = (config_name, *overrides, run_mode, from_shell, where)
-        if key not in known:
-            words = (config_name, overrides, run_mode, from_shell)
-            try:
-                composed = real(self, *words, True)
-            except ConfigCompositionException:
-                return real(self, *words, validate_sweep_overrides)
-            known[key] = pickle.dumps(composed)
-        return pickle.loads(known[key])
-
-    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", compose)
 
 
 @pytest.fixture
@@ -82,29 +53,7 @@ def undrawn(monkeypatch):
 
 
 @pytest.fixture
-def flags_tell_the_mode(monkeypatch):
-    """Spare Hydra a composition: it makes one only to learn whether the config has a mode.
-
-    Without an experiment there is none, nor in those that most tests run (``test_conf.py``).
-    """
-    real = Hydra.get_mode
-
-    def get_mode(self, config_name, overrides):
-        own = all(
-            element.provider != "command-line"
-            for element in self.config_loader.get_search_path().get_path()
-        )
-        others = [word for word in overrides if word not in WITHOUT_MODE]
-        brings_one = ("experiment", "hydra.mode", "hydra.searchpath")
-        if own and not any(part in word for part in brings_one for word in others):
-            return None
-        return real(self, config_name, overrides)
-
-    monkeypatch.setattr(Hydra, "get_mode", get_mode)
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capfd, flags_tell_the_mode):
+def command(tmp_path, monkeypatch, capfd):
     """Run ``lightning-peft`` in an empty directory: ``(status, stdout, stderr)``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")

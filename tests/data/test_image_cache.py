@@ -63,8 +63,9 @@ def epochs(data, count=2):
 
 
 @pytest.mark.parametrize("augment", AUGMENTED)
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("kept", ["temporary", "directory"])
+@pytest.mark.parametrize(
+    ("num_workers", "kept"), [(0, "temporary"), (0, "directory"), (2, "directory")]
+)
 def test_the_batches_are_the_same_and_images_are_decoded_once(
     root, tmp_path, read, augment, num_workers, kept
 ):

@@ -45,9 +45,14 @@ def test_less_is_allocated_the_more_is_made_again(benchmark):
     [
         ("vit", 512, "lora", {"depth": 1}),
         pytest.param(*("vit", 512, "linear_probe", {"depth": 1}), marks=pytest.mark.slow),
-        ("convnext", 128, "houlsby", {"depths": (1, 1, 1, 1)}),
+        pytest.param(
+            *("convnext", 128, "houlsby", {"depths": (1, 1, 1, 1)}), marks=pytest.mark.slow
+        ),
         pytest.param(*("bert", 512, "bitfit", {"num_hidden_layers": 1}), marks=pytest.mark.slow),
-        ("bert", 512, "full", {"num_hidden_layers": 1, "attention_probs_dropout_prob": 0.0}),
+        pytest.param(
+            *("bert", 512, "full", {"num_hidden_layers": 1, "attention_probs_dropout_prob": 0.0}),
+            marks=pytest.mark.slow,
+        ),
         ("decoder", 512, "lora", {"num_hidden_layers": 1}),
     ],
 )

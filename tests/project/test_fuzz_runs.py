@@ -26,7 +26,7 @@ QUICK = ("export", "predict", "compare", "against")
     "only", [QUICK, pytest.param((*QUICK, "soup", "continue"), marks=pytest.mark.slow)]
 )
 def test_spoiled_runs_are_read_or_refused_and_nothing_else_happens(fuzz, only) -> None:
-    directories = 20 if only == QUICK else 100
+    directories = 10 if only == QUICK else 100
     report = fuzz(directories=directories, seed=7, only=only)
     assert report["findings"] == []
     assert report["directories"] == directories

@@ -7,7 +7,6 @@ counts as missing.
 from __future__ import annotations
 
 import json
-import math
 import re
 import socket
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_peft.cli.runs.occupied import holder_of
-from lightning_peft.cli.runs.summary import FILE
+from lightning_peft.cli.runs.summary import FILE, mapping_of, numbers_of
 from lightning_peft.cli.trust.printable import printable
 from lightning_peft.files.plain_file import read_text
 
@@ -179,15 +178,15 @@ def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | N
         return None
     if "method" not in summary:
         return None
-    method = _mapping(summary["method"]).get("name")
+    method = mapping_of(summary["method"]).get("name")
     words = summary.get("overrides")
     overrides = (
         [_as_typed(printable(str(word))) for word in words] if isinstance(words, list) else []
     )
-    efficiency = _numbers(summary.get("efficiency"))
+    efficiency = numbers_of(summary.get("efficiency"))
     gpu = efficiency.get("peak_cuda_bytes")
-    process = _mapping(summary.get("process"))
-    objective = _mapping(summary.get("objective"))
+    process = mapping_of(summary.get("process"))
+    objective = mapping_of(summary.get("objective"))
     seed = summary.get("seed")
     return Run(
         directory=directory,
@@ -196,15 +195,15 @@ def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | N
         method=printable(str(method)),
         seed=seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
         overrides=tuple(sorted(o for o in overrides if not o.startswith(SET_NOTHING_APART))),
-        metrics=_numbers(summary.get("metrics")),
-        parameters=_numbers(summary.get("parameters")),
-        bytes=_numbers(summary.get("bytes")),
-        seconds=_numbers(summary.get("seconds")),
+        metrics=numbers_of(summary.get("metrics")),
+        parameters=numbers_of(summary.get("parameters")),
+        bytes=numbers_of(summary.get("bytes")),
+        seconds=numbers_of(summary.get("seconds")),
         peak_memory=efficiency.get("peak_process_rss_bytes") if gpu is None else gpu,
         on_gpu=gpu is not None,
-        images={name: int(count) for name, count in _numbers(summary.get("images")).items()},
+        images={name: int(count) for name, count in numbers_of(summary.get("images")).items()},
         noun=str(summary["noun"]) if summary.get("noun") in NOUNS else NOUNS[0],
-        baselines=_numbers(summary.get("baselines")),
+        baselines=numbers_of(summary.get("baselines")),
         objective=name if isinstance(name := objective.get("name"), str) else None,
         objectives=_objectives(summary.get("objectives")),
         steps=steps if isinstance(steps := summary.get("steps"), int) else None,
@@ -212,7 +211,7 @@ def run_of(summary: Any, directory: Path, source: Path | None = None) -> Run | N
         task=str(summary.get("task") or "multiclass"),
         monitor=name if isinstance(name := summary.get("monitor"), str) else None,
         error=" ".join(map(printable, str(summary.get("error") or "").splitlines())),
-        started=_numbers(process).get("started"),
+        started=numbers_of(process).get("started"),
     )
 
 
@@ -256,30 +255,12 @@ def _status(status: str, process: Mapping[str, Any], directory: Path) -> str:
     return "interrupted" if holder is None else "running"
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _numbers(value: Any) -> dict[str, float]:
-    """Return the finite numbers of a mapping."""
-    found = {}
-    for key, item in _mapping(value).items():
-        if isinstance(item, int | float) and not isinstance(item, bool):
-            try:
-                number = float(item)
-            except OverflowError:
-                continue
-            if math.isfinite(number):
-                found[str(key)] = number
-    return found
-
-
 def _objectives(value: Any) -> tuple[tuple[str, float, str], ...]:
     """Return the objectives of a search with several, all of them or none."""
     found = []
     for item in value if isinstance(value, list) else []:
-        one = _mapping(item)
-        number = _numbers(one).get("value")
+        one = mapping_of(item)
+        number = numbers_of(one).get("value")
         if number is None or one.get("direction") not in ("maximize", "minimize"):
             return ()
         found.append((str(one.get("name")), number, str(one["direction"])))
@@ -289,8 +270,8 @@ def _objectives(value: Any) -> tuple[tuple[str, float, str], ...]:
 def _intervals(value: Any) -> dict[str, tuple[float, float]]:
     """Return the pairs of finite numbers of a mapping."""
     found = {}
-    for key, item in _mapping(value).items():
-        ends = _numbers(dict(enumerate(item))) if isinstance(item, list) else {}
+    for key, item in mapping_of(value).items():
+        ends = numbers_of(dict(enumerate(item))) if isinstance(item, list) else {}
         if len(ends) == 2 and len(item) == 2:
             found[str(key)] = (ends["0"], ends["1"])
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ __all__ = [
     "FILE",
     "describe_run",
     "finite",
+    "mapping_of",
+    "numbers_of",
     "objective",
     "read_summary",
     "record_death",
@@ -192,6 +195,25 @@ def read_summary(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def mapping_of(value: Any) -> Mapping[str, Any]:
+    """Return a part of a summary that should be a mapping; ``{}`` if it is none."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def numbers_of(value: Any) -> dict[str, float]:
+    """Return the finite numbers of a part of a summary that should be a mapping."""
+    found = {}
+    for key, item in mapping_of(value).items():
+        if isinstance(item, int | float) and not isinstance(item, bool):
+            try:
+                number = float(item)
+            except OverflowError:
+                continue
+            if math.isfinite(number):
+                found[str(key)] = number
+    return found
 
 
 def record_death(directory: Path, cfg: Any, told: str) -> None:

@@ -17,7 +17,7 @@ from lightning_peft.cli.runs.checkpoints import check_moved, check_whole
 from lightning_peft.cli.runs.occupied import is_other_rank
 from lightning_peft.cli.runs.places import is_within
 from lightning_peft.cli.runs.recorded import LAST_KEY, read_config
-from lightning_peft.cli.runs.summary import read_summary
+from lightning_peft.cli.runs.summary import numbers_of, read_summary
 from lightning_peft.errors import shown
 
 __all__ = [
@@ -77,10 +77,9 @@ class Earlier(NamedTuple):
         """The result of the job for the sweeper."""
         summary = self.summary or {}
         several = summary.get("objectives")
-        if several:
-            return [float("nan") if one["value"] is None else one["value"] for one in several]
-        value = (summary.get("objective") or {}).get("value")
-        return None if value is None else float(value)
+        if isinstance(several, list) and several:
+            return [numbers_of(one).get("value", float("nan")) for one in several]
+        return numbers_of(summary.get("objective")).get("value")
 
 
 def earlier_run(cfg: Any) -> Earlier:

@@ -19,7 +19,7 @@ from hydra.experimental.callback import Callback
 from lightning_peft.cli.config.errors import explain
 from lightning_peft.cli.config.job_config import own_part
 from lightning_peft.cli.runs.occupied import is_other_rank, occupy, occupy_run
-from lightning_peft.cli.runs.summary import write_json
+from lightning_peft.cli.runs.summary import numbers_of, write_json
 from lightning_peft.cli.sweeps.earlier import (
     Earlier,
     check_checkpoint,
@@ -99,8 +99,8 @@ class WholeSweep(Callback):
         print(printable(line), file=sys.stderr, flush=True)
         self._counts = before.summary is None
         if before.summary is not None:
-            total = (before.summary.get("seconds") or {}).get("total")
-            self.seconds += [] if total is None else [float(total)]
+            total = numbers_of(before.summary.get("seconds")).get("total")
+            self.seconds += [] if total is None else [total]
 
     def on_job_end(self, config: Any, job_return: Any, **kwargs: Any) -> None:
         """Record how long the job took."""

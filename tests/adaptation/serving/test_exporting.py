@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import lightning_peft as lp
+from lightning_peft.backbones.data_config import data_config
 from tests.support.zoo import build, example_input, output_of
 
 HAS_ONNX = all(importlib.util.find_spec(n) for n in ("onnx", "onnxscript", "onnxruntime"))
@@ -83,9 +84,11 @@ def test_transformers_loads_the_merged_weights(tmp_path):
     ("method", "backbone", "merged"),
     [
         pytest.param(lp.LoRA(rank=2), "vit", True, id="merged"),
-        pytest.param(lp.VPTDeep(prompt_length=2), "vit", False, id="prompts"),
+        pytest.param(
+            lp.VPTDeep(prompt_length=2), "vit", False, id="prompts", marks=pytest.mark.slow
+        ),
         pytest.param(lp.AdaptFormer(), "vit", False, id="bottlenecks"),
-        pytest.param(lp.LoRA(rank=2), "bert", True, id="text"),
+        pytest.param(lp.LoRA(rank=2), "bert", True, id="text", marks=pytest.mark.slow),
     ],
 )
 def test_a_graph_is_loaded_without_this_package_and_takes_any_batch(
@@ -185,6 +188,20 @@ class Noise(nn.Module):
         ),
         pytest.param(lambda: build("vit"), "adapter", {}, "got a plain one", id="no adapter"),
         pytest.param(lambda: build("mlp"), "torch-export", {}, "expected example_inputs", id="x"),
+        pytest.param(
+            lambda: build("vit"),
+            "safetensors",
+            {"preprocessing": data_config({"input_size": (3, 5, 16)})},
+            r"VisionTransformer computes .* \(\d, 3, 5, 16\): AssertionError: Input height",
+            id="size",
+        ),
+        pytest.param(
+            lambda: build("vit"),
+            "safetensors",
+            {"preprocessing": data_config({"input_size": (3, 10**10, 10**10)})},
+            "fits into memory, got .*10000000000",
+            id="huge",
+        ),
         pytest.param(
             Noise,
             "torch-export",

@@ -16,7 +16,7 @@ from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.objectives import Judge
 from lightning_peft.files.reading import read_adapter
 
-pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 SMOKE = ("experiment=smoke", "schedule=none", "test=false")
 

@@ -89,6 +89,12 @@ def sweep(tmp_path, run):
 
 
 @pytest.fixture
+def sketched(monkeypatch):
+    """Draw nothing, where a test only asks which pictures a page has."""
+    monkeypatch.setattr("lightning_peft.cli.comparing.figures.markup", lambda *a, **k: "<svg/>")
+
+
+@pytest.fixture
 def text(sweep):
     return report_page(comparison_of(*read_runs([sweep])))
 
@@ -257,6 +263,7 @@ def test_a_page_of_failed_runs_alone_is_a_page(tmp_path, run):
     ["", "a,b\n", "t,a,b\nx,1\n", "t,a\nx,one\n", "t,a\nx,-1\n", "t,a\nx,99999999999999999999\n"],
     ids=["empty", "no rows", "ragged", "words", "negative", "huge"],
 )
+@pytest.mark.usefixtures("sketched")
 def test_a_broken_confusion_matrix_is_left_out(tmp_path, run, confusion):
     directory = run(tmp_path, "lora", 0, 0.9)
     (directory / "confusion.csv").write_text(confusion)
@@ -321,6 +328,7 @@ def test_the_reliability_of_the_best_run(tmp_path, run):
     ["", "0,1,0.5,x,3", "0,1,0.5,2,3", "0,1,nan,0.5,3", "1,0,0.5,0.5,3", "0,1,0.5,0.5,-3",
      "0,1,0.5", "0,1,0.5,0.5,3\n" * 300],
 )  # fmt: skip
+@pytest.mark.usefixtures("sketched")
 def test_bins_of_somebody_else_are_left_out(tmp_path, run, text):
     directory = run(tmp_path, "lora", 0, 0.9)
     bins(directory, text)

@@ -1,14 +1,11 @@
 """The shipped experiments do what they say."""
 
-import copy
-import functools
 import re
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import open_dict
 
 import lightning_peft as lp
 from lightning_peft.anatomy.backbone import backbone_of
@@ -20,19 +17,10 @@ from lightning_peft.cli.jobs.task import build_module
 from lightning_peft.data.vtab_tasks import TASKS
 
 
-@functools.cache
-def composed_once(*overrides):
+def composed(*overrides, hydra=False):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         words = [*overrides, "name=test", "output_dir=."]
-        return compose("config", words, return_hydra_config=True)
-
-
-def composed(*overrides, hydra=False):
-    cfg = copy.deepcopy(composed_once(*overrides))
-    if not hydra:
-        with open_dict(cfg):
-            del cfg["hydra"]
-    return cfg
+        return compose("config", words, return_hydra_config=hydra)
 
 
 def split(*overrides):

@@ -15,7 +15,11 @@ CHOICES = {
 }
 
 
-@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES)
+@pytest.mark.parametrize(
+    "choice",
+    [CHOICES["swa"], pytest.param(CHOICES["ema"], marks=pytest.mark.slow)],
+    ids=["swa", "ema"],
+)
 def test_a_run_with_an_average_resumes_to_the_same_weights(train, tmp_path, choice):
     def run(name, *words):
         status, _, err = train(*EPOCHS, *choice, *words, f"hydra.run.dir={name}")

@@ -37,9 +37,8 @@ RUN = (
 )
 SIZES = {"BOFT": {"boft_block_size": 4}, "OFT": {"oft_block_size": 4, "r": 0}}
 
-# which differ most in what they save: ranks that change, tensors that layers share, weights that
-# are rewritten, several methods
-QUICK = ("adalora", "lora:pissa", "union")
+# whose ranks change on the way; the others are run every week
+QUICK = ("adalora",)
 
 
 def words(name: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.runs.occupied import FILE, holder_of, occupied, occupy, vacate
 from lightning_peft.cli.runs.summary import record_death
 
-pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 FILES = {FILE, f"{FILE}.lock"}
 ELSEWHERE = {"id": 7, "host": "elsewhere", "started": 0.0}

@@ -17,7 +17,7 @@ from lightning_peft.cli.runs.storage import open_storage
 from lightning_peft.cli.sweeps.search.check import check_search
 from tests.cli.conftest import study_in
 
-pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def database(path, release="2.10.1"):

@@ -16,7 +16,7 @@ from lightning_peft.cli.sweeps.search.study import PLACE, prepare_search, standi
 from lightning_peft.cli.sweeps.sweep import isolated_job, job_environment, wants_own_process
 from lightning_peft.evaluation.metric_names import KNOWN, TASKS
 
-pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 MEDIAN = {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 2, "n_warmup_steps": 1}
 

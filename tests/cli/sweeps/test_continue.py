@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -17,7 +18,7 @@ from lightning_peft.cli.sweeps.earlier import CONFIG, LAST, Earlier, _changes, e
 from lightning_peft.cli.sweeps.record import quoted
 from lightning_peft.cli.sweeps.whole import job_line
 
-pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 SWEEP = ("-m", "experiment=smoke", "hydra.sweep.dir=sweep", "method=linear_probe", "seed=0,1")
 FIGURES = ("metrics", "objective", "parameters", "bytes", "steps")
@@ -160,6 +161,20 @@ def test_half_a_checkpoint_is_not_gone_on_with(tmp_path):
     assert earlier_run(job(tmp_path)).checkpoint == last
     last.write_bytes(last.read_bytes()[:-100])
     assert earlier_run(job(tmp_path)) == Earlier()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"objective": "much"}, {"objective": {"value": "1"}}, {"objective": [1]}, {}]
+)
+def test_a_result_of_another_type_is_no_result(wrong):
+    assert Earlier(summary=wrong).objective is None
+    assert Earlier(summary={"objective": {"value": 2}}).objective == 2.0
+
+
+@pytest.mark.parametrize("wrong", [["x"], [{"value": "much"}], [{}]])
+def test_nor_is_one_of_several_objectives(wrong):
+    assert np.isnan(Earlier(summary={"objectives": wrong}).objective).all()
+    assert Earlier(summary={"objectives": "many"}).objective is None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from lightning_peft.cli.sweeps.extended import match
 
-pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 FIXED = ("-m", "experiment=smoke", "test=false", "hydra.sweep.dir=sweep")
 

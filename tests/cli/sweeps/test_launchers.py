@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from tests.cli.conftest import ROOT, TINY, study_in
 
-pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 SHORT = (
     *("hydra.sweep.dir=sweep", "test=false", "trainer.limit_val_batches=1"),

@@ -21,7 +21,7 @@ from lightning_peft.cli.sweeps.earlier import check_checkpoints
 from lightning_peft.cli.sweeps.moved import in_place, started_in
 from lightning_peft.cli.sweeps.search.study import PLACE, standing_among
 
-pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 FIRST_IS_BEST = "callbacks.best.mode=min"
 """The lowest accuracy is the "best": what follows the first validation does not replace it."""

@@ -12,7 +12,7 @@ from lightning_peft.cli.sweeps.record import check_kind, describe, read_record
 from lightning_peft.cli.sweeps.state import STATE
 from lightning_peft.cli.sweeps.whole import WholeSweep
 
-pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 SEARCH = ("-m", "hydra/sweeper=search", "hydra.sweep.dir=d", "lr=interval(0.1,0.2)")
 

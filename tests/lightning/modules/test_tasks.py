@@ -47,8 +47,7 @@ def trainer(folder, *callbacks, **options):
     return quiet_trainer(*callbacks, default_root_dir=folder, **{"max_epochs": 1, **options})
 
 
-@pytest.mark.parametrize("task", ["binary", "multilabel"])
-@pytest.mark.parametrize("mixup", [0.0, 0.3])
+@pytest.mark.parametrize(("task", "mixup"), [("binary", 0.3), ("multilabel", 0.0)])
 def test_it_learns_with_adapters(tmp_path, task, mixup):
     module, data = classifier(task, mixup=mixup, lr=1e-2, label_smoothing=0.05), loader(task)
     epochs = {"max_epochs": 20, "check_val_every_n_epoch": 20, "num_sanity_val_steps": 0}

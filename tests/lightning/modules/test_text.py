@@ -222,6 +222,7 @@ def test_with_few_labels_a_pretrained_encoder_knows_nouns_that_it_was_not_traine
     assert accuracy_on_unseen_nouns(directory, method, lr) > 0.9
 
 
+@pytest.mark.slow
 def test_the_same_network_from_scratch_can_only_guess(directory):
     assert accuracy_on_unseen_nouns(directory, "full", 1e-3, pretrained=False) < 0.7
 

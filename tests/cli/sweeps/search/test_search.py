@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 
 from tests.cli.conftest import study_in
 
-pytestmark = pytest.mark.usefixtures("composed_once", "undrawn")
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 SEARCH = (
     *("-m", "experiment=optuna", "hydra.sweep.dir=search", "hydra.sweeper.params.method=bitfit"),

@@ -22,8 +22,6 @@ from lightning_peft.cli.sweeps.search.study import prepare_search, standing_of
 from lightning_peft.cli.sweeps.state import STATE
 from tests.cli.conftest import study_in
 
-pytestmark = pytest.mark.usefixtures("composed_once")
-
 MIXED = ("method=choice(linear_probe,lora)", "method.rank=choice(2,4)", "hydra.sweeper.n_trials=4")
 BITFIT = ("method=bitfit", "lr=choice(0.1,0.2)", "hydra.sweeper.n_trials=2")
 
