@@ -56,12 +56,14 @@ def full_state(pl_module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, T
     shared = further_names(pl_module)
     result: dict[str, Tensor] = {}
     within: set[str] = set()
+    every_added: set[str] = set()
     for path, adaptation in find_adaptations(pl_module).items():
         rewritten = {join(path, n): t for n, t in kept_weights(adaptation.model).items()}
         own = {join(path, name) for name in adaptation.model.state_dict()}
         now = {join(path, name) for name in adaptation.base_names.values()}
         added = {join(path, name) for name in adaptation.added_names()}
         within |= own
+        every_added |= added
         for before, name in adaptation.base_names.items():
             found = join(path, name)
             if found in state:
@@ -72,17 +74,20 @@ def full_state(pl_module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, T
                     result[name] = state[name]
             else:  # the state of a quantised weight
                 result.setdefault(name.replace(".base_layer.", "."), state[name])
-    result.update({name: tensor for name, tensor in state.items() if name not in within})
+    for name, tensor in state.items():
+        if name in within or shared.get(name) in every_added:
+            continue
+        # the backbone may have another name beside its own
+        result[name.replace(".base_layer.", ".") if name in shared else name] = tensor
     return result
 
 
 def present_state(pl_module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state of :func:`full_state` under the names that the module has now."""
     now_of: dict[str, str] = {}
+    for found in pl_module.state_dict():
+        now_of.setdefault(plain_name(found).replace(".base_layer.", "."), found)
     for path, adaptation in find_adaptations(pl_module).items():
-        for name in adaptation.model.state_dict():
-            found = join(path, name)
-            now_of.setdefault(plain_name(found).replace(".base_layer.", "."), found)
         for before, name in adaptation.base_names.items():
             now_of[plain_name(join(path, before))] = join(path, name)
     return {now_of.get(plain_name(name), name): tensor for name, tensor in state.items()}
@@ -134,8 +139,9 @@ def merged_state(pl_module: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
         result.update(_merged(path, adaptation, state))
         base = {join(path, now): join(path, b) for b, now in adaptation.base_names.items()}
         for name, first in shared.items():  # a tensor of the backbone with a name outside of it
-            if name in result and base.get(first) in result:
-                result[name] = result[base[first]]
+            outside = name.replace(".base_layer.", ".")
+            if outside in result and base.get(first) in result:
+                result[outside] = result[base[first]]
     return result
 
 

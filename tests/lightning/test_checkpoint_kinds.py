@@ -149,8 +149,17 @@ def test_a_full_one_needs_its_backbone_if_something_was_kept_of_it(
         lp.load_from_checkpoint(Module, keep.last_model_path, seed=5)
 
 
-@pytest.mark.parametrize("average", [False, True], ids=["", "average"])
-@pytest.mark.parametrize("kind", ["slim", "full", "merged"])
+@pytest.mark.parametrize(
+    ("kind", "average"),
+    [
+        pytest.param("slim", False, marks=pytest.mark.slow),
+        ("full", False),
+        ("merged", False),
+        pytest.param("slim", True, marks=pytest.mark.slow),
+        pytest.param("full", True, marks=pytest.mark.slow),
+        ("merged", True),
+    ],
+)
 def test_a_run_resumes_is_tested_and_loads_from_each(
     tmp_path: Path, kind: str, average: bool
 ) -> None:
@@ -176,6 +185,31 @@ def test_a_run_resumes_is_tested_and_loads_from_each(
     if not average:
         loaded = lp.load_from_checkpoint(Module, keep.last_model_path)
         assert equal(state_of(loaded), state_of(whole))
+
+
+class Twice(Module):
+    """The backbone has two names."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.again = self.net
+
+
+@pytest.mark.parametrize("kind", ["full", "merged"])
+def test_a_backbone_with_two_names_has_both_in_the_file(tmp_path: Path, kind: str) -> None:
+    module = Twice()
+    tr = trainer(tmp_path, lp.PEFT(METHODS["lora"], checkpoints=kind))
+    tr.fit(module, data())
+    tr.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    plain = Twice(seed=1)
+    missing, unexpected = plain.load_state_dict(saved, strict=False)
+    assert missing == []
+    assert all(kind == "full" and ".lora_" in name for name in unexpected)
+    if kind == "merged":
+        assert torch.allclose(outputs(plain), outputs(module), atol=1e-5)
+    loaded = lp.load_from_checkpoint(Twice, tmp_path / "last.ckpt")
+    assert equal(state_of(loaded), state_of(module))
 
 
 def test_what_cannot_be_is_refused_in_words(tmp_path: Path) -> None:
