@@ -103,7 +103,8 @@ def check_recorded(
     if other:
         message = (
             "the checkpoint was trained on another backbone: " + "; ".join(other) + ". Build the "
-            "module with the same pretrained weights, or pass strict_backbone=False."
+            "module with the same pretrained weights, or pass strict_backbone=False. Of a module "
+            "whose weights are drawn anew, train with checkpoints='full': such a file brings them."
         )
         if strict_backbone:
             raise BackboneMismatchError(message)

@@ -73,3 +73,8 @@ def test_a_run_that_was_stopped_is_not_merged_and_resumes(tmp_path: Path) -> Non
     with pytest.raises(RuntimeError, match="stopped"):
         trainer(tmp_path, peft, keep, Stop(), max_epochs=2).fit(module, data())
     assert lp.find_adaptation(module.net) is not None
+
+
+def test_code_that_loads_the_best_checkpoint_behind_the_fit_goes_on_working(tmp_path: Path) -> None:
+    module, _, keep = fitted(tmp_path, "merged", merge_at_end=True)
+    module.load_state_dict(torch.load(keep.best_model_path, weights_only=True)["state_dict"])
