@@ -66,22 +66,23 @@ def refuse_frozen(adaptations: Mapping[str, Adaptation]) -> None:
         adaptations: The adaptations by the paths of their backbones.
 
     Raises:
-        MethodError: If a trained parameter of an adapter requires no gradient.
+        MethodError: If no parameter of any adapter requires a gradient.
     """
+    frozen: list[str] = []
     for path, adaptation in adaptations.items():
         names = set(adaptation.adapter_names()) & set(adaptation.trained_names())
-        frozen = [
-            name
-            for name, parameter in adaptation.model.named_parameters()
-            if name in names and not parameter.requires_grad
-        ]
-        if frozen:
-            raise MethodError(
-                f"{adaptation.method.name} on '{path}': expected the adapter to require gradients "
-                f"when training starts, got {some(frozen, 4)} frozen: code of the module froze the "
-                "model after it was adapted. Do so before (peft's prepare_model_for_kbit_training "
-                "belongs in __init__), or call adaptation.freeze() afterwards."
-            )
+        for name, parameter in adaptation.model.named_parameters():
+            if name in names and parameter.requires_grad:
+                return  # such as a student, whose teacher is frozen
+            if name in names:
+                frozen.append(f"{path}.{name}" if path else name)
+    if frozen:
+        raise MethodError(
+            f"expected an adapter that requires gradients when training starts, got {some(frozen, 4)} "
+            "frozen: code of the module froze the model after it was adapted. Do so before (peft's "
+            "prepare_model_for_kbit_training belongs in __init__), or call adaptation.freeze() "
+            "afterwards."
+        )
 
 
 def _gradients(
