@@ -78,10 +78,10 @@ def refuse_frozen(adaptations: Mapping[str, Adaptation]) -> None:
                 frozen.append(f"{path}.{name}" if path else name)
     if frozen:
         raise MethodError(
-            f"expected an adapter that requires gradients when training starts, got {some(frozen, 4)} "
-            "frozen: code of the module froze the model after it was adapted. Do so before (peft's "
-            "prepare_model_for_kbit_training belongs in __init__), or call adaptation.freeze() "
-            "afterwards."
+            "expected an adapter that requires gradients when training starts, got "
+            f"{some(frozen, 4)} frozen: code of the module froze the model after it was adapted. "
+            "Do so before (peft's prepare_model_for_kbit_training belongs in __init__), or call "
+            "adaptation.freeze() afterwards."
         )
 
 

@@ -139,8 +139,9 @@ def _ways_out(model: nn.Module, names: tuple[str, ...]) -> str:
     found = anatomy(model)
     outside = [name for name in names if not inside(name, found.blocks)]
     weighted = [name for name, module in model.named_modules() if "weight" in module._parameters]
-    if not found.head and weighted and weighted[-1] in outside:
-        ways.append(f"train the output whole (head='{weighted[-1]}')")
+    last = weighted[-1] if weighted else ""
+    if last in outside and (not found.head or inside(last, found.head)):
+        ways.append(f"train the output whole (head='{last}')")
     around = found.blocks[0].split(".")[0] if found.blocks else ""
     if around and len(outside) == len(names) and not any(inside(n, (around,)) for n in names):
         ways.append(f"adapt '{around}' alone (backbone= of the callback)")
