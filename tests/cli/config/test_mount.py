@@ -107,6 +107,7 @@ def test_a_schedule_has_a_schema_too(app):
         "warmup": 100,
         "final": 0.0,
         "on_resume": "remaining",
+        "replace": False,
     }
     with pytest.raises(ConfigCompositionException) as caught:
         app(word, "trainer.schedule.warmpu=0.2")
