@@ -25,7 +25,9 @@ def ranked_by_class(labels: Sequence[int], keys: Sequence[str], salt: str) -> di
     Returns:
         Class to the indices of its images, in order.
     """
-    ranks = [hashlib.sha256(f"{salt}\0{key}".encode()).digest() for key in keys]
+    ranks = [
+        hashlib.sha256(f"{salt}\0{key}".encode("utf-8", "surrogatepass")).digest() for key in keys
+    ]
     found: dict[int, list[int]] = {label: [] for label in sorted(set(labels))}
     for index in sorted(range(len(labels)), key=ranks.__getitem__):
         found[labels[index]].append(index)

@@ -19,10 +19,16 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", 
 def cell(value: object) -> object:
     """Return a value as a cell: a text that looks like a formula gets an apostrophe before it.
 
+    What no encoding can hold, such as a byte of a file's name that is no UTF-8, is written out.
+
     Args:
         value: A text or a number; texts that are numbers stay as they are.
     """
-    if not isinstance(value, str) or not value.startswith(_FORMULA):
+    if not isinstance(value, str):
+        return value
+    if not value.isprintable():
+        value = value.encode("utf-8", "backslashreplace").decode()
+    if not value.startswith(_FORMULA):
         return value
     try:
         float(value)

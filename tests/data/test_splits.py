@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -94,3 +96,11 @@ def test_a_new_image_moves_no_other():
     after = [longer[i] for i in ranked_by_class([0] * 21, longer, "s")[0]]
     after.remove("new.png")
     assert after == before
+
+
+def test_a_name_of_a_file_that_is_no_text_has_its_place():
+    keys = [os.fsdecode(name) for name in (b"a.png", b"caf\xe9.png", b"b.png")]
+    ranked = ranked_by_class([0, 0, 0], keys, "x")
+    assert sorted(ranked[0]) == [0, 1, 2]
+    without = ranked_by_class([0, 0], [keys[0], keys[2]], "x")[0]
+    assert [index for index in ranked[0] if index != 1] == [2 * index for index in without]

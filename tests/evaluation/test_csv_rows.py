@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 
 import pytest
 import torch
@@ -39,3 +40,10 @@ def test_the_name_of_a_class_is_no_formula(tmp_path):
             cells = [text for row in csv.reader(file) for text in row]
         assert "'=cmd()" in cells
         assert "=cmd()" not in cells
+
+
+def test_a_name_that_is_no_text_is_written_out(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")  # of a file, in another encoding than UTF-8
+    with (tmp_path / "names.csv").open("w", newline="", encoding="utf-8") as file:
+        RowWriter(file).writerows([[name, 1], ["\ud800=", 2]])
+    assert (tmp_path / "names.csv").read_text(encoding="utf-8") == "caf\\udce9.png,1\n\\ud800=,2\n"

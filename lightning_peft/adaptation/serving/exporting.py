@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,10 +21,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation
+from lightning_peft.adaptation.serving.example_inputs import by_name, computed, examples_for
 from lightning_peft.adaptation.serving.tracing import (
     ONNX_LIMIT,
     Trace,
@@ -44,7 +43,6 @@ __all__ = ["FORMATS", "ExportReport", "card_path", "check_format", "export_model
 
 FORMATS = ("safetensors", "adapter", "torch-export", "onnx")
 CARD_VERSION = 1
-_EXAMPLES = 2
 _TOLERATED = 0.1  # rounding to half precision stays below it; a wrong graph does not
 
 
@@ -124,8 +122,8 @@ def export_model(
         if format == "adapter":
             report = _write_adapter(adaptation, target)
         else:
-            examples = _examples(network, example_inputs, preprocessing, format)
-            inputs = _by_name(network, examples)
+            examples = examples_for(network, example_inputs, preprocessing, format)
+            inputs = by_name(network, examples)
             positional = not isinstance(examples, Mapping)
             report = _write_file(network, format, target, inputs, positional)
         card = _card(report, network, adaptation, preprocessing, class_names)
@@ -174,7 +172,7 @@ def _write_file(
     inputs: dict[str, Any] | None,
     positional: bool,
 ) -> ExportReport:
-    expected = None if inputs is None else output_of(network, inputs).cpu()
+    expected = None if inputs is None else computed(network, inputs, format)
     plain, refusal = _merged_copy(network)
     if format == "safetensors":
         if refusal:
@@ -264,34 +262,6 @@ def _difference(got: Tensor, expected: Tensor, format: str) -> float:
             "model's output random, or not finite, in evaluation mode?"
         )
     return difference
-
-
-def _examples(
-    network: nn.Module, given: Any, preprocessing: DataConfig | None, format: str
-) -> Any | None:
-    if given is not None:
-        return given
-    if preprocessing is not None:
-        like = next(network.parameters())
-        random = torch.Generator().manual_seed(0)
-        images = torch.randn(_EXAMPLES, *preprocessing.input_size, generator=random)
-        return images.to(like)
-    if format == "safetensors":
-        return None
-    raise ExportError(
-        f"{format}: expected example_inputs, since {type(network).__name__} does not say which "
-        "inputs it takes: pass a batch for its forward, such as a tensor or a mapping of "
-        "keyword arguments."
-    )
-
-
-def _by_name(network: nn.Module, inputs: Any) -> dict[str, Any] | None:
-    """Return inputs by the names of the arguments of the model's forward, or None."""
-    if inputs is None or isinstance(inputs, Mapping):
-        return None if inputs is None else dict(inputs)
-    given = inputs if isinstance(inputs, tuple) else (inputs,)
-    names = list(inspect.signature(network.forward).parameters)
-    return dict(zip(names, given, strict=False))
 
 
 def _card(

@@ -43,7 +43,7 @@ PACKAGES = ("lightning-peft", "torch", "lightning", "peft", "timm", "torchmetric
 
 def write_text(path: Path, text: str) -> None:
     """Write a file in one step: a crash leaves the old file or the new one, never a part."""
-    content = text.encode()
+    content = text.encode("utf-8", "backslashreplace")  # names of files may be no text
     with written_whole(path, len(content)) as temporary:
         temporary.write_bytes(content)
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import lightning_peft as lp
+from lightning_peft.backbones.data_config import data_config
 from tests.support.zoo import build, example_input, output_of
 
 HAS_ONNX = all(importlib.util.find_spec(n) for n in ("onnx", "onnxscript", "onnxruntime"))
@@ -187,6 +188,20 @@ class Noise(nn.Module):
         ),
         pytest.param(lambda: build("vit"), "adapter", {}, "got a plain one", id="no adapter"),
         pytest.param(lambda: build("mlp"), "torch-export", {}, "expected example_inputs", id="x"),
+        pytest.param(
+            lambda: build("vit"),
+            "safetensors",
+            {"preprocessing": data_config({"input_size": (3, 5, 16)})},
+            r"VisionTransformer computes .* \(\d, 3, 5, 16\): AssertionError: Input height",
+            id="size",
+        ),
+        pytest.param(
+            lambda: build("vit"),
+            "safetensors",
+            {"preprocessing": data_config({"input_size": (3, 10**10, 10**10)})},
+            "fits into memory, got .*10000000000",
+            id="huge",
+        ),
         pytest.param(
             Noise,
             "torch-export",

@@ -86,3 +86,8 @@ def test_a_summary_that_cannot_be_read_says_nothing(tmp_path, text):
     if text is not None:
         (tmp_path / "summary.json").write_text(text)
     assert read_summary(tmp_path) == {}
+
+
+def test_a_text_with_a_name_that_is_no_text_is_written(tmp_path):
+    write_text(tmp_path / "page.html", os.fsdecode(b"caf\xe9"))
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == "caf\\udce9"
