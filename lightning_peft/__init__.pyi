@@ -51,10 +51,10 @@ from lightning_peft.lightning.datamodules.folder import (
 from lightning_peft.lightning.datamodules.text import TextDataModule as TextDataModule
 from lightning_peft.lightning.datamodules.vtab import VTABDataModule as VTABDataModule
 from lightning_peft.lightning.mixin import PEFTMixin as PEFTMixin
-from lightning_peft.lightning.mixin import load_from_checkpoint as load_from_checkpoint
 from lightning_peft.lightning.modules.image import ImageClassifier as ImageClassifier
 from lightning_peft.lightning.modules.regression import ImageRegressor as ImageRegressor
 from lightning_peft.lightning.modules.text import TextClassifier as TextClassifier
+from lightning_peft.lightning.without_trainer import load_from_checkpoint as load_from_checkpoint
 from lightning_peft.methods import HF as HF
 from lightning_peft.methods import IA3 as IA3
 from lightning_peft.methods import SSF as SSF

@@ -66,6 +66,8 @@ class Adaptation(Trained):
         state: Whether it is merged, disabled, averaged, sharded or unloaded.
         adapter_dtype: The dtype that was asked for; ``None`` is float32 or finer.
         restored_steppers: The steppers' states from a checkpoint, for the run that resumes from it.
+        follows: For a teacher, the path in its module of the student that is trained.
+        written: Names of frozen tensors that a run has changed nevertheless, which are saved too.
     """
 
     def state_names(self) -> frozenset[str]:
@@ -75,7 +77,7 @@ class Adaptation(Trained):
         unfrozen since, and buffers that training can change (the statistics of a BatchNorm that is
         not kept in evaluation mode). A tensor that several modules share has one name.
         """
-        names = self._trained | self._adapter | self._adapter_buffers
+        names = self._trained | self._adapter | self._adapter_buffers | self.written
         for name, parameter in self.model.named_parameters(remove_duplicate=False):
             if parameter.requires_grad:
                 names.add(name)
@@ -124,8 +126,10 @@ class Adaptation(Trained):
     def describe(self) -> dict[str, Any]:
         """Describe the adaptation as plain JSON types, enough to adapt another model like it."""
         start = {"start": "factors"} if starts_of(self.model) else {}
+        follows = {} if self.follows is None else {"follows": self.follows}
         return {
             **start,
+            **follows,
             "method": self.method.to_config(),
             "head": list(self.head),
             "also_train": list(self.also_train),

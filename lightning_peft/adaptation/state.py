@@ -17,7 +17,7 @@ from torch import nn
 
 from lightning_peft.errors import MethodError, PEFTError
 
-__all__ = ["ADAPTED", "OPERATIONS", "REFUSED", "STATES", "State", "was_unloaded"]
+__all__ = ["ADAPTED", "OPERATIONS", "REFUSED", "STATES", "State", "was_merged", "was_unloaded"]
 
 STATES = {
     "beside": "The adapter is beside the weights and on, as after `adapt`.",
@@ -100,6 +100,7 @@ del REFUSED["merged", "unmerge()"], REFUSED["unloaded", "adapt()"]
 del REFUSED["unloaded", "AdapterSwitch()"]
 
 _PLAIN_AGAIN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_MERGED_AWAY: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 class State:
@@ -160,11 +161,18 @@ class State:
         """Note that the model is a plain one again."""
         self.unloaded = True
         _PLAIN_AGAIN.add(self.model)
+        if self.merged:
+            _MERGED_AWAY.add(self.model)
 
 
 def was_unloaded(model: nn.Module) -> bool:
     """Whether an adaptation was taken out of this model, and none was put in since."""
     return model in _PLAIN_AGAIN
+
+
+def was_merged(model: nn.Module) -> bool:
+    """Whether an adapter was merged into this model and left there, whatever came later."""
+    return model in _MERGED_AWAY
 
 
 def _is_sharded(model: nn.Module) -> bool:

@@ -62,11 +62,14 @@ class Trained:
         self._fast_path = injection.fast_path
         self._steppers: list[Stepper] | None = None
         self.restored_steppers: list[dict[str, Any]] = []
+        self.follows: str | None = None
+        self.written: set[str] = set()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore a pickled adaptation; one of 0.1 (until 0.3) lacks what came later."""
         since: dict[str, Any] = {"fixed": (), "held": (), "_flags": {}, "adapter_dtype": None}
         since |= {"blocks": (), "how": "", "doubt": ""}
+        since |= {"follows": None, "written": set()}
         self.__dict__.update({**since, "_own_dtype": frozenset(), "_whole": frozenset(), **state})
         if "state" not in state:
             self.state = State(state["model"])
@@ -79,6 +82,14 @@ class Trained:
     def adapter_names(self) -> tuple[str, ...]:
         """Return the names of the parameters that the adapter added, trained or fixed."""
         return tuple(n for n, _ in self.model.named_parameters() if n in self._adapter)
+
+    def added_names(self) -> frozenset[str]:
+        """Return the names of all tensors that the adapter added, with their further names."""
+        return frozenset(self._adapter | self._adapter_buffers)
+
+    def keeps_originals(self) -> bool:
+        """Whether copies are kept of parameters that are trained in place."""
+        return bool(self._originals)
 
     def head_names(self) -> set[str]:
         """Return the names of the head's parameters."""
@@ -121,6 +132,8 @@ class Trained:
             optimizer.step()
             stepper.after_step(step)      # before zero_grad; counted from 1
         """
+        if self.follows is not None:
+            return []
         if self._steppers is None:
             self._steppers = self.method.steppers(self.model)
         return self._steppers
@@ -129,7 +142,16 @@ class Trained:
         """Make exactly the trained parameters require a gradient."""
         for name, parameter in self.model.named_parameters():
             if parameter.is_floating_point() or parameter.is_complex():
-                parameter.requires_grad_(name in self._trained)
+                parameter.requires_grad_(name in self._trained and self.follows is None)
+
+    def follow(self, student: str) -> None:
+        """Train nothing from now on: something else writes what is trained elsewhere into it.
+
+        Args:
+            student: The path of the backbone that is trained.
+        """
+        self.follows = student
+        self.freeze()
 
     def hold_modes(self) -> None:
         """Keep frozen BatchNorm, and the dropout that was switched off, in evaluation mode."""

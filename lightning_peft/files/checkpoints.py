@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import pickletools
+import re
 import zipfile
 from collections.abc import Mapping
 from os import PathLike
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lightning_peft.errors import CheckpointError
+from lightning_peft.errors import CheckpointError, shown, some
 from lightning_peft.files.patterns import strings_in
 from lightning_peft.files.plain_file import NotPlainError, check_file
 from lightning_peft.system.atomic import written_whole
@@ -25,6 +26,9 @@ __all__ = ["check_callback_paths", "check_checkpoint_file", "keep_hyperparameter
 
 _FILLED_WHEN_MADE = ("builtins bytearray", "__builtin__ bytearray")
 """Types that ``torch.load(weights_only=True)`` lets a pickle create in any size, and fill."""
+
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+"""What torch writes around bold text."""
 
 _TABLES = ("state_dict", "hyper_parameters", "lightning_peft")
 
@@ -54,8 +58,9 @@ def check_checkpoint_file(path: str | PathLike[str]) -> None:
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file}: expected a checkpoint of tensors and plain data, got one that torch does not "
-            f"read without running code from it: {_told(error)} If you trust it, and the "
-            "class that it names, allow it with torch.serialization.add_safe_globals."
+            f"read without running code from it: {_objects_in(file) or _told(error)} If you trust "
+            "it, load it with weights_only=False, or allow these classes with "
+            "torch.serialization.add_safe_globals."
         ) from error
     except Exception as error:  # a mangled archive or pickle surfaces as anything
         raise CheckpointError(
@@ -147,4 +152,15 @@ def _check_pickle(content: bytes, file: Path) -> None:
 def _told(error: Exception) -> str:
     """Return an error of torch in one line, without the advice to load the file all the same."""
     text = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0] or str(error)
-    return " ".join(text.split()) or type(error).__name__
+    return " ".join(_ESCAPES.sub("", text).split()) or type(error).__name__
+
+
+def _objects_in(file: Path) -> str:
+    """Name the classes of which a checkpoint holds objects, in its hyperparameters, say."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(file))
+    except Exception:  # of a mangled pickle; torch has refused it already
+        return ""
+    if not names:
+        return ""
+    return f"it holds objects of {some([shown(name) for name in sorted(names)])}."

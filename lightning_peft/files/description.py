@@ -85,7 +85,7 @@ def _type_problems(about: Mapping[str, Any]) -> Iterable[str]:
         yield f"expected 'also_train' to be a list of names, got {shown(about['also_train'])}"
     if not _are_strings(about.get("fixed", ())):
         yield f"expected 'fixed' to be a list of names, got {shown(about['fixed'])}"
-    for key in ("batchnorm", "backbone_dropout"):
+    for key in ("batchnorm", "backbone_dropout", "follows"):
         if not isinstance(about.get(key, ""), str):
             yield f"expected '{key}' to be a string, got {shown(about[key])}"
     if about.get("start", "factors") != "factors":

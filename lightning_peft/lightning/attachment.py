@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_peft.adaptation.adapt import adapt
 from lightning_peft.adaptation.checks import Checks
@@ -21,28 +21,34 @@ from lightning_peft.adaptation.state import was_unloaded
 from lightning_peft.anatomy.backbone import backbone_of, is_backbone
 from lightning_peft.errors import CheckpointError, MethodError
 from lightning_peft.kernels import Memory
-from lightning_peft.lightning.averaging import keep_averages, save_average
+from lightning_peft.lightning.averaging import keep_averages
 from lightning_peft.lightning.checkpoint import (
     CHECKPOINT_KEY,
-    complete_checkpoint,
     recorded_in,
-    slim_checkpoint,
 )
 from lightning_peft.lightning.checkpoint_io import write_whole_checkpoints
-from lightning_peft.lightning.class_names import is_a
+from lightning_peft.lightning.checkpoint_kinds import KINDS, CheckpointKind, refuse_not_mergeable
+from lightning_peft.lightning.class_names import SHARDING, is_a
 from lightning_peft.lightning.half_precision import refuse_replaced_layers
-from lightning_peft.lightning.hooks import after_configure_model, after_hook, before_configure_model
+from lightning_peft.lightning.hooks import (
+    after_configure_model,
+    after_hook,
+    before_configure_model,
+    before_hook,
+)
+from lightning_peft.lightning.lending import lend_frozen
+from lightning_peft.lightning.module_checkpoints import ATTACHMENT, bytes_of, load, save
 from lightning_peft.lightning.random_resume import resume_random_state
 from lightning_peft.lightning.sharded_checkpoint import TrainedOnlyLoad
 from lightning_peft.lightning.standing import note_backbone, standing_backbone
-from lightning_peft.lightning.weights_as_start import take_weights_only
+from lightning_peft.lightning.teachers import adapt_teachers, teachers_of
+from lightning_peft.lightning.written import watch_frozen
 from lightning_peft.methods.base import Method
 from lightning_peft.methods.memory import check_memory
 
 __all__ = ["Attachment", "attach", "attachment_of", "restore_adaptations"]
 
 _KEY = "lightning_peft"
-_ATTRIBUTE = "_lightning_peft_attachment"
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,12 @@ class Attachment:
         strict_backbone: Whether a checkpoint of another backbone is an error.
         memory: As for :func:`adapt`; ``None`` leaves a backbone that is already adapted as it is.
         adapter_dtype: As for :func:`adapt`; ``None`` leaves it as it is, too.
+        checkpoints: The form of the module's checkpoints.
 
     Raises:
         MethodError: If ``memory`` is unknown, or not supported by this method, or
-            ``adapter_dtype`` is no dtype that can be trained.
+            ``adapter_dtype`` is no dtype that can be trained, or checkpoints are to be merged and
+            the method cannot be.
     """
 
     method: Method
@@ -74,6 +82,7 @@ class Attachment:
     strict_backbone: bool = True
     memory: Memory | None = None
     adapter_dtype: AdapterDtype = None
+    checkpoints: CheckpointKind = "slim"
 
     def __post_init__(self) -> None:
         checks = Checks()
@@ -82,6 +91,10 @@ class Attachment:
                 check_memory(self.method, self.memory)
         with checks:
             as_dtype(self.adapter_dtype)
+        checks.one_of("checkpoints", self.checkpoints, KINDS)
+        if self.checkpoints == "merged":
+            with checks:
+                refuse_not_mergeable(self.method, "checkpoints='merged'")
         checks.done()
 
     def __call__(self, pl_module: nn.Module) -> None:
@@ -120,9 +133,10 @@ class Attachment:
             TargetError: As for a call.
         """
         path, backbone = standing_backbone(pl_module, self.backbone)
-        _refuse_shards(pl_module, path, backbone)
+        _refuse_shards(pl_module, path, backbone, self.checkpoints)
+        teachers = teachers_of(pl_module, path, backbone)
         with trained_elsewhere(trains_outside(pl_module, backbone)):
-            adapt(
+            made = adapt(
                 backbone,
                 self.method,
                 head=self.head,
@@ -133,6 +147,7 @@ class Attachment:
                 adapter_dtype=self.adapter_dtype,
             )
         note_backbone(pl_module, path)
+        adapt_teachers(teachers, path, made, self.memory or "default")
 
 
 def attach(pl_module: nn.Module, attachment: Attachment) -> None:
@@ -142,20 +157,22 @@ def attach(pl_module: nn.Module, attachment: Attachment) -> None:
         pl_module: The LightningModule.
         attachment: The settings; they replace an earlier attachment.
     """
-    pl_module.__dict__[_ATTRIBUTE] = attachment
+    pl_module.__dict__[ATTACHMENT] = attachment
     before_configure_model(pl_module, _KEY, _before_sharding)
     before_configure_model(pl_module, f"{_KEY}.files", _write_whole)
     after_configure_model(pl_module, _KEY, attachment)
     after_configure_model(pl_module, f"{_KEY}.shard", _shard)
-    after_hook(pl_module, "on_save_checkpoint", _KEY, _save)
-    after_hook(pl_module, "on_load_checkpoint", _KEY, _load)
+    after_hook(pl_module, "on_save_checkpoint", _KEY, save)
+    before_hook(pl_module, "on_load_checkpoint", _KEY, lend_frozen)
+    after_hook(pl_module, "on_load_checkpoint", _KEY, load)
     resume_random_state(pl_module)
     keep_averages(pl_module)
+    watch_frozen(pl_module)
 
 
 def attachment_of(pl_module: nn.Module) -> Attachment | None:
     """Return the attachment of a module, or None."""
-    found = pl_module.__dict__.get(_ATTRIBUTE)
+    found = pl_module.__dict__.get(ATTACHMENT)
     return found if isinstance(found, Attachment) else None
 
 
@@ -182,7 +199,7 @@ def restore_adaptations(
             f"'{CHECKPOINT_KEY}'. Load it with the module's own load_from_checkpoint."
         )
     made: list[Adaptation] = []
-    held = _held(checkpoint.get("state_dict"))
+    held = bytes_of(checkpoint.get("state_dict"))
     for path, description in recorded["adaptations"].items():
         _, backbone = backbone_of(pl_module, path) if path else ("", pl_module)
         with trained_elsewhere(trains_outside(pl_module, backbone)):
@@ -192,7 +209,10 @@ def restore_adaptations(
                 )
             )
         method = made[-1].method
-        if len(recorded["adaptations"]) == 1:
+        if description.get("follows") is not None:
+            made[-1].follow(description["follows"])
+            continue
+        if sum("follows" not in d for d in recorded["adaptations"].values()) == 1:
             note_backbone(pl_module, path)
         attach(
             pl_module,
@@ -209,7 +229,16 @@ def restore_adaptations(
     return made
 
 
-def _refuse_shards(pl_module: nn.Module, path: str, backbone: nn.Module) -> None:
+def _refuse_shards(
+    pl_module: nn.Module, path: str, backbone: nn.Module, checkpoints: CheckpointKind
+) -> None:
+    strategy = _strategy(pl_module)
+    if checkpoints != "slim" and is_a(strategy, *SHARDING):
+        raise MethodError(
+            f"checkpoints={checkpoints!r}: expected a strategy that keeps the whole model on each "
+            f"process, got {type(strategy).__name__}. Use checkpoints='slim', and export_model for "
+            "the merged weights."
+        )
     if is_sharded(backbone):
         raise MethodError(
             f"the backbone '{path}' was sharded before it was adapted, so nothing would reduce the "
@@ -217,7 +246,7 @@ def _refuse_shards(pl_module: nn.Module, path: str, backbone: nn.Module) -> None
             "or call lp.adapt(...) before fully_shard(...), or leave the sharding to "
             "lightning-peft."
         )
-    if not path and is_a(_strategy(pl_module), "ModelParallelStrategy"):
+    if not path and is_a(strategy, "ModelParallelStrategy"):
         raise MethodError(
             f"sharding: {type(pl_module).__name__} is its own backbone, and its steps do not go "
             "through its forward: put the network into an attribute."
@@ -235,7 +264,7 @@ def _before_sharding(pl_module: nn.Module) -> None:
             "ModelParallelStrategy(data_parallel_size=..., tensor_parallel_size=1)."
         )
     if is_a(strategy, "ModelParallelStrategy") and any(map(is_backbone, pl_module.children())):
-        pl_module.__dict__[_ATTRIBUTE](pl_module)
+        pl_module.__dict__[ATTACHMENT](pl_module)
 
 
 def _write_whole(pl_module: nn.Module) -> None:
@@ -266,40 +295,3 @@ def _only_evaluates(pl_module: nn.Module) -> bool:
     """Whether a trainer is about to evaluate a module, not to fit it."""
     trainer: Any = pl_module.__dict__.get("_trainer")
     return trainer is not None and trainer.state.fn not in (None, "fit")
-
-
-def _fits(pl_module: nn.Module) -> bool:
-    """Whether a trainer is about to fit a module."""
-    trainer: Any = pl_module.__dict__.get("_trainer")
-    return trainer is not None and trainer.state.fn == "fit"
-
-
-def _held(state: Any) -> int:
-    """Count the bytes of a state's tensors; each storage counts once."""
-    tensors = state.values() if isinstance(state, dict) else ()
-    storages = [t.untyped_storage() for t in tensors if isinstance(t, Tensor) and not t.is_sparse]
-    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
-
-
-def _save(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
-    save_average(pl_module, checkpoint)
-    slim_checkpoint(pl_module, checkpoint)
-    if "optimizer_states" in checkpoint and CHECKPOINT_KEY in checkpoint:  # a run can resume here
-        checkpoint[CHECKPOINT_KEY]["steppers"] = {
-            path: [stepper.state_dict() for stepper in adaptation.steppers()]
-            for path, adaptation in find_adaptations(pl_module).items()
-            if adaptation.steppers()
-        }
-
-
-def _load(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
-    attachment = attachment_of(pl_module)
-    strict = attachment is None or attachment.strict_backbone
-    if attachment is not None and CHECKPOINT_KEY in checkpoint and not find_adaptations(pl_module):
-        attachment.adapt(pl_module)
-    complete_checkpoint(pl_module, checkpoint, strict_backbone=strict)
-    if CHECKPOINT_KEY not in checkpoint and find_adaptations(pl_module) and _fits(pl_module):
-        take_weights_only(checkpoint)
-    recorded = checkpoint.get(CHECKPOINT_KEY) or {}
-    for path, adaptation in find_adaptations(pl_module).items():
-        adaptation.restored_steppers = (recorded.get("steppers") or {}).get(path, [])

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_peft.adaptation.checks import key_problems, value_problems
 from lightning_peft.adaptation.handle import Adaptation, find_adaptations
-from lightning_peft.anatomy.fingerprint import differences
 from lightning_peft.errors import (
-    AdapterFileError,
-    BackboneMismatchError,
     CheckpointError,
     shown,
     some,
 )
-from lightning_peft.files.description import FORMAT_VERSION, check_description, check_format
+from lightning_peft.files.description import FORMAT_VERSION
 from lightning_peft.files.writing import versions
-from lightning_peft.lightning.further_names import further_names, join
-from lightning_peft.methods.from_peft.start import kept_weights
+from lightning_peft.lightning.checkpoint_before import renamed, with_rewritten
+from lightning_peft.lightning.checkpoint_kinds import (
+    CheckpointKind,
+    brings_its_base,
+    frozen_names,
+    full_state,
+    merged_state,
+    present_state,
+)
+from lightning_peft.lightning.checkpoint_record import (
+    CHECKPOINT_KEY,
+    check_recorded,
+    recorded_in,
+)
+from lightning_peft.lightning.further_names import further_names, join, plain_name
 
 __all__ = [
     "CHECKPOINT_KEY",
@@ -32,19 +40,22 @@ __all__ = [
     "recorded_in",
     "refuse_unfit",
     "slim_checkpoint",
+    "trained_state",
 ]
 
-CHECKPOINT_KEY = "lightning_peft"
-_COMPILED = "_orig_mod."
 
-
-def slim_checkpoint(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
+def slim_checkpoint(
+    pl_module: nn.Module, checkpoint: dict[str, Any], kind: CheckpointKind = "slim"
+) -> None:
     """Remove the frozen part of every adapted backbone from a checkpoint.
 
     The state of each adaptation, and everything outside the backbones, remains.
 
     Args:
         pl_module: The LightningModule that is being saved.
+        kind: ``"full"`` leaves the base there, under the names that it has without the adapter;
+            ``"merged"`` leaves the state of the module without an adapter, which is in the weights,
+            and puts the slim one into the new key.
         checkpoint: Lightning's checkpoint; changed in place. The key ``lightning_peft`` is added:
             the format's version, how each backbone was adapted, its fingerprint, and package
             versions.
@@ -62,13 +73,23 @@ def slim_checkpoint(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
         keep = adaptation.state_names()
         drop |= {join(path, name) for name in adaptation.model.state_dict() if name not in keep}
     drop |= set(further_names(pl_module))
-    for holder, section in _sections(checkpoint):
-        holder[section] = {name: t for name, t in holder[section].items() if name not in drop}
-    checkpoint[CHECKPOINT_KEY] = {
+    about: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "versions": versions(),
-        "adaptations": {_plain(path): a.describe() for path, a in adaptations.items()},
+        "adaptations": {plain_name(path): a.describe() for path, a in adaptations.items()},
     }
+    if kind != "slim":
+        about["checkpoints"] = kind
+    whole = checkpoint.get("state_dict")
+    for holder, section in _sections(checkpoint):
+        if kind == "full":
+            holder[section] = full_state(pl_module, holder[section])
+        else:
+            holder[section] = {n: t for n, t in holder[section].items() if n not in drop}
+    if kind == "merged" and whole is not None:
+        about["trained"] = checkpoint["state_dict"]
+        checkpoint["state_dict"] = merged_state(pl_module, whole)
+    checkpoint[CHECKPOINT_KEY] = about
 
 
 def complete_checkpoint(
@@ -97,19 +118,63 @@ def complete_checkpoint(
     for adaptation in adaptations.values():
         adaptation.state.ask("loading a checkpoint")
     recorded = recorded_in(checkpoint)
+    if recorded is not None and recorded.get("checkpoints") == "merged":
+        checkpoint["state_dict"] = recorded["trained"]
     _check_sections(checkpoint)
+    brought: dict[str, Adaptation] = {}
+    full = recorded is not None and recorded.get("checkpoints") == "full"
+    if full:
+        brought = {plain_name(path): a for path, a in adaptations.items() if brings_its_base(a)}
     if recorded is not None:
-        check_recorded(adaptations, recorded, strict_backbone)
+        check_recorded(adaptations, recorded, strict_backbone, set(brought))
     own = pl_module.state_dict()
-    by_plain = {_plain(name): name for name in own}
+    by_plain = {plain_name(name): name for name in own}
     for holder, section in _sections(checkpoint):
         state = {
-            by_plain.get(_plain(name), name): tensor for name, tensor in holder[section].items()
+            by_plain.get(plain_name(name), name): tensor for name, tensor in holder[section].items()
         }
         if recorded is None:
-            state = _renamed(state, adaptations, further_names(pl_module))
-            state = _with_rewritten(state, own, adaptations)
+            state = renamed(state, adaptations, further_names(pl_module))
+            state = with_rewritten(state, own, adaptations)
+        if full:
+            # a base that stays is the same as that of the file
+            kept = frozen_names({p: a for p, a in adaptations.items() if not brings_its_base(a)})
+            state = present_state(pl_module, state)
+            state = {name: tensor for name, tensor in state.items() if name not in kept}
+        if recorded is not None and not full and section == "state_dict":
+            for path, adaptation in adaptations.items():  # what a run has written to goes on so
+                frozen = frozen_names({path: adaptation}) & set(state)
+                adaptation.written.update(name.removeprefix(f"{path}.") for name in frozen)
         holder[section] = _filled(state, own, pl_module, fresh=recorded is None)
+    for path, adaptation in brought.items():
+        described = (recorded or {})["adaptations"].get(path)
+        if described is not None:
+            adaptation.fingerprint = dict(described["fingerprint"])
+
+
+def trained_state(pl_module: nn.Module, checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return what a checkpoint of any form holds of the trained state of an adapted module.
+
+    Args:
+        pl_module: The adapted module; it is not changed.
+        checkpoint: The loaded checkpoint; it is not changed.
+
+    Returns:
+        Tensors by the module's names.
+
+    Raises:
+        CheckpointError: As for :func:`recorded_in`.
+    """
+    recorded = recorded_in(checkpoint) or {}
+    state: dict[str, Tensor] = dict(recorded.get("trained") or checkpoint["state_dict"])
+    if recorded.get("checkpoints") == "full":
+        state = present_state(pl_module, state)
+        adaptations = find_adaptations(pl_module).items()
+        frozen = {
+            join(p, n) for p, a in adaptations for n in set(a.model.state_dict()) - a.state_names()
+        }
+        state = {name: tensor for name, tensor in state.items() if name not in frozen}
+    return state
 
 
 def _sections(checkpoint: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
@@ -123,45 +188,6 @@ def _sections(checkpoint: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
     found = [(checkpoint, key) for key in ("state_dict", "current_model_state")]
     found += [(state, "average_model_state") for state in states if isinstance(state, dict)]
     return [(holder, key) for holder, key in found if holder.get(key) is not None]
-
-
-def recorded_in(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the entry of lightning-peft in a checkpoint, checked as data.
-
-    Args:
-        checkpoint: The loaded checkpoint.
-
-    Returns:
-        Its entry ``lightning_peft``, or ``None`` if it has none.
-
-    Raises:
-        CheckpointError: If it has a later format, or an entry has the wrong type.
-    """
-    recorded = checkpoint.get(CHECKPOINT_KEY)
-    if recorded is None:
-        return None
-    try:
-        if not isinstance(recorded, dict) or not isinstance(recorded.get("adaptations"), dict):
-            raise AdapterFileError(f"expected its '{CHECKPOINT_KEY}' to name the adaptations")
-        if "format_version" not in recorded:
-            raise AdapterFileError("expected a format version, got none")
-        check_format(recorded, "the checkpoint")
-        for path, description in recorded["adaptations"].items():
-            if not isinstance(path, str) or not isinstance(description, dict):
-                raise AdapterFileError(f"expected descriptions by name, got {shown(path)}")
-            check_description(description, f"'{path}'")
-            if not isinstance(description.get("fingerprint"), dict):
-                raise AdapterFileError(f"'{path}': expected the backbone's fingerprint, got none")
-        steppers = recorded.get("steppers") or {}
-        if not isinstance(steppers, dict) or not all(map(_are_states, steppers.values())):
-            raise AdapterFileError("expected the steppers' states in lists, got something else")
-    except AdapterFileError as error:
-        raise CheckpointError(f"the checkpoint cannot be read: {error}") from error
-    return recorded
-
-
-def _are_states(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def _check_sections(checkpoint: dict[str, Any]) -> None:
@@ -180,86 +206,6 @@ def _check_sections(checkpoint: dict[str, Any]) -> None:
             raise CheckpointError(
                 f"expected '{section}' to hold tensors by name, got {some(wrong)}."
             )
-
-
-def check_recorded(
-    adaptations: Mapping[str, Adaptation], recorded: Mapping[str, Any], strict_backbone: bool
-) -> None:
-    """Compare the adaptations of a checkpoint with those of a module.
-
-    Args:
-        adaptations: The module's adaptations, by the path of the backbone.
-        recorded: The entry of lightning-peft in the checkpoint.
-        strict_backbone: Whether a checkpoint of another backbone is an error or a warning.
-
-    Raises:
-        CheckpointError: If it has a newer format, or was made with another method.
-        BackboneMismatchError: If the adapter was trained on another backbone.
-    """
-    now = {_plain(path): adaptation for path, adaptation in adaptations.items()}
-    problems, other = [], []
-    for path, description in recorded["adaptations"].items():
-        if path not in now:
-            problems.append(f"it adapts '{path}', the module adapts {sorted(now)}")
-            continue
-        method = now[path].method.to_config()
-        if method != description["method"]:
-            problems.append(f"'{path}' was adapted with {description['method']}, now with {method}")
-        found = differences(description["fingerprint"], now[path].fingerprint)
-        other += [f"'{path}': {phrase}" for phrase in found]
-    if problems:
-        raise CheckpointError(
-            "the checkpoint was made with another adaptation: "
-            + "; ".join(problems)
-            + ". Use the method that it was trained with."
-        )
-    if other:
-        message = (
-            "the checkpoint was trained on another backbone: " + "; ".join(other) + ". Build the "
-            "module with the same pretrained weights, or pass strict_backbone=False."
-        )
-        if strict_backbone:
-            raise BackboneMismatchError(message)
-        warnings.warn(message, stacklevel=2)
-
-
-def _renamed(
-    state: Mapping[str, Tensor],
-    adaptations: Mapping[str, Adaptation],
-    further: Mapping[str, str],
-) -> dict[str, Tensor]:
-    """Return the entries of a checkpoint from before the adaptation, by their present names."""
-    names = {
-        join(path, before): join(path, now)
-        for path, adaptation in adaptations.items()
-        for before, now in adaptation.base_names.items()
-    }
-    names = {name.replace(".base_layer.", "."): name for name in further} | names
-    return {names.get(name, name): tensor for name, tensor in state.items()}
-
-
-def _with_rewritten(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], adaptations: Mapping[str, Adaptation]
-) -> dict[str, Tensor]:
-    """Replace original weights by those that the adapter's initialisation made of them.
-
-    Raises:
-        CheckpointError: If they are not the weights that it was computed from.
-    """
-    kept = {
-        join(path, name): weight
-        for path, adaptation in adaptations.items()
-        for name, weight in kept_weights(adaptation.model).items()
-    }
-    found = [name for name in kept if name in state]
-    other = [name for name in found if not torch.equal(state[name].to(kept[name]), kept[name])]
-    if other:
-        raise CheckpointError(
-            "the checkpoint is from before the adaptation and holds other weights than those that "
-            f"the adapter's initial values were computed from, in {some(other)}: expected "
-            "the same. Load it into the module before adapting it."
-        )
-    return {**state, **{name: own[name] for name in found}}
 
 
 def needed_keys(
@@ -310,8 +256,3 @@ def _filled(
     # a shared tensor is saved under one name: the others must not restore its old value
     filled.update({name: filled[first] for name, first in shared.items() if name not in state})
     return filled
-
-
-def _plain(name: str) -> str:
-    """Remove the parts that ``torch.compile`` adds to a name: only one side may be compiled."""
-    return name.replace(_COMPILED, "").removesuffix("._orig_mod")

@@ -7,7 +7,9 @@ from torch import nn
 from lightning_peft.adaptation.handle import find_adaptations
 from lightning_peft.anatomy.names import every_name
 
-__all__ = ["further_names", "join"]
+__all__ = ["further_names", "join", "plain_name"]
+
+_COMPILED = "_orig_mod."
 
 
 def join(path: str, name: str) -> str:
@@ -38,3 +40,8 @@ def further_names(pl_module: nn.Module) -> dict[str, str]:
         for name, tensor in names.items()
         if first.get(id(tensor), name) != name
     }
+
+
+def plain_name(name: str) -> str:
+    """Remove the parts that ``torch.compile`` adds to a name: only one side may be compiled."""
+    return name.replace(_COMPILED, "").removesuffix("._orig_mod")

@@ -15,7 +15,13 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["after_configure_model", "after_hook", "before_configure_model"]
+__all__ = [
+    "after_configure_model",
+    "after_hook",
+    "before_configure_model",
+    "before_hook",
+    "release_hooks",
+]
 
 Action = Callable[..., None]
 
@@ -63,9 +69,14 @@ def after_hook(pl_module: nn.Module, hook: str, key: str, action: Action) -> Non
     _stand_in(pl_module, hook).actions[key] = action
 
 
+def before_hook(pl_module: nn.Module, hook: str, key: str, action: Action) -> None:
+    """Run an action before one hook of a LightningModule, as :func:`after_hook` does behind it."""
+    _stand_in(pl_module, hook).before[key] = action
+
+
 def before_configure_model(pl_module: nn.Module, key: str, action: Action) -> None:
     """Run an action before ``configure_model``, as :func:`after_hook` does after a hook."""
-    _stand_in(pl_module, "configure_model").before[key] = action
+    before_hook(pl_module, "configure_model", key, action)
 
 
 def _stand_in(pl_module: nn.Module, hook: str) -> _InstanceHook:
@@ -88,3 +99,16 @@ def after_configure_model(pl_module: nn.Module, key: str, action: Action) -> Non
         action: Called as ``action(pl_module)``. It has to be picklable.
     """
     after_hook(pl_module, "configure_model", key, action)
+
+
+def release_hooks(pl_module: nn.Module) -> None:
+    """Give a module its own hooks back, without any action of this package.
+
+    Args:
+        pl_module: The module.
+    """
+    for name, standing in list(pl_module.__dict__.items()):
+        if isinstance(standing, _InstanceHook):
+            del pl_module.__dict__[name]
+            if standing.original is not None:
+                pl_module.__dict__[name] = standing.original

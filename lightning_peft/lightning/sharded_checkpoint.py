@@ -22,6 +22,7 @@ from lightning_peft.lightning.checkpoint import (
     needed_keys,
     recorded_in,
     refuse_unfit,
+    trained_state,
 )
 
 __all__ = ["TrainedOnlyLoad", "read_trained_only"]
@@ -148,7 +149,8 @@ def _read_whole(
     )
 
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
-    state = whole.pop(_STATE)
+    state = trained_state(module, whole)
+    del whole[_STATE]
     names = _chosen(state, module, get_model_state_dict(module))
     set_model_state_dict(module, {name: state[name] for name in names}, options=options)
     states = whole.get("optimizer_states", [])

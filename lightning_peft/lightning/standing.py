@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import nn
 
 from lightning_peft.anatomy.backbone import backbone_of
+from lightning_peft.lightning.teachers import student_of
 
 __all__ = ["note_backbone", "standing_backbone"]
 
@@ -28,6 +29,8 @@ def note_backbone(pl_module: nn.Module, path: str) -> None:
 def standing_backbone(pl_module: nn.Module, name: str | None = None) -> tuple[str, nn.Module]:
     """Find the backbone of a LightningModule: the one that was adapted, if one was.
 
+    Of a teacher and a student it is the student.
+
     Args:
         pl_module: The LightningModule.
         name: The attribute path of the backbone, if it is given.
@@ -43,4 +46,6 @@ def standing_backbone(pl_module: nn.Module, name: str | None = None) -> tuple[st
         plain = noted.removesuffix("._orig_mod").removesuffix("_orig_mod")  # compiled, then or now
         if plain in dict(pl_module.named_modules(remove_duplicate=False)):
             return backbone_of(pl_module, plain)
+    if name is None:
+        name = student_of(pl_module)
     return backbone_of(pl_module, name)

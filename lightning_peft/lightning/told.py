@@ -19,7 +19,8 @@ class Tell(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say it."""
         for path, adaptation in find_adaptations(pl_module).items():
-            tell(trainer, pl_module, path, adaptation)
+            if adaptation.follows is None:  # a teacher trains nothing
+                tell(trainer, pl_module, path, adaptation)
 
 
 def tell(

@@ -197,7 +197,7 @@ def _state(candidate: Candidate, path: str, parts: Parts) -> dict[str, Tensor]:
     from lightning_peft.adaptation.handle import find_adaptations
     from lightning_peft.errors import PEFTError
     from lightning_peft.files.checkpoints import check_checkpoint_file
-    from lightning_peft.lightning.checkpoint import check_recorded, recorded_in
+    from lightning_peft.lightning.checkpoint import check_recorded, recorded_in, trained_state
 
     try:
         check_checkpoint_file(candidate.path)
@@ -211,7 +211,7 @@ def _state(candidate: Candidate, path: str, parts: Parts) -> dict[str, Tensor]:
     prefix = f"{path}." if path else ""
     return {
         name.removeprefix(prefix): tensor
-        for name, tensor in checkpoint["state_dict"].items()
+        for name, tensor in trained_state(parts.module, checkpoint).items()
         if name.startswith(prefix)
     }
 

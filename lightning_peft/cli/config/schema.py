@@ -134,6 +134,7 @@ class Schedule:
     decay: float | int | str
     total_steps: int | None
     on_resume: Literal["remaining", "keep"]
+    replace: bool
 
 
 @dataclass
@@ -144,6 +145,8 @@ class PEFT:
     also_train: str | list[str]
     batchnorm: Literal["frozen", "train"]
     backbone_dropout: Literal["train", "eval"]
+    add_to_optimizer: bool | float
+    checkpoints: Literal["slim", "full", "merged"]
 
 
 @dataclass

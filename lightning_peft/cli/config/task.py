@@ -13,7 +13,13 @@ from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.objectives import better, directions_of, names_of
 from lightning_peft.evaluation.metric_names import MAIN, is_test
 
-__all__ = ["check_objective", "fit_to_task", "of_the_test_set", "refuse_test_monitors"]
+__all__ = [
+    "check_objective",
+    "fit_to_task",
+    "of_the_test_set",
+    "refuse_merge_at_end",
+    "refuse_test_monitors",
+]
 
 
 CLASSIFIER = "lightning_peft.ImageClassifier"
@@ -108,6 +114,26 @@ def refuse_test_monitors(callbacks: Any) -> None:
                 f"callbacks.{name}.monitor: '{monitor}' is a metric of the test set, which must "
                 f"choose nothing. Monitor 'val/{monitor.partition('/')[2]}'."
             )
+    if wrong:
+        raise ConfigError(wrong)
+
+
+def refuse_merge_at_end(callbacks: Any) -> None:
+    """Refuse a run whose adapter would be gone before it is tested and saved.
+
+    Args:
+        callbacks: The part of the config, as plain types or not.
+
+    Raises:
+        ConfigError: If a callback asks for it.
+    """
+    wrong = [
+        f"callbacks.{name}.merge_at_end: a run tests its best checkpoint and saves the adapter "
+        "after the training, which needs it beside the weights. Take the merged weights with "
+        "lightning-peft export, or from callbacks.peft.checkpoints=merged."
+        for name, node in (callbacks or {}).items()
+        if isinstance(node, Mapping | DictConfig) and node.get("merge_at_end")
+    ]
     if wrong:
         raise ConfigError(wrong)
 

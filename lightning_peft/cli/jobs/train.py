@@ -16,7 +16,11 @@ from lightning_peft.cli.config.job_config import experiment_of_job
 from lightning_peft.cli.config.known import known_keys
 from lightning_peft.cli.config.objectives import names_of
 from lightning_peft.cli.config.quiet import quiet
-from lightning_peft.cli.config.task import check_objective, refuse_test_monitors
+from lightning_peft.cli.config.task import (
+    check_objective,
+    refuse_merge_at_end,
+    refuse_test_monitors,
+)
 from lightning_peft.cli.jobs.parts import Parts, _floats, _with_objectives, best_checkpoint, build
 from lightning_peft.cli.jobs.ranks import ending_ranks
 from lightning_peft.cli.jobs.trial_run import check_direction, pruning_of, told
@@ -62,6 +66,7 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     from lightning_peft.lightning.namespace import pl
 
     refuse_test_monitors(plain["callbacks"])
+    refuse_merge_at_end(plain["callbacks"])
     if warning := check_objective(cfg, _sweeper()):
         log.warning(warning)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)

@@ -49,6 +49,14 @@ ABSENT = object()
 HOW_TO_RESUME = ("schedule.on_resume", "callbacks.schedule.on_resume")
 """Keys that say how a job goes on, and not which job it is."""
 
+AS_BEFORE = {
+    "schedule.replace": False,
+    "callbacks.schedule.replace": False,
+    "callbacks.peft.add_to_optimizer": False,
+    "callbacks.peft.checkpoints": "slim",
+}
+"""Keys that earlier releases lack, and the values that do as they did."""
+
 OF_THE_END = ("grace.", "callbacks.signals.")
 """What decides how a job is stopped, and nothing of what it computes."""
 
@@ -262,7 +270,9 @@ def identity(config: Any) -> dict[str, Any]:
     return {
         key: _without(directory, value)
         for key, value in _leaves(plain)
-        if key not in HOW_TO_RESUME and not f"{key}.".startswith(OF_THE_END)
+        if key not in HOW_TO_RESUME
+        and not f"{key}.".startswith(OF_THE_END)
+        and AS_BEFORE.get(key, ABSENT) != value
     }
 
 

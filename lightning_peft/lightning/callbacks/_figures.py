@@ -109,8 +109,11 @@ def _checkpoint_bytes(
     saved = _newest_file(writers)
     if saved is None and state is not None and not is_a(trainer.strategy, *SHARDING):
         checkpoint: dict[str, Any] = {"state_dict": pl_module.state_dict()}
-        if attachment_of(pl_module) is not None:
-            slim_checkpoint(pl_module, checkpoint)
+        attachment = attachment_of(pl_module)
+        if attachment is not None:  # a merged one has the size of a full one
+            slim_checkpoint(
+                pl_module, checkpoint, "slim" if attachment.checkpoints == "slim" else "full"
+            )
         saved = tensor_bytes(checkpoint["state_dict"]) + state
     return saved, None if full_state is None else full + full_state
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim import lr_scheduler as torch_schedulers
 
 from lightning_peft.errors import ScheduleError
+from lightning_peft.lightning.callbacks._replaced import every_scheduler
 from lightning_peft.lightning.schedules import MultiplierLR
 
 __all__ = ["Part", "check_schedulers", "regroup"]
@@ -48,22 +49,24 @@ class Part:
     lr: float | None
 
 
-def check_schedulers(schedulers: Iterable[Any]) -> None:
+def check_schedulers(schedulers: Iterable[Any], who: str) -> None:
     """Check that schedulers can be extended to new groups.
 
     Args:
         schedulers: The schedulers on the optimizer.
+        who: Who adds the groups, for the error.
 
     Raises:
         ScheduleError: If one of them keeps an unknown state for each group.
     """
-    strange = [s for s in _flat(schedulers) if not isinstance(s, _EXTENSIBLE)]
+    strange = [s for s in every_scheduler(schedulers) if not isinstance(s, _EXTENSIBLE)]
     if strange:
         names = ", ".join(sorted({type(scheduler).__name__ for scheduler in strange}))
         known = ", ".join(kind.__name__ for kind in _EXTENSIBLE)
         raise ScheduleError(
-            f"BackboneFreeze: {names} cannot be given new parameter groups: expected one of "
-            f"{known}. Use one of these, or a schedule of lightning-peft (WarmupCosine, ...)."
+            f"{who}: {names} cannot be given new parameter groups: expected one of {known}. Use "
+            "one of these, or put a schedule of lightning-peft in its place: "
+            "WarmupCosine(replace=True)."
         )
 
 
@@ -105,9 +108,9 @@ def regroup(optimizer: Optimizer, parts: Iterable[Part], schedulers: Iterable[An
                 group[key] = [x for x, keep in zip(group[key], stays, strict=True) if keep]
     for label, number, parameters, lr in moved:
         _add(optimizer, groups[number], label, parameters, lr)
-        for scheduler in _flat(schedulers):
+        for scheduler in every_scheduler(schedulers):
             _extend(scheduler, number, optimizer.param_groups[-1])
-    for scheduler in _flat(schedulers):
+    for scheduler in every_scheduler(schedulers):
         if isinstance(scheduler, MultiplierLR):
             scheduler.refresh()
 
@@ -155,12 +158,6 @@ def _extend(scheduler: Any, number: int, group: dict[str, Any]) -> None:
     for key in ("lr_lambdas", "min_lrs"):
         if isinstance(getattr(scheduler, key, None), list):
             getattr(scheduler, key).append(getattr(scheduler, key)[number])
-
-
-def _flat(schedulers: Iterable[Any]) -> Iterator[Any]:
-    for scheduler in schedulers:
-        yield scheduler
-        yield from _flat(getattr(scheduler, "_schedulers", ()))
 
 
 def _copy(rate: Any) -> Any:

@@ -14,6 +14,7 @@ from lightning_peft.adaptation.outline import frozen_parts, parts_of, some, warn
 from lightning_peft.anatomy.names import inside
 from lightning_peft.errors import CheckpointError, MethodError, ScheduleError
 from lightning_peft.lightning.callbacks._regroup import Part, check_schedulers, regroup
+from lightning_peft.lightning.callbacks._replaced import schedulers_on
 from lightning_peft.lightning.callbacks._stages import Freezing, Plan, Stage, as_stages
 from lightning_peft.lightning.callbacks._trainer import warn_on_rank_zero
 from lightning_peft.lightning.class_names import SHARDING, is_a
@@ -120,12 +121,8 @@ class BackboneFreeze(pl.Callback):
         stages = self.freezing.stages
         if stages:
             optimizer = self._optimizer(trainer, plan)
-            schedulers = [
-                config.scheduler
-                for config in trainer.strategy.lr_scheduler_configs
-                if config.scheduler.optimizer is optimizer
-            ]
-            check_schedulers(schedulers)
+            schedulers = schedulers_on(trainer, optimizer)
+            check_schedulers(schedulers, "BackboneFreeze")
             self._warn_of_late_stages(trainer)
             regroup(optimizer, stage_parts(stages, plan), schedulers)
             if plan.adaptation is not None:  # so that checkpoints hold the stages' parameters

@@ -12,6 +12,7 @@ from lightning_peft.adaptation.starting_point import StartingPoint, in_place, pu
 from lightning_peft.anatomy.fingerprint import differences
 from lightning_peft.errors import CheckpointError, MethodError
 from lightning_peft.lightning.callbacks._regroup import Part, check_schedulers, regroup
+from lightning_peft.lightning.callbacks._replaced import schedulers_on
 from lightning_peft.lightning.class_names import SHARDING, is_a
 from lightning_peft.lightning.hooks import after_configure_model
 from lightning_peft.lightning.namespace import pl
@@ -103,10 +104,8 @@ class L2SP(pl.Callback):
         start.keep(set(trained))
         self._start = start
         self._parameters = {id(parameter): name for name, parameter in trained.items()}
-        schedulers = [config.scheduler for config in trainer.strategy.lr_scheduler_configs]
         for optimizer in trainer.optimizers:
-            own = [s for s in schedulers if s.optimizer is optimizer]
-            _without_decay(optimizer, trained, own)
+            _without_decay(optimizer, trained, schedulers_on(trainer, optimizer))
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
@@ -181,7 +180,7 @@ def _without_decay(
     moved = {name: p for name, p in trained.items() if id(p) in decaying}
     if not moved:
         return
-    check_schedulers(schedulers)
+    check_schedulers(schedulers, "L2SP")
     before = len(optimizer.param_groups)
     regroup(optimizer, [Part("l2sp", moved, None)], schedulers)
     for group in optimizer.param_groups[before:]:

@@ -8,18 +8,29 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 
 from lightning_peft.adaptation.checks import as_names
-from lightning_peft.adaptation.handle import Adaptation, find_adaptations
+from lightning_peft.adaptation.handle import find_adaptations
 from lightning_peft.adaptation.precision import AdapterDtype
-from lightning_peft.anatomy.names import parameter_at
 from lightning_peft.errors import MethodError
 from lightning_peft.kernels import Memory
 from lightning_peft.lightning.attachment import Attachment, attach, attachment_of
-from lightning_peft.lightning.class_names import is_a
+from lightning_peft.lightning.callbacks._optimizers import (
+    AddToOptimizer,
+    check_rate,
+    give_to_optimizers,
+)
+from lightning_peft.lightning.checkpoint_kinds import (
+    CheckpointKind,
+    refuse_not_mergeable,
+    refuse_unmergeable,
+)
+from lightning_peft.lightning.class_names import SHARDING, is_a
 from lightning_peft.lightning.gradients import GradientWatch
 from lightning_peft.lightning.identity import IdentityWatch
+from lightning_peft.lightning.letting_go import let_go, merge_after_the_fit
 from lightning_peft.lightning.namespace import pl
 from lightning_peft.lightning.steppers import DriveSteppers
-from lightning_peft.lightning.told import tell
+from lightning_peft.lightning.teachers import keep_teachers
+from lightning_peft.lightning.told import say, tell
 from lightning_peft.methods.union import as_method
 
 __all__ = ["PEFT"]
@@ -70,11 +81,25 @@ class PEFT(pl.Callback):
             an effect has one: the forward takes another branch for adapted layers. A run that
             resumes, a backbone that was adapted or loaded before the run, compiled modules and
             sharding strategies are not looked at.
+        add_to_optimizer: What to do with trained parameters that ``configure_optimizers`` leaves
+            out (it lists the layers that it knows). ``False`` is an error that names them; ``True``
+            adds them as a group of their own at the rate of the group that is most like them, a
+            number at that rate. A line states the rate. Of several optimizers it is the one that
+            trains something else of the backbone.
+        checkpoints: ``"slim"`` ones hold what is trained, ``"full"`` ones also the base, under its
+            own names, with the adapter beside it. In ``"merged"`` ones ``state_dict`` is what the
+            module would have saved without the callback, with the adapter in the weights, so that
+            ``net.load_state_dict(torch.load(path)["state_dict"])`` works on a module without an
+            adapter. A run resumes from each of them, and is tested and loaded from each.
+        merge_at_end: Whether to merge the adapter after a ``fit`` and to let go of the module: it
+            is then one of its own classes and names, without hooks of this package, that any code
+            can save, pickle or export.
         **settings: Settings of the method, if it is given by name.
 
     Raises:
         MethodError: If the method or a setting is unknown or out of range, ``memory`` is to save
-            memory with a method without fast LoRA layers, or ``adapter_dtype`` cannot be trained.
+            memory with a method without fast LoRA layers, ``adapter_dtype`` cannot be trained, or
+            a method is to be merged that cannot be.
     """
 
     def __init__(
@@ -91,6 +116,9 @@ class PEFT(pl.Callback):
         adapter_dtype: AdapterDtype = None,
         check_gradients: bool = True,
         check_identity: bool = True,
+        add_to_optimizer: AddToOptimizer = False,
+        checkpoints: CheckpointKind = "slim",
+        merge_at_end: bool = False,
         **settings: Any,
     ) -> None:
         self.attachment = Attachment(
@@ -103,7 +131,13 @@ class PEFT(pl.Callback):
             strict_backbone=strict_backbone,
             memory=memory,
             adapter_dtype=adapter_dtype,
+            checkpoints=checkpoints,
         )
+        check_rate(add_to_optimizer)
+        if merge_at_end:
+            refuse_not_mergeable(self.attachment.method, "merge_at_end=True")
+        self.add_to_optimizer = add_to_optimizer
+        self.merge_at_end = merge_at_end
         self.check_gradients = check_gradients
         self._drive_steppers = DriveSteppers()
         self.check_identity = check_identity
@@ -113,6 +147,12 @@ class PEFT(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Replace the module's ``configure_model``, at whose end the adaptation happens."""
         self._refuse_company(trainer, pl_module)
+        if self.merge_at_end and is_a(trainer.strategy, *SHARDING):
+            raise MethodError(
+                "merge_at_end=True: expected a strategy that keeps the whole model on each "
+                f"process, got {type(trainer.strategy).__name__}. Export the merged weights from a "
+                "checkpoint instead (lp.export_model)."
+            )
         self._identity.before(pl_module)
         attach(pl_module, self.attachment)
 
@@ -140,14 +180,22 @@ class PEFT(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check that the adapter will be trained, and put the backbone into training mode."""
         self._watch = GradientWatch()
-        in_optimizers = {
-            id(parameter)
-            for optimizer in trainer.optimizers
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        }
-        for path, adaptation in find_adaptations(pl_module).items():
-            _refuse_untrained(path, adaptation, in_optimizers)
+        adaptations = find_adaptations(pl_module)
+        for asked, word in (
+            (self.merge_at_end, "merge_at_end=True"),
+            (self.attachment.checkpoints == "merged", "checkpoints='merged'"),
+        ):
+            if asked:  # before hours of training, not behind them
+                refuse_unmergeable(pl_module, word)
+        give_to_optimizers(trainer, pl_module, adaptations, self.add_to_optimizer)
+        for path, adaptation in adaptations.items():
+            if adaptation.follows is not None:
+                say(
+                    f"PEFT: '{path}' is a teacher of '{adaptation.follows}': it has the same "
+                    "adapter, which is not trained, and its frozen weights stay the student's"
+                )
+                adaptation.hold_modes()
+                continue
             if not adaptation.model.training:
                 adaptation.model.train()
             adaptation.hold_modes()  # sync_batchnorm replaces the held modules
@@ -160,6 +208,12 @@ class PEFT(pl.Callback):
         if self.check_identity:
             self._identity.begin(trainer, pl_module)
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take the rounding of averages out of the frozen weights of teachers."""
+        keep_teachers(pl_module)
+
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the gradients of the method's loss term (AdaLoRA)."""
         self._drive_steppers.on_after_backward(trainer, pl_module)
@@ -170,6 +224,20 @@ class PEFT(pl.Callback):
         """Run the method's actions after a step (AdaLoRA)."""
         self._identity.end()
         self._drive_steppers.on_train_batch_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the rounding of averages out of the frozen weights of teachers."""
+        keep_teachers(pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Merge the adapter, if that is asked for, behind what other callbacks do at the end."""
+        if self.merge_at_end:
+            merge_after_the_fit(pl_module)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave a module that was merged without hooks, after an evaluation of it too."""
+        if self.merge_at_end and not find_adaptations(pl_module):
+            let_go(pl_module)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -183,19 +251,3 @@ class PEFT(pl.Callback):
         """Find an adapter that the model's forward bypasses."""
         if self.check_gradients:
             self._watch.look(find_adaptations(pl_module), optimizer, len(trainer.optimizers))
-
-
-def _refuse_untrained(path: str, adaptation: Adaptation, in_optimizers: set[int]) -> None:
-    lost = [
-        name
-        for name in adaptation.trained_names()
-        # the trained names already include what BackboneFreeze trains later
-        if (p := parameter_at(adaptation.model, name)).requires_grad and id(p) not in in_optimizers
-    ]
-    if lost and in_optimizers:
-        more = f" and {len(lost) - 6} more" if len(lost) > 6 else ""
-        raise MethodError(
-            f"expected every trained parameter of '{path}' in an optimizer, configure_optimizers "
-            f"left out {', '.join(lost[:6])}{more}. Give the optimizer self.parameters(), or "
-            "lp.parameter_groups(self, lr=...)."
-        )

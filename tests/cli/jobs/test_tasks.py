@@ -10,7 +10,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from lightning_peft.cli.config.errors import ConfigError
-from lightning_peft.cli.config.task import check_objective, fit_to_task, refuse_test_monitors
+from lightning_peft.cli.config.task import (
+    check_objective,
+    fit_to_task,
+    refuse_merge_at_end,
+    refuse_test_monitors,
+)
 
 SHORT = (
     *("data=folder", "data.num_workers=0", "data.flip_safe=true", "data.batch_size=8"),
@@ -194,6 +199,12 @@ def test_all_monitors_of_the_test_set_at_once():
         refuse_test_monitors(found)
     refuse_test_monitors({"a": {"monitor": "val/accuracy"}, "b": {"monitor": None}})
     refuse_test_monitors(None)
+
+
+def test_a_run_keeps_its_adapter_to_the_end():
+    with pytest.raises(ConfigError, match=r"callbacks.peft.merge_at_end: .*checkpoints=merged"):
+        refuse_merge_at_end({"peft": {"merge_at_end": True}, "best": None})
+    refuse_merge_at_end({"peft": {"merge_at_end": False}, "best": {}})
 
 
 OPTUNA = {"n_trials": 3, "direction": "maximize"}
