@@ -7,7 +7,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_peft.anatomy import anatomy
 from lightning_peft.anatomy.family import backbones_in
-from lightning_peft.anatomy.task_layers import leading_networks
+from lightning_peft.anatomy.task_layers import computes, leading_networks
 from lightning_peft.anatomy.tree import grow
 from lightning_peft.errors import TargetError, near
 
@@ -62,6 +62,7 @@ def backbone_of(pl_module: nn.Module, name: str | None = None) -> tuple[str, nn.
 def _meant(pl_module: nn.Module, children: dict[str, nn.Module], real: list[str]) -> list[str]:
     """Return the children that may be meant; the empty name is the whole module."""
     known = [key for key in real if backbones_in(grow(children[key]))]
+    real = [key for key in real if computes(grow(children[key]))]  # not a list of embeddings
     if known or not real:
         return known
     if 2 * sum(_size(children[key]) for key in real) < _size(pl_module):

@@ -22,14 +22,15 @@ from lightning_peft.anatomy.tree import (
     is_norm,
 )
 
-__all__ = ["TaskLayers", "leading_networks", "narrow", "task_layers"]
+__all__ = ["TaskLayers", "computes", "leading_networks", "narrow", "task_layers"]
 
 _ATTENTION = re.compile(r"att(entio)?n", re.IGNORECASE)
 _EMBEDDING = re.compile(r"\w*embed\w*|(\w*_)?tokens?|(\w*_)?pos(ition)?(al)?(_enc\w*)?", re.I)
 _POOLING = re.compile(r"\w*pool(er|ing)?\w*", re.IGNORECASE)
 _OUTPUT = re.compile(
-    r"(output|out|final|last|predict(ion|or)?|decoder|logits?|to_logits|regressor|readout|outc)"
-    r"(_?(layer|proj(ection)?|lin(ear)?|conv|fc|dense))?|(proj|fc|conv|linear|lin)_?out",
+    r"(output|out|final|last|predict(ion|or)?|decoder|logits?|to_logits|regressor|readout|outc"
+    r"|distribution)(_?(layer|proj(ection|ector)?|lin(ear)?|conv|fc|dense))?"
+    r"|(proj|fc|conv|linear|lin)_?out",
     re.IGNORECASE,
 )
 
@@ -130,7 +131,7 @@ def _trunk(holding: list[Node], blocks: list[Node], inside: set[int]) -> tuple[l
     doubt = ""
     kinds: set[type] = set()
     attends = False
-    for node in holding:
+    for node in filter(computes, holding):
         own = [block for block in blocks if block is node or node in block.ancestors()]
         own_kinds: set[type] = {block.kind for block in own}
         own_attends = any(map(_attends, own))
@@ -167,10 +168,18 @@ def _leaves(node: Node) -> list[Node]:
     return [n for n in node.walk() if any(p is not None for p in n.module._parameters.values())]
 
 
+def computes(node: Node) -> bool:
+    """Whether a module holds more than embeddings and norms.
+
+    Args:
+        node: Its node.
+    """
+    return not all(is_norm(leaf.module, leaf.key) or _embeds(leaf) for leaf in _leaves(node))
+
+
 def _is_of_the_task(node: Node, above: Node) -> bool:
     """Whether a module behind the blocks can belong to the task."""
-    leaves = _leaves(node)
-    if all(is_norm(leaf.module, leaf.key) or _embeds(leaf) for leaf in leaves):
+    if not computes(node):
         return False
     if _EMBEDDING.fullmatch(node.key) or _POOLING.fullmatch(node.key):
         return False
@@ -188,7 +197,9 @@ def _below(node: Node, above: Node) -> bool:
 
 
 def _embeds(leaf: Node) -> bool:
-    return isinstance(leaf.module, (nn.Embedding, nn.EmbeddingBag))
+    return isinstance(leaf.module, (nn.Embedding, nn.EmbeddingBag)) or (
+        bool(_EMBEDDING.search(leaf.kind.__name__)) and not leaf.children
+    )
 
 
 def _without_features(children: list[Node], later: list[Node]) -> list[Node]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import nn
 
 from lightning_peft.adaptation.handle import Adaptation, find_adaptations
 from lightning_peft.adaptation.outline import outline, parts_of, some, warning_of
-from lightning_peft.lightning.callbacks._trainer import warn_on_rank_zero
 from lightning_peft.lightning.namespace import pl, pl_import
 
 __all__ = ["Tell", "around", "say", "tell"]
@@ -18,7 +19,8 @@ class Tell(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say it."""
         for path, adaptation in find_adaptations(pl_module).items():
-            tell(trainer, pl_module, path, adaptation)
+            if adaptation.follows is None:  # a teacher trains nothing
+                tell(trainer, pl_module, path, adaptation)
 
 
 def tell(
@@ -42,8 +44,9 @@ def tell(
         *around(pl_module, adaptation.model),
     ]
     say("\n  ".join(lines))
-    if found.new:
-        warn_on_rank_zero(trainer, warning_of("PEFT", found.new, ("also_train", "head")))
+    if found.new and trainer.is_global_zero:
+        told = warning_of("PEFT", found.new, ("also_train", "head"))
+        warnings.warn(told, UserWarning, stacklevel=2)
 
 
 def around(pl_module: nn.Module, backbone: nn.Module) -> list[str]:

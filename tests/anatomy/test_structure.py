@@ -136,6 +136,9 @@ def test_without_blocks_a_name_decides_or_it_is_said_that_nothing_does():
         ("predictor",),
         "what is last in the order of the forward, and its name",
     )
+    assert anatomy(Plain(rnn=nn.LSTM(2, 4), output_projector=nn.Linear(4, 1))).head == (
+        "output_projector",
+    )
     found = anatomy(Two("second"))
     assert found.head == ()
     assert "no head was found: head='second' would train the last part in full" in found.doubt
@@ -293,6 +296,19 @@ def test_blocks_that_are_the_smaller_part_are_not_the_backbone():
     assert anatomy(module).head == ("out",)
     module.lstm = nn.LSTM(8, 1)
     assert backbone_of(module) == ("attention", part)
+
+
+class Tables(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Embedding(4, 8), nn.Embedding(4, 8)
+
+
+def test_lists_of_embeddings_are_no_backbone():
+    """pytorch-tabular's modules."""
+    tables = Plain(layers=nn.ModuleList([Tables(), Tables(), Tables()]))
+    module = Plain(_embedding=tables, _backbone=encoder(), _head=nn.Linear(8, 2))
+    assert backbone_of(module) == ("_backbone", module._backbone)
 
 
 def test_twins_are_asked_about_and_the_trained_one_is_proposed():
