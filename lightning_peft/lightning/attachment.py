@@ -50,6 +50,8 @@ __all__ = ["Attachment", "attach", "attachment_of", "restore_adaptations"]
 
 _KEY = "lightning_peft"
 
+_save, _load = save, load  # the names in a module that 0.1 pickled whole
+
 
 @dataclass(frozen=True)
 class Attachment:
