@@ -103,6 +103,7 @@ def test_frozen_weights_that_are_written_to_are_noticed(said):
 
     with pytest.warns(UserWarning, match="the module itself has changed: net.blocks.0.mlp.fc1"):
         plain = fit(Net("vit"), lp.PEFT("linear_probe"), Write())
+    with pytest.warns(UserWarning, match="the module itself has changed: net.blocks.0.mlp.fc1"):
         cached = fit(Net("vit"), lp.PEFT("linear_probe"), Write(), lp.FeatureCache())
     close(plain, cached)
     assert "frozen weights were written to" in said()
