@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all test-oldest test-processors lint format wheel backbone clean
+.PHONY: help setup demo test test-all test-oldest test-processors test-wild lint format wheel backbone clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -62,6 +62,21 @@ test-oldest: $(OLDEST)/.installed ## Run the core of the tests with the oldest s
 	$(BIN)/python benchmarks/peft_both_ways.py write build/both-ways/newest
 	$(OLD_BIN)/python benchmarks/peft_both_ways.py read build/both-ways/newest
 
+# modules of published packages, which are in an environment of their own; its torch is that of .venv.
+# bytecode is kept in build, as for the other tests
+WILD := .venv-wild
+$(WILD)/.installed: tests/wild/requirements.txt tests/wild/constraints.txt pyproject.toml | setup
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(WILD)
+	VIRTUAL_ENV=$(WILD) $(BIN)/uv pip install --quiet --constraint tests/wild/constraints.txt \
+		--requirement tests/wild/requirements.txt --editable .
+	@touch $@
+
+# such as ARGS='--select torchgeo,lightly/BYOL', or --again for everything
+test-wild: $(WILD)/.installed ## Try the callback on LightningModules of published packages
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/build/bytecode-wild \
+		$(WILD)/bin/python -W ignore -m tests.wild.run $(ARGS)
+	$(WILD)/bin/python -m tests.wild.page
+
 lint: setup ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -84,4 +99,4 @@ backbone: setup ## Pretrain the shipped backbone again
 	$(BIN)/python -m tools.glyph_vit.pretrain
 
 clean: ## Remove what was made, the environment included
-	rm -rf $(VENV) $(OLDEST) build dist runs sweeps outputs multirun .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(WILD) build dist runs sweeps outputs multirun .pytest_cache .mypy_cache .ruff_cache
