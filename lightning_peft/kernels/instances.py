@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding)
+_SETTINGS = (bool, int, float, str, tuple, type(None))
 _HARMLESS = {"forward", "extra_repr", "__annotations__", "__dict__", "__module__", "__weakref__"}
 _MACHINERY = set(dir(nn.Module)) - set(dir(object)) - _HARMLESS
 
@@ -30,9 +31,16 @@ _MACHINERY = set(dir(nn.Module)) - set(dir(object)) - _HARMLESS
 def keep_class(layer: Any) -> None:
     """Make a layer of ``peft`` an instance of its base layer's class as well.
 
+    It also gets the settings of the base layer that ``peft`` does not have itself, such as
+    ``in_channels`` and ``padding`` of a convolution, which a forward may read.
+
     Args:
         layer: The layer; its class becomes a subclass of both.
     """
+    for name, value in vars(layer.base_layer).items():
+        is_setting = isinstance(value, _SETTINGS) and not name.startswith("_")
+        if is_setting and not hasattr(layer, name):
+            setattr(layer, name, value)
     kind = _kind_of(layer.base_layer)
     if kind is not None and not isinstance(layer, kind):
         own: Any = type(layer)

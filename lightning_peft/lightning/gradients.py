@@ -49,12 +49,12 @@ class GradientWatch:
             self._absent = absent if self._looks == 0 else self._absent & absent
             self._looks += 1
             if self._looks == watched:
-                _refuse(self._absent, "no gradient")
+                _refuse(adaptations, self._absent, "no gradient")
         if optimizers <= self._moved < optimizers + watched:
             zeros = set(_sites_of_zeros(adaptations))
             self._zeros = zeros if self._zeros is None else self._zeros & zeros
             if self._moved == optimizers + watched - 1:
-                _refuse(self._zeros, "a gradient of zeros")
+                _refuse(adaptations, self._zeros, "a gradient of zeros")
         if any(group["lr"] > 0 for group in optimizer.param_groups) or self._moved >= optimizers:
             self._moved += 1
 
@@ -129,12 +129,24 @@ def _is_zero(gradient: Tensor) -> bool:
     return not bool(values.any())
 
 
-def _refuse(names: set[str], what: str) -> None:
-    if names:
+def _refuse(adaptations: Mapping[str, Adaptation], names: set[str], what: str) -> None:
+    """Refuse adapters that would be trained for nothing.
+
+    Raises:
+        MethodError: If there are names.
+    """
+    if not names:
+        return
+    told = f"after {_STEPS} steps these adapter parameters have {what}: {some(sorted(names), 8)}. "
+    if names == {name for name, _, _ in _gradients(adaptations)}:
+        where = " and ".join(f"'{path}'" if path else "itself" for path in adaptations)
         raise MethodError(
-            f"after {_STEPS} steps these adapter parameters have {what}: "
-            f"{', '.join(sorted(names))}. Either the forward does not call the adapted modules, or "
-            "does not use what they compute (exclude these), or gradient checkpointing is "
-            "reentrant (use_reentrant=False), or these modules are only used sometimes "
-            "(check_gradients=False)."
+            f"{told}They are all that the adapter has: the module computes {where} without "
+            "gradients (an extractor of fixed features, a teacher), or does not use what it "
+            "computes. Adapt a part that is trained (backbone=...), or leave the adapter out."
         )
+    raise MethodError(
+        f"{told}Either the forward does not call the adapted modules, or does not use what they "
+        "compute (exclude these), or gradient checkpointing is reentrant (use_reentrant=False), "
+        "or these modules are only used sometimes (check_gradients=False)."
+    )

@@ -91,3 +91,19 @@ def test_a_model_that_is_frozen_after_it_was_adapted_is_refused(when: str) -> No
         return
     with pytest.raises(lp.MethodError, match="froze the model after it was adapted. Do so before"):
         fit(Prepared(Net(factor=1.0)))
+
+
+class Extractor(Task):
+    """Computes its features without gradients, and trains what is behind them."""
+
+    def training_step(self, batch: Tensor, index: int) -> Tensor:
+        with torch.no_grad():
+            features = self.net.second(self.net.first(batch).relu())
+        return nn.functional.cross_entropy(self.net.head(features), (batch[:, 0] > 0).long())
+
+
+def test_an_extractor_of_fixed_features_is_told_apart() -> None:
+    with pytest.raises(
+        lp.MethodError, match=r"all that the adapter has: .* 'net' without gradients .*backbone="
+    ):
+        fit(Extractor(Net(1.0)))

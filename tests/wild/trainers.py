@@ -100,6 +100,7 @@ def advice(message: str) -> dict[str, Any]:
     from lightning_peft import LoRA
 
     known = {*inspect.signature(lp.PEFT).parameters, *inspect.signature(LoRA).parameters}
+    known.remove("check_gradients")  # what gets no gradient is not mended by not looking
     for key, value in re.findall(r"(\w+)=('[^']*'|\"[^\"]*\"|\[[^\]]*\]|True|False|\d+)", message):
         if key in known:
             try:
