@@ -129,10 +129,16 @@ def outline(adaptation: Trained, source: nn.Module | None = None) -> Outline:
     trained = set(adaptation.trained_names()) - adapter
     head = adaptation.head_names() & trained
     in_blocks = {name for name in sizes if inside(name, blocks)}
-    places = tuple(
-        site.module
+    # a matrix of a recurrent layer is a place without a parameter of its own: `rnn.ih_l0`
+    holders = {name.rpartition(".")[0] for name in adaptation.base_names.values()}
+    hosts = (
+        site.module.rpartition(".")[0]
+        if site.in_weight and site.module not in holders
+        else site.module
         for site in adaptation.sites
-        if site.module and not any(inside(block, (site.module,)) for block in blocks)
+    )
+    places = tuple(
+        host for host in hosts if host and not any(inside(block, (host,)) for block in blocks)
     )
     told = {adaptation.base_names.get(name, name) for name in adaptation.fixed}
     others = trained | adapter | told

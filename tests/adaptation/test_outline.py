@@ -49,6 +49,15 @@ def test_an_outline_accounts_for_every_parameter():
     assert "also_train='bert.embeddings' would train" in third
 
 
+def test_a_recurrent_layer_whose_matrices_are_adapted_is_not_frozen():
+    model = nn.ModuleDict(
+        {"rnn": nn.LSTM(4, 8), "embed": nn.Embedding(5, 4), "out": nn.Linear(8, 2)}
+    )
+    found = outline(lp.adapt(model, "lora", rank=2, head="out"))
+    assert [part.name for part in found.frozen] == ["embed"]
+    assert found.sites == 2
+
+
 def test_what_is_trained_as_it_is_stands_by_its_largest_modules():
     model = build("vit")
     found = outline(lp.adapt(model, "bitfit", also_train=["norm", "cls_token"]))
