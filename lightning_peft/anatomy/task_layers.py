@@ -197,8 +197,9 @@ def _below(node: Node, above: Node) -> bool:
 
 
 def _embeds(leaf: Node) -> bool:
-    return isinstance(leaf.module, (nn.Embedding, nn.EmbeddingBag)) or (
-        bool(_EMBEDDING.search(leaf.kind.__name__)) and not leaf.children
+    """Whether a module's own parameters are embeddings; what is below it is asked by itself."""
+    return isinstance(leaf.module, (nn.Embedding, nn.EmbeddingBag)) or bool(
+        _EMBEDDING.search(leaf.kind.__name__)
     )
 
 

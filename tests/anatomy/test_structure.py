@@ -304,7 +304,14 @@ class Tables(nn.Module):
         self.a, self.b = nn.Embedding(4, 8), nn.Embedding(4, 8)
 
 
-def test_lists_of_embeddings_are_no_backbone():
+class SharedEmbeddings(Tables):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Parameter(torch.zeros(1, 8))
+
+
+@pytest.mark.parametrize("Tables", [Tables, SharedEmbeddings])
+def test_lists_of_embeddings_are_no_backbone(Tables):
     """pytorch-tabular's modules."""
     tables = Plain(layers=nn.ModuleList([Tables(), Tables(), Tables()]))
     module = Plain(_embedding=tables, _backbone=encoder(), _head=nn.Linear(8, 2))

@@ -45,13 +45,19 @@ def misplaced(
     lost = [
         name
         for name, names in matched.items()
-        if _below(name, new) and plain.changed(name) and not any(map(run.changed, names))
+        if _below(name, new) and plain.changed(name) and not any(run.trains[own] for own in names)
     ]
     if lost:
         size = sum(plain.before[name].numel() for name in lost)
         yield f"new, but not trained: {len(lost)} parameters ({size:,} numbers), such as {lost[0]}"
     for name in run.trains:
-        if run.trains[name] and not run.changed(name) and plain.changed(plain_name(name)):
+        alone = run.before[name].numel() == 1  # one number may rest behind a ReLU
+        if (
+            run.trains[name]
+            and not run.changed(name)
+            and plain.changed(plain_name(name))
+            and not alone
+        ):
             yield f"{name} is said to be trained and did not move"
     if not any(_below(name, backbone) for name in added):
         whole = [n for n, v in matched.items() if any(map(run.changed, v))]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from omegaconf import OmegaConf
 from pytorch_tabular import TabularModel, models
 from pytorch_tabular.config import DataConfig, OptimizerConfig, TrainerConfig
 
@@ -73,7 +74,7 @@ def _case(name, config, new=("head",), backbone=("_backbone", "_embedding_layer"
 def _arguments(config):
     """What the class is built from, which its checkpoints do not hold."""
     tabular, datamodule = _prepared(config)
-    inferred = datamodule.update_config(tabular.config)
+    inferred = OmegaConf.structured(datamodule.update_config(tabular.config))
     return {"config": tabular.config, "inferred_config": inferred}
 
 
@@ -86,7 +87,8 @@ CASES = [
         task="classification", input_embed_dim=16, num_heads=2, num_attn_blocks=2)),
     _case("AutoIntModel", lambda: models.AutoIntConfig(
         task="classification", attn_embed_dim=16, num_heads=2, num_attn_blocks=2)),
-    _case("GANDALFModel", lambda: models.GANDALFConfig(task="classification", gflu_stages=2)),
+    _case("GANDALFModel", lambda: models.GANDALFConfig(task="classification", gflu_stages=2),
+          new=()),
     _case("DANetModel", lambda: models.DANetConfig(
         task="classification", n_layers=8, abstlay_dim_1=8, k=2)),
 ]  # fmt: skip

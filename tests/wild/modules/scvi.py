@@ -26,11 +26,15 @@ def _model(kind, **settings):
 
 
 def _plan(kind, plan=TrainingPlan, **settings):
-    model = _model(kind, **settings)
-    extra = {"n_classes": model.n_labels} if plan is SemiSupervisedTrainingPlan else {}
-    made = plan(model.module, *extra.values())
+    made = plan(**_arguments(kind, plan, settings))
     made.n_obs_training = made.n_obs_validation = 64
     return made
+
+
+def _arguments(kind, plan, settings):
+    model = _model(kind, **settings)
+    extra = {"n_classes": model.n_labels} if plan is SemiSupervisedTrainingPlan else {}
+    return {"module": model.module, **extra}
 
 
 def _package(kind, **settings):
@@ -41,7 +45,7 @@ def _package(kind, **settings):
         )
         expected = model.get_latent_representation()
         model.save(folder / "model")
-        loaded = kind.load(folder / "model", adata=_cells())
+        loaded = kind.load(folder / "model", adata=model.adata)
         np.testing.assert_allclose(loaded.get_latent_representation(), expected, atol=1e-4)
 
     return run
@@ -54,7 +58,7 @@ def _case(kind, plan=TrainingPlan, **settings):
         lambda: _plan(kind, plan, **settings),
         lambda: fixed(AnnDataLoader(_model(kind, **settings).adata_manager, batch_size=16)),
         backbone=("module",),
-        load=lambda: {"module": _model(kind, **settings).module},
+        load=lambda: _arguments(kind, plan, settings),
         package=_package(kind, **settings),
         falls="its weight of the KL term grows with the epochs",
     )

@@ -39,6 +39,6 @@ CASES = [
     )
     for kind, encoder in (
         ("UnetPlusPlus", "resnet18"), ("MAnet", "timm-mobilenetv3_small_100"),
-        ("Linknet", "resnet18"), ("Segformer", "mit_b0"), ("PAN", "resnet18"),
+        ("Linknet", "resnet18"), ("Segformer", "mit_b0"), ("FPN", "resnet18"),
     )
 ]  # fmt: skip

@@ -27,7 +27,7 @@ CASES = [
         lambda: worn(
             tasks.SemanticSegmentationTask(
                 _arguments(num_classes=3), "EncoderDecoderFactory", plot_on_val=False,
-                optimizer="AdamW",
+                optimizer="AdamW", ignore_index=255,
             )
         ),
         _masks,
@@ -39,6 +39,7 @@ CASES = [
             tasks.SemanticSegmentationTask(
                 _arguments(num_classes=3, decoder="FCNDecoder", decoder_channels=16),
                 "EncoderDecoderFactory", plot_on_val=False, optimizer="AdamW",
+                ignore_index=255,
             )
         ),
         _masks,
