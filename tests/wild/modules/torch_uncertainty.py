@@ -45,15 +45,15 @@ CASES = [
     Case(
         "RegressionRoutine",
         lambda: RegressionRoutine(
-            mlp(in_features=6, num_outputs=1, hidden_dims=[24, 24]),
-            1,
+            mlp(in_features=6, num_outputs=2, hidden_dims=[24, 24]),
+            2,
             nn.MSELoss(),
             optim_recipe=_adam,
         ),
-        lambda: batches(lambda i: (torch.randn(6), torch.randn(1))),
+        lambda: batches(lambda i: (torch.randn(6), torch.randn(2))),
         load=lambda: {
-            "model": mlp(in_features=6, num_outputs=1, hidden_dims=[24, 24]),
-            "output_dim": 1,
+            "model": mlp(in_features=6, num_outputs=2, hidden_dims=[24, 24]),
+            "output_dim": 2,
             "loss": nn.MSELoss(),
             "optim_recipe": _adam,
         },
