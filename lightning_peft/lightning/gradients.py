@@ -143,7 +143,8 @@ def _refuse(adaptations: Mapping[str, Adaptation], names: set[str], what: str) -
         raise MethodError(
             f"{told}They are all that the adapter has: the module computes {where} without "
             "gradients (an extractor of fixed features, a teacher), or does not use what it "
-            "computes. Adapt a part that is trained (backbone=...), or leave the adapter out."
+            "computes, or gradient checkpointing is reentrant (use_reentrant=False). Adapt a part "
+            "that is trained (backbone=...), or leave the adapter out."
         )
     raise MethodError(
         f"{told}Either the forward does not call the adapted modules, or does not use what they "
