@@ -13,6 +13,7 @@ from lightning_peft.errors import MethodError, some
 __all__ = ["GradientWatch", "refuse_frozen"]
 
 _STEPS = 2
+_MOST = 20  # places that an error proposes to exclude
 
 
 class GradientWatch:
@@ -146,8 +147,18 @@ def _refuse(adaptations: Mapping[str, Adaptation], names: set[str], what: str) -
             "computes, or gradient checkpointing is reentrant (use_reentrant=False). Adapt a part "
             "that is trained (backbone=...), or leave the adapter out."
         )
+    places = sorted(set(_silent_places(adaptations, names)))
+    these = f"exclude={places}" if len(places) <= _MOST else "exclude these"
     raise MethodError(
         f"{told}Either the forward does not call the adapted modules, or does not use what they "
-        "compute (exclude these), or gradient checkpointing is reentrant (use_reentrant=False), "
+        f"compute ({these}), or gradient checkpointing is reentrant (use_reentrant=False), "
         "or these modules are only used sometimes (check_gradients=False)."
     )
+
+
+def _silent_places(adaptations: Mapping[str, Adaptation], names: set[str]) -> Iterator[str]:
+    """Yield the sites of some parameters, by their names in the backbone."""
+    for path, adaptation in adaptations.items():
+        for name, _, place in _gradients({path: adaptation}):
+            if name in names:
+                yield place.removeprefix(f"{path}.") if path else place

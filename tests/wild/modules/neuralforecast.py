@@ -68,5 +68,5 @@ CASES = [
     _case(models.TFT, hidden_size=16, n_head=2),
     _case(models.LSTM, ("mlp_decoder",), encoder_hidden_size=16, decoder_hidden_size=16),
     _case(models.VanillaTransformer, hidden_size=16, n_head=2, conv_hidden_size=16),
-    _case(models.TiDE, hidden_size=16, decoder_output_dim=8, temporal_decoder_dim=16),
+    _case(models.TiDE, hidden_size=64, decoder_output_dim=8, temporal_decoder_dim=32),
 ]  # fmt: skip

@@ -59,7 +59,7 @@ def _package(config):
     return run
 
 
-def _case(name, config, new=("head",), backbone=("_backbone", "_embedding_layer")):
+def _case(name, config, new=("_head",), backbone=("_backbone", "_embedding_layer")):
     return Case(
         name,
         lambda: _make(config),
@@ -80,7 +80,7 @@ def _arguments(config):
 
 CASES = [
     _case("CategoryEmbeddingModel", lambda: models.CategoryEmbeddingModelConfig(
-        task="classification", layers="32-16", learning_rate=1e-3)),
+        task="classification", layers="32-16", learning_rate=1e-3), new=("head",)),
     _case("FTTransformerModel", lambda: models.FTTransformerConfig(
         task="classification", input_embed_dim=16, num_heads=2, num_attn_blocks=2)),
     _case("TabTransformerModel", lambda: models.TabTransformerConfig(

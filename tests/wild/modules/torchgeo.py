@@ -70,6 +70,16 @@ def _detected(sample=_boxes):
 SEGMENTATION = {"backbone": ("model.encoder",), "new": ("model.decoder", "model.segmentation_head")}
 VIEWS = "every epoch draws other views"
 
+
+def _moco():
+    """Pretrained, its two encoders are equal at the start."""
+    module = worn(trainers.MoCoTask(model="resnet18", version=2, size=32, memory_bank_size=64))
+    for name in ("backbone", "projection_head"):
+        values = getattr(module, name).state_dict()
+        getattr(module, f"{name}_momentum").load_state_dict(values)
+    return module
+
+
 CASES = [
     Case(
         "ClassificationTask(resnet18)",
@@ -179,7 +189,7 @@ CASES = [
     ),
     Case(
         "MoCoTask",
-        lambda: worn(trainers.MoCoTask(model="resnet18", version=2, size=32, memory_bank_size=64)),
+        _moco,
         _views,
         backbone=("backbone",),
         new=("projection_head",),
