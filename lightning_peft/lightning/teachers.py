@@ -16,6 +16,8 @@ from lightning_peft.adaptation.adapt import adapt
 from lightning_peft.adaptation.elsewhere import trained_elsewhere
 from lightning_peft.adaptation.fixed import fixed_then
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation, find_adaptations
+from lightning_peft.anatomy.family import backbones_in
+from lightning_peft.anatomy.tree import grow
 
 __all__ = ["adapt_teachers", "keep_teachers", "student_beside", "student_of", "teachers_of"]
 
@@ -27,8 +29,8 @@ def student_of(pl_module: nn.Module) -> str | None:
         pl_module: The module, not adapted.
 
     Returns:
-        The attribute path of the student; ``None`` if there is no such pair, or the student is less
-        than half of what is not the teacher.
+        The attribute path of the student: one that is or holds a model of a known library, or is
+        more than half of what is not the teacher; ``None`` if there is no such pair.
     """
     groups: dict[object, list[tuple[str, nn.Module]]] = {}
     for path, part in pl_module.named_modules():
@@ -50,6 +52,9 @@ def student_of(pl_module: nn.Module) -> str | None:
         for path, part in students.items()
         if not any(path.startswith(f"{other}.") for other in students)
     }
+    known = [path for path, part in outer.items() if backbones_in(grow(part))]
+    if known:  # a projection head may be larger than the encoder before it
+        return max(known, key=lambda path: _size(outer[path]))
     # the heads of the two are a pair as well, and so may be those of a backbone that is frozen
     rest = sum(p.numel() for p in pl_module.parameters() if id(p) not in taught)
     large = [path for path, part in outer.items() if 2 * _size(part) > rest]

@@ -14,8 +14,10 @@ from torch import nn
 
 import lightning_peft as lp
 from lightning_peft.adaptation.handle import find_adaptations
+from lightning_peft.lightning.teachers import student_of
 from tests.lightning.test_checkpoint_kinds import METHODS, Module, Net, data
 from tests.support.runs import differing, equal, state_of, trainer
+from tests.support.zoo import build
 
 MOMENTUM = 0.9
 
@@ -129,3 +131,19 @@ def test_blocks_of_which_some_are_frozen_are_no_pair(tmp_path: Path) -> None:
     module.net.blocks[0].requires_grad_(False)
     run(tmp_path, module)
     assert list(find_adaptations(module)) == ["net"]
+
+
+def test_an_encoder_is_the_student_although_the_projection_behind_it_is_larger() -> None:
+    """MoCo: four networks, of which the pretrained one is a model of a library."""
+    module = nn.Module()
+    module.encoder, module.projection = build("resnet"), nn.Sequential(nn.Linear(9, 4000))
+    module.encoder_ema, module.projection_ema = (
+        copy.deepcopy(module.encoder),
+        copy.deepcopy(module.projection),
+    )
+    for part in (module.encoder_ema, module.projection_ema):
+        part.requires_grad_(False)
+    assert sum(p.numel() for p in module.projection.parameters()) > sum(
+        p.numel() for p in module.encoder.parameters()
+    )
+    assert student_of(module) == "encoder"

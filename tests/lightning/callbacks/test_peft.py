@@ -267,7 +267,9 @@ class Bypass(nn.Module):
 def test_an_adapter_without_a_gradient_is_found_within_two_steps(tmp_path: Path) -> None:
     module = Classifier()
     module.net = Bypass()
-    with pytest.raises(lp.MethodError, match=r"no gradient: net.unused.lora_A.*exclude=\[.unused.\]"):
+    with pytest.raises(
+        lp.MethodError, match=r"no gradient: net.unused.lora_A.*exclude=\[.unused.\]"
+    ):
         trainer(tmp_path, lp.PEFT("lora", rank=2)).fit(module, images())
     module = Classifier()
     module.net = Bypass()
