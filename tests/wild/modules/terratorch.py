@@ -9,11 +9,12 @@ DISTRIBUTION = "terratorch"
 
 
 def _arguments(**settings):
-    return {
+    found = {
         "backbone": "timm_resnet18", "backbone_pretrained": False, "decoder": "UNetDecoder",
         "decoder_channels": [32, 16, 8, 8], "head_dropout": 0.1,
         "necks": [{"name": "SelectIndices", "indices": [0, 1, 2, 3]}],
     } | settings  # fmt: skip
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _masks():
