@@ -195,6 +195,15 @@ def test_only_the_open_step_is_waited_for(tmp_path, options, step):
     assert set(kept) >= {"optimizer_states", "lr_schedulers", "loops", "callbacks"}
 
 
+@pytest.fixture
+def interruptible():
+    """A shell lets what it starts in the background ignore SIGINT, and so would the callback."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: signal.Signals(number).name)
 def test_the_exit_status_names_the_signal(tmp_path, number):
     stop = stopped(tmp_path, SignalIn("on_train_batch_start", 1, number), max_steps=3)
