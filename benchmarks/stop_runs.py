@@ -157,6 +157,8 @@ def start(words: Sequence[str], output: Path) -> int:
         from lightning_peft.cli import main as command
 
         status = command(list(words))
+    except SystemExit as stop:  # at the very start: the interpreter ends with its status
+        status = stop.code if isinstance(stop.code, int) else 1
     except BaseException:
         traceback.print_exc()
     finally:
