@@ -32,19 +32,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-from lightning_peft.errors import MissingExtraError
+import torch  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
 
-TINY = (
-    "model=timm",
-    "model.backbone=vit_tiny_patch16_224",
-    "model.pretrained=false",
-    "model.backbone_kwargs={img_size: 24, patch_size: 8, in_chans: 1, embed_dim: 16, depth: 2,"
-    " num_heads: 2}",
-    "data.backbone=glyph_vit",
+from benchmarks.kill_sweep import TINY  # noqa: E402
+from lightning_peft.errors import MissingExtraError  # noqa: E402
+
+SHORT = (
+    *TINY,
     "experiment=smoke",
     "trainer.accelerator=cpu",
     "trainer.max_steps=12",
@@ -175,7 +174,7 @@ def kill_and_move(
         The result of all.
     """
     outcome = Outcome()
-    typed = ["-m", *TINY, *words, "hydra.sweep.dir=sweeps/it"]
+    typed = ["-m", *SHORT, *words, "hydra.sweep.dir=sweeps/it"]
     alone = top / "alone" / "project"
     alone.mkdir(parents=True)
     started = time.perf_counter()

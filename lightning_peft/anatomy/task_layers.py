@@ -70,8 +70,7 @@ def task_layers(root: Node) -> TaskLayers:
     here = root.inner()
     if not blocks:
         return _output(here)
-    holding = {id(node) for block in blocks for node in (block, *block.ancestors())}
-    inside = {id(block) for block in blocks}
+    holding, inside = _around(blocks), {id(block) for block in blocks}
     while True:
         children, forward = in_order(here)
         trunk, doubt = _trunk([c for c in children if id(c) in holding], blocks, inside)
@@ -105,9 +104,14 @@ def leading_networks(root: Node) -> list[str]:
         The first in the order of the forward, and those that belong to it: see :func:`task_layers`.
     """
     blocks = find_blocks(root)
-    holding = {id(node) for block in blocks for node in (block, *block.ancestors())}
+    holding = _around(blocks)
     children = [child for child in in_order(root.inner())[0] if id(child) in holding]
     return [node.key for node in _trunk(children, blocks, {id(block) for block in blocks})[0]]
+
+
+def _around(blocks: list[Node]) -> set[int]:
+    """Return the identities of blocks and of all that holds them."""
+    return {id(node) for block in blocks for node in (block, *block.ancestors())}
 
 
 def narrow(node: Node) -> Node:
