@@ -115,7 +115,7 @@ def _notes(line: dict[str, Any]) -> str:
     failed = [f"{k}: {v.removeprefix('wrong: ')}" for k, v in checks.items() if v[:5] == "wrong"]
     told = ["with " + v.partition("with ")[2] for k, v in checks.items() if "ok: with" in v]
     opened = [f"open, {k}: {v.removeprefix('open: ')}" for k, v in checks.items() if _is_open(k, v)]
-    message = line["message"] if not checks or line["status"] == "with words" else ""
+    message = "" if checks and line["status"] in ("one line", "wrong") else line["message"]
     texts = [*failed, *([message] if message else []), *told, *opened]
     return "; ".join(_short(text) for text in texts).replace("|", "\\|")
 
