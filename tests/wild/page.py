@@ -92,10 +92,9 @@ LEFT_OUT = """\
 An open check is one that says nothing about the callback: the module does the same without it, or
 has no such step. A module that computes its backbone without gradients (an extractor of fixed
 features) is refused with the reason, since an adapter there would learn nothing. Left out:
-`litgpt`, which holds transformers below 5, while the others come with transformers 5.
-Releases that need
-Python 3.12 (torchgeo 0.10, scvi-tools 1.5, lightning-uq-box 0.4) are measured in their last version
-for Python 3.11.""".splitlines()
+`litgpt`, which holds transformers below 5, while the others come with transformers 5. Releases that
+need Python 3.12 (torchgeo 0.10, scvi-tools 1.5, lightning-uq-box 0.4) are measured in their last
+version for Python 3.11.""".splitlines()
 
 
 def _result(line: dict[str, Any]) -> str:

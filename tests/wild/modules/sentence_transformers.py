@@ -27,7 +27,7 @@ class Words(nn.Module):
                 num_attention_heads=2,
                 intermediate_size=64,
                 max_position_embeddings=16,
-            )  # fmt: skip
+            )
         )
 
     def forward(self, features):
