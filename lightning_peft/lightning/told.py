@@ -9,6 +9,7 @@ from torch import nn
 from lightning_peft.adaptation.handle import Adaptation, find_adaptations
 from lightning_peft.adaptation.outline import outline, parts_of, some, warning_of
 from lightning_peft.lightning.namespace import pl, pl_import
+from lightning_peft.lightning.teachers import twins_of
 
 __all__ = ["Tell", "around", "say", "tell"]
 
@@ -42,6 +43,11 @@ def tell(
         *found.lines(),
         *(f"without an adapter: {line}" for line in adaptation.left_out),
         *around(pl_module, adaptation.model),
+        *(
+            f"no adapter in '{twin}', frozen and of the same class: its weights are others. A loop "
+            f"that averages the parameters of '{path}' into it needs a copy to start from"
+            for twin in twins_of(pl_module, path, adaptation)
+        ),
     ]
     say("\n  ".join(lines))
     if found.new and trainer.is_global_zero:
