@@ -18,7 +18,7 @@ _FOR_A_TASK = re.compile(r"For[A-Z]|LMHead|DoubleHeads")
 _PRETRAINED = re.compile(
     r"LMHead|DoubleHeads|For(CausalLM|MaskedLM|ConditionalGeneration|PreTraining|Generation"
     r"|MaskedImage\w*|CausalImage\w*|ImageTextTo\w*|TextTo\w*|SpeechTo\w*|NextSentence\w*"
-    r"|Retrieval|MaskGeneration|RNNT|TDT|ImageTextRetrieval|MultimodalLM|CausalLM\w*)"
+    r"|Retrieval|MaskGeneration|Keypoint\w*|RNNT|TDT|ImageTextRetrieval|MultimodalLM|CausalLM\w*)"
 )
 
 
