@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lightning_peft.kernels import low_rank_linear, rebuild
-from lightning_peft.kernels.rebuild import recipe_of
+from lightning_peft.kernels.histories import recipe_of
 
 
 def tensors(dtype=torch.float64):
@@ -30,6 +30,7 @@ MADE = {
     "gate": (lambda x: F.silu(x) * torch.sin(x), "default"),
     "layer norm": (norm(), "low"),
     "layer norm without a bias": (norm(bias=False), "low"),
+    "rms norm": (nn.RMSNorm(6, dtype=torch.float64).requires_grad_(False), "low"),
     "layer norm without a weight": (norm(elementwise_affine=False), "low"),
 }
 
@@ -67,7 +68,9 @@ def test_nothing_is_kept_that_is_not_there_in_any_case(made):
     make, memory = MADE[made]
     x, weight, bias, a, b = tensors()
     value = make(x)
-    there = {t.data_ptr() for t in (weight, bias, a, b, *saved_by(value.grad_fn))}
+    nodes = [value.grad_fn, *(node for node, _ in value.grad_fn.next_functions if node is not None)]
+    saved = [tensor for node in nodes for tensor in saved_by(node)]
+    there = {t.data_ptr() for t in (weight, bias, a, b, *saved)}
 
     def kept(memory):
         out = low_rank_linear(value, weight, bias, a, b, 1.0, memory=memory)
