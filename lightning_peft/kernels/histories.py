@@ -6,6 +6,7 @@ that node keeps for its own backward pass.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -42,7 +43,9 @@ def recipe_of(x: Tensor, memory: Rebuilds) -> Recipe | None:
         return _activation(node)
     norms = memory in ("low", "gates", "lowest")
     if kind == "Mul":
-        return _product(node) or (_rms_norm(node, x.dtype) if norms else None)
+        return (
+            _gelu_in_steps(node) or _product(node) or (_rms_norm(node, x.dtype) if norms else None)
+        )
     if kind == "ToCopy":
         return _rms_norm(node, x.dtype) if norms else None
     return _layer_norm(node) if norms else None
@@ -127,6 +130,44 @@ def _activation(node: Any) -> Recipe | None:
 
 def _kind(node: Any) -> str:
     return type(node).__name__.removesuffix("Backward0")
+
+
+def _gelu_in_steps(node: Any) -> Recipe | None:
+    """Read GELU with a hyperbolic tangent where it is written in single operations, as in GPT-2.
+
+    ``0.5 * x * (1 + tanh(0.797885 * (x + 0.044715 * x ** 3)))``
+    """
+    half, other = (following for following, _ in node.next_functions)
+    nodes = _path(other, ("Add", 0), ("Tanh", 0), ("Mul", 0), ("Add", 1), ("Mul", 0), ("Pow", 0))
+    if nodes is None:
+        return None
+    _, _, scale, inner, cubic, power, x = nodes
+    constants = ((half, 0.5), (scale, math.sqrt(2 / math.pi)), (cubic, 0.044715))
+    if not all(_times(step, value) for step, value in constants) or not _keeps(power, ("self",)):
+        return None
+    starts = (half.next_functions[0][0], inner.next_functions[0][0], x)
+    if power._saved_exponent != 3 or any(start is not x for start in starts):
+        return None
+    return Recipe("gelu", ("tanh",), (power._saved_self,))
+
+
+def _path(node: Any, *steps: tuple[str, int]) -> list[Any] | None:
+    """Follow nodes of given kinds by the places of their inputs; ``None`` if one is another."""
+    found = [node]
+    for kind, place in steps:
+        following = () if found[-1] is None else found[-1].next_functions
+        if len(following) <= place or _kind(found[-1]) != kind:
+            return None
+        found.append(following[place][0])
+    return found
+
+
+def _times(node: Any, value: float) -> bool:
+    """Whether a node is a product with a number."""
+    if node is None or _kind(node) != "Mul":
+        return False
+    factor = node._saved_other
+    return factor is not None and factor.dim() == 0 and math.isclose(factor, value, rel_tol=1e-2)
 
 
 def _rms_norm(node: Any, dtype: torch.dtype) -> Recipe | None:
