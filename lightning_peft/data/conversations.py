@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,16 @@ from typing import Any, Literal
 
 from lightning_peft.errors import DataError, near, shown, some
 
-__all__ = ["KINDS", "Example", "Kind", "examples_of", "listed_examples", "read_examples", "refused"]
+__all__ = [
+    "KINDS",
+    "Example",
+    "Kind",
+    "examples_of",
+    "listed_examples",
+    "read_examples",
+    "refused",
+    "rows_of",
+]
 
 Kind = Literal["messages", "completion", "preference", "text"]
 
@@ -38,6 +48,7 @@ KINDS: dict[Kind, tuple[str, ...]] = {
 SPLITS = ("train", "val", "test")
 BESIDE = ("split", "tools")
 MOST_TOLD = 20
+NUMBER = re.compile(r"(?:line|example) (\d+)")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv")
 
 
@@ -76,6 +87,19 @@ def read_examples(path: Path) -> list[Example]:
         DataError: If there is no such file, or listing all problems with their lines: empty and
             broken lines, missing keys, messages without a role or content.
     """
+    rows, problems = rows_of(path)
+    return examples_of(rows, str(path), problems)
+
+
+def rows_of(path: Path) -> tuple[list[tuple[str, Any]], list[str]]:
+    """Return the lines of a JSONL or CSV file, not checked, with their places; and problems.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: If there is no such file, or it is of another kind.
+    """
     if not path.is_file():
         folder = path if path.is_dir() else path.parent
         found = [f.name for f in folder.glob("*") if f.suffix in SUFFIXES]
@@ -88,8 +112,8 @@ def read_examples(path: Path) -> list[Example]:
             f"Expected a file that ends with .jsonl or .csv, got {path}. Rename it if it is one."
         )
     problems: list[str] = []
-    rows = _csv_rows(path) if path.suffix == ".csv" else _json_rows(path, problems)
-    return examples_of(list(rows), str(path), problems)
+    found = _csv_rows(path) if path.suffix == ".csv" else _json_rows(path, problems)
+    return list(found), problems
 
 
 def listed_examples(records: Sequence[Any]) -> list[Example]:
@@ -141,14 +165,16 @@ def examples_of(
     return found
 
 
-def refused(name: str, problems: Sequence[str]) -> DataError:
-    """Return the error that lists the problems of a file."""
+def refused(
+    name: str, problems: Sequence[str], what: str = "examples for a language model"
+) -> DataError:
+    """Return the error that lists the problems of a file, in the order of its lines."""
+    problems = sorted(problems, key=lambda told: int((NUMBER.match(told) or [0, 0])[1]))
     told = "\n".join(f"  {problem}" for problem in problems[:MOST_TOLD])
     if len(problems) > MOST_TOLD:
         told += f"\n  and {len(problems) - MOST_TOLD} more"
     return DataError(
-        f"{name} cannot serve as examples for a language model, for {len(problems)} reason(s); "
-        f"correct them:\n{told}"
+        f"{name} cannot serve as {what}, for {len(problems)} reason(s); correct them:\n{told}"
     )
 
 
