@@ -122,6 +122,23 @@ def test_prompts_of_a_batch_do_not_change_each_other():
     assert module.training
 
 
+def test_the_mixin_adapts_it_too(tmp_path):
+    class Mine(lp.PEFTMixin, lp.CausalLM):
+        peft = lp.LoRA(rank=2)
+
+    module = Mine(tiny_lm(), lr=0.1, lora_plus=4, samples=["say"], max_new_tokens=2)
+    trainer = quiet_trainer(lp.WarmupLinear(warmup=1), max_steps=2, max_epochs=-1)
+    trainer.fit(module, data(val_fraction=0.1))
+    assert {group["name"] for group in trainer.optimizers[0].param_groups} == {
+        "decay", "lora_b_decay"
+    }  # fmt: skip
+    assert [(s.prompt, s.reference) for s in module.latest] == [("say", "")]
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = Mine.load_from_checkpoint(tmp_path / "a.ckpt", backbone=tiny_lm())
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, module.state_dict()[name])
+
+
 def test_it_is_built_from_a_name_without_a_network():
     module = lp.CausalLM(
         "byte_llama", pretrained=False, dtype="bfloat16",
