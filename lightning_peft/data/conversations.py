@@ -112,8 +112,8 @@ def rows_of(path: Path) -> tuple[list[tuple[str, Any]], list[str]]:
             f"Expected a file that ends with .jsonl or .csv, got {path}. Rename it if it is one."
         )
     problems: list[str] = []
-    found = _csv_rows(path) if path.suffix == ".csv" else _json_rows(path, problems)
-    return list(found), problems
+    rows = _csv_rows(path) if path.suffix == ".csv" else _json_rows(path, problems)
+    return list(rows), problems
 
 
 def listed_examples(records: Sequence[Any]) -> list[Example]:

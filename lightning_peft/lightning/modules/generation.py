@@ -125,7 +125,7 @@ def log_samples(loggers: Sequence[Any], samples: Sequence[Sample], step: int) ->
         step: The optimizer step.
     """
     for logger in loggers:
-        experiment = getattr(logger, "experiment", None)
+        experiment: Any = getattr(logger, "experiment", None)
         if callable(getattr(logger, "log_text", None)):  # Weights & Biases
             columns = ["prompt", "generated", "reference"]
             rows = [[_written(s.prompt), s.generated, s.reference] for s in samples]

@@ -122,7 +122,7 @@ class LanguageModule(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Try whether packed examples see each other in this model."""
-        data = getattr(self.trainer, "datamodule", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
         if getattr(data, "packing", False):
             told = see_each_other(self.backbone, self.device, rows=min(2, data.batch_size))
             if told is not None:

@@ -128,7 +128,7 @@ def test_the_mixin_adapts_it_too(tmp_path):
 
     module = Mine(tiny_lm(), lr=0.1, lora_plus=4, samples=["say"], max_new_tokens=2)
     trainer = quiet_trainer(lp.WarmupLinear(warmup=1), max_steps=2, max_epochs=-1)
-    trainer.fit(module, data(val_fraction=0.1))
+    trainer.fit(module, data())
     assert {group["name"] for group in trainer.optimizers[0].param_groups} == {
         "decay", "lora_b_decay"
     }  # fmt: skip
