@@ -12,6 +12,7 @@ from torchmetrics.text import Perplexity
 
 from lightning_peft.backbones.causal_lm import length_limit
 from lightning_peft.data.chat_rows import IGNORED
+from lightning_peft.evaluation.metrics import begin_anew
 from lightning_peft.lightning.modules.build import plain
 from lightning_peft.lightning.modules.generation import Generator, Sample, log_samples
 from lightning_peft.lightning.modules.language import LanguageModule
@@ -142,7 +143,7 @@ class CausalLM(LanguageModule):
 
     def on_validation_epoch_start(self) -> None:
         """Reset the state of an interrupted validation."""
-        self.val_perplexity.reset()
+        begin_anew(self.val_perplexity)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Add a batch to the validation metrics."""
@@ -156,7 +157,7 @@ class CausalLM(LanguageModule):
 
     def on_test_epoch_start(self) -> None:
         """Reset the state of an earlier test."""
-        self.test_perplexity.reset()
+        begin_anew(self.test_perplexity)
 
     def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Add a batch to the test metrics."""
