@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from lightning_peft.backbones.causal_lm import load_lm_tokenizer
 from lightning_peft.data.chat_rows import ChatRows
+from lightning_peft.data.chat_splits import ChatCounts, counted, divided, without_repeats
 from lightning_peft.data.chat_tokens import Encoder, Tokenised, TrainOn
 from lightning_peft.data.conversations import (
     Example,
@@ -20,41 +20,16 @@ from lightning_peft.data.conversations import (
     read_examples,
     refused,
 )
-from lightning_peft.data.splits import part_of, ranked_by_class
 from lightning_peft.data.tensors import as_is
 from lightning_peft.errors import DataError, near
 from lightning_peft.lightning.datamodules.loaders import SplitLoaders
 
-__all__ = ["ChatCounts", "ChatDataModule"]
+__all__ = ["ChatDataModule"]
 
-SPLITS = ("train", "val", "test")
 LONGEST = 1024
 """The most tokens of a document, if neither the tokeniser nor the user sets it."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class ChatCounts:
-    """The counts of a split.
-
-    Attributes:
-        examples: Examples that are used.
-        rows: Rows that they fill: fewer with packing.
-        tokens: Tokens, without padding.
-        learned: Tokens that the loss is taken on.
-        cut: Examples that were longer than ``max_length``.
-        cut_tokens: Tokens that were left out of them.
-        dropped: Examples left out since no token of them would be learned.
-    """
-
-    examples: int
-    rows: int
-    tokens: int
-    learned: int
-    cut: int
-    cut_tokens: int
-    dropped: int
 
 
 class ChatDataModule(SplitLoaders):
@@ -172,7 +147,7 @@ class ChatDataModule(SplitLoaders):
                 found = read_examples(self.root)
             else:
                 found = listed_examples(self._records)
-            self._examples = _without_repeats(found, str(self.root or "records"))
+            self._examples = without_repeats(found, str(self.root or "records"))
         return self._examples
 
     @property
@@ -194,7 +169,7 @@ class ChatDataModule(SplitLoaders):
                 "Expected packing=false for pairs of answers, got true: each answer is compared "
                 "with the other one of its pair. Leave packing out."
             )
-        self.indices = _divided(self.examples, self.test_fraction, self.val_fraction, self.seed)
+        self.indices = divided(self.examples, self.test_fraction, self.val_fraction, self.seed)
         if stage in (None, "fit"):
             self.texts("train")
 
@@ -215,7 +190,7 @@ class ChatDataModule(SplitLoaders):
             if chosen and not kept:
                 raise DataError(self._nothing(split, documents))
             rows = ChatRows(kept, form, capacity=self.max_length, pad=self._pad())
-            self.counts[split] = _counted(documents, kept, len(rows))
+            self.counts[split] = counted(documents, kept, len(rows))
             self._rows[split] = rows
             self._tell(split)
         return self._rows[split]
@@ -302,64 +277,6 @@ class ChatDataModule(SplitLoaders):
                 "%d examples are packed into %d rows of at most %d tokens, full to %.0f %%",
                 found.examples, found.rows, self.max_length, 100 * share,
             )  # fmt: skip
-
-
-def _counted(
-    documents: Sequence[Sequence[Tokenised]], kept: Sequence[Sequence[Tokenised]], rows: int
-) -> ChatCounts:
-    flat = [document for row in kept for document in row]
-    every = [document for row in documents for document in row]
-    return ChatCounts(
-        examples=len(kept),
-        rows=rows,
-        tokens=sum(len(document.ids) for document in flat),
-        learned=sum(document.learned for document in flat),
-        cut=sum(any(document.cut for document in row) for row in documents),
-        cut_tokens=sum(document.cut for document in every),
-        dropped=len(documents) - len(kept),
-    )
-
-
-def _without_repeats(examples: Sequence[Example], name: str) -> list[Example]:
-    """Drop repeated examples, which could otherwise be in both training and test."""
-    first: dict[str, Example] = {}
-    wrong = []
-    for example in examples:
-        before = first.setdefault(example.key, example)
-        if before.split != example.split:
-            wrong.append(f"{example.place}: the same as {before.place}, in another split")
-    if wrong:
-        raise refused(name, wrong)
-    if len(first) < len(examples):
-        log.warning(
-            "%d of %d examples are repeats and are dropped",
-            len(examples) - len(first), len(examples),
-        )  # fmt: skip
-    return list(first.values())
-
-
-def _divided(
-    examples: Sequence[Example], test_fraction: float, val_fraction: float, seed: int
-) -> dict[str, list[int]]:
-    """Return the indices of each split."""
-    if examples[0].split is not None:
-        found = {s: [i for i, e in enumerate(examples) if e.split == s] for s in SPLITS}
-    else:
-        keys = [example.key for example in examples]
-        (ranked,) = ranked_by_class([0] * len(keys), keys, "lightning-peft chat test").values()
-        count = part_of(test_fraction, ranked)
-        test, pool = ranked[:count], sorted(ranked[count:])
-        order = ranked_by_class([0] * len(pool), [keys[i] for i in pool], str(seed)).get(0, [])
-        ranked = [pool[i] for i in order]
-        count = part_of(val_fraction, ranked)
-        found = {"train": ranked[count:], "val": ranked[:count], "test": test}
-    if not found["train"]:
-        raise DataError(
-            f"Expected training examples, got {len(examples)} examples of which "
-            f"{len(found['val'])} are for validation and {len(found['test'])} for the test. Add "
-            "some, or set val_fraction and test_fraction to 0."
-        )
-    return {split: sorted(indices) for split, indices in found.items()}
 
 
 def _template(value: str | Path) -> str:
