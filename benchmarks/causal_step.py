@@ -4,7 +4,8 @@
     python benchmarks/causal_step.py --model gpt2 --dtype bfloat16
 
 The models have the layers of Llama (Touvron et al., 2023) or GPT-2, a width of 512, a small
-vocabulary, so that the layers count and not the loss, and random weights, which cost the same as
+vocabulary, so that the layers count and not the loss (``--vocabulary 32000`` for the other case,
+where ``lp.CausalLM`` computes the loss in parts), and random weights, which cost the same as
 pretrained ones. LoRA is on every linear layer of the blocks. All variants run in turn in one
 process, so that disturbances of the machine affect all of them; times are medians over rounds, as
 ratios to peft in the same round. The peak is that of the bytes which torch allocates during a
@@ -36,7 +37,6 @@ LAYERS = {
     "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
     "gpt2": ["c_attn", "c_proj", "c_fc"],
 }
-VOCABULARY = 2000
 
 
 def base_of(options: argparse.Namespace) -> nn.Module:
@@ -44,7 +44,7 @@ def base_of(options: argparse.Namespace) -> nn.Module:
     if options.model == "gpt2":
         made: nn.Module = GPT2LMHeadModel(
             GPT2Config(
-                vocab_size=VOCABULARY,
+                vocab_size=options.vocabulary,
                 n_embd=512,
                 n_layer=options.layers,
                 n_head=8,
@@ -57,7 +57,7 @@ def base_of(options: argparse.Namespace) -> nn.Module:
     else:
         made = LlamaForCausalLM(
             LlamaConfig(
-                vocab_size=VOCABULARY,
+                vocab_size=options.vocabulary,
                 hidden_size=512,
                 intermediate_size=1376,
                 num_hidden_layers=options.layers,
@@ -84,13 +84,19 @@ def variants(options: argparse.Namespace) -> dict[str, nn.Module]:
         found[name] = copy.deepcopy(base)
         method = lp.LoRA(rank=options.rank, targets=names)
         lp.adapt(found[name], method, head=False, memory=memory)
+    found["CausalLM"] = lp.CausalLM(copy.deepcopy(found["lightning-peft"]))
+    found["CausalLM, low"] = lp.CausalLM(copy.deepcopy(found["low"]))
     return {name: model.train() for name, model in found.items()}
 
 
 def step(model: nn.Module, tokens: Tensor) -> None:
     """Run a forward and a backward pass, without the optimizer."""
     model.zero_grad(set_to_none=True)
-    model(input_ids=tokens, labels=tokens).loss.backward()
+    batch = {"input_ids": tokens, "labels": tokens}
+    if isinstance(model, lp.CausalLM):
+        model.training_step(batch, 0).backward()
+    else:
+        model(**batch).loss.backward()
 
 
 def main() -> None:
@@ -101,6 +107,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--vocabulary", type=int, default=2000)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: with --threads 1")
@@ -111,7 +118,7 @@ def main() -> None:
     torch.manual_seed(0)
     warnings.simplefilter("ignore", FutureWarning)  # of transformers, about a name that peft uses
     models = variants(options)
-    tokens = torch.randint(VOCABULARY, (options.batch, options.tokens))
+    tokens = torch.randint(options.vocabulary, (options.batch, options.tokens))
     steps: dict[str, Callable[[], None]] = {
         name: partial(step, model, tokens) for name, model in models.items()
     }

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_peft.backbones.byte_llama import byte_llama_config, byte_tokenizer
 from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import LlamaForCausalLM, get_cosine_schedule_with_warmup
 
+from lightning_peft.backbones.byte_llama import byte_llama_config, byte_tokenizer
 from tools.byte_lm.corpus import documentation
 
 SIZE = {

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchmetrics.text import Perplexity
 
 from lightning_peft.backbones.causal_lm import length_limit
@@ -16,6 +17,7 @@ from lightning_peft.evaluation.metrics import begin_anew
 from lightning_peft.lightning.modules.build import plain
 from lightning_peft.lightning.modules.generation import Generator, Sample, log_samples
 from lightning_peft.lightning.modules.language import LanguageModule
+from lightning_peft.lightning.modules.token_loss import TokenLoss
 
 __all__ = ["CausalLM"]
 
@@ -28,7 +30,9 @@ class CausalLM(LanguageModule):
     It is independent of adapters: without ``lp.PEFT`` it fine-tunes all parameters. A batch is a
     mapping of tensors ``(B, T)``: ``input_ids``, ``labels`` (not shifted; -100 where nothing is
     learned), and whatever else the model takes, such as ``attention_mask``; as from
-    :class:`~lightning_peft.ChatDataModule`. The loss is the model's own.
+    :class:`~lightning_peft.ChatDataModule`. The loss is the model's own; where its logits would be
+    more than 16 million numbers, it is computed from some tokens at a time, and only from those
+    with labels.
 
     | logged | |
     |---|---|
@@ -131,13 +135,15 @@ class CausalLM(LanguageModule):
         self.generation: Mapping[str, Any] = generation
         self.latest: list[Sample] = []
         """The samples of the last validation."""
+        self._tokens: TokenLoss | None = None
         self.val_perplexity = Perplexity(ignore_index=IGNORED)
         self.test_perplexity = Perplexity(ignore_index=IGNORED)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch."""
         self._check_batch(batch, "train")
-        loss: Tensor = self._called(batch).loss
+        in_parts = self._in_parts()(batch)
+        loss: Tensor = self._called(batch).loss if in_parts is None else in_parts
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
         return loss
 
@@ -169,12 +175,27 @@ class CausalLM(LanguageModule):
 
     def _evaluate(self, batch: Mapping[str, Tensor], stage: str, metric: Perplexity) -> None:
         self._check_batch(batch, stage)
-        found = self._called(batch)
         labels = batch["labels"][:, 1:]
         tokens = int((labels != IGNORED).sum())
-        if tokens:  # weighed by tokens, so that the mean does not depend on the batches
-            self.log(f"{stage}/loss", found.loss, prog_bar=True, batch_size=tokens, sync_dist=True)
+        if not tokens:
+            return
+        slices = self._in_parts().slices(batch)
+        if slices is None:
+            found = self._called(batch)
+            loss = found.loss
             metric.update(found.logits[:, :-1].float(), labels)
+        else:
+            loss = labels.new_zeros((), dtype=torch.float32)
+            for logits, wanted in slices:
+                loss += F.cross_entropy(logits, wanted, reduction="sum") / tokens
+                metric.update(logits[None], wanted[None])
+        # weighed by tokens, so that the mean does not depend on the batches
+        self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=tokens, sync_dist=True)
+
+    def _in_parts(self) -> TokenLoss:
+        if self._tokens is None or self._tokens.model is not self.backbone:
+            self._tokens = TokenLoss(self.backbone)
+        return self._tokens
 
     def _log_perplexity(self, stage: str, metric: Perplexity) -> None:
         value = metric.compute()

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lightning_peft.adaptation.sharding import is_sharded
+from lightning_peft.data.chat_rows import IGNORED
+
 __all__ = ["TokenLoss"]
 
-IGNORED = -100
 MOST = 2**24
 """The most logits at once: 64 MB in float32."""
 
@@ -28,12 +30,12 @@ class TokenLoss:
 
     Args:
         model: A model of transformers with its head.
-        most: The most logits at once.
+        most: The most logits at once; 2^24 by default.
     """
 
-    def __init__(self, model: nn.Module, most: int = MOST) -> None:
+    def __init__(self, model: nn.Module, most: int | None = None) -> None:
         self.model = model
-        self.most = most
+        self.most = MOST if most is None else most
         self._serves: bool | None = None
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor | None:
@@ -80,6 +82,8 @@ class TokenLoss:
             return None
         if getattr(getattr(self.model, "config", None), "output_router_logits", False):
             return None  # its loss has a term for the balance of the experts
+        if is_sharded(self.model):  # its last layer is whole only within its own forward
+            return None
         taken: list[Tensor] = []
 
         def take(_: nn.Module, given: tuple[Any, ...]) -> tuple[Tensor]:

@@ -27,7 +27,9 @@ def data(records=None, **settings):
     )
 
 
-def test_a_run_is_that_of_a_plain_loop():
+@pytest.mark.parametrize("most", [2**24, 3000])
+def test_a_run_is_that_of_a_plain_loop(most, monkeypatch):
+    monkeypatch.setattr("lightning_peft.lightning.modules.token_loss.MOST", most)
     seen, losses = [], []
 
     class Watch(L.Callback):
@@ -58,7 +60,9 @@ def test_a_run_is_that_of_a_plain_loop():
         torch.testing.assert_close(module.backbone.state_dict()[name], value)
 
 
-def test_the_metrics_are_means_over_tokens():
+@pytest.mark.parametrize("most", [2**24, 3000])
+def test_the_metrics_are_means_over_tokens(most, monkeypatch):
+    monkeypatch.setattr("lightning_peft.lightning.modules.token_loss.MOST", most)
     module = lp.CausalLM(tiny_lm(), samples=0)
     datamodule = data(val_fraction=0.5, eval_batch_size=2)
     trainer = quiet_trainer()
