@@ -24,6 +24,7 @@ from lightning_peft.adaptation.outline import Outline, outline, warning_of
 from lightning_peft.adaptation.report import Report
 from lightning_peft.adaptation.training_step import called, peak_of_step
 from lightning_peft.adaptation.without_values import Processor, RunsOn
+from lightning_peft.anatomy.quantised import numel_of
 from lightning_peft.errors import MethodError
 from lightning_peft.evaluation.efficiency import gradient_bytes, human_bytes, tensor_bytes
 from lightning_peft.kernels import Memory
@@ -248,8 +249,8 @@ def _layers(adaptation: Any) -> Iterator[LayerPlan]:
     trained = set(adaptation.trained_names())
     for name, parameter in model.named_parameters():
         count = counts[place(name)]
-        count[0] += parameter.numel() if name in trained else 0
-        count[1] += parameter.numel()
+        count[0] += numel_of(parameter) if name in trained else 0
+        count[1] += numel_of(parameter)
     for site in adaptation.sites:
         label = site.label or site.kind
         if label not in sites[place(site.module)]:

@@ -9,29 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.anatomy.forward import in_evaluation_mode
+from lightning_peft.anatomy.quantised import is_code
 
 __all__ = ["BESIDE", "code_names", "is_code", "probe", "refuse_codes"]
 
 BESIDE = (
-    "Keep the adapter beside the weights, or load it into the backbone in floating point and merge "
-    "there"
+    "Keep the adapter beside the weights, merge(dequantize=True) into dense layers, or load it "
+    "into the backbone in floating point and merge there"
 )
 """What to do where codes cannot take an adapter."""
 
 _INPUTS = 64
-
-
-def is_code(tensor: Tensor) -> bool:
-    """Whether a weight is held as codes, so that numbers cannot be written into it.
-
-    Args:
-        tensor: A parameter: integers, or a tensor of quanto or torchao, which looks like one of
-            floating-point numbers.
-    """
-    own: Any = getattr(type(tensor), "dequantize", None)
-    return not (tensor.is_floating_point() or tensor.is_complex()) or (
-        own is not None and own is not torch.Tensor.dequantize
-    )
 
 
 def code_names(module: nn.Module) -> Iterator[str]:
@@ -40,7 +28,7 @@ def code_names(module: nn.Module) -> Iterator[str]:
 
 
 def refuse_codes(module: nn.Module, name: str) -> None:
-    """Refuse to compute a sum with the parameters of a module that are codes.
+    """Refuse to compute a sum with the parameters of a module itself that are codes.
 
     Args:
         module: The module.
@@ -49,10 +37,10 @@ def refuse_codes(module: nn.Module, name: str) -> None:
     Raises:
         ValueError: Naming the first of them.
     """
-    found = next(code_names(module), None)
-    if found is None:
+    own = [(key, p) for key, p in module._parameters.items() if p is not None]
+    found, parameter = next(((key, p) for key, p in own if is_code(p)), (None, None))
+    if found is None or parameter is None:
         return
-    parameter = module.get_parameter(found)
     kind = "" if type(parameter) is nn.Parameter else f" ({type(parameter).__name__})"
     raise ValueError(
         f"expected weights of floating-point numbers, got codes of {parameter.dtype}{kind} in "
