@@ -14,7 +14,7 @@ from lightning_peft.anatomy.quantised import is_code, quantised_layers
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.merging_codes import become_dense
 
-__all__ = ["dense_dtype", "make_dense"]
+__all__ = ["dense_dtype", "dtype_around", "make_dense"]
 
 
 def dense_dtype(
@@ -43,17 +43,18 @@ def dense_dtype(
             f"dequantize={wanted!r}: expected quantised layers among those that are adapted, got "
             "none. Leave it out."
         )
-    return found or _around(model)
+    return found or dtype_around(model)
 
 
 def make_dense(model: nn.Module) -> None:
     """Make dense layers of all quantised ones of a model, in place."""
-    dtype = _around(model)
+    dtype = dtype_around(model)
     for _, layer, scheme in list(quantised_layers(model)):
         become_dense(layer, {"weight": scheme.dequantised(layer).float()}, dtype)
 
 
-def _around(model: nn.Module) -> torch.dtype:
+def dtype_around(model: nn.Module) -> torch.dtype:
+    """Return the dtype of most of the frozen weights of a model that are numbers."""
     counts: Counter[torch.dtype] = Counter()
     for parameter in model.parameters():
         if parameter.is_floating_point() and not is_code(parameter) and not parameter.requires_grad:

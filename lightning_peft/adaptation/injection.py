@@ -114,7 +114,7 @@ def inject(
     selected = {*plan.train, *in_head, *also_train}
     chosen = selected - set(fixed)
     before = dict(every_name(model))
-    refuse_trained_codes(model, method.name, chosen)
+    refuse_trained_codes(model, method.name, selected)
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     fixed_ids = {id(before[name]): name for name in fixed}
     modules = {id(module) for module in model.modules()}

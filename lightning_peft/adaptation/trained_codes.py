@@ -31,8 +31,9 @@ def refuse_trained_codes(model: nn.Module, method: str, chosen: Collection[str])
     if found:
         raise MethodError(
             f"{method}: expected weights of floating-point numbers to train, got codes, which have "
-            f"no gradient, in {some(found, 4)}. Train an adapter beside them ('lora'); for a head, "
-            "keep it out of the quantisation (llm_int8_skip_modules=[...]) or pass head=False."
+            f"no gradient, in {some(found, 4)}. Train an adapter beside them ('lora'). A head: "
+            "keep it out of the quantisation (llm_int8_skip_modules, ignore_modules), or pass "
+            "head=False."
         )
 
 

@@ -31,7 +31,7 @@ from lightning_peft.lightning.checkpoint_record import (
     recorded_in,
 )
 from lightning_peft.lightning.further_names import further_names, join, plain_name
-from lightning_peft.lightning.quantised_base import base_parameters, codes_of_bases, other_codes
+from lightning_peft.lightning.quantised_base import asked_for, codes_of_bases, other_codes
 
 __all__ = [
     "CHECKPOINT_KEY",
@@ -151,7 +151,7 @@ def complete_checkpoint(
             refuse_unfit(other_codes(state, own, codes))
             state = {name: tensor for name, tensor in state.items() if name not in codes}
         holder[section] = _filled(state, own, pl_module, fresh=recorded is None)
-        for name in codes - base_parameters(pl_module):  # bitsandbytes would not read them back
+        for name in codes - asked_for(pl_module):  # bitsandbytes would not read them back
             holder[section].pop(name, None)
     for path, adaptation in brought.items():
         described = (recorded or {})["adaptations"].get(path)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.anatomy.forward import in_evaluation_mode
-from lightning_peft.anatomy.quantised import Scheme, scheme_of
+from lightning_peft.anatomy.quantised import scheme_of
 from lightning_peft.errors import MethodError, some
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
-from lightning_peft.methods.codes import probe, refuse_codes
+from lightning_peft.methods.child_codes import MergesCodes
+from lightning_peft.methods.codes import refuse_codes
 from lightning_peft.methods.features import features_of, first, spatial_dims, with_first
 from lightning_peft.methods.finite import lost, refuse_not_finite
 from lightning_peft.methods.in_weight.part import Part, add_part, layer_at, remove_part
@@ -36,13 +37,6 @@ from lightning_peft.methods.in_weight.reading import (
     read_without_updates,
 )
 from lightning_peft.methods.in_weight.values import own_values, parameters_of, restore, write_all
-from lightning_peft.methods.merging_codes import (
-    Restorer,
-    become_dense,
-    measured,
-    weight_in_numbers,
-    write_codes,
-)
 
 if TYPE_CHECKING:
     from lightning_peft.anatomy import Anatomy
@@ -228,7 +222,7 @@ class ChildMethod(Method):
         return [ChildHandle(model, site.module, self.key) for site in sites]
 
 
-class ChildHandle:
+class ChildHandle(MergesCodes):
     """A handle on one adapter by its place in the model, so a deep copy of the model has its own.
 
     Args:
@@ -242,7 +236,6 @@ class ChildHandle:
         self.host = host
         self.key = key
         self._kept: dict[str, Tensor] = {}
-        self._restorer: Restorer | None = None
 
     @property
     def child(self) -> ChildAdapter:
@@ -306,65 +299,6 @@ class ChildHandle:
             raise ValueError(f"{what} {error}") from error
         self._kept = kept
         return max((lost(values[name], rounded[name]) for name in values), default=0.0)
-
-    @torch.no_grad()
-    def merge_dequantised(self, dtype: torch.dtype) -> float:
-        """Merge into a host that is made dense; one of numbers is merged into as it is.
-
-        Args:
-            dtype: The dtype of the dense layer.
-
-        Returns:
-            As from :meth:`merge`.
-        """
-        host = self.model.get_submodule(self.host)
-        if scheme_of(host) is None:
-            return self.merge()
-        restorer, values = Restorer(host), self._values_in_numbers(host)
-        difference = become_dense(host, values, dtype)
-        self.child.folded = True
-        self._restorer = restorer
-        return difference
-
-    def _merge_into_codes(self, host: nn.Module, scheme: Scheme) -> float:
-        """Merge by the host's own quantiser; return the difference of its outputs."""
-        child, restorer = self.child, Restorer(host)
-        values = self._values_in_numbers(host)
-
-        def bare() -> Tensor:
-            enabled, child.enabled = child.enabled, False
-            try:
-                return probe(host, host)
-            finally:
-                child.enabled = enabled
-
-        def fold() -> None:
-            write_codes(host, scheme, values)
-            child.folded = True
-
-        try:
-            difference = measured(host, host, bare, fold)
-        except (RuntimeError, TypeError, AttributeError, NotImplementedError, ValueError) as error:
-            child.folded = False
-            restorer()
-            reason = str(error) or type(error).__name__
-            raise ValueError(f"{self.host} ({type(host).__name__}): {reason}") from error
-        child.folded = True
-        self._restorer = restorer
-        return difference
-
-    def _values_in_numbers(self, host: nn.Module) -> dict[str, Tensor]:
-        """Return the sums with the weight that the host's codes stand for."""
-        with weight_in_numbers(host), in_evaluation_mode(self.child):
-            values = self.child.merged(host)
-        missing = [name for name in values if name != "weight" and name not in host._parameters]
-        missing += [name for name in values if host._parameters.get(name, values) is None]
-        if missing:
-            raise ValueError(
-                f"expected {self.host} ({type(host).__name__}) to have a {missing[0]}, got none"
-            )
-        refuse_not_finite(values, f"the merged weights of {self.host}")
-        return values
 
     def unmerge(self) -> None:
         """See :class:`Adapter`."""

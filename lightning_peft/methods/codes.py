@@ -62,7 +62,7 @@ def probe(layer: nn.Module, base: Any) -> Tensor:
     Raises:
         NotImplementedError: If it does not say what its inputs look like.
     """
-    weight, bias = base.weight, getattr(base, "bias", None)
+    weight, bias = getattr(base, "weight", None), getattr(base, "bias", None)
     dtype = torch.float32
     for tensor in (bias, weight):
         dtype = tensor.dtype if tensor is not None and tensor.is_floating_point() else dtype
@@ -76,7 +76,7 @@ def probe(layer: nn.Module, base: Any) -> Tensor:
         inputs = torch.arange(base.num_embeddings)
     else:
         raise NotImplementedError(f"{type(base).__name__} holds codes that cannot be measured")
-    inputs = inputs.to(weight.device)
+    inputs = inputs.to(next(base.parameters()).device)
     if inputs.is_floating_point():  # else bitsandbytes packs its weights anew for inference
         inputs.requires_grad_()
     with in_evaluation_mode(layer):

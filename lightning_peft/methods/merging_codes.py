@@ -138,7 +138,7 @@ def become_dense(base: Any, values: Mapping[str, Tensor], dtype: torch.dtype) ->
     base.__class__ = nn.Linear
     base.__dict__.clear()
     base.__dict__.update({**plain.__dict__, **kept})
-    return lost(values["weight"], base.weight)
+    return 0.0 if base.weight.is_meta else lost(values["weight"], base.weight)
 
 
 @torch.no_grad()
@@ -157,8 +157,7 @@ def linear_function_of(layer: Any, base: Any, scheme: Scheme, what: str) -> dict
     Raises:
         ValueError: If the layer is not a linear function, or gives the base a bias that it has not.
     """
-    holder = next((m for m in layer.modules() if m._modules.get("base_layer") is base), None)
-    if holder is not layer:
+    if layer._modules.get("base_layer") is not base:
         raise ValueError(f"expected one adapter of peft at {what}, got several. {BESIDE}")
     weight = scheme.dequantised(base).float()
     plain = nn.Linear(base.in_features, base.out_features, device=weight.device)

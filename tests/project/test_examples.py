@@ -17,6 +17,7 @@ ARGUMENTS = {
     "one_callback.py": ["--epochs", "2"],
     "with_the_mixin.py": ["--steps", "4"],
     "plain_pytorch.py": ["--steps", "3"],
+    "qlora.py": ["--steps", "4"],
     "text_classifier.py": ["--steps", "3"],
     "digits_as_folders.py": ["digits"],
 }
@@ -24,6 +25,7 @@ SAYS = {
     "one_callback.py": "test_accuracy",
     "with_the_mixin.py": "loaded as Digits again",
     "plain_pytorch.py": "merged into a plain model",
+    "qlora.py": "quantised layers after merging: 0",
     "text_classifier.py": "the helicopter over the bay: ",
     "digits_as_folders.py": "1,797 images in digits",
 }

@@ -11,11 +11,13 @@ from lightning_peft.anatomy.quantised.layers import (
     scheme_of,
     size_of,
     state_beside,
+    tensors_of,
 )
-from lightning_peft.anatomy.quantised.schemes import Scheme
+from lightning_peft.anatomy.quantised.schemes import EightBit, Scheme
 
 __all__ = [
     "Counted",
+    "EightBit",
     "Scheme",
     "counted",
     "is_code",
@@ -24,4 +26,5 @@ __all__ = [
     "scheme_of",
     "size_of",
     "state_beside",
+    "tensors_of",
 ]

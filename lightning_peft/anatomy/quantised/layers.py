@@ -21,6 +21,7 @@ __all__ = [
     "scheme_of",
     "size_of",
     "state_beside",
+    "tensors_of",
 ]
 
 
@@ -107,6 +108,16 @@ def numel_of(parameter: Tensor) -> int:
     if packed and not parameter.is_floating_point():
         return 2 * parameter.numel() * parameter.element_size()
     return parameter.numel()
+
+
+def tensors_of(model: nn.Module) -> list[Tensor]:
+    """Return the tensors that a model holds in memory, those beside its codes among them.
+
+    Args:
+        model: Any module.
+    """
+    plain = [p for p in model.parameters() if not (is_code(p) and p.is_floating_point())]
+    return [*plain, *model.buffers(), *counted(model).beside]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ No library is imported here: a layer of one is only there if its owner has impor
 
 from __future__ import annotations
 
+import copy
 import sys
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -20,6 +21,8 @@ class Scheme(ABC):
 
     writes: ClassVar[bool] = True
     """Whether a weight can be made into codes again, in the same way."""
+    reads: ClassVar[bool] = False
+    """Whether a layer asks for the state beside its codes when a state dict is loaded."""
 
     @abstractmethod
     def holds(self, layer: Any) -> bool:
@@ -226,6 +229,8 @@ class TorchAO(Scheme):
 class HQQ(Scheme):
     """``HQQLinear``: packed codes, and scales and zeros in ``meta``."""
 
+    reads = True
+
     def holds(self, layer: Any) -> bool:
         """See :meth:`Scheme.holds`."""
         return (
@@ -257,8 +262,11 @@ class HQQ(Scheme):
         config: Any = getattr(layer, "quant_config", None)
         if config is None:  # of a layer that was loaded as codes
             raise NotImplementedError(f"{self.name(layer)} was loaded without its settings")
-        made = type(layer)(None, config, layer.compute_dtype, str(layer.device))
-        made.quantize(weight.to(layer.device), **config)
+        own = copy.deepcopy(config)
+        asked = {**own, "offload_meta": getattr(layer, "offload_meta", False)}  # which it takes out
+        made = type(layer)(None, asked, layer.compute_dtype, str(layer.device))
+        own.pop("offload_meta", None)
+        made.quantize(weight.to(layer.device), **own)
         layer.W_q, layer.meta = made.W_q, made.meta
 
 
