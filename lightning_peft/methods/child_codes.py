@@ -67,12 +67,11 @@ class MergesCodes:
             child.folded = True
 
         try:
-            difference = measured(host, host, bare, fold)
-        except Exception as error:  # a library may raise anything
+            difference = measured(host, host, bare, fold, f"{type(host).__name__} in {self.host}")
+        except BaseException:
             child.folded = False
             restorer()
-            reason = str(error) or type(error).__name__
-            raise ValueError(f"{self.host} ({type(host).__name__}): {reason}") from error
+            raise
         child.folded = True
         self._restorer = restorer
         return difference

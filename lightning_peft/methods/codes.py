@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from lightning_peft.anatomy.forward import in_evaluation_mode
 from lightning_peft.anatomy.quantised import is_code
 
-__all__ = ["BESIDE", "code_names", "is_code", "probe", "refuse_codes"]
+__all__ = ["BESIDE", "DENSE", "code_names", "is_code", "probe", "refuse_codes"]
 
 BESIDE = (
-    "Keep the adapter beside the weights, merge(dequantize=True) into dense layers, or load it "
-    "into the backbone in floating point and merge there"
+    "Keep the adapter beside the weights, or load it into the backbone in floating point and merge "
+    "there"
 )
 """What to do where codes cannot take an adapter."""
+
+DENSE = "Keep the adapter beside the weights, or make dense layers of them: merge(dequantize=True)"
+"""What to do where it is known what the codes stand for."""
 
 _INPUTS = 64
 

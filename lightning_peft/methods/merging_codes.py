@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_peft.anatomy.forward import in_evaluation_mode
 from lightning_peft.anatomy.quantised import Scheme, scheme_of
-from lightning_peft.methods.codes import BESIDE, probe
+from lightning_peft.methods.codes import BESIDE, DENSE, probe
 from lightning_peft.methods.finite import lost, refuse_not_finite
 
 __all__ = [
@@ -64,7 +64,11 @@ class Restorer:
 
 
 def measured(
-    layer: nn.Module, base: nn.Module, bare: Callable[[], Tensor], fold: Callable[[], None]
+    layer: nn.Module,
+    base: nn.Module,
+    bare: Callable[[], Tensor],
+    fold: Callable[[], None],
+    what: str,
 ) -> float:
     """Fold an adapter into codes, and measure it; on any error the base is as it was.
 
@@ -73,24 +77,34 @@ def measured(
         base: The quantised layer.
         bare: Computes the output of :func:`probe` without the adapter.
         fold: Writes the codes, after which ``layer`` computes without the adapter.
+        what: The base's class and name, for the error.
 
     Returns:
         The largest change of the outputs for random inputs, relative to the largest.
 
     Raises:
-        ValueError: If making codes of the sum changes more than the adapter does.
+        ValueError: If making codes of the sum changes more than the adapter does, or is impossible.
     """
+    known = scheme_of(base) is not None
+    way_out = DENSE if known else BESIDE
     wanted = probe(layer, base)
     effect = (wanted - bare()).norm()
     if not effect:  # nothing to fold, and codes made again need not be the same
         return 0.0
-    fold()
+    try:
+        fold()
+    except Exception as error:  # a library may raise anything
+        reason = str(error) or type(error).__name__
+        raise ValueError(
+            f"expected codes that {'its library' if known else 'peft'} can merge into, got {what} "
+            f"({reason}). {way_out}"
+        ) from error
     change = probe(layer, base) - wanted
     if not change.norm() < effect:
         raise ValueError(
-            f"expected codes that can hold the adapter, got {type(base).__name__}: making codes of "
-            f"the sum changes its outputs by {float(change.norm()):.2g}, the adapter itself by "
-            f"{float(effect):.2g}. {BESIDE}"
+            f"expected codes that can hold the adapter, got {what}: making codes of the sum "
+            f"changes its outputs by {float(change.norm()):.2g}, the adapter itself by "
+            f"{float(effect):.2g}. {way_out}"
         )
     return float(change.abs().max() / wanted.abs().max().clamp_min(1e-30))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lightning_peft as lp
-from tests.quantized.models import MODELS, bnb, dense, llama, output, perturbed, vit
+from tests.quantized.models import MODELS, bnb, dense, llama, output, perturbed, tokens, vit
 
 CASES = [
     ("llama", 4, "lora", {"rank": 2}),
@@ -92,3 +92,21 @@ def test_an_evaluation_does_not_pack_the_codes() -> None:
     first = adaptation.trained_parameters()[1]
     assert first.grad is not None
     assert first.grad.any()
+
+
+def test_the_plan_counts_the_codes_and_what_they_need() -> None:
+    given = {"input_ids": tokens(), "labels": tokens()}
+    model = llama()
+    coded, plain = (lp.plan(m, "lora", rank=2, inputs=given) for m in (model, dense(llama())))
+    held = {id(p): p.nbytes for p in model.parameters()}
+    held |= {id(b): b.nbytes for b in model.buffers()}
+    for layer in model.modules():
+        if isinstance(layer, bnb.nn.Linear4bit):
+            state = layer.weight.quant_state
+            parts = (state.absmax, state.code, state.offset, state.state2.absmax, state.state2.code)
+            held |= {id(tensor): tensor.nbytes for tensor in parts}
+    assert coded.memory.weights == sum(held.values()) + coded.memory.gradients
+    assert coded.memory.gradients == plain.memory.gradients
+    assert coded.memory.peak < plain.memory.peak
+    assert coded.full == plain.full
+    assert coded.report.total == plain.report.total

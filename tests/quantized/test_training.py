@@ -89,7 +89,7 @@ def test_qlora_from_start_to_peft_alone(bits: int, whole, tmp_path: Path) -> Non
     assert not torch.equal(words[0], llama(bits).generate(**given, max_new_tokens=6))
 
 
-@pytest.mark.parametrize("kind", ["full", "merged"])
+@pytest.mark.parametrize("kind", [pytest.param("full", marks=pytest.mark.slow), "merged"])
 def test_other_forms_of_checkpoints_resume_as_well(kind: Any, whole, tmp_path: Path) -> None:
     fit(Language(), tmp_path / "first", steps=4, checkpoints=kind)
     last = tmp_path / "first" / "one.ckpt"

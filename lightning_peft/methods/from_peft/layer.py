@@ -149,6 +149,8 @@ class PeftLayer:
     def _merge_into_codes(self, base: nn.Module) -> float:
         """Merge by the base's own quantiser; return the difference of the layer's outputs."""
         layer, scheme = self.layer, scheme_of(base)
+        what = f"{type(base).__name__} in {self.name}"
+        base.state_dict()  # bitsandbytes undoes here the packing for inference, which peft misreads
         restore = Restorer(base)
 
         def fold() -> None:
@@ -159,12 +161,11 @@ class PeftLayer:
             layer.merged_adapters.extend(layer.active_adapters)
 
         try:
-            difference = measured(layer, base, lambda: probe(base, base), fold)
-        except Exception as error:  # a library may raise anything
+            difference = measured(layer, base, lambda: probe(base, base), fold, what)
+        except BaseException:
             restore()
             layer.merged_adapters.clear()
-            reason = str(error) or type(error).__name__
-            raise ValueError(f"{self.name} ({type(base).__name__}): {reason}") from error
+            raise
         if not layer.merged_adapters:  # without an effect
             layer.merged_adapters.extend(layer.active_adapters)
         self._restore = restore
