@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from torch import nn
 
 from lightning_peft.anatomy.names import inside
+from lightning_peft.anatomy.quantised import is_code
 
 __all__ = ["THAWABLE", "asked_for", "fixed_parameters", "fixed_then"]
 
@@ -55,7 +56,9 @@ def fixed_parameters(model: nn.Module, head: tuple[str, ...]) -> frozenset[str]:
     later = model.__dict__.get(THAWABLE, ())
     found: set[str] = set()
     for in_head in (True, False):
-        part = {n: p for n, p in parameters.items() if inside(n, head) == in_head}
+        # codes never require a gradient, and nobody has fixed them
+        numbers = {n: p for n, p in parameters.items() if not is_code(p)}
+        part = {n: p for n, p in numbers.items() if inside(n, head) == in_head}
         frozen = {n for n, p in part.items() if not p.requires_grad and n not in later}
         if len(frozen) < len(part):
             found |= frozen

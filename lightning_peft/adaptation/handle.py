@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from lightning_peft.adaptation.checks import key_problems
+from lightning_peft.adaptation.dense import dense_dtype
 from lightning_peft.adaptation.merging import MergeReport, merge_adapters, unload_adapters
 from lightning_peft.adaptation.modes import is_held
 from lightning_peft.adaptation.precision import let_go
@@ -198,23 +199,30 @@ class Adaptation(Trained):
             )
         return switched_off(self.state, self._adapters, self._originals, self._fast_path)
 
-    def merge(self, example_inputs: Any = None) -> MergeReport:
+    def merge(
+        self, example_inputs: Any = None, *, dequantize: bool | str | torch.dtype = False
+    ) -> MergeReport:
         """Fold the adapter into the backbone's weights; :meth:`unmerge` reverses it.
 
-        Sums are computed in float32 whatever the weights' dtype, and rounded once.
+        Sums are computed in float32 whatever the weights' dtype, and rounded once. Into a quantised
+        weight they go through its library's own quantiser, which is refused where that would lose
+        more than the adapter changes.
 
         Args:
             example_inputs: A batch for the model's forward (a tensor, a tuple of positional or a
                 mapping of keyword arguments), to measure how much merging changes the output.
+            dequantize: Whether dense layers take the place of the quantised ones that are adapted,
+                or their dtype; ``True`` takes that of the model's other weights.
 
         Returns:
             How exactly it was done.
 
         Raises:
-            MethodError: If the adapter is already merged or is not a linear change of the weights;
-                nothing is changed then.
+            MethodError: If the adapter is already merged or is not a linear change of the weights,
+                or ``dequantize`` has nothing to act on; nothing is changed then.
         """
         self.state.ask("merge()")
+        dense = dense_dtype(self.model, [site.module for site in self.sites], dequantize)
         if not self.method.mergeable:
             raise MethodError(
                 f"'{self.method.name}' cannot be merged: it is not linear, so no weight can "
@@ -222,7 +230,9 @@ class Adaptation(Trained):
             )
         names = self._adapter | self._adapter_buffers
         state = {name: t for name, t in self.model.state_dict().items() if name in names}
-        report = merge_adapters(self.model, self._adapters, self.method.name, state, example_inputs)
+        report = merge_adapters(
+            self.model, self._adapters, self.method.name, state, example_inputs, dense
+        )
         self.state.merged = True
         return report
 
@@ -237,8 +247,11 @@ class Adaptation(Trained):
             adapter.unmerge()
         self.state.merged = False
 
-    def merge_and_unload(self) -> nn.Module:
+    def merge_and_unload(self, *, dequantize: bool | str | torch.dtype = False) -> nn.Module:
         """Fold the adapter in and return a plain model with the backbone's own names.
+
+        Args:
+            dequantize: As for :meth:`merge`.
 
         Returns:
             The same model object, without any trace of the adaptation; this handle is no longer
@@ -249,7 +262,7 @@ class Adaptation(Trained):
         """
         self.state.ask("merge_and_unload()")
         if not self.merged:
-            self.merge()
+            self.merge(dequantize=dequantize)
         return self._unload()
 
     def unload(self) -> nn.Module:

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from lightning_peft.adaptation.elsewhere import is_trained_elsewhere
 from lightning_peft.adaptation.precision import full_default_dtype
 from lightning_peft.adaptation.snapshot import restored_after_error
+from lightning_peft.adaptation.trained_codes import refuse_trained_codes
 from lightning_peft.anatomy import Anatomy
 from lightning_peft.anatomy.bypass import bypassed
 from lightning_peft.anatomy.fast_path import fast_path_layers, fast_path_off
 from lightning_peft.anatomy.fingerprint import backbone_fingerprint
 from lightning_peft.anatomy.names import every_name, inside, parameters_inside
+from lightning_peft.anatomy.quantised import is_code, quantised_layers
 from lightning_peft.errors import MethodError, some
 from lightning_peft.kernels import Memory, accelerate, holds_lora
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
@@ -112,15 +114,23 @@ def inject(
     selected = {*plan.train, *in_head, *also_train}
     chosen = selected - set(fixed)
     before = dict(every_name(model))
+    refuse_trained_codes(model, method.name, selected)
     flags = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     fixed_ids = {id(before[name]): name for name in fixed}
     modules = {id(module) for module in model.modules()}
     frozen = [n for n, _ in model.named_parameters() if n not in chosen]
-    fingerprint = backbone_fingerprint(model, frozen, found.architecture)
 
     with restored_after_error(model):
+        for _, layer, scheme in quantised_layers(model):
+            scheme.hold(layer)
+        fingerprint = backbone_fingerprint(model, frozen, found.architecture)
         wanted = {id(before[name]) for name in chosen if name in before}
+        held_codes = [(layer, dict(layer._parameters)) for _, layer, _ in quantised_layers(model)]
         asked = _inject_steps(model, plan)
+        for layer, own in held_codes:  # peft makes bitsandbytes' parameters anew when it reads them
+            for key, parameter in own.items():
+                if parameter is not None and is_code(parameter):
+                    layer._parameters[key] = parameter
         held = selected & set(fixed) | {fixed_ids[i] for i in asked & fixed_ids.keys()}
         asked -= fixed_ids.keys()
         fresh = [module for module in model.modules() if id(module) not in modules]

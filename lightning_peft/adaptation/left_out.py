@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lightning_peft.anatomy import Anatomy
 from lightning_peft.anatomy.names import inside
+from lightning_peft.anatomy.quantised import size_of
 from lightning_peft.anatomy.tree import is_adaptable, is_recurrent
 from lightning_peft.errors import some
 from lightning_peft.methods.base import Method, Plan
@@ -87,8 +89,7 @@ def _matrices(model: nn.Module, modules: Iterable[str]) -> set[str]:
 
 
 def _size(layer: nn.Module) -> int:
-    weight = getattr(layer, "weight", None)
-    return weight.numel() if isinstance(weight, Tensor) else 0
+    return math.prod(size_of(layer) or (0,))
 
 
 def _count(model: nn.Module, names: Iterable[str]) -> int:

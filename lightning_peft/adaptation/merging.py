@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lightning_peft.adaptation.modes import release
@@ -13,6 +14,7 @@ from lightning_peft.adaptation.precision import let_go
 from lightning_peft.adaptation.shared_weights import refuse_shared
 from lightning_peft.anatomy.fast_path import fast_path_on
 from lightning_peft.anatomy.forward import output_of
+from lightning_peft.anatomy.quantised import quantised_layers
 from lightning_peft.errors import MethodError
 from lightning_peft.methods.base import Adapter
 from lightning_peft.methods.finite import refuse_not_finite
@@ -44,6 +46,7 @@ def merge_adapters(
     method: str,
     state: Mapping[str, Tensor],
     example_inputs: Any = None,
+    dequantised: torch.dtype | None = None,
 ) -> MergeReport:
     """Merge adapters, all of them or none.
 
@@ -53,6 +56,8 @@ def merge_adapters(
         method: The method's name, for the error.
         state: The adapters' own tensors, by name; all of them have to be finite.
         example_inputs: Inputs on which to measure how much merging changes the output.
+        dequantised: The dtype of dense layers that take the place of quantised ones; ``None`` keeps
+            these.
 
     Returns:
         How exactly it was done.
@@ -67,7 +72,8 @@ def merge_adapters(
         refuse_not_finite(state, "the adapter")
         refuse_shared(model, adapters)
         for adapter in adapters:
-            worst = max(worst, adapter.merge())
+            densely = None if dequantised is None else getattr(adapter, "merge_dequantised", None)
+            worst = max(worst, adapter.merge() if densely is None else densely(dequantised))
             done.append(adapter)
     except (NotImplementedError, ValueError, AttributeError, RuntimeError, TypeError) as error:
         for adapter in reversed(done):  # two may have written into one weight
@@ -93,6 +99,8 @@ def unload_adapters(
     """
     fast_path_on(fast_path)
     let_go(model)
+    for _, layer, scheme in quantised_layers(model):
+        scheme.release(layer)
     for adapter in adapters:
         adapter.unload()
     release(model.modules())

@@ -11,6 +11,7 @@ from torch import nn
 from lightning_peft.adaptation.newness import is_trained, looks_new
 from lightning_peft.anatomy.family import backbones_in
 from lightning_peft.anatomy.names import inside
+from lightning_peft.anatomy.quantised import numel_of
 from lightning_peft.anatomy.tree import grow
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def outline(adaptation: Trained, source: nn.Module | None = None) -> Outline:
         source: The model whose values tell what is new; by default the adapted one itself.
     """
     model, blocks = adaptation.model, adaptation.blocks
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    sizes = {name: numel_of(parameter) for name, parameter in model.named_parameters()}
     adapter = set(adaptation.adapter_names())
     trained = set(adaptation.trained_names()) - adapter
     head = adaptation.head_names() & trained
@@ -174,7 +175,7 @@ def parts_of(model: nn.Module, names: Collection[str]) -> Iterator[Part]:
     seen: set[int] = set()
 
     def visit(name: str, module: nn.Module) -> Iterator[Part]:
-        own = {id(p): p.numel() for p in module.parameters() if id(p) not in seen}
+        own = {id(p): numel_of(p) for p in module.parameters() if id(p) not in seen}
         if not own.keys() & chosen:
             return
         if own.keys() <= chosen:
@@ -185,7 +186,7 @@ def parts_of(model: nn.Module, names: Collection[str]) -> Iterator[Part]:
         for key, parameter in module._parameters.items():
             if parameter is not None and id(parameter) in chosen - seen:
                 seen.add(id(parameter))
-                yield Part(prefix + key, parameter.numel())
+                yield Part(prefix + key, numel_of(parameter))
         for key, child in module._modules.items():
             if child is not None:
                 yield from visit(prefix + key, child)

@@ -21,9 +21,15 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_peft.adaptation.adapt import adapt
 from lightning_peft.adaptation.outline import Outline, outline, warning_of
+from lightning_peft.adaptation.quantised_plan import (
+    dense_on_meta,
+    quantised_on_meta,
+    runs_without_values,
+)
 from lightning_peft.adaptation.report import Report
 from lightning_peft.adaptation.training_step import called, peak_of_step
 from lightning_peft.adaptation.without_values import Processor, RunsOn
+from lightning_peft.anatomy.quantised import numel_of, tensors_of
 from lightning_peft.errors import MethodError
 from lightning_peft.evaluation.efficiency import gradient_bytes, human_bytes, tensor_bytes
 from lightning_peft.kernels import Memory
@@ -87,7 +93,8 @@ class AdaptationPlan:
         report: The counts, as the adaptation itself would report them.
         layers: The changes in each block, in model order.
         memory: The memory that a training step would need.
-        full: The memory that a step of full fine-tuning would need.
+        full: The memory that a step of full fine-tuning would need, of a quantised backbone in
+            floating point, since codes cannot be trained.
         outline: What is adapted, what is trained as it is, what is frozen outside of the blocks.
     """
 
@@ -191,12 +198,13 @@ def plan(
     if processor not in (None, "cpu", "cuda"):
         raise MethodError(f"plan: expected processor to be 'cpu' or 'cuda', got {processor!r}.")
     runs_on = processor or _processor_of(model)
-    full = on_meta(model).train().requires_grad_(True)
+    full = dense_on_meta(on_meta(model)).train().requires_grad_(True)
     adapted = on_meta(model)
     adaptation = adapt(adapted, method, head=head, also_train=also_train, memory=memory, **settings)
     for name in adaptation.fixed:
         full.get_parameter(name).requires_grad_(False)
     adapted.train()
+    runs_without_values(adapted)
     return AdaptationPlan(
         report=adaptation.report(),
         layers=tuple(_layers(adaptation)),
@@ -223,7 +231,10 @@ def on_meta(model: nn.Module) -> nn.Module:
         The copy, with the same modes as the model.
     """
     memo: dict[int, Any] = {}
+    quantised_on_meta(model, memo)
     for parameter in model.parameters():
+        if id(parameter) in memo:
+            continue
         twin = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
         memo[id(parameter)] = twin
     for buffer in model.buffers():
@@ -248,8 +259,8 @@ def _layers(adaptation: Any) -> Iterator[LayerPlan]:
     trained = set(adaptation.trained_names())
     for name, parameter in model.named_parameters():
         count = counts[place(name)]
-        count[0] += parameter.numel() if name in trained else 0
-        count[1] += parameter.numel()
+        count[0] += numel_of(parameter) if name in trained else 0
+        count[1] += numel_of(parameter)
     for site in adaptation.sites:
         label = site.label or site.kind
         if label not in sites[place(site.module)]:
@@ -263,7 +274,7 @@ def _memory(model: nn.Module, inputs: Any, processor: Processor) -> TrainingMemo
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = gradient_bytes(trained)
     known = TrainingMemory(
-        weights=tensor_bytes([*model.parameters(), *model.buffers()]),
+        weights=tensor_bytes(tensors_of(model)),
         gradients=gradients,
         optimizer=ADAM_STATES * gradients,
     )

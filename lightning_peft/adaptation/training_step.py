@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_peft.adaptation.without_values import Processor, RunsOn
+from lightning_peft.anatomy.quantised import tensors_of
 from lightning_peft.evaluation.distinct_bytes import distinct_bytes
 
 __all__ = ["called", "peak_of_step", "training_step"]
@@ -71,7 +72,7 @@ def peak_of_step(
         return None
     optimizer = torch.optim.AdamW(trained, foreach=processor == "cuda")
     tensors = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
-    existing = [*model.parameters(), *model.buffers(), *tensors]
+    existing = [*tensors_of(model), *tensors]
     with RunsOn(processor, values), Live(existing) as live:
         try:
             training_step(model, inputs, optimizer)

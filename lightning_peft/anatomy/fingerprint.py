@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_peft.anatomy.quantised import is_code, quantised_layers
 from lightning_peft.errors import some
 
 __all__ = ["backbone_fingerprint", "differences"]
@@ -33,19 +34,32 @@ def backbone_fingerprint(
     Returns:
         Plain JSON types: ``architecture``, ``parameters`` (how many tensors), ``structure`` (a hash
         over names and shapes), ``dtypes`` (how many tensors of each) and ``values`` (one hash
-        for each group; empty on the ``meta`` device, which has no values).
+        for each group; empty on the ``meta`` device, which has no values). Of a quantised backbone
+        also ``quantisation`` (how many layers of each kind) and ``quantisation_values`` (hashes of
+        the scales that the codes need).
     """
     names = set(frozen)
     parameters = [(n, p.detach()) for n, p in model.named_parameters() if n in names]
     structure = _digest(f"{name} {tuple(p.shape)}" for name, p in parameters)
     dtypes = Counter(str(p.dtype).removeprefix("torch.") for _, p in parameters)
-    return {
+    found = {
         "architecture": architecture,
         "parameters": len(parameters),
         "structure": structure,
         "dtypes": dict(sorted(dtypes.items())),
-        "values": _value_digests(parameters),
+        "values": _value_digests([(n, p) for n, p in parameters if not _dequantises_itself(p)]),
     }
+    quantised = [(name, layer, s) for name, layer, s in quantised_layers(model)]
+    if quantised:
+        state = [
+            (f"{name}.{key}", tensor.detach())
+            for name, layer, scheme in quantised
+            for key, tensor in scheme.state(layer).items()
+        ]
+        kinds = Counter(scheme.name(layer) for _, layer, scheme in quantised)
+        found["quantisation"] = dict(sorted(kinds.items()))
+        found["quantisation_values"] = _value_digests(state)
+    return found
 
 
 def differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
@@ -60,6 +74,12 @@ def differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str
         name alone is not a difference: one backbone can be built under two names.
     """
     found = []
+    kinds, kinds_now = expected.get("quantisation") or {}, got.get("quantisation") or {}
+    same = expected.get("structure") == got.get("structure")
+    # before 0.3 the same quantised backbone had a fingerprint that does not say how
+    if kinds != kinds_now and (kinds or not same):
+        found.append(f"quantisation ({_listed(kinds)}, got {_listed(kinds_now)})")
+        return found
     if expected.get("structure") != got.get("structure"):
         found.append(
             f"names or shapes of the frozen parameters ({expected.get('architecture')} with "
@@ -70,13 +90,25 @@ def differences(expected: Mapping[str, Any], got: Mapping[str, Any]) -> list[str
     if expected.get("dtypes") != got.get("dtypes"):
         found.append(f"dtypes ({expected.get('dtypes')}, got {got.get('dtypes')})")
         return found
-    before, now = expected.get("values") or {}, got.get("values") or {}
-    if before and now:
-        changed = [key for key in now if before.get(key) != now[key]]
-        if changed:
+    for key, what in (
+        ("values", "values of the frozen parameters"),
+        ("quantisation_values", "scales of the quantised weights"),
+    ):
+        before, now = expected.get(key) or {}, got.get(key) or {}
+        changed = [group for group in now if before.get(group) != now[group]]
+        if before and now and changed:
             which = "all of them" if len(changed) == len(now) else some(changed)
-            found.append(f"values of the frozen parameters ({which})")
+            found.append(f"{what} ({which})")
     return found
+
+
+def _listed(kinds: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} x {kind}" for kind, count in kinds.items()) or "none"
+
+
+def _dequantises_itself(tensor: Tensor) -> bool:
+    """Whether a parameter is one of torchao or quanto, whose values are those of its parts."""
+    return is_code(tensor) and (tensor.is_floating_point() or tensor.is_complex())
 
 
 def _digest(lines: Iterable[str]) -> str:

@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from lightning_peft.anatomy.quantised import numel_of, scheme_of
+
 __all__ = [
     "Node",
     "grow",
@@ -101,7 +103,7 @@ def is_container(module: nn.Module) -> bool:
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer: `nn.Linear` or the `Conv1D` of transformers."""
     module = _essence(module)
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) or scheme_of(module) is not None:  # HQQ has a class of its own
         return True
     kind = type(module)
     return kind.__name__ == "Conv1D" and kind.__module__.startswith("transformers.")
@@ -242,11 +244,11 @@ def grow(model: nn.Module) -> Node:
         for parameter in module._parameters.values():
             if parameter is not None:
                 lazy = nn.parameter.is_lazy(parameter)
-                node.numel += 0 if lazy else parameter.numel()
+                node.numel += 0 if lazy else numel_of(parameter)
                 node.matrices += lazy or parameter.dim() > 1
         if _is_of_peft(module):
             base = _essence(module)
-            node.numel = sum(p.numel() for p in base.parameters())
+            node.numel = sum(numel_of(p) for p in base.parameters())
             node.matrices = sum(p.dim() > 1 for p in base.parameters())
             return node
         for key, child in module._modules.items():

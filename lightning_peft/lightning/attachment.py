@@ -38,6 +38,11 @@ from lightning_peft.lightning.hooks import (
 )
 from lightning_peft.lightning.lending import lend_frozen
 from lightning_peft.lightning.module_checkpoints import ATTACHMENT, bytes_of, load, save
+from lightning_peft.lightning.quantised_base import (
+    allow_ignored_layers,
+    plain_layers,
+    quantise_first,
+)
 from lightning_peft.lightning.random_resume import resume_random_state
 from lightning_peft.lightning.sharded_checkpoint import TrainedOnlyLoad
 from lightning_peft.lightning.standing import note_backbone, standing_backbone
@@ -109,6 +114,10 @@ class Attachment:
             TargetError: If there is no backbone, or if there are several and ``backbone`` does not
                 say which.
         """
+        with plain_layers():
+            self._attach(pl_module)
+
+    def _attach(self, pl_module: nn.Module) -> None:
         path, backbone = standing_backbone(pl_module, self.backbone)
         standing = find_adaptation(backbone)
         if standing is None:
@@ -134,6 +143,7 @@ class Attachment:
             MethodError: From :func:`adapt`, or if the backbone is sharded.
             TargetError: As for a call.
         """
+        quantise_first(pl_module, _strategy(pl_module))
         path, backbone = standing_backbone(pl_module, self.backbone)
         _refuse_shards(pl_module, path, backbone, self.checkpoints)
         teachers = teachers_of(pl_module, path, backbone)
@@ -160,6 +170,7 @@ def attach(pl_module: nn.Module, attachment: Attachment) -> None:
         attachment: The settings; they replace an earlier attachment.
     """
     pl_module.__dict__[ATTACHMENT] = attachment
+    allow_ignored_layers(pl_module, _strategy(pl_module))
     before_configure_model(pl_module, _KEY, _before_sharding)
     before_configure_model(pl_module, f"{_KEY}.files", _write_whole)
     after_configure_model(pl_module, _KEY, attachment)

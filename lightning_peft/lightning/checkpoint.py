@@ -31,6 +31,7 @@ from lightning_peft.lightning.checkpoint_record import (
     recorded_in,
 )
 from lightning_peft.lightning.further_names import further_names, join, plain_name
+from lightning_peft.lightning.quantised_base import asked_for, codes_of_bases, other_codes
 
 __all__ = [
     "CHECKPOINT_KEY",
@@ -129,6 +130,7 @@ def complete_checkpoint(
         check_recorded(adaptations, recorded, strict_backbone, set(brought))
     own = pl_module.state_dict()
     by_plain = {plain_name(name): name for name in own}
+    codes = codes_of_bases(pl_module)
     for holder, section in _sections(checkpoint):
         state = {
             by_plain.get(plain_name(name), name): tensor for name, tensor in holder[section].items()
@@ -145,7 +147,12 @@ def complete_checkpoint(
             for path, adaptation in adaptations.items():  # what a run has written to goes on so
                 frozen = frozen_names({path: adaptation}) & set(state)
                 adaptation.written.update(name.removeprefix(f"{path}.") for name in frozen)
+        if codes:
+            refuse_unfit(other_codes(state, own, codes))
+            state = {name: tensor for name, tensor in state.items() if name not in codes}
         holder[section] = _filled(state, own, pl_module, fresh=recorded is None)
+        for name in codes - asked_for(pl_module):  # bitsandbytes would not read them back
+            holder[section].pop(name, None)
     for path, adaptation in brought.items():
         described = (recorded or {})["adaptations"].get(path)
         if described is not None:

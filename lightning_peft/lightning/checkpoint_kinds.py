@@ -21,7 +21,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_peft.adaptation.dense import make_dense
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation, find_adaptations
+from lightning_peft.anatomy.names import inside
+from lightning_peft.anatomy.quantised import quantised_layers, state_beside
 from lightning_peft.errors import MethodError
 from lightning_peft.lightning.further_names import further_names, join, plain_name
 from lightning_peft.methods.base import Method
@@ -97,9 +100,11 @@ def brings_its_base(adaptation: Adaptation) -> bool:
     """Whether the base of a full checkpoint can take the place of the one that was adapted.
 
     It cannot where something was computed or kept of that one: the initial values of PiSSA and the
-    like, and the originals of what is trained in place, which ``disabled()`` shows.
+    like, and the originals of what is trained in place, which ``disabled()`` shows. Nor where the
+    base is quantised, whose libraries write the state of their codes and do not read it back.
     """
-    return not kept_weights(adaptation.model) and not adaptation.keeps_originals()
+    kept = quantised_in(adaptation)
+    return not (kept or kept_weights(adaptation.model) or adaptation.keeps_originals())
 
 
 def frozen_names(adaptations: Mapping[str, Adaptation]) -> set[str]:
@@ -136,6 +141,8 @@ def merged_state(pl_module: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
     for path, adaptation in find_adaptations(pl_module).items():
         for name in adaptation.added_names():
             result.pop(join(path, name), None)
+        for name in state_beside(adaptation.model):
+            result.pop(join(path, name).replace(".base_layer.", "."), None)
         result.update(_merged(path, adaptation, state))
         base = {join(path, now): join(path, b) for b, now in adaptation.base_names.items()}
         for name, first in shared.items():  # a tensor of the backbone with a name outside of it
@@ -185,8 +192,19 @@ def _merged(path: str, adaptation: Adaptation, state: Mapping[str, Tensor]) -> d
         for name in adaptation.state_names():
             own[name].copy_(state[join(path, name)])
         follow_factors(twin.model)
-        plain = twin.merge_and_unload()
+        if not quantised_in(adaptation):
+            plain = twin.merge_and_unload()
+        else:  # into codes the sum would be rounded: the file holds the numbers themselves
+            sites = [site.module for site in adaptation.sites]
+            coded = any(inside(name, tuple(sites)) for name, _, _ in quantised_layers(twin.model))
+            plain = twin.merge_and_unload(dequantize=coded)
+            make_dense(plain)
     return {join(path, name): tensor for name, tensor in plain.state_dict().items()}
+
+
+def quantised_in(adaptation: Adaptation) -> bool:
+    """Whether a backbone holds weights as codes."""
+    return any(True for _ in quantised_layers(adaptation.model))
 
 
 def _copied(adaptation: Adaptation) -> Adaptation:

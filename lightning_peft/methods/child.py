@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.anatomy.forward import in_evaluation_mode
+from lightning_peft.anatomy.quantised import scheme_of
 from lightning_peft.errors import MethodError, some
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
+from lightning_peft.methods.child_codes import MergesCodes
 from lightning_peft.methods.codes import refuse_codes
 from lightning_peft.methods.features import features_of, first, spatial_dims, with_first
 from lightning_peft.methods.finite import lost, refuse_not_finite
@@ -220,7 +222,7 @@ class ChildMethod(Method):
         return [ChildHandle(model, site.module, self.key) for site in sites]
 
 
-class ChildHandle:
+class ChildHandle(MergesCodes):
     """A handle on one adapter by its place in the model, so a deep copy of the model has its own.
 
     Args:
@@ -260,8 +262,10 @@ class ChildHandle:
     @torch.no_grad()
     def written(self) -> list[nn.Parameter]:
         """See :class:`Adapter`."""
-        refuse_codes(self.owner, self.host)
         host = self.model.get_submodule(self.host)
+        if scheme_of(host) is not None:
+            return list(host.parameters(recurse=False))
+        refuse_codes(self.owner, self.host)
         with in_evaluation_mode(self.child):
             return [p for name in self.child.merged(host) for p in parameters_of(host, name)]
 
@@ -269,6 +273,9 @@ class ChildHandle:
     def merge(self) -> float:
         """See :class:`Adapter`; the host's values are kept, so that unmerging is exact."""
         host, child = self.model.get_submodule(self.host), self.child
+        scheme = scheme_of(host)
+        if scheme is not None:
+            return self._merge_into_codes(host, scheme)
         refuse_codes(self.owner, self.host)
         own = own_values(host)
         with in_evaluation_mode(child):  # dropout is not merged
@@ -276,16 +283,16 @@ class ChildHandle:
         rounded = {name: v.to(own[name].dtype) for name, v in values.items()}
         refuse_not_finite(rounded, f"the merged weights of {self.host}")
         what = f"{self.host} ({type(host).__name__})"
-        probe = None
+        given = None
         if values and not (child.in_weight or is_known(host)):
-            probe = probe_input(host, features_of(host)[0], spatial_dims(host))
+            given = probe_input(host, features_of(host)[0], spatial_dims(host))
         kept: dict[str, Tensor] = {}
         try:
-            before = None if probe is None else probed(host, probe)
+            before = None if given is None else probed(host, given)
             kept = write_all(host, rounded)
             child.folded = True
-            if probe is not None and before is not None:
-                refuse_other_function(before, probed(host, probe))
+            if given is not None and before is not None:
+                refuse_other_function(before, probed(host, given))
         except Exception as error:
             child.folded = False
             restore(host, kept)
@@ -295,6 +302,10 @@ class ChildHandle:
 
     def unmerge(self) -> None:
         """See :class:`Adapter`."""
+        if self._restorer is not None:
+            self._restorer()
+            self._restorer, self.child.folded = None, False
+            return
         restore(self.model.get_submodule(self.host), self._kept)
         self._kept = {}
         self.child.folded = False

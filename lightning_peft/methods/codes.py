@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.anatomy.forward import in_evaluation_mode
+from lightning_peft.anatomy.quantised import is_code
 
-__all__ = ["BESIDE", "code_names", "is_code", "probe", "refuse_codes"]
+__all__ = ["BESIDE", "DENSE", "code_names", "is_code", "probe", "refuse_codes"]
 
 BESIDE = (
     "Keep the adapter beside the weights, or load it into the backbone in floating point and merge "
@@ -18,20 +19,10 @@ BESIDE = (
 )
 """What to do where codes cannot take an adapter."""
 
+DENSE = "Keep the adapter beside the weights, or make dense layers of them: merge(dequantize=True)"
+"""What to do where it is known what the codes stand for."""
+
 _INPUTS = 64
-
-
-def is_code(tensor: Tensor) -> bool:
-    """Whether a weight is held as codes, so that numbers cannot be written into it.
-
-    Args:
-        tensor: A parameter: integers, or a tensor of quanto or torchao, which looks like one of
-            floating-point numbers.
-    """
-    own: Any = getattr(type(tensor), "dequantize", None)
-    return not (tensor.is_floating_point() or tensor.is_complex()) or (
-        own is not None and own is not torch.Tensor.dequantize
-    )
 
 
 def code_names(module: nn.Module) -> Iterator[str]:
@@ -40,7 +31,7 @@ def code_names(module: nn.Module) -> Iterator[str]:
 
 
 def refuse_codes(module: nn.Module, name: str) -> None:
-    """Refuse to compute a sum with the parameters of a module that are codes.
+    """Refuse to compute a sum with the parameters of a module itself that are codes.
 
     Args:
         module: The module.
@@ -49,10 +40,10 @@ def refuse_codes(module: nn.Module, name: str) -> None:
     Raises:
         ValueError: Naming the first of them.
     """
-    found = next(code_names(module), None)
-    if found is None:
+    own = [(key, p) for key, p in module._parameters.items() if p is not None]
+    found, parameter = next(((key, p) for key, p in own if is_code(p)), (None, None))
+    if found is None or parameter is None:
         return
-    parameter = module.get_parameter(found)
     kind = "" if type(parameter) is nn.Parameter else f" ({type(parameter).__name__})"
     raise ValueError(
         f"expected weights of floating-point numbers, got codes of {parameter.dtype}{kind} in "
@@ -74,7 +65,7 @@ def probe(layer: nn.Module, base: Any) -> Tensor:
     Raises:
         NotImplementedError: If it does not say what its inputs look like.
     """
-    weight, bias = base.weight, getattr(base, "bias", None)
+    weight, bias = getattr(base, "weight", None), getattr(base, "bias", None)
     dtype = torch.float32
     for tensor in (bias, weight):
         dtype = tensor.dtype if tensor is not None and tensor.is_floating_point() else dtype
@@ -88,7 +79,7 @@ def probe(layer: nn.Module, base: Any) -> Tensor:
         inputs = torch.arange(base.num_embeddings)
     else:
         raise NotImplementedError(f"{type(base).__name__} holds codes that cannot be measured")
-    inputs = inputs.to(weight.device)
+    inputs = inputs.to(next(base.parameters()).device)
     if inputs.is_floating_point():  # else bitsandbytes packs its weights anew for inference
         inputs.requires_grad_()
     with in_evaluation_mode(layer):

@@ -9,11 +9,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_peft.methods.codes import BESIDE, code_names, is_code, probe, refuse_codes
+from lightning_peft.anatomy.quantised import is_code, scheme_of
+from lightning_peft.methods.codes import code_names, probe, refuse_codes
 from lightning_peft.methods.finite import lost, refuse_not_finite
 from lightning_peft.methods.from_peft.parameters import wrapper_of
 from lightning_peft.methods.from_peft.start import kept_weight
 from lightning_peft.methods.in_weight.part import layer_at
+from lightning_peft.methods.merging_codes import (
+    Restorer,
+    become_dense,
+    linear_function_of,
+    measured,
+    write_codes,
+)
 
 __all__ = ["FURTHER_NAMES", "ParameterLayer", "PeftLayer", "further_names", "put_under"]
 
@@ -29,7 +37,7 @@ class PeftLayer:
         name: The name of the adapted module.
     """
 
-    _restore: _Restorer | None = None
+    _restore: Restorer | None = None
 
     def __init__(self, model: nn.Module, name: str) -> None:
         self.model = model
@@ -64,6 +72,9 @@ class PeftLayer:
     @torch.no_grad()
     def written(self) -> list[nn.Parameter]:
         """See :class:`Adapter`; ``peft`` merges a copy of the layer to find out."""
+        base = self.layer.get_base_layer()
+        if scheme_of(base) is not None:
+            return list(base.parameters())
         twin = copy.deepcopy(self.layer)
         twin.merge()
         merged = dict(twin.get_base_layer().named_parameters())
@@ -114,34 +125,51 @@ class PeftLayer:
             raise
         return difference
 
+    @torch.no_grad()
+    def merge_dequantised(self, dtype: torch.dtype) -> float:
+        """Merge into a base that is made dense; one of numbers is merged into as it is.
+
+        Args:
+            dtype: The dtype of the dense layer.
+
+        Returns:
+            As from :meth:`merge`.
+        """
+        layer, base = self.layer, self.layer.get_base_layer()
+        scheme = scheme_of(base)
+        if scheme is None:
+            return self.merge()
+        restore = Restorer(base)
+        values = linear_function_of(layer, base, scheme, self.name)
+        difference = become_dense(base, values, dtype)
+        layer.merged_adapters.extend(layer.active_adapters)
+        self._restore = restore
+        return difference
+
     def _merge_into_codes(self, base: nn.Module) -> float:
         """Merge by the base's own quantiser; return the difference of the layer's outputs."""
-        layer, what = self.layer, f"{type(base).__name__} in {self.name}"
+        layer, scheme = self.layer, scheme_of(base)
+        what = f"{type(base).__name__} in {self.name}"
         base.state_dict()  # bitsandbytes undoes here the packing for inference, which peft misreads
-        restore = _Restorer(base)
-        wanted, bare = probe(layer, base), probe(base, base)
-        try:
-            try:
+        restore = Restorer(base)
+
+        def fold() -> None:
+            if scheme is None:
                 layer.merge(safe_merge=True)
-            except (RuntimeError, TypeError, AttributeError, NotImplementedError) as error:
-                reason = str(error) or type(error).__name__
-                raise ValueError(
-                    f"expected codes that peft can merge into, got {what} ({reason}). {BESIDE}"
-                ) from error
-            change = probe(layer, base) - wanted
-            effect = (wanted - bare).norm()
-            if not change.norm() < effect:
-                raise ValueError(
-                    f"expected codes that can hold the adapter, got {what}: making codes of the "
-                    f"sum changes its outputs by {float(change.norm()):.2g}, the adapter itself by "
-                    f"{float(effect):.2g}. {BESIDE}"
-                )
+                return
+            write_codes(base, scheme, linear_function_of(layer, base, scheme, self.name))
+            layer.merged_adapters.extend(layer.active_adapters)
+
+        try:
+            difference = measured(layer, base, lambda: probe(base, base), fold, what)
         except BaseException:
             restore()
             layer.merged_adapters.clear()
             raise
+        if not layer.merged_adapters:  # without an effect
+            layer.merged_adapters.extend(layer.active_adapters)
         self._restore = restore
-        return float(change.abs().max() / wanted.abs().max().clamp_min(1e-30))
+        return difference
 
     def _merged_keys(self, base: nn.Module) -> tuple[str, ...]:
         """Return the parameters to copy before a merge; none if ``peft`` has to guard them."""
@@ -245,34 +273,6 @@ class ParameterLayer(PeftLayer):
         while holder._modules[key] is not layer:
             holder, key = holder._modules[key], "base_layer"
         holder._modules[key] = layer.base_layer
-
-
-class _Restorer:
-    """What puts a quantised layer back as it is now: its codes, and its library's state beside.
-
-    Args:
-        base: The quantised layer.
-    """
-
-    def __init__(self, base: nn.Module) -> None:
-        self.base = base
-        self.attributes = {
-            key: copy.copy(value) if key in ("_parameters", "_buffers", "state") else value
-            for key, value in base.__dict__.items()
-        }
-        self.tensors = [
-            # a tensor that dequantises itself is never written in place, and may not be copied
-            (tensor, tensor.data if tensor.is_floating_point() else tensor.data.clone())
-            for tensor in (*base._parameters.values(), *base._buffers.values())
-            if tensor is not None
-        ]
-
-    def __call__(self) -> None:
-        """Put it back."""
-        self.base.__dict__.clear()
-        self.base.__dict__.update(self.attributes)
-        for tensor, data in self.tensors:
-            tensor.data = data
 
 
 def _is_plain_lora(layer: Any) -> bool:

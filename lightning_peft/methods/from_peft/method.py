@@ -14,6 +14,7 @@ from lightning_peft.kernels.instances import keep_class
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
 from lightning_peft.methods.from_peft.in_weight import put_in_weight, refuse_variant
 from lightning_peft.methods.from_peft.inject import inject_tuner
+from lightning_peft.methods.from_peft.on_codes import code_problems
 from lightning_peft.methods.from_peft.parameters import tuned_places
 from lightning_peft.methods.from_peft.places import (
     in_weight_problems,
@@ -78,6 +79,7 @@ class PeftMethod(Method):
         problems = [
             *self.site_problems(model, names),
             *in_weight_problems(self.tuner_name, self.peft_options(), model, in_weight),
+            *code_problems(self.tuner_name, self.peft_options(), model, names),
         ]
         if problems:
             raise MethodError(f"{self.kind}: " + "; ".join(problems) + ".")

@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_peft.anatomy import anatomy
 from lightning_peft.anatomy.names import inside
+from lightning_peft.anatomy.quantised import size_of
 from lightning_peft.errors import some
 from lightning_peft.methods.from_peft.inject import ADAPTER_NAME
 from lightning_peft.methods.in_weight.part import layer_at
@@ -32,12 +33,12 @@ def narrow_layers(model: nn.Module, names: Iterable[str], rank: int) -> dict[str
     found = {}
     for name in names:
         layer = layer_at(model, name)
-        weight = getattr(layer, "weight", None)
-        if not isinstance(weight, Tensor) or weight.ndim < 2:
+        shape = size_of(layer)
+        if shape is None or len(shape) < 2:
             continue
         groups = getattr(layer, "groups", 1)
-        inner = weight[0].numel() * groups * groups
-        most = min(weight.shape[0], inner) // groups * groups
+        inner = math.prod(shape[1:]) * groups * groups
+        most = min(shape[0], inner) // groups * groups
         if rank > most:
             found[name] = most
     return found
