@@ -29,6 +29,7 @@ from lightning_peft.methods.base import Adapter, Site
 from lightning_peft.methods.existing import Existing, configs_of
 from lightning_peft.methods.from_peft.layer import ParameterLayer, PeftLayer
 from lightning_peft.methods.from_peft.parameters import tuned_places
+from lightning_peft.methods.from_peft.token_rows import TOKEN_ROWS, TokenRows, is_token_layer
 from lightning_peft.methods.from_peft.wrapped import (
     WRAPPED_IN_VAIN,
     active_configs,
@@ -345,8 +346,14 @@ def _places(model: Any, copies: Mapping[str, str]) -> tuple[tuple[Site, ...], li
     configs = active_configs(model).values()
     kinds = {str(getattr(c.peft_type, "value", c.peft_type)).lower() for c in configs}
     kind = ", ".join(sorted(kinds))
-    sites, adapters = [], []
+    sites: list[Site] = []
+    adapters: list[Adapter] = []
     for module, parameter in sorted(tuned_places(model)):
+        if is_token_layer(model, module):
+            name = module.removesuffix(".token_adapter")
+            sites.append(Site(name, TOKEN_ROWS))
+            adapters.append(TokenRows(model, name))
+            continue
         sites.append(Site(module, kind, parameter=parameter))
         adapters.append(
             ParameterLayer(model, module, parameter) if parameter else PeftLayer(model, module)
@@ -362,4 +369,4 @@ def _places(model: Any, copies: Mapping[str, str]) -> tuple[tuple[Site, ...], li
             and any(p.requires_grad for p in module.parameters(recurse=False))
             and not inside(name, tuple(copies))
         ]
-    return tuple(sites), list(adapters)
+    return tuple(sites), adapters

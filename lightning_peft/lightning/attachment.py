@@ -30,6 +30,7 @@ from lightning_peft.lightning.checkpoint import (
 from lightning_peft.lightning.checkpoint_io import write_whole_checkpoints
 from lightning_peft.lightning.checkpoint_kinds import KINDS, CheckpointKind, refuse_not_mergeable
 from lightning_peft.lightning.class_names import SHARDING, is_a
+from lightning_peft.lightning.data_start import data_later
 from lightning_peft.lightning.half_precision import refuse_replaced_layers
 from lightning_peft.lightning.hooks import (
     after_configure_model,
@@ -155,7 +156,10 @@ class Attachment:
         _refuse_wrapped(pl_module, path, self.method)
         taken = isinstance(self.method, Existing)
         teachers = {} if taken else teachers_of(pl_module, path, backbone)
-        with trained_elsewhere(trains_outside(pl_module, backbone)):
+        with (
+            data_later(pl_module, backbone, self.method, self.head),
+            trained_elsewhere(trains_outside(pl_module, backbone)),
+        ):
             made = adapt(
                 backbone,
                 self.method,

@@ -19,6 +19,7 @@ ARGUMENTS = {
     "plain_pytorch.py": ["--steps", "3"],
     "text_classifier.py": ["--steps", "3"],
     "digits_as_folders.py": ["digits"],
+    "handed_to_peft.py": ["--epochs", "1"],
 }
 SAYS = {
     "one_callback.py": "test_accuracy",
@@ -26,6 +27,7 @@ SAYS = {
     "plain_pytorch.py": "merged into a plain model",
     "text_classifier.py": "the helicopter over the bay: ",
     "digits_as_folders.py": "1,797 images in digits",
+    "handed_to_peft.py": "prompts, loaded by peft alone: ",
 }
 
 
