@@ -46,6 +46,7 @@ def adapt(
     Args:
         model: The backbone: any module. A compiled one is adapted inside its wrapper.
         method: A method's name, a :class:`Method`, a ``peft.PeftConfig``, or a list of these.
+            ``"existing"`` takes a ``PeftModel`` as it is.
         head: The task's last layer(s), trained in full and never adapted unless named as a target.
             ``None`` finds it, names or globs select it, ``False`` means that there is none.
         also_train: Names or globs of more modules or parameters of the backbone to train in full.

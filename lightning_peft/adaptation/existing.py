@@ -218,7 +218,7 @@ def take_existing(
     injection = _as_injection(model, more)
     adaptation = ExistingAdaptation(
         model=model,
-        method=dataclasses.replace(method, adapters=configs_of(model)),
+        method=dataclasses.replace(method, configs=configs_of(model)),
         injection=injection,
         also_train=as_names(also_train),
         batchnorm=batchnorm,

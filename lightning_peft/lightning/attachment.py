@@ -255,7 +255,7 @@ def restore_adaptations(
 
 def _is_same(standing: Method, asked: Method) -> bool:
     """Whether a method that is asked for is the one that stands in a model."""
-    if isinstance(standing, Existing) and isinstance(asked, Existing) and not asked.adapters:
+    if isinstance(standing, Existing) and isinstance(asked, Existing) and not asked.configs:
         return True
     return standing.to_config() == asked.to_config()
 

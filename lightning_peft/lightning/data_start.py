@@ -270,7 +270,7 @@ class _Told:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
-        from tqdm.auto import tqdm
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
         module = self.trainer.lightning_module
         device = next(module.parameters()).device

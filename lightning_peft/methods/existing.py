@@ -27,7 +27,7 @@ class Existing(Method):
     that prompt, prefix and p-tuning work, which an injection into layers cannot do.
 
     Attributes:
-        adapters: The settings of its adapters by name, filled in from the model.
+        configs: The settings of its adapters by name, filled in from the model.
     """
 
     name: ClassVar[str] = "existing"
@@ -38,12 +38,12 @@ class Existing(Method):
     listed: ClassVar[bool] = False
     starts_as_backbone: ClassVar[bool] = False
 
-    adapters: Mapping[str, Any] = field(default_factory=dict)
+    configs: Mapping[str, Any] = field(default_factory=dict)
 
     def problems(self) -> Iterable[str]:
         """See :meth:`Method.problems`."""
-        if not all(isinstance(config, Mapping) for config in self.adapters.values()):
-            yield f"expected the settings of adapters by name, got {self.adapters!r}"
+        if not all(isinstance(config, Mapping) for config in self.configs.values()):
+            yield f"expected the settings of adapters by name, got {self.configs!r}"
 
     def plan(self, anatomy: Anatomy, model: nn.Module) -> Plan:
         """Refuse: nothing is planned, since nothing is put into the model."""
@@ -62,11 +62,11 @@ class Existing(Method):
         Raises:
             MethodError: If these are known and others.
         """
-        if not self.adapters or plain(self.adapters) == configs:
+        if not self.configs or plain(self.configs) == configs:
             return
         told = []
-        for name in sorted({*self.adapters, *configs}):
-            then, now = plain(self.adapters.get(name, {})), configs.get(name, {})
+        for name in sorted({*self.configs, *configs}):
+            then, now = plain(self.configs.get(name, {})), configs.get(name, {})
             keys = [key for key in {**then, **now} if then.get(key) != now.get(key)]
             told += [f"{name}.{k} (expected {then.get(k)!r}, got {now.get(k)!r})" for k in keys]
         raise MethodError(

@@ -53,6 +53,7 @@ class PEFT(pl.Callback):
 
     Args:
         method: A method's name, a :class:`Method`, a ``peft.PeftConfig``, or a list of these.
+            ``"existing"`` takes a ``PeftModel`` that the module holds as it is.
         backbone: Attribute path of the backbone, such as ``"model.encoder"``; the empty string is
             the module itself. ``None`` finds it; two are an error, which names the larger first.
         head: The backbone's own head: ``None`` finds it, names or globs select it, ``False`` means

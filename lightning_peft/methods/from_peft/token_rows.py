@@ -47,9 +47,9 @@ def token_sites(model: nn.Module, rows: Any) -> tuple[Site, ...]:
             f"trainable_token_indices: expected names of embeddings, got {some(lost)}. Give them "
             "as a mapping from the name to the indices."
         )
-    weights = {name: getattr(modules[name], "weight", None) for name in found}
+    weights: dict[str, Any] = {name: getattr(modules[name], "weight", None) for name in found}
     beyond = [
-        f"{max(indices)} for {name} of {len(weights[name])} rows"  # type: ignore[arg-type]
+        f"{max(indices)} for {name} of {len(weights[name])} rows"
         for name, indices in found.items()
         if weights[name] is not None and max(indices) >= len(weights[name])
     ]
@@ -106,7 +106,8 @@ class TokenRows:
 
     def written(self) -> Iterable[nn.Parameter]:
         """See :class:`Adapter`: what is tied to the weight has the same rows."""
-        tied = any(_is_wrapper(m) and m.token_adapter.tied_adapter for m in self.model.modules())
+        modules: list[Any] = list(self.model.modules())
+        tied = any(_is_wrapper(m) and m.token_adapter.tied_adapter for m in modules)
         return () if tied else (self.owner.token_adapter.base_layer.weight,)
 
     @property
