@@ -56,6 +56,7 @@ class Outline:
         frozen: What is frozen outside of the blocks, and not adapted, the largest first.
         frozen_blocks: Frozen parameters in the blocks.
         doubt: What may be wrong about the guess; empty if nothing.
+        takes_head: Whether a head can be named, which it cannot in a model that is taken as it is.
     """
 
     sites: int
@@ -69,6 +70,7 @@ class Outline:
     frozen: tuple[Part, ...]
     frozen_blocks: int
     doubt: str
+    takes_head: bool = True
 
     @property
     def new(self) -> tuple[Part, ...]:
@@ -105,7 +107,7 @@ class Outline:
     def _told(self) -> str:
         first = self.frozen[0].name
         advice = f"also_train={first!r} would train the first in full"
-        if not self.head:
+        if not self.head and self.takes_head:
             advice += ", head=... says which layers belong to the task"
         return f"{some(self.frozen)}; {advice}"
 
@@ -161,6 +163,7 @@ def outline(adaptation: Trained, source: nn.Module | None = None) -> Outline:
         frozen=frozen_parts(model, at_rest - in_blocks, blocks, source),
         frozen_blocks=total(set(sizes) & in_blocks - trained - adapter),
         doubt=adaptation.doubt,
+        takes_head=adaptation.method.listed,
     )
 
 

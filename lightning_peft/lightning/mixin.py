@@ -8,6 +8,7 @@ from torch import nn
 
 from lightning_peft.adaptation.checks import as_names
 from lightning_peft.lightning.attachment import Attachment, attach
+from lightning_peft.lightning.data_start import FirstValues
 from lightning_peft.lightning.steppers import DriveSteppers
 from lightning_peft.lightning.told import Tell
 from lightning_peft.methods.union import as_method
@@ -50,7 +51,7 @@ class PEFTMixin:
 
     def configure_callbacks(self) -> Any:
         """Add what acts at each step (AdaLoRA), and the first lines; keep it in an override."""
-        return [*super().configure_callbacks(), DriveSteppers(), Tell()]  # type: ignore[misc]
+        return [*super().configure_callbacks(), FirstValues(), DriveSteppers(), Tell()]  # type: ignore[misc]
 
 
 class _Deferred:

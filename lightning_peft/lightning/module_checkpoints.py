@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_peft.adaptation.handle import find_adaptations
 from lightning_peft.adaptation.state import was_merged
-from lightning_peft.errors import BackboneMismatchError
+from lightning_peft.errors import BackboneMismatchError, CheckpointError
 from lightning_peft.lightning.averaging import save_average
 from lightning_peft.lightning.checkpoint import (
     CHECKPOINT_KEY,
@@ -16,10 +16,11 @@ from lightning_peft.lightning.checkpoint import (
     recorded_in,
     slim_checkpoint,
 )
+from lightning_peft.lightning.data_start import PENDING
 from lightning_peft.lightning.lending import take_back
-from lightning_peft.lightning.standing import standing_backbone
 from lightning_peft.lightning.weights_as_start import take_weights_only
 from lightning_peft.lightning.written import note_written
+from lightning_peft.methods.from_peft.start_checks import measured_by
 
 __all__ = ["ATTACHMENT", "bytes_of", "load", "save"]
 
@@ -68,6 +69,13 @@ def load(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
         if _is_plain_again(pl_module, attachment, checkpoint):
             return
         attachment.adapt(pl_module)
+    start = measured_by(getattr(attachment, "method", None))
+    if start is not None and CHECKPOINT_KEY not in checkpoint and _fits(pl_module):
+        raise CheckpointError(
+            f"init_lora_weights='{start}': expected a checkpoint of a run with this adapter, whose "
+            "first values come from data, got one from before it. Load its weights into the module "
+            "before the fit, and leave ckpt_path out."
+        )
     take_back(pl_module, checkpoint)
     try:
         complete_checkpoint(pl_module, checkpoint, strict_backbone=strict)
@@ -75,6 +83,7 @@ def load(pl_module: nn.Module, checkpoint: dict[str, Any]) -> None:
         if attachment is not None and was_merged(_backbone(pl_module, attachment)):
             raise BackboneMismatchError(_MERGED) from error
         raise
+    pl_module.__dict__.pop(PENDING, None)  # the checkpoint has brought the first values
     if CHECKPOINT_KEY not in checkpoint and find_adaptations(pl_module) and _fits(pl_module):
         take_weights_only(checkpoint)
     recorded = checkpoint.get(CHECKPOINT_KEY) or {}
@@ -104,4 +113,5 @@ def _is_plain_again(pl_module: nn.Module, attachment: Any, checkpoint: dict[str,
 
 
 def _backbone(pl_module: nn.Module, attachment: Any) -> nn.Module:
-    return standing_backbone(pl_module, attachment.backbone)[1]
+    found: nn.Module = attachment.find(pl_module)[1]
+    return found

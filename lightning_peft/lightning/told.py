@@ -9,7 +9,7 @@ from torch import nn
 from lightning_peft.adaptation.handle import Adaptation, find_adaptations
 from lightning_peft.adaptation.newness import looks_new
 from lightning_peft.adaptation.outline import outline, parts_of, some, warning_of
-from lightning_peft.lightning.attachment import attachment_of
+from lightning_peft.lightning.module_checkpoints import ATTACHMENT
 from lightning_peft.lightning.namespace import pl, pl_import
 from lightning_peft.lightning.teachers import twins_of
 
@@ -86,8 +86,7 @@ def _not_in_checkpoints(
     trainer: pl.Trainer, pl_module: pl.LightningModule, adaptation: Adaptation
 ) -> list[str]:
     """Return a line if the checkpoints leave out what nobody else has: random frozen weights."""
-    attachment = attachment_of(pl_module)
-    slim = attachment is None or attachment.checkpoints == "slim"
+    slim = getattr(pl_module.__dict__.get(ATTACHMENT), "checkpoints", "slim") == "slim"
     if not (slim and trainer.checkpoint_callbacks and looks_new(adaptation.model)):
         return []
     return [

@@ -143,11 +143,14 @@ class Plan:
         sites: The modules to adapt.
         train: Names of the backbone's own parameters that the method trains in place.
         steps: The methods that inject an adapter, each with its sites.
+        parted: Names of parameters to train as copies, since modules that are not trained whole
+            share them.
     """
 
     sites: tuple[Site, ...] = ()
     train: tuple[str, ...] = ()
     steps: tuple[tuple[Method, tuple[Site, ...]], ...] = ()
+    parted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,6 +171,7 @@ class Method(ABC):
             rounding, until a step is made; the ``PEFT`` callback looks at the first batch.
         accelerated: Whether it adds LoRA layers with the fast forward of
             :mod:`lightning_peft.kernels`, which the setting ``memory`` is for.
+        listed: Whether it is one to choose by name for any backbone, as catalogues list.
     """
 
     name: ClassVar[str]
@@ -180,6 +184,7 @@ class Method(ABC):
     mergeable: ClassVar[bool] = True
     starts_as_backbone: ClassVar[bool] = True
     accelerated: ClassVar[bool] = False
+    listed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         # Hydra passes its own list and mapping types; they are neither hashable nor JSON

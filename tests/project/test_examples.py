@@ -22,6 +22,7 @@ ARGUMENTS = {
     "causal_lm.py": ["--steps", "2"],
     "preferences.py": ["--steps", "2"],
     "digits_as_folders.py": ["digits"],
+    "handed_to_peft.py": ["--epochs", "1"],
 }
 SAYS = {
     "one_callback.py": "test_accuracy",
@@ -32,6 +33,7 @@ SAYS = {
     "causal_lm.py": "the model writes: 'red is",
     "preferences.py": "the better answer gained in",
     "digits_as_folders.py": "1,797 images in digits",
+    "handed_to_peft.py": "prompts, loaded by peft alone: ",
 }
 
 

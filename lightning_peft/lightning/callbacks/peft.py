@@ -24,6 +24,7 @@ from lightning_peft.lightning.checkpoint_kinds import (
     refuse_unmergeable,
 )
 from lightning_peft.lightning.class_names import SHARDING, is_a
+from lightning_peft.lightning.data_start import measure_on_data
 from lightning_peft.lightning.gradients import GradientWatch, refuse_frozen
 from lightning_peft.lightning.identity import IdentityWatch
 from lightning_peft.lightning.letting_go import let_go, merge_after_the_fit
@@ -52,6 +53,7 @@ class PEFT(pl.Callback):
 
     Args:
         method: A method's name, a :class:`Method`, a ``peft.PeftConfig``, or a list of these.
+            ``"existing"`` takes a ``PeftModel`` that the module holds as it is.
         backbone: Attribute path of the backbone, such as ``"model.encoder"``; the empty string is
             the module itself. ``None`` finds it; two are an error, which names the larger first.
         head: The backbone's own head: ``None`` finds it, names or globs select it, ``False`` means
@@ -180,6 +182,7 @@ class PEFT(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check that the adapter will be trained, and put the backbone into training mode."""
         self._watch = GradientWatch()
+        measure_on_data(trainer, pl_module)
         adaptations = find_adaptations(pl_module)
         for asked, word in (
             (self.merge_at_end, "merge_at_end=True"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,34 @@ from torch import nn
 from lightning_peft.methods.from_peft.start import loading_what, rewrites
 from lightning_peft.methods.in_weight.part import layer_at
 
-__all__ = ["start_problems"]
+__all__ = ["data_given", "measured_by", "start_problems"]
+
+_BY_THE_CALLBACK = "The callback lp.PEFT(config) does so with the train dataloader of a fit"
+
+_given: ContextVar[bool] = ContextVar("given", default=False)
+
+
+@contextmanager
+def data_given() -> Iterator[None]:
+    """Tell the injection inside the context that what was measured on data will be put in."""
+    token = _given.set(True)
+    try:
+        yield
+    finally:
+        _given.reset(token)
+
+
+def measured_by(method: Any) -> str | None:
+    """Return the initialisation of a method that reads data (``"eva"``); ``None`` without one.
+
+    Args:
+        method: Any method.
+    """
+    options = getattr(method, "options", None)
+    if getattr(method, "tuner", None) != "LORA" or not isinstance(options, Mapping):
+        return None
+    start = str(options.get("init_lora_weights", "")).lower()
+    return start if start in ("eva", *_NEEDED) else None
 
 
 def start_problems(
@@ -30,14 +59,15 @@ def start_problems(
     config = SimpleNamespace(peft_type=tuner, **options)
     start = options.get("init_lora_weights")
     start = start.lower() if isinstance(start, str) else ""
-    if start == "eva" and loading_what() is None:
+    if start == "eva" and loading_what() is None and not _given.get():
         yield (
             "init_lora_weights='eva' reads activations of your data, which an injection has not: A "
-            "would stay random. Run peft.get_peft_model and peft.initialize_lora_eva_weights on "
-            "the backbone, save_pretrained, and load that with lp.load_adapter"
+            f"would stay random. {_BY_THE_CALLBACK}; or run peft.get_peft_model and "
+            "peft.initialize_lora_eva_weights on the backbone, save_pretrained, and load that with "
+            "lp.load_adapter"
         )
     needed = _NEEDED.get(start)
-    if needed is not None and loading_what() != "factors":
+    if needed is not None and loading_what() != "factors" and not _given.get():
         attribute, prepare = needed
         bare = [name for name in names if not hasattr(layer_at(model, name), attribute)]
         if bare and loading_what() is not None:
@@ -50,7 +80,7 @@ def start_problems(
             yield (
                 f"init_lora_weights='{start}' reads what {prepare} measured on your data, expected "
                 f"it on every target, {_few(bare)} have none. Call it on this backbone, with the "
-                "same targets, before adapting it"
+                f"same targets, before adapting it. {_BY_THE_CALLBACK}"
             )
     if "_niter_" in start and loading_what() == "values":
         yield (
