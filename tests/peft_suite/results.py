@@ -1,4 +1,4 @@
-"""The file of results: for each list the counts, and each row about which something is to be said."""
+"""The file of results: the counts of each list, and each row of which something is to be said."""
 
 from __future__ import annotations
 

@@ -121,9 +121,7 @@ def _vision() -> Iterator[Row]:
         yield Row(
             "vision",
             f"{tests.TestResnet.model_id.rpartition('/')[2]}: {name}",
-            lambda: build(
-                tests.TestResnet.model_id, transformers.AutoModelForImageClassification
-            ),
+            lambda: build(tests.TestResnet.model_id, transformers.AutoModelForImageClassification),
             images,
             lambda config=config: copy.deepcopy(config),
         )
