@@ -49,7 +49,13 @@ from lightning_peft.methods.from_peft.targets import (
     names_of,
     target_spec,
 )
-from lightning_peft.methods.from_peft.tuners import OWN_START, config_class, layer_refusal, refusal
+from lightning_peft.methods.from_peft.tuners import (
+    OWN_START,
+    attention_problems,
+    config_class,
+    layer_refusal,
+    refusal,
+)
 from lightning_peft.methods.in_weight.part import with_parts
 from lightning_peft.methods.registry import register_method
 
@@ -316,6 +322,8 @@ class HF(PeftMethod):
                 yield from rank_problems(model, named(names, self.targets), rank)
             elif self.tuner not in _NO_RANK:
                 yield from rank_problems(model, names, rank)
+        if self.tuner == "LORA" and self.is_left_to_peft(model):
+            yield from attention_problems(model, names)
         yield from layer_refusal(self.tuner, model, names)
         yield from start_problems(self.tuner, self.options, model, names)
         if loading_what() is None:

@@ -51,9 +51,10 @@ def _page(results: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield f"`make test-peft` takes the source release of `peft` {results['peft']} from the package"
     yield "index, reads the lists of configurations out of its tests, and runs each through"
-    yield "`lp.adapt(model, config)` and through `peft.get_peft_model(model, config)`, on the same small"
-    yield "model with the same weights (the hub's tiny models are built from transformers' configs:"
-    yield "`tests/peft_suite/models.py`). It writes this page (`python -m tests.peft_suite.page`)."
+    yield "`lp.adapt(model, config)` and through `peft.get_peft_model(model, config)`, on the same"
+    yield "small model with the same weights (the hub's tiny models are built from transformers'"
+    yield "configs: `tests/peft_suite/models.py`). It writes this page (`python -m"
+    yield "tests.peft_suite.page`)."
     yield ""
     yield "| list | equal | refused | different | `peft` fails |"
     yield "|---|---|---|---|---|"
@@ -66,8 +67,9 @@ def _page(results: dict[str, Any]) -> Iterator[str]:
     for told in CHECKS.values():
         yield f"- {told};"
     yield ""
-    yield "Where `lp.adapt` refuses a configuration because it needs `peft`'s own wrapper, the suite does"
-    yield 'what the message says: `lp.adapt(peft.get_peft_model(model, config), "existing")`.'
+    yield "Where `lp.adapt` refuses a configuration because it needs `peft`'s own wrapper, the"
+    yield "suite does what the message says:"
+    yield '`lp.adapt(peft.get_peft_model(model, config), "existing")`.'
     for status, title in (
         ("different", "Different"),
         ("refused", "Refused"),

@@ -19,9 +19,7 @@ def _model():
 def _row(*configs):
     """Return a row whose config is the first for peft, and the second for this package."""
     given = iter(configs)
-    return Row(
-        "ours", "row", _model, lambda: {"input": torch.randn(3, 6)}, lambda: next(given)
-    )
+    return Row("ours", "row", _model, lambda: {"input": torch.randn(3, 6)}, lambda: next(given))
 
 
 def _lora(**settings):
@@ -35,8 +33,8 @@ def test_the_same_configuration_is_equal():
 def test_another_function_and_other_places_are_different():
     found = compare(_row(_lora(lora_alpha=8), _lora(lora_alpha=16)))
     assert found["status"] == "different"
-    for check in ("outputs", "gradients", "our file: loaded by peft", "merged"):
-        assert f"{check}: " in found["message"]
+    assert "outputs: " in found["message"]
+    assert "gradients: " in found["message"]
     found = compare(_row(_lora(), peft.LoraConfig(target_modules=["0"], r=2)))
     assert "trained: only peft: 2.lora_A.default.weight" in found["message"]
 

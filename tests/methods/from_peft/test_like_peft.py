@@ -70,6 +70,13 @@ def test_a_rank_above_a_layer_is_as_in_peft(config: peft.PeftConfig) -> None:
     }
 
 
+def test_attention_that_peft_adapts_twice_is_refused() -> None:
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2), "output": nn.Linear(8, 8)})
+    config = peft.LoraConfig(target_modules=["attention", "output"], r=2)
+    with pytest.raises(lp.MethodError, match="out_proj twice: .* got attention. Use lp.LoRA"):
+        lp.adapt(model, config)
+
+
 def test_a_pattern_may_name_what_is_trained_whole() -> None:
     config = peft.C3AConfig(
         target_modules=["0", "2"], modules_to_save=["2"], block_size_pattern={"0": 4, "2": 8}
