@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from lightning_peft.adaptation.checks import Checks, as_names, parameters_named
+from lightning_peft.adaptation.existing import refuse_existing, take_existing
 from lightning_peft.adaptation.fixed import asked_for, fixed_parameters
 from lightning_peft.adaptation.handle import ATTRIBUTE, Adaptation, find_adaptation
 from lightning_peft.adaptation.injection import inject, refuse_bypassed
@@ -17,6 +18,7 @@ from lightning_peft.adaptation.state import ADAPTED
 from lightning_peft.anatomy import anatomy
 from lightning_peft.errors import MethodError
 from lightning_peft.kernels import Memory
+from lightning_peft.methods.existing import Existing
 from lightning_peft.methods.memory import check_memory
 from lightning_peft.methods.union import as_method
 
@@ -75,7 +77,7 @@ def adapt(
     The model is unchanged after an error, and errors that do not depend on each other are raised
     together.
     """
-    model = getattr(model, "_orig_mod", model)
+    model = model._modules.get("_orig_mod") or model
     if find_adaptation(model) is not None:
         raise MethodError(
             f"this {type(model).__name__} {ADAPTED}. Several methods at once are a list, such as "
@@ -89,6 +91,18 @@ def adapt(
         check_memory(chosen, memory)
     with checks:
         as_dtype(adapter_dtype)
+    if isinstance(chosen, Existing):
+        checks.done()
+        return take_existing(
+            model,
+            chosen,
+            head=head,
+            also_train=also_train,
+            batchnorm=batchnorm,
+            backbone_dropout=backbone_dropout,
+            adapter_dtype=adapter_dtype,
+        )
+    refuse_existing(model)
     more: tuple[str, ...] = ()
     with checks:
         more = parameters_named(model, also_train)

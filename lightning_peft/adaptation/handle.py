@@ -41,7 +41,8 @@ def find_adaptation(model: nn.Module) -> Adaptation | None:
     Returns:
         The adaptation, or ``None``. Submodules are not searched.
     """
-    found = getattr(model, "_orig_mod", model).__dict__.get(ATTRIBUTE)
+    # a PeftModel hands on what it has not to the model inside, which may be compiled
+    found = (model._modules.get("_orig_mod") or model).__dict__.get(ATTRIBUTE)
     return found if isinstance(found, Adaptation) else None
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_peft.adaptation.adapt import adapt
 from lightning_peft.adaptation.checks import key_problems, value_problems
+from lightning_peft.adaptation.existing import ExistingAdaptation
 from lightning_peft.adaptation.fixed import fixed_then
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation
 from lightning_peft.adaptation.snapshot import restored_after_error
@@ -22,7 +23,7 @@ from lightning_peft.files.bounded import AllocationLimit
 from lightning_peft.files.description import check_description, check_format
 from lightning_peft.files.patterns import slow_patterns, strings_in
 from lightning_peft.files.rank_format import note_ranks
-from lightning_peft.files.reading import StoredAdapter, read_adapter
+from lightning_peft.files.reading import StoredAdapter, read_adapter, read_files
 from lightning_peft.files.writing import WEIGHTS_FILE
 from lightning_peft.kernels import Memory
 from lightning_peft.methods.from_peft.start import Loading, follow_factors, loading
@@ -68,8 +69,12 @@ def load_adapter(
 
     After any error, the model is as it was before.
     """
-    stored = read_adapter(directory)
     standing = find_adaptation(model)
+    if isinstance(standing, ExistingAdaptation):
+        standing.state.ask("load_adapter()")
+        standing.load_values(*read_files(directory))
+        return model
+    stored = read_adapter(directory)
     if standing is not None:
         standing.state.ask("load_adapter()")
     with restored_after_error(model):

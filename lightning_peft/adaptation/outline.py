@@ -55,6 +55,7 @@ class Outline:
         frozen: What is frozen outside of the blocks, and not adapted, the largest first.
         frozen_blocks: Frozen parameters in the blocks.
         doubt: What may be wrong about the guess; empty if nothing.
+        takes_head: Whether a head can be named, which it cannot in a model that is taken as it is.
     """
 
     sites: int
@@ -68,6 +69,7 @@ class Outline:
     frozen: tuple[Part, ...]
     frozen_blocks: int
     doubt: str
+    takes_head: bool = True
 
     @property
     def new(self) -> tuple[Part, ...]:
@@ -104,7 +106,7 @@ class Outline:
     def _told(self) -> str:
         first = self.frozen[0].name
         advice = f"also_train={first!r} would train the first in full"
-        if not self.head:
+        if not self.head and self.takes_head:
             advice += ", head=... says which layers belong to the task"
         return f"{some(self.frozen)}; {advice}"
 
@@ -160,6 +162,7 @@ def outline(adaptation: Trained, source: nn.Module | None = None) -> Outline:
         frozen=frozen_parts(model, at_rest - in_blocks, blocks, source),
         frozen_blocks=total(set(sizes) & in_blocks - trained - adapter),
         doubt=adaptation.doubt,
+        takes_head=adaptation.method.listed,
     )
 
 

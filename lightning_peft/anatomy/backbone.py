@@ -106,7 +106,7 @@ def _named_backbone(pl_module: nn.Module, name: str) -> tuple[str, nn.Module]:
 
 def _unwrap(path: str, module: nn.Module) -> tuple[str, nn.Module]:
     """Return the path and the module inside the wrapper of ``torch.compile``."""
-    inner = getattr(module, "_orig_mod", None)
+    inner = module._modules.get("_orig_mod")
     if isinstance(inner, nn.Module):
         return f"{path}._orig_mod" if path else "_orig_mod", inner
     return path, module

@@ -22,7 +22,7 @@ from lightning_peft.files.plain_file import check_file
 from lightning_peft.files.writing import CONFIG_FILE, HEADER, WEIGHTS_FILE
 from lightning_peft.methods.base import Method
 
-__all__ = ["StoredAdapter", "read_adapter"]
+__all__ = ["StoredAdapter", "read_adapter", "read_files"]
 
 _MOST_CONFIG_BYTES = 16 << 20
 
@@ -107,6 +107,22 @@ def read_adapter(directory: str | PathLike[str]) -> StoredAdapter:
     check_format(about, str(path))
     check_description(about, str(path))
     return StoredAdapter(path, config, tensors, about)
+
+
+def read_files(directory: str | PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the tensors and the config of an adapter directory, as they are.
+
+    Args:
+        directory: An adapter directory.
+
+    Returns:
+        The tensors under the file's names, and the content of ``adapter_config.json``.
+
+    Raises:
+        AdapterFileError: If a file is missing, truncated or of another format.
+    """
+    path = Path(directory)
+    return _read_weights(path / WEIGHTS_FILE)[0], _read_json(path / CONFIG_FILE)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from lightning_peft.files.description import FORMAT_VERSION
 from lightning_peft.files.peft_format import to_peft_keys
 from lightning_peft.system.atomic import written_together
 
-__all__ = ["CONFIG_FILE", "HEADER", "WEIGHTS_FILE", "versions", "write_adapter"]
+__all__ = ["CONFIG_FILE", "HEADER", "WEIGHTS_FILE", "versions", "write_adapter", "write_files"]
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -61,12 +61,26 @@ def write_adapter(
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
     weights = save(tensors, metadata={"format": "pt", HEADER: json.dumps(about)})
     text = json.dumps(config, indent=2, sort_keys=True).encode()
+    write_files(directory, {Path(WEIGHTS_FILE): weights, Path(CONFIG_FILE): text})
+
+
+def write_files(directory: str | PathLike[str], contents: Mapping[Path, bytes]) -> None:
+    """Write the files of an adapter directory, all of them or none.
+
+    Args:
+        directory: The directory; created if it does not exist.
+        contents: What each file will hold, by its path in the directory.
+
+    Raises:
+        AdapterFileError: If the directory cannot be written.
+    """
     target = Path(directory)
     try:
-        files = [target / WEIGHTS_FILE, target / CONFIG_FILE]
-        with written_together(files, len(weights) + len(text)) as (weights_file, config_file):
-            weights_file.write_bytes(weights)
-            config_file.write_bytes(text)
+        files = [target / name for name in contents]
+        needs = sum(map(len, contents.values()))
+        with written_together(files, needs) as temporary:
+            for path, content in zip(temporary, contents.values(), strict=True):
+                path.write_bytes(content)
     except DiskError as error:
         raise AdapterFileError(f"cannot write the adapter to {target}: {error}") from error
     except OSError as error:

@@ -13,6 +13,7 @@ from torch import nn
 from lightning_peft.adaptation.adapt import adapt
 from lightning_peft.adaptation.checks import Checks
 from lightning_peft.adaptation.elsewhere import trained_elsewhere, trains_outside
+from lightning_peft.adaptation.existing import refuse_existing
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation, find_adaptations
 from lightning_peft.adaptation.loading import adapt_from_description
 from lightning_peft.adaptation.precision import AdapterDtype, as_dtype
@@ -40,10 +41,16 @@ from lightning_peft.lightning.lending import lend_frozen
 from lightning_peft.lightning.module_checkpoints import ATTACHMENT, bytes_of, load, save
 from lightning_peft.lightning.random_resume import resume_random_state
 from lightning_peft.lightning.sharded_checkpoint import TrainedOnlyLoad
-from lightning_peft.lightning.standing import note_backbone, standing_backbone
+from lightning_peft.lightning.standing import (
+    existing_backbone,
+    note_backbone,
+    standing_backbone,
+)
 from lightning_peft.lightning.teachers import adapt_teachers, teachers_of
 from lightning_peft.lightning.written import watch_frozen
 from lightning_peft.methods.base import Method
+from lightning_peft.methods.existing import Existing
+from lightning_peft.methods.from_peft.wrapped import peft_models
 from lightning_peft.methods.memory import check_memory
 
 __all__ = ["Attachment", "attach", "attachment_of", "restore_adaptations"]
@@ -109,14 +116,14 @@ class Attachment:
             TargetError: If there is no backbone, or if there are several and ``backbone`` does not
                 say which.
         """
-        path, backbone = standing_backbone(pl_module, self.backbone)
+        path, backbone = self.find(pl_module)
         standing = find_adaptation(backbone)
         if standing is None:
             # merged into the weights, say: a new adapter would change its outputs
             if not (was_unloaded(backbone) and _only_evaluates(pl_module)):
                 self.adapt(pl_module)
             return
-        if standing.method.to_config() != self.method.to_config():
+        if not _is_same(standing.method, self.method):
             raise MethodError(
                 f"the backbone '{path or type(pl_module).__name__}' is adapted with "
                 f"{standing.method} already: expected the same method again, got {self.method}. "
@@ -127,6 +134,15 @@ class Attachment:
         if self.adapter_dtype is not None:
             standing.set_adapter_dtype(self.adapter_dtype)
 
+    def find(self, pl_module: nn.Module) -> tuple[str, nn.Module]:
+        """Return the path of the backbone in a module, and the backbone.
+
+        Raises:
+            TargetError: As for a call.
+        """
+        search = existing_backbone if isinstance(self.method, Existing) else standing_backbone
+        return search(pl_module, self.backbone)
+
     def adapt(self, pl_module: nn.Module) -> None:
         """Adapt the module's backbone, which is not adapted.
 
@@ -134,9 +150,11 @@ class Attachment:
             MethodError: From :func:`adapt`, or if the backbone is sharded.
             TargetError: As for a call.
         """
-        path, backbone = standing_backbone(pl_module, self.backbone)
+        path, backbone = self.find(pl_module)
         _refuse_shards(pl_module, path, backbone, self.checkpoints)
-        teachers = teachers_of(pl_module, path, backbone)
+        _refuse_wrapped(pl_module, path, self.method)
+        taken = isinstance(self.method, Existing)
+        teachers = {} if taken else teachers_of(pl_module, path, backbone)
         with trained_elsewhere(trains_outside(pl_module, backbone)):
             made = adapt(
                 backbone,
@@ -229,6 +247,20 @@ def restore_adaptations(
             ),
         )
     return made
+
+
+def _is_same(standing: Method, asked: Method) -> bool:
+    """Whether a method that is asked for is the one that stands in a model."""
+    if isinstance(standing, Existing) and isinstance(asked, Existing) and not asked.adapters:
+        return True
+    return standing.to_config() == asked.to_config()
+
+
+def _refuse_wrapped(pl_module: nn.Module, path: str, method: Method) -> None:
+    """Refuse to search in a ``PeftModel``: it is taken as it is, or is not there."""
+    around = [p for p in peft_models(pl_module) if path == p or path.startswith(f"{p}.")]
+    if around and not isinstance(method, Existing):
+        refuse_existing(pl_module.get_submodule(around[0]))
 
 
 def _refuse_shards(

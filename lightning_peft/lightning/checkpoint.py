@@ -254,5 +254,8 @@ def _filled(
     shared = further_names(pl_module)
     filled = {name: state.get(name, tensor) for name, tensor in own.items()}
     # a shared tensor is saved under one name: the others must not restore its old value
-    filled.update({name: filled[first] for name, first in shared.items() if name not in state})
+    # (one that is not persistent, as the original rows of peft's tokens, is in no state)
+    filled.update(
+        {n: filled[first] for n, first in shared.items() if n not in state and first in filled}
+    )
     return filled

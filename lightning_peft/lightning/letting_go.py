@@ -37,7 +37,8 @@ def let_go(pl_module: nn.Module) -> None:
 
 
 def _merge(pl_module: nn.Module, *args: Any, **kwargs: Any) -> None:
-    adaptations = list(find_adaptations(pl_module).values())
+    places = find_adaptations(pl_module)
+    adaptations = list(places.values())
     for adaptation in adaptations:
         adaptation.state.shares = None  # the average is in the module by now
     merged: list[Adaptation] = []
@@ -50,8 +51,11 @@ def _merge(pl_module: nn.Module, *args: Any, **kwargs: Any) -> None:
         for adaptation in merged:
             adaptation.unmerge()
         raise
-    for adaptation in adaptations:
-        adaptation.merge_and_unload()
+    for path, adaptation in places.items():
+        plain = adaptation.merge_and_unload()
+        if plain is not adaptation.model:  # the model inside of a PeftModel takes its place
+            parent, _, key = path.rpartition(".")
+            pl_module.get_submodule(parent)._modules[key] = plain
     trainer = pl_module.__dict__.get("_trainer")
     for callback in getattr(trainer, "callbacks", ()):
         if is_a(callback, "WeightAveraging"):

@@ -17,7 +17,6 @@ from lightning_peft.lightning.checkpoint import (
     slim_checkpoint,
 )
 from lightning_peft.lightning.lending import take_back
-from lightning_peft.lightning.standing import standing_backbone
 from lightning_peft.lightning.weights_as_start import take_weights_only
 from lightning_peft.lightning.written import note_written
 
@@ -104,4 +103,5 @@ def _is_plain_again(pl_module: nn.Module, attachment: Any, checkpoint: dict[str,
 
 
 def _backbone(pl_module: nn.Module, attachment: Any) -> nn.Module:
-    return standing_backbone(pl_module, attachment.backbone)[1]
+    found: nn.Module = attachment.find(pl_module)[1]
+    return found

@@ -8,6 +8,7 @@ from lightning_peft.methods.bitfit import BitFit
 from lightning_peft.methods.conv_adapter import ConvAdapter
 from lightning_peft.methods.convpass import Convpass
 from lightning_peft.methods.dora import DoRA
+from lightning_peft.methods.existing import Existing
 from lightning_peft.methods.fact import FacTTK, FacTTT
 from lightning_peft.methods.from_peft.tuners import list_tuners
 from lightning_peft.methods.full import Full
@@ -44,6 +45,7 @@ __all__ = [
     "ConvAdapter",
     "Convpass",
     "DoRA",
+    "Existing",
     "FacTTK",
     "FacTTT",
     "Full",

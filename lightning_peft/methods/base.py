@@ -168,6 +168,7 @@ class Method(ABC):
             rounding, until a step is made; the ``PEFT`` callback looks at the first batch.
         accelerated: Whether it adds LoRA layers with the fast forward of
             :mod:`lightning_peft.kernels`, which the setting ``memory`` is for.
+        listed: Whether it is one to choose by name for any backbone, as catalogues list.
     """
 
     name: ClassVar[str]
@@ -180,6 +181,7 @@ class Method(ABC):
     mergeable: ClassVar[bool] = True
     starts_as_backbone: ClassVar[bool] = True
     accelerated: ClassVar[bool] = False
+    listed: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         # Hydra passes its own list and mapping types; they are neither hashable nor JSON

@@ -79,7 +79,8 @@ def list_methods(pattern: str = "*") -> list[str]:
     ['bitfit']
     """
     load_plugins()
-    return sorted(fnmatch.filter(_METHODS, pattern))
+    listed = [name for name, cls in _METHODS.items() if cls.listed]
+    return sorted(fnmatch.filter(listed, pattern))
 
 
 def method_class(name: str) -> type[Method]:
