@@ -1,4 +1,4 @@
-"""Taking a ``PeftModel`` as it is: its adapters become an adaptation, and nothing is put into it."""
+"""Taking a ``PeftModel`` as it is: its adapters become an adaptation, nothing is put into it."""
 
 from __future__ import annotations
 

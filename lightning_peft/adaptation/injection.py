@@ -9,13 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_peft.adaptation.elsewhere import is_trained_elsewhere
+from lightning_peft.adaptation.parted import part, parted_tensors
 from lightning_peft.adaptation.precision import full_default_dtype
 from lightning_peft.adaptation.snapshot import restored_after_error
 from lightning_peft.anatomy import Anatomy
 from lightning_peft.anatomy.bypass import bypassed
 from lightning_peft.anatomy.fast_path import fast_path_layers, fast_path_off
 from lightning_peft.anatomy.fingerprint import backbone_fingerprint
-from lightning_peft.anatomy.names import every_name, inside, parameters_inside
+from lightning_peft.anatomy.names import bare_name, every_name, inside, parameters_inside
 from lightning_peft.errors import MethodError, some
 from lightning_peft.kernels import Memory, accelerate, holds_lora
 from lightning_peft.methods.base import Adapter, Method, Plan, Site
@@ -106,7 +107,7 @@ def inject(
             :func:`trained_elsewhere`) or no layer is fast where memory is to be saved; the model
             is as it was before.
     """
-    in_head = set(parameters_inside(model, found.head))
+    in_head = set(parameters_inside(model, found.head, without=plan.parted))
     adapted = {site.module for site in plan.sites if inside(site.module, found.head)}
     in_head -= {name for name in in_head if inside(name, tuple(adapted))}
     selected = {*plan.train, *in_head, *also_train}
@@ -120,7 +121,10 @@ def inject(
 
     with restored_after_error(model):
         wanted = {id(before[name]) for name in chosen if name in before}
-        asked = _inject_steps(model, plan)
+        parted = part(model, plan.parted)
+        asked = _inject_steps(model, plan) | {id(parameter) for parameter in parted}
+        for parameter in parted:
+            parameter.requires_grad_(True)
         held = selected & set(fixed) | {fixed_ids[i] for i in asked & fixed_ids.keys()}
         asked -= fixed_ids.keys()
         fresh = [module for module in model.modules() if id(module) not in modules]
@@ -156,7 +160,9 @@ def inject(
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     new = {name for name, tensor in now.items() if id(tensor) not in old}
     copied = {id(t) for layer, _ in copies_of_layers(model) for _, t in every_name(layer)}
+    copied |= {id(now[name]) for name in plan.parted}
     own_dtype = frozenset(name for name in new if id(now[name]) not in copied)
+    in_head_now = {name for name in plan.parted if inside(name, found.head)}
     on_request = {id(before[name]) for name in also_train}
     in_place = {
         name
@@ -167,7 +173,11 @@ def inject(
         sites=plan.sites,
         head=found.head,
         fingerprint=fingerprint,
-        base_names={n: _now(n, names[id(t)]) for n, t in before.items() if id(t) in names},
+        base_names={
+            n: _now(n, names[id(t)])
+            for n, t in before.items()
+            if id(t) in names and n not in plan.parted
+        },
         base_modules=frozenset(n for n, m in model.named_modules() if id(m) in modules),
         adapter=frozenset(new & parameters),
         adapter_buffers=frozenset((new - parameters) & set(model.state_dict())),
@@ -175,7 +185,10 @@ def inject(
         whole=frozenset(trained - own_dtype - (set() if method.keeps_original else in_place)),
         trained=frozenset(trained),
         originals=_copies(now, in_place) if method.keeps_original else {},
-        adapters=[a for part, sites in plan.steps for a in part.adapters(model, sites)],
+        adapters=[
+            *(a for method, sites in plan.steps for a in method.adapters(model, sites)),
+            *parted_tensors(model, before, plan.parted, in_head_now),
+        ],
         fast_path=fast_path,
         fixed=tuple(name for name in flags if name in fixed),
         held=tuple(name for name in flags if name in held),
@@ -216,7 +229,7 @@ def _copies(now: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tens
 
 def _now(name: str, names: list[str]) -> str:
     """Choose one of the names that a tensor has now (a shared one has several)."""
-    return next((n for n in names if n.replace(".base_layer", "") == name), names[0])
+    return next((n for n in names if bare_name(n) == name), names[0])
 
 
 def _injected(plan: Plan) -> list[str]:
@@ -228,9 +241,9 @@ def _inject_steps(model: nn.Module, plan: Plan) -> set[int]:
     model.requires_grad_(False)
     asked: set[int] = set()
     with full_default_dtype():
-        for part, sites in plan.steps:
+        for method, sites in plan.steps:
             further = further_names(model, [site.module for site in sites])
-            part.inject(model, sites)
+            method.inject(model, sites)
             for name, others in further.items():
                 put_under(model, name, others)
             asked |= {id(p) for p in model.parameters() if p.requires_grad}

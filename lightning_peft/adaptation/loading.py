@@ -17,7 +17,9 @@ from lightning_peft.adaptation.existing import ExistingAdaptation
 from lightning_peft.adaptation.fixed import fixed_then
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation
 from lightning_peft.adaptation.snapshot import restored_after_error
+from lightning_peft.anatomy import anatomy
 from lightning_peft.anatomy.fingerprint import differences
+from lightning_peft.anatomy.names import inside
 from lightning_peft.errors import AdapterFileError, BackboneMismatchError, PEFTError, shown, some
 from lightning_peft.files.bounded import AllocationLimit
 from lightning_peft.files.description import check_description, check_format
@@ -26,6 +28,7 @@ from lightning_peft.files.rank_format import note_ranks
 from lightning_peft.files.reading import StoredAdapter, read_adapter, read_files
 from lightning_peft.files.writing import WEIGHTS_FILE
 from lightning_peft.kernels import Memory
+from lightning_peft.methods.from_peft.method import PeftMethod
 from lightning_peft.methods.from_peft.start import Loading, follow_factors, loading
 from lightning_peft.methods.registry import method_from_config
 
@@ -104,7 +107,19 @@ def adapted_as(model: nn.Module, stored: StoredAdapter, memory: Memory = "defaul
         MethodError: If the method cannot be applied to this model.
     """
     held = sum(tensor.numel() for tensor in stored.tensors.values())
-    return adapt_from_description(model, stored.about, str(stored.path), held, memory)
+    about = stored.about
+    if "fingerprint" not in about:  # written by peft
+        about = {**about, "head": _head_in(about, model)}
+    return adapt_from_description(model, about, str(stored.path), held, memory)
+
+
+def _head_in(about: Mapping[str, Any], model: nn.Module) -> list[str]:
+    """Return the modules that a file of ``peft`` holds whole and that belong to the task."""
+    method = method_from_config(about["method"])
+    saved = method.saved_modules(model) if isinstance(method, PeftMethod) else ()
+    outer = [name for name in saved if not any(name.startswith(f"{o}.") for o in saved)]
+    head = anatomy(model).head if outer else ()
+    return [name for name in outer if any(inside(h, (name,)) for h in head)]
 
 
 def fitting_state(

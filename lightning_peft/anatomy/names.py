@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from itertools import chain
 
 from torch import Tensor, nn
 
-__all__ = ["every_name", "inside", "parameter_at", "parameters_inside", "shared_names"]
+__all__ = ["bare_name", "every_name", "inside", "parameter_at", "parameters_inside", "shared_names"]
+
+
+_AROUND = re.compile(r"(?:\.token_adapter)?(?:\.base_layer)+\.")
+
+
+def bare_name(name: str) -> str:
+    """Return the name of a tensor without the layers that ``peft`` has put around its module."""
+    return _AROUND.sub(".", name)
 
 
 def every_name(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -44,7 +53,9 @@ def shared_names(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def parameters_inside(model: nn.Module, roots: tuple[str, ...]) -> tuple[str, ...]:
+def parameters_inside(
+    model: nn.Module, roots: tuple[str, ...], without: Collection[str] = ()
+) -> tuple[str, ...]:
     """Return the parameters that have a name in some modules, under the first name of each.
 
     A weight of a language model's output that is tied to its embedding has its first name there.
@@ -52,12 +63,13 @@ def parameters_inside(model: nn.Module, roots: tuple[str, ...]) -> tuple[str, ..
     Args:
         model: Any module.
         roots: Names of modules and parameters.
+        without: Names that do not count.
     """
     found: dict[int, str] = {}
     within: set[int] = set()
     for name, parameter in model.named_parameters(remove_duplicate=False):
         found.setdefault(id(parameter), name)
-        if roots and inside(name, roots):
+        if roots and name not in without and inside(name, roots):
             within.add(id(parameter))
     return tuple(name for key, name in found.items() if key in within)
 

@@ -72,7 +72,7 @@ def peft_form(
     if is_replaced(standing.peft_config[ADAPTER_NAME], model):
         return None
     own = model.state_dict()
-    saved = (*head, *_saved_modules(method))
+    saved = (*head, *method.saved_modules(model))
     names = _names_by_peft(model, saved, own, wanted)
     if not set(wanted) - factor_names(model) - set(divisors(model)) <= set(names.values()):
         return None
@@ -87,7 +87,9 @@ def peft_form(
 def _written_config(model: Any, saved: Sequence[str]) -> dict[str, Any]:
     config = copy.deepcopy(model.peft_config[ADAPTER_NAME])
     config.inference_mode = True
-    config.modules_to_save = sorted(set(saved)) or None
+    # peft cannot read its own file if one lies in another
+    outer = {name for name in saved if not any(name.startswith(f"{other}.") for other in saved)}
+    config.modules_to_save = sorted(outer) or None
     with tempfile.TemporaryDirectory() as directory:
         config.save_pretrained(directory)  # peft's own writer: sets, enums and its version
         written: dict[str, Any] = json.loads(Path(directory, "adapter_config.json").read_text())
@@ -141,7 +143,7 @@ def from_peft_keys(
             f"{some(twofold)} with further names: peft adapts a module under its first "
             "name only, which is another function. Give each name a module of its own."
         )
-    names = _names_by_peft(model, (*head, *_saved_modules(method)), model.state_dict(), wanted)
+    names = _names_by_peft(model, (*head, *_saved(method, model)), model.state_dict(), wanted)
     known = derived_entries(model)
     state: dict[str, Tensor] = {}
     twice = []
@@ -168,7 +170,8 @@ def described_by_peft(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
         path: The file, for the error.
 
     Returns:
-        As :meth:`Adaptation.describe`, without a fingerprint, which ``peft`` does not keep.
+        As :meth:`Adaptation.describe`, without a fingerprint, which ``peft`` does not keep, and
+        without a head: a model says which of the modules in it belong to the task.
 
     Raises:
         AdapterFileError: If it is not a config of ``peft``, or has settings that the installed
@@ -208,7 +211,7 @@ def described_by_peft(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     saved = config.get("modules_to_save") or ()
     if not isinstance(saved, list | tuple):
         raise AdapterFileError(f"{path}: expected 'modules_to_save' to be a list, got {saved!r}.")
-    return {"method": method, "head": list(saved) or None}
+    return {"method": method, "head": None}
 
 
 def _with_further_names(model: nn.Module) -> list[str]:
@@ -261,6 +264,5 @@ def _names_by_peft(
     return names
 
 
-def _saved_modules(method: Method) -> tuple[str, ...]:
-    options = getattr(method, "options", {})
-    return tuple(options.get("modules_to_save") or ())
+def _saved(method: Method, model: nn.Module) -> tuple[str, ...]:
+    return method.saved_modules(model) if isinstance(method, PeftMethod) else ()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_peft.adaptation.handle import Adaptation
+from lightning_peft.anatomy.names import bare_name
 from lightning_peft.errors import CheckpointError, some
 from lightning_peft.lightning.further_names import join
 from lightning_peft.methods.from_peft.start import kept_weights
@@ -26,7 +27,7 @@ def renamed(
         for path, adaptation in adaptations.items()
         for before, now in adaptation.base_names.items()
     }
-    names = {name.replace(".base_layer.", "."): name for name in further} | names
+    names = {bare_name(name): name for name in further} | names
     return {names.get(name, name): tensor for name, tensor in state.items()}
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation, find_adaptations
+from lightning_peft.anatomy.names import bare_name
 from lightning_peft.errors import MethodError
 from lightning_peft.lightning.further_names import further_names, join, plain_name
 from lightning_peft.methods.base import Method
@@ -73,12 +74,12 @@ def full_state(pl_module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, T
                 if name not in shared:
                     result[name] = state[name]
             else:  # the state of a quantised weight
-                result.setdefault(name.replace(".base_layer.", "."), state[name])
+                result.setdefault(bare_name(name), state[name])
     for name, tensor in state.items():
         if name in within or shared.get(name) in every_added:
             continue
         # the backbone may have another name beside its own
-        result[name.replace(".base_layer.", ".") if name in shared else name] = tensor
+        result[bare_name(name) if name in shared else name] = tensor
     return result
 
 
@@ -86,7 +87,7 @@ def present_state(pl_module: nn.Module, state: Mapping[str, Any]) -> dict[str, A
     """Return a state of :func:`full_state` under the names that the module has now."""
     now_of: dict[str, str] = {}
     for found in pl_module.state_dict():
-        now_of.setdefault(plain_name(found).replace(".base_layer.", "."), found)
+        now_of.setdefault(bare_name(plain_name(found)), found)
     for path, adaptation in find_adaptations(pl_module).items():
         for before, name in adaptation.base_names.items():
             now_of[plain_name(join(path, before))] = join(path, name)
@@ -139,7 +140,7 @@ def merged_state(pl_module: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
         result.update(_merged(path, adaptation, state))
         base = {join(path, now): join(path, b) for b, now in adaptation.base_names.items()}
         for name, first in shared.items():  # a tensor of the backbone with a name outside of it
-            outside = name.replace(".base_layer.", ".")
+            outside = bare_name(name)
             if outside in result and base.get(first) in result:
                 result[outside] = result[base[first]]
     return result

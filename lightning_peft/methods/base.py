@@ -143,11 +143,14 @@ class Plan:
         sites: The modules to adapt.
         train: Names of the backbone's own parameters that the method trains in place.
         steps: The methods that inject an adapter, each with its sites.
+        parted: Names of parameters to train as copies, since modules that are not trained whole
+            share them.
     """
 
     sites: tuple[Site, ...] = ()
     train: tuple[str, ...] = ()
     steps: tuple[tuple[Method, tuple[Site, ...]], ...] = ()
+    parted: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ from lightning_peft.methods.from_peft.targets import (
     names_of,
     target_spec,
 )
+from lightning_peft.methods.from_peft.token_rows import token_sites
 from lightning_peft.methods.from_peft.tuners import (
     OWN_START,
     attention_problems,
@@ -298,21 +299,37 @@ class HF(PeftMethod):
         """See :meth:`Method.plan`."""
         plan = super().plan(anatomy, model)
         saved, roots = self.options.get("modules_to_save") or (), self._saved(model)
-        lost = [e for e in saved if not any(r == e or r.endswith(f".{e}") for r in roots)]
-        if lost:
+        # some may be absent, as 'classifier' or 'score' is in files of peft; all are by mistake
+        if saved and not roots and loading_what() is None:
             names = [name for name, _ in model.named_modules() if name]
             raise TargetError(
-                "; ".join(f"modules_to_save has no module '{e}'. {near(e, names)}" for e in lost)
+                "; ".join(f"modules_to_save has no module '{e}'. {near(e, names)}" for e in saved)
             )
-        # peft trains a copy of it; training in place is equivalent and takes half the memory
-        train = parameters_inside(model, roots)
-        return dataclasses.replace(plan, train=train)
+        # peft trains a copy of it; training in place is equivalent and takes half the memory, but
+        # for what other modules read, too
+        parted = _read_elsewhere(model, roots)
+        train = parameters_inside(model, roots, without=parted)
+        rows = token_sites(model, self.options.get("trainable_token_indices"))
+        twice = [site.module for site in rows if inside(site.module, roots)]
+        twice += [site.module for site in rows if site.module in {s.module for s in plan.sites}]
+        if twice:
+            raise MethodError(
+                f"{self.kind}: expected trainable_token_indices of layers that are neither targets "
+                f"nor in modules_to_save, got {some(twice)}. Name each once."
+            )
+        sites = (*plan.sites, *rows)
+        return Plan(sites=sites, train=train, steps=((self, sites),), parted=parted)
+
+    def saved_modules(self, model: nn.Module) -> tuple[str, ...]:
+        """See :meth:`PeftMethod.saved_modules`."""
+        return self._saved(model)
 
     def _saved(self, model: nn.Module) -> tuple[str, ...]:
         """Return the modules that are trained whole and get no adapter: ``modules_to_save``."""
+        # as peft has it, without a dot: 'classifier' is 'pre_classifier', too
         task = NEW_HEADS.get(str(self.options.get("task_type")), ())
-        ends = tuple(f".{entry}" for entry in (*(self.options.get("modules_to_save") or ()), *task))
-        return tuple(name for name, _ in model.named_modules() if f".{name}".endswith(ends))
+        ends = (*(self.options.get("modules_to_save") or ()), *task)
+        return tuple(name for name, _ in model.named_modules() if name.endswith(ends))
 
     def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
         """See :meth:`PeftMethod.site_problems`."""
@@ -413,6 +430,29 @@ _MANAGED = frozenset(
         "inference_mode",
     }
 )
+
+
+def _read_elsewhere(model: nn.Module, roots: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the parameters of modules that are trained whole, which have to be copies for that.
+
+    One that another module reads, which is not trained whole, is such a one; of several modules
+    that are trained whole, the first one keeps it.
+
+    Args:
+        model: The backbone.
+        roots: The modules.
+    """
+    readers: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        readers.setdefault(id(parameter), []).append(name)
+    found: list[str] = []
+    for names in readers.values():
+        holders = {name: next((r for r in roots if inside(name, (r,))), None) for name in names}
+        if len(names) == 1 or set(holders.values()) == {None}:
+            continue
+        kept = None if None in holders.values() else holders[names[0]]
+        found += [name for name in names if holders[name] is not None and holders[name] != kept]
+    return tuple(found)
 
 
 def _thawed(value: Any) -> Any:

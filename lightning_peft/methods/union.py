@@ -118,6 +118,7 @@ class Union(Method):
             sites=tuple(dict.fromkeys(site for plan in plans for site in plan.sites)),
             train=tuple(dict.fromkeys(name for plan in plans for name in plan.train)),
             steps=steps,
+            parted=tuple(dict.fromkeys(name for plan in plans for name in plan.parted)),
         )
 
     def steppers(self, model: nn.Module) -> list[Stepper]:

@@ -160,7 +160,6 @@ WAYS = {
     "head": (lp.LoRA(rank=2), {"head": "lm_head"}),
     "also_train": (lp.LoRA(rank=2), {"also_train": "lm_head"}),
     "its weight": (lp.LoRA(rank=2), {"also_train": "lm_head.weight"}),
-    "modules_to_save": (peft.LoraConfig(r=2, modules_to_save=["lm_head"]), {}),
 }
 
 

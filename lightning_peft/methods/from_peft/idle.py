@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from lightning_peft.errors import some
-from lightning_peft.methods.from_peft.tuners import config_class
+from lightning_peft.methods.from_peft.tuners import WITH_ITS_WRAPPER, config_class
 from lightning_peft.methods.in_weight.part import layer_at
 
 __all__ = ["default_of", "idle_problems", "pattern_for", "wrapper_problems"]
@@ -25,15 +25,13 @@ _NEEDS_WRAPPER: dict[tuple[str, str], str] = {
         "needs AdamssModel.update_and_allocate after every step, which an injection leaves out: "
         "expected False"
     ),
-    ("LORA", "alora_invocation_tokens"): f"{_IN_TOKENS}: use peft.get_peft_model",
+    ("LORA", "alora_invocation_tokens"): f"{_IN_TOKENS}: {WITH_ITS_WRAPPER}",
     ("LORA", "arrow_config"): "routes between adapters: use peft.tuners.lora.create_arrow_model",
     ("LORA", "layer_replication"): (
         "copies layers of the backbone for good: call "
         "peft.tuners.tuners_utils.replicate_layers(backbone, ...) before adapting it"
     ),
     ("LORA", "runtime_config"): "is no part of an adapter: leave it out",
-    ("LORA", "trainable_token_indices"): "needs peft's own wrapper: use peft.get_peft_model",
-    ("ADALORA", "trainable_token_indices"): "needs peft's own wrapper: use peft.get_peft_model",
     ("VBLORA", "save_only_topk_weights"): (
         "is carried out by save_pretrained of peft's own wrapper: expected False"
     ),

@@ -22,6 +22,12 @@ from lightning_peft.methods.from_peft.places import (
 )
 from lightning_peft.methods.from_peft.start import keep_weights, note_start, without_start
 from lightning_peft.methods.from_peft.targets import names_of
+from lightning_peft.methods.from_peft.token_rows import (
+    TOKEN_ROWS,
+    TokenRows,
+    check_token_rows,
+    is_token_layer,
+)
 from lightning_peft.methods.from_peft.tokens import TOKENS_ONLY, take_any_shape
 from lightning_peft.methods.in_weight.part import with_parts
 
@@ -62,6 +68,10 @@ class PeftMethod(Method):
         """The kind of change at a site, for reports."""
         return self.name
 
+    def saved_modules(self, model: nn.Module) -> tuple[str, ...]:
+        """Return the modules that are trained whole: ``modules_to_save`` of ``peft``."""
+        return ()
+
     def is_left_to_peft(self, model: nn.Module) -> bool:
         """Whether ``peft`` itself chooses the targets in a model, by its own rules."""
         return False
@@ -90,6 +100,8 @@ class PeftMethod(Method):
     def inject(self, model: nn.Module, sites: tuple[Site, ...]) -> None:
         """See :meth:`Method.inject`."""
         before = tuned_places(model)
+        rows = tuple(site for site in sites if site.kind == TOKEN_ROWS)
+        sites = tuple(site for site in sites if site.kind != TOKEN_ROWS)
         with ready_for_peft(model, sites):
             config = self.peft_config(model, sites)
             kept = keep_weights(config, model, names_of(sites))
@@ -97,7 +109,8 @@ class PeftMethod(Method):
                 without_start(config), model, self.kind, converted=self.is_left_to_peft(model)
             )
         places = {(site.module, site.parameter) for site in sites}
-        now = tuned_places(model)
+        now = {place for place in tuned_places(model) if not is_token_layer(model, place[0])}
+        check_token_rows(model, rows)
         missed = [".".join(filter(None, place)) for place in sorted(places - now)]
         if missed:
             raise MethodError(
@@ -132,6 +145,8 @@ class PeftMethod(Method):
         return [
             ParameterLayer(model, site.module, site.parameter)
             if site.parameter
+            else TokenRows(model, site.module)
+            if site.kind == TOKEN_ROWS
             else (WeightLayer if site.in_weight else PeftLayer)(model, site.module)
             for site in sites
         ]

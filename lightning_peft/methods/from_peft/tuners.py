@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OWN_START",
+    "WITH_ITS_WRAPPER",
     "attention_problems",
     "config_class",
     "layer_refusal",
@@ -49,17 +50,31 @@ def refusal(tuner: str) -> str | None:
     if _named(PEFT_TYPE_TO_TUNER_MAPPING, tuner) is None or "target_modules" not in fields:
         return (
             f"{tuner} learns prompts for a language model through peft's own wrapper: "
-            "expected a tuner that adapts modules; use peft.get_peft_model for it"
+            f"expected a tuner that adapts modules; {WITH_ITS_WRAPPER}"
         )
     return None
 
 
+WITH_ITS_WRAPPER = "wrap the model with peft.get_peft_model, and take it with the method 'existing'"
+"""What to do with what ``peft``'s own forward is needed for."""
+
 _NEEDS = {
-    "ADAPTION_PROMPT": "adapts the attention of Llama-like language models through peft's wrapper",
+    "ADAPTION_PROMPT": (
+        "adapts the attention of Llama-like language models through peft's wrapper: "
+        f"{WITH_ITS_WRAPPER}"
+    ),
     "POLY": "needs a task id with every sample, which a plain forward does not have",
-    "SHADOW": "adds a second network beside a language model through peft's wrapper",
-    "TRAINABLE_TOKENS": "trains single rows of a token embedding; pass also_train for an embedding",
-    "XLORA": "mixes LoRA adapters of a transformers language model through peft's wrapper",
+    "SHADOW": (
+        f"adds a second network beside a language model through peft's wrapper: {WITH_ITS_WRAPPER}"
+    ),
+    "TRAINABLE_TOKENS": (
+        "trains single rows of a token embedding: use LoRA with trainable_token_indices, "
+        f"also_train for a whole embedding, or for the rows alone {WITH_ITS_WRAPPER}"
+    ),
+    "XLORA": (
+        "mixes LoRA adapters of a transformers language model through peft's wrapper: "
+        f"{WITH_ITS_WRAPPER}"
+    ),
 }
 
 OWN_START = frozenset({"C3A", "FOURIERFT", "UNILORA", "VBLORA"})

@@ -25,10 +25,8 @@ def network() -> nn.Sequential:
 
 
 WRAPPER: list[tuple[str, dict[str, Any], str]] = [
-    ("lora", {"alora_invocation_tokens": [1, 2]}, "found in input_ids .* use peft.get_peft_model"),
+    ("lora", {"alora_invocation_tokens": [1, 2]}, "found in input_ids .* wrap the model with peft"),
     ("lora", {"arrow_config": {"top_k": 1}}, "use peft.tuners.lora.create_arrow_model"),
-    ("lora", {"trainable_token_indices": [0]}, "use peft.get_peft_model"),
-    ("adalora", {"total_step": 9, "trainable_token_indices": [0]}, "use peft.get_peft_model"),
     ("lora", {"layer_replication": [[0, 1]]}, "peft.tuners.tuners_utils.replicate_layers"),
     ("lora", {"runtime_config": {"ephemeral_gpu_offload": True}}, "leave it out"),
     ("adamss", {"use_asa": True}, "expected False"),
