@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,11 @@ def compare(row: Row) -> dict[str, Any]:
     """
     torch.manual_seed(1)
     inputs = row.inputs()
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(),
+        redirect_stderr(io.StringIO()),  # FRoD's own progress
+    ):
         warnings.simplefilter("ignore")
         try:
             theirs = _by_peft(row)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from lightning_peft.errors import TargetError, near, some
+from lightning_peft.errors import MethodError, TargetError, near, some
 from lightning_peft.methods.base import Site
 from lightning_peft.methods.in_weight.part import layer_at
 
@@ -90,9 +90,18 @@ def ia3_targets(names: Sequence[str], feedforward: str | Sequence[str]) -> dict[
     Args:
         names: The layers to adapt.
         feedforward: ``feedforward_modules``: the ends of names, or a regular expression.
+
+    Raises:
+        MethodError: If it is no regular expression.
     """
     if isinstance(feedforward, str):
-        inner = [name for name in names if re.fullmatch(feedforward, name)]
+        try:
+            inner = [name for name in names if re.fullmatch(feedforward, name)]
+        except re.error as error:
+            raise MethodError(
+                "ia3: expected feedforward_modules to be names, or a regular expression, got "
+                f"{feedforward!r} ({error})."
+            ) from error
     else:
         ends = tuple(f".{entry}" for entry in feedforward)
         inner = [name for name in names if f".{name}".endswith(ends)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import peft
@@ -97,6 +98,12 @@ def test_ia3_of_a_model_whose_output_is_trained_whole(tmp_path: Path) -> None:
             if parameter.requires_grad:
                 parameter += 0.1 * torch.randn_like(parameter)
     theirs.save_pretrained(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    written = path.read_text()
+    path.write_text(json.dumps({**json.loads(written), "feedforward_modules": "("}))
+    with pytest.raises(lp.MethodError, match=r"feedforward_modules to be names.*got '\('"):
+        lp.load_adapter(roberta(auto), tmp_path)
+    path.write_text(written)
     ours = lp.load_adapter(roberta(auto), tmp_path).eval()
     ids = torch.tensor([[3, 4, 5]])
     with torch.no_grad():
