@@ -21,7 +21,8 @@ CHECKS = {
     "files": "`adaptation.save()` and `save_pretrained()` write the same names, shapes and values; "
     "`PeftModel.from_pretrained` loads our file and `lp.load_adapter` that of `peft`, each into a "
     "fresh model with the same output",
-    "disabled": "switched off, both give the same output",
+    "disabled": "switched off, both give the same output; or ours is the backbone's, with the head "
+    "that was trained, which stays",
     "merged": "merged, both give the same output, and afterwards the one of before; what `peft` "
     "cannot merge is refused or right",
 }
@@ -65,7 +66,7 @@ def _page(results: dict[str, Any]) -> Iterator[str]:
     yield "Equal is a configuration of which all of this holds, up to rounding:"
     yield ""
     for told in CHECKS.values():
-        yield f"- {told};"
+        yield f"- {told}."
     yield ""
     yield "Where `lp.adapt` refuses a configuration because it needs `peft`'s own wrapper, the"
     yield "suite does what the message says:"
