@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all test-oldest test-processors test-wild lint format wheel backbone clean
+.PHONY: help setup demo test test-all test-oldest test-processors test-wild test-peft lint format wheel backbone clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -76,6 +76,12 @@ test-wild: $(WILD)/.installed ## Try the callback on LightningModules of publish
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/build/bytecode-wild \
 		$(WILD)/bin/python -W ignore -m tests.wild.run $(ARGS)
 	$(WILD)/bin/python -m tests.wild.page
+
+# such as ARGS='--only "decoder.*Vera"'; peft's tests come from its source release, into build
+test-peft: setup ## Run the configurations of peft's own tests through peft and this package
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/build/bytecode \
+		$(BIN)/python -W ignore -m tests.peft_suite.run $(ARGS); \
+		status=$$?; $(BIN)/python -m tests.peft_suite.page && exit $$status
 
 lint: setup ## Check style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -119,6 +119,8 @@ class ExistingAdaptation(Adaptation):
                 f"expected an adapter of the tuner {kind}, as in the PeftModel, got "
                 f"{config.get('peft_type')}. Load it into a backbone without an adapter."
             )
+        if own.is_prompt_learning:
+            _refuse_computed_prompts(model.prompt_encoder[name], kind)
         expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
         problems = key_problems(tensors, expected, set(expected))
         if problems:
@@ -143,7 +145,7 @@ class ExistingAdaptation(Adaptation):
         flags = [(p, p.requires_grad) for p in model.parameters()]
         fast_path_on(self._fast_path)
         try:
-            with model.disable_adapter():
+            with _switched_off_by_peft(model):
                 self.state.disabled = True
                 yield
         finally:
@@ -190,6 +192,40 @@ class ExistingAdaptation(Adaptation):
     def detach_adapters(self) -> None:
         """Refuse: what is around the layers is ``peft``'s, and stays."""
         raise MethodError("a PeftModel cannot be taken apart layer by layer: use disabled().")
+
+
+def _refuse_computed_prompts(encoder: nn.Module, kind: str) -> None:
+    """Refuse to load prompts into an encoder that computes them, which no file of ``peft`` has."""
+    inner = [name for name, _ in encoder.named_parameters() if not name.startswith("embedding.")]
+    if inner:
+        raise AdapterFileError(
+            f"expected a tuner whose file holds what is trained, got {kind}: peft writes the "
+            f"prompts and not the encoder that computes them ({some(inner)}). To predict, load it "
+            "with peft.PeftModel.from_pretrained; to train on, resume from a checkpoint."
+        )
+
+
+@contextmanager
+def _switched_off_by_peft(model: Any) -> Iterator[None]:
+    """Switch the adapters off; ``peft`` itself raises for prompts before a model without text."""
+    prompts = model.peft_config[model.active_adapter].is_prompt_learning
+    if not prompts or hasattr(model, "prepare_inputs_for_generation"):
+        with model.disable_adapter():
+            yield
+        return
+    copies = [model.get_submodule(name) for name in saved_copies(model)]
+    before = model.__dict__.get("forward")
+    model.forward = model.base_model.forward
+    for wrapper in copies:
+        wrapper.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for wrapper in copies:
+            wrapper.enable_adapters(True)
+        del model.forward
+        if before is not None:
+            model.forward = before
 
 
 def take_existing(

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from lightning_peft.anatomy.names import shared_names
 from lightning_peft.errors import AdapterFileError, MethodError, some
+from lightning_peft.files.derived import derived_entries, is_derived
 from lightning_peft.files.rank_format import (
     divisors,
     pruned_for_peft,
@@ -61,10 +61,10 @@ def peft_form(
 
     Returns:
         The content of ``adapter_config.json`` and the trained tensors under the names that ``peft``
-        uses (a shared tensor once), or ``None`` if ``peft``'s format cannot express what is trained
-        (a method of our own, several methods, single parameters of the backbone, a layer that
-        ``peft`` alone does not find or cannot merge into, names that ``peft`` takes for those of an
-        older transformers).
+        uses (a shared tensor as often as ``peft`` does), or ``None`` if ``peft``'s format cannot
+        express what is trained (a method of our own, several methods, single parameters of the
+        backbone, a layer that ``peft`` alone does not find or cannot merge into, names that
+        ``peft`` takes for those of an older transformers).
     """
     if not isinstance(method, PeftMethod) or _with_further_names(model) or _unknown_to_peft(model):
         return None
@@ -99,13 +99,7 @@ def _written_config(model: Any, saved: Sequence[str]) -> dict[str, Any]:
 def _written_state(
     model: nn.Module, own: Mapping[str, Tensor], names: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    first = shared_names(model)
-    on_tuner = {name for key, name in names.items() if key.startswith(_TUNER)}
-    return {
-        key: own[name]
-        for key, name in names.items()
-        if key.startswith(_TUNER) or first.get(name, name) not in on_tuner
-    }
+    return {**{key: own[name] for key, name in names.items()}, **derived_entries(model)}
 
 
 def to_peft_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -150,12 +144,12 @@ def from_peft_keys(
             "name only, which is another function. Give each name a module of its own."
         )
     names = _names_by_peft(model, (*head, *_saved(method, model)), model.state_dict(), wanted)
-    known = _derived(model)
+    known = derived_entries(model)
     state: dict[str, Tensor] = {}
     twice = []
     for written, tensor in tensors.items():
         key = written.removeprefix(_PREFIX)
-        if key in known and torch.equal(known[key].to(tensor.dtype), tensor):
+        if is_derived(key, tensor, known):
             continue
         name = names.get(key, key)
         if name in state and not torch.equal(state[name], tensor):  # RandLora writes both
@@ -237,15 +231,6 @@ def _unknown_to_peft(model: nn.Module) -> list[str]:
         if is_in_weight(layer)
         and (isinstance(layer.base_layer, Part) or is_parametrized(layer.base_layer))
     ]
-
-
-def _derived(model: nn.Module) -> dict[str, Tensor]:
-    """Return tensors that ``peft`` writes though any injection computes them: SHiRA's indices."""
-    return {
-        f"{name}.shira_indices": module.shira_indices[ADAPTER_NAME].cpu()
-        for name, module in model.named_modules()
-        if ADAPTER_NAME in getattr(module, "shira_indices", ())
-    }
 
 
 def _names_by_peft(

@@ -18,7 +18,7 @@ from lightning_peft.anatomy.names import inside, parameters_inside
 from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError, TargetError, near, some
 from lightning_peft.methods.base import Layers, Names, Plan, Site, Stepper, plain
-from lightning_peft.methods.from_peft.defaults import DEFAULT, default_targets
+from lightning_peft.methods.from_peft.defaults import DEFAULT, NEW_HEADS, default_targets
 from lightning_peft.methods.from_peft.experts import kept_parameters
 from lightning_peft.methods.from_peft.idle import (
     default_of,
@@ -44,12 +44,19 @@ from lightning_peft.methods.from_peft.start import loading_what
 from lightning_peft.methods.from_peft.start_checks import start_problems
 from lightning_peft.methods.from_peft.targets import (
     fan_in_fan_out,
+    ia3_targets,
     matched_by_peft,
     names_of,
     target_spec,
 )
 from lightning_peft.methods.from_peft.token_rows import token_sites
-from lightning_peft.methods.from_peft.tuners import OWN_START, config_class, layer_refusal, refusal
+from lightning_peft.methods.from_peft.tuners import (
+    OWN_START,
+    attention_problems,
+    config_class,
+    layer_refusal,
+    refusal,
+)
 from lightning_peft.methods.in_weight.part import with_parts
 from lightning_peft.methods.registry import register_method
 
@@ -263,10 +270,16 @@ class HF(PeftMethod):
             config_class(self.tuner)(**self._plain_options(), target_modules=ALL_LINEAR), model
         )
 
+    def _is_as_in_peft(self, model: nn.Module) -> bool:
+        """Whether the layers are those that ``peft`` chooses: it keeps a rank above their sides."""
+        return self.is_left_to_peft(model) or (
+            self.targets == DEFAULT and bool(default_targets(self.tuner, model))
+        )
+
     def _narrow(self, model: nn.Module, names: Iterable[str]) -> dict[str, int]:
         """Return the ranks of the layers that get a rank below ``r``, which was given."""
         rank = self.options.get("r")
-        if not isinstance(rank, int) or self.tuner not in _BY_LAYER or self.is_left_to_peft(model):
+        if not isinstance(rank, int) or self.tuner not in _BY_LAYER or self._is_as_in_peft(model):
             return {}
         own = self.options.get("rank_pattern") or {}
         found = narrow_layers(model, names, rank)
@@ -314,21 +327,25 @@ class HF(PeftMethod):
     def _saved(self, model: nn.Module) -> tuple[str, ...]:
         """Return the modules that are trained whole and get no adapter: ``modules_to_save``."""
         # as peft has it, without a dot: 'classifier' is 'pre_classifier', too
-        ends = tuple(self.options.get("modules_to_save") or ())
+        task = NEW_HEADS.get(str(self.options.get("task_type")), ())
+        ends = (*(self.options.get("modules_to_save") or ()), *task)
         return tuple(name for name, _ in model.named_modules() if name.endswith(ends))
 
     def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
         """See :meth:`PeftMethod.site_problems`."""
         rank = self.options.get("r")
-        if isinstance(rank, int) and self.tuner in _BY_LAYER:
-            asked = () if self.is_left_to_peft(model) else named(names, self.targets)
-            yield from rank_problems(model, asked, rank)
-        elif isinstance(rank, int) and self.tuner not in _NO_RANK:
-            yield from rank_problems(model, names, rank)
+        if isinstance(rank, int) and not self._is_as_in_peft(model):
+            if self.tuner in _BY_LAYER:
+                yield from rank_problems(model, named(names, self.targets), rank)
+            elif self.tuner not in _NO_RANK:
+                yield from rank_problems(model, names, rank)
+        if self.tuner == "LORA" and self.is_left_to_peft(model):
+            yield from attention_problems(model, names)
         yield from layer_refusal(self.tuner, model, names)
         yield from start_problems(self.tuner, self.options, model, names)
         if loading_what() is None:
-            yield from idle_problems(self.tuner, self.options, model, names)
+            beside = (*names, *self._saved(model))  # which a pattern may name, too
+            yield from idle_problems(self.tuner, self.options, model, beside)
 
     def peft_config(self, model: nn.Module, sites: tuple[Site, ...]) -> PeftConfig:
         """See :meth:`PeftMethod.peft_config`."""
@@ -340,6 +357,8 @@ class HF(PeftMethod):
         apart = sites and self._saved(model)
         if not by_peft or apart or any(site.in_weight for site in sites):
             options["target_modules"] = target_spec(model, names)
+            if self.tuner == "IA3" and by_peft and options.get("feedforward_modules"):
+                options.update(ia3_targets(names, options["feedforward_modules"]))
             if self.tuner == "IA3" and "feedforward_modules" not in options:
                 default = default_targets("IA3", model) if self.targets == DEFAULT else {}
                 options["feedforward_modules"] = default.get("feedforward_modules", [])
@@ -351,8 +370,6 @@ class HF(PeftMethod):
             # none at all, since peft would add its default modules for this kind of model
             options["target_modules"] = options.get("target_modules") or []
         self._limit(options, self._narrow(model, names))
-        if self.tuner == "FROD":  # its projections come from the weights, and are in no state dict
-            options.setdefault("save_projection", False)
         if isinstance(options.get("lora_ga_config"), dict):  # peft 0.20 keeps it as it is
             from peft import LoraGAConfig
 

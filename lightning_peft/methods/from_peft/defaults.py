@@ -7,10 +7,17 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["DEFAULT", "default_targets"]
+__all__ = ["DEFAULT", "NEW_HEADS", "default_targets"]
 
 DEFAULT = "default"
 """The ``targets`` of a config of ``peft`` that names none."""
+
+NEW_HEADS = {
+    "QUESTION_ANS": ("qa_outputs",),
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+}
+"""What ``peft`` trains whole for a task, in a model that has such a module."""
 
 
 def default_targets(tuner: str, model: nn.Module) -> dict[str, Any]:

@@ -25,7 +25,6 @@ _NEEDS_WRAPPER: dict[tuple[str, str], str] = {
         "needs AdamssModel.update_and_allocate after every step, which an injection leaves out: "
         "expected False"
     ),
-    ("FROD", "save_projection"): "needs peft's own wrapper: expected False",
     ("LORA", "alora_invocation_tokens"): f"{_IN_TOKENS}: {WITH_ITS_WRAPPER}",
     ("LORA", "arrow_config"): "routes between adapters: use peft.tuners.lora.create_arrow_model",
     ("LORA", "layer_replication"): (

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from lightning_peft.errors import TargetError, near, some
+from lightning_peft.errors import MethodError, TargetError, near, some
 from lightning_peft.methods.base import Site
 from lightning_peft.methods.in_weight.part import layer_at
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "fan_in_fan_out",
+    "ia3_targets",
     "matched_by_peft",
     "names_of",
     "target_spec",
@@ -81,3 +82,30 @@ def matched_by_peft(config: PeftConfig, model: nn.Module) -> tuple[str, ...]:
 
 def _ends(names: list[str]) -> set[str]:
     return {name.rpartition(".")[2] for name in names}
+
+
+def ia3_targets(names: Sequence[str], feedforward: str | Sequence[str]) -> dict[str, str]:
+    """Return IA3's targets by whole names; ``peft`` wants those of MLPs to be a part of them.
+
+    Args:
+        names: The layers to adapt.
+        feedforward: ``feedforward_modules``: the ends of names, or a regular expression.
+
+    Raises:
+        MethodError: If it is no regular expression.
+    """
+    if isinstance(feedforward, str):
+        try:
+            inner = [name for name in names if re.fullmatch(feedforward, name)]
+        except re.error as error:
+            raise MethodError(
+                "ia3: expected feedforward_modules to be names, or a regular expression, got "
+                f"{feedforward!r} ({error})."
+            ) from error
+    else:
+        ends = tuple(f".{entry}" for entry in feedforward)
+        inner = [name for name in names if f".{name}".endswith(ends)]
+    return {
+        "target_modules": "|".join(re.escape(name) for name in names),
+        "feedforward_modules": "|".join(re.escape(name) for name in inner),
+    }

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lightning_peft.errors import near
-from lightning_peft.methods.in_weight.part import layer_at
+from lightning_peft.errors import near, some
+from lightning_peft.methods.in_weight.part import Part, layer_at
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "OWN_START",
     "WITH_ITS_WRAPPER",
+    "attention_problems",
     "config_class",
     "layer_refusal",
     "list_tuners",
@@ -93,6 +94,27 @@ def layer_refusal(tuner: str, model: nn.Module, names: tuple[str, ...]) -> Itera
         if wrong:
             more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
             yield f"{said}, got {', '.join(wrong[:4])}{more}. Exclude these modules"
+
+
+def attention_problems(model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
+    """Yield the attention modules that ``peft``'s own rules of LoRA mean as a whole.
+
+    Args:
+        model: The backbone, not yet adapted.
+        names: The modules and parts to adapt.
+    """
+    layers = {name: layer_at(model, name) for name in names}
+    whole = [
+        name.rpartition(".")[0]
+        for name, layer in layers.items()
+        if isinstance(layer, Part) and isinstance(layer.holder, nn.MultiheadAttention)
+    ]
+    if whole:
+        yield (
+            "peft's LoRA adds the update of an nn.MultiheadAttention's out_proj twice: expected "
+            f"other targets, got {some(list(dict.fromkeys(whole)))}. Use lp.LoRA(targets="
+            "'attention'), which adds it once"
+        )
 
 
 def _is_convolution(model: nn.Module, name: str) -> bool:

@@ -30,7 +30,6 @@ WRAPPER: list[tuple[str, dict[str, Any], str]] = [
     ("lora", {"layer_replication": [[0, 1]]}, "peft.tuners.tuners_utils.replicate_layers"),
     ("lora", {"runtime_config": {"ephemeral_gpu_offload": True}}, "leave it out"),
     ("adamss", {"use_asa": True}, "expected False"),
-    ("frod", {"save_projection": True}, "expected False"),
     ("vblora", {"save_only_topk_weights": True}, "expected False"),
 ]
 IDLE: list[tuple[str, dict[str, Any], str]] = [

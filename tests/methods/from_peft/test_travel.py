@@ -8,9 +8,10 @@ from pathlib import Path
 import peft
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import lightning_peft as lp
-from lightning_peft.files.writing import CONFIG_FILE
+from lightning_peft.files.writing import CONFIG_FILE, WEIGHTS_FILE
 from tests.contract import tuners
 from tests.contract.cases import Case
 from tests.contract.test_promises import evaluated, move
@@ -24,8 +25,7 @@ def method_of(tuner: str) -> lp.HF:
     return lp.HF(tuner, **tuners.SETTINGS.get(tuner, {}))
 
 
-# peft's file of FRoD has projections that come from the weights
-@pytest.mark.parametrize("tuner", [name for name in tuners.TUNERS if name != "FROD"])
+@pytest.mark.parametrize("tuner", tuners.TUNERS)
 def test_peft_loads_what_we_wrote_and_we_load_what_peft_wrote(tuner: str, tmp_path: Path) -> None:
     model = build("vit")
     adaptation = lp.adapt(model, method_of(tuner))
@@ -56,13 +56,35 @@ def test_shira_on_other_weights_than_ours_is_refused(tmp_path: Path) -> None:
         lp.load_adapter(build("vit"), tmp_path)
 
 
-def test_frod_is_made_again_from_the_weights(tmp_path: Path) -> None:
-    lp.adapt(build("vit"), method_of("FROD")).save(tmp_path / "ours")
-    assert json.loads((tmp_path / "ours" / CONFIG_FILE).read_text())["save_projection"] is False
-    peft.PeftModel.from_pretrained(build("vit"), str(tmp_path / "ours"))
-    with pytest.raises(lp.MethodError, match="save_projection needs peft's own wrapper"):
-        lp.HF("frod", save_projection=True)
-    theirs = peft.get_peft_model(build("vit"), peft.FrodConfig(target_modules=["qkv"]))
+@pytest.mark.parametrize(
+    "config",
+    [
+        peft.FrodConfig(target_modules=["qkv", "fc1"]),
+        peft.FrodConfig(target_modules=["qkv"], save_projection=False),
+        peft.RandLoraConfig(target_modules=["qkv"], r=2),
+        peft.ShiraConfig(target_modules=["qkv"], r=1),
+    ],
+    ids=["frod", "frod-without-projections", "randlora", "shira"],
+)
+def test_a_file_has_what_peft_writes_though_it_can_be_computed(
+    config: peft.PeftConfig, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    lp.adapt(build("vit"), config, head=False).save(tmp_path / "ours")
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(build("vit"), config)
     theirs.save_pretrained(str(tmp_path / "theirs"))
+    found, expected = (load_file(tmp_path / who / WEIGHTS_FILE) for who in ("ours", "theirs"))
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_projections_of_other_weights_are_refused(tmp_path: Path) -> None:
+    config = peft.FrodConfig(target_modules=["qkv"])
+    theirs = peft.get_peft_model(build("vit"), config)
+    for projection in theirs.base_model.frod_V.values():
+        projection["default"].mul_(2)
+    theirs.save_pretrained(str(tmp_path))
     with pytest.raises(lp.AdapterFileError, match=r"unknown: base_model\.frod_V"):
-        lp.load_adapter(build("vit"), tmp_path / "theirs")
+        lp.load_adapter(build("vit"), tmp_path)
