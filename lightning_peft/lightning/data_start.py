@@ -26,7 +26,7 @@ from lightning_peft.adaptation.sharding import is_sharded
 from lightning_peft.anatomy import anatomy
 from lightning_peft.errors import MethodError, some
 from lightning_peft.lightning.namespace import pl
-from lightning_peft.lightning.told import say
+from lightning_peft.lightning.said import say
 from lightning_peft.methods.base import Method
 from lightning_peft.methods.from_peft.inject import ADAPTER_NAME
 from lightning_peft.methods.from_peft.start import follow_factors, loading, loading_what

@@ -10,10 +10,11 @@ from lightning_peft.adaptation.handle import Adaptation, find_adaptations
 from lightning_peft.adaptation.newness import looks_new
 from lightning_peft.adaptation.outline import outline, parts_of, some, warning_of
 from lightning_peft.lightning.module_checkpoints import ATTACHMENT
-from lightning_peft.lightning.namespace import pl, pl_import
+from lightning_peft.lightning.namespace import pl
+from lightning_peft.lightning.said import say
 from lightning_peft.lightning.teachers import twins_of
 
-__all__ = ["Tell", "around", "say", "tell"]
+__all__ = ["Tell", "around", "tell"]
 
 
 class Tell(pl.Callback):
@@ -93,11 +94,6 @@ def _not_in_checkpoints(
         "not in the checkpoints: the frozen weights, which look random. Where the module does not "
         "make the same ones again, a checkpoint is of no use; checkpoints='full' holds them"
     ]
-
-
-def say(message: str) -> None:
-    """Log a message in one process only."""
-    pl_import("utilities.rank_zero").rank_zero_info(message)
 
 
 def _told_of(held: tuple[str, ...]) -> str:

@@ -21,7 +21,8 @@ from lightning_peft.lightning.class_names import SHARDING, is_a
 from lightning_peft.lightning.hooks import after_configure_model
 from lightning_peft.lightning.namespace import pl
 from lightning_peft.lightning.random_resume import resume_random_state
-from lightning_peft.lightning.told import around, say
+from lightning_peft.lightning.said import say
+from lightning_peft.lightning.told import around
 
 __all__ = ["BackboneFreeze", "Stage", "stage_parts"]
 

@@ -29,9 +29,10 @@ from lightning_peft.lightning.gradients import GradientWatch, refuse_frozen
 from lightning_peft.lightning.identity import IdentityWatch
 from lightning_peft.lightning.letting_go import let_go, merge_after_the_fit
 from lightning_peft.lightning.namespace import pl
+from lightning_peft.lightning.said import say
 from lightning_peft.lightning.steppers import DriveSteppers
 from lightning_peft.lightning.teachers import keep_teachers
-from lightning_peft.lightning.told import say, tell
+from lightning_peft.lightning.told import tell
 from lightning_peft.methods.union import as_method
 
 __all__ = ["PEFT"]
