@@ -14,6 +14,8 @@ everything frozen and the gradient taken down to the input.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,19 +32,23 @@ NAMES = ("limit", "peft, checkpointed", "lowest", "low", "lightning-peft", "high
 
 
 def peak_bytes(model: nn.Module, images: Tensor, labels: Tensor) -> int:
-    """Return the peak of the bytes that one forward and one backward pass allocate.
+    """Return the peak of the bytes that a step of a classifier allocates: see :func:`peak_of`."""
+    return peak_of(model, partial(forward_and_backward, model, images, labels))
+
+
+def peak_of(model: nn.Module, step: Callable[[], None]) -> int:
+    """Return the peak of the bytes that a step allocates.
 
     Args:
-        model: The model; its gradients are deleted before the pass and exist afterwards.
-        images: Its input.
-        labels: Class numbers.
+        model: The model; its gradients are deleted before the step and exist afterwards.
+        step: One forward and one backward pass.
 
     Returns:
-        The largest sum of bytes that were allocated and not freed, from the beginning of the pass.
+        The largest sum of bytes that were allocated and not freed, from the beginning of the step.
     """
     model.zero_grad(set_to_none=True)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        forward_and_backward(model, images, labels)
+        step()
     assert record.profiler is not None
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())

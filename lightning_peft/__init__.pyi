@@ -44,6 +44,7 @@ from lightning_peft.lightning.callbacks.schedule import WarmupCosine as WarmupCo
 from lightning_peft.lightning.callbacks.schedule import WarmupLinear as WarmupLinear
 from lightning_peft.lightning.callbacks.schedule import WarmupStableDecay as WarmupStableDecay
 from lightning_peft.lightning.checkpoint_io import WholeCheckpointIO as WholeCheckpointIO
+from lightning_peft.lightning.datamodules.chat import ChatDataModule as ChatDataModule
 from lightning_peft.lightning.datamodules.digits import DigitsDataModule as DigitsDataModule
 from lightning_peft.lightning.datamodules.folder import (
     ImageFolderDataModule as ImageFolderDataModule,
@@ -51,7 +52,9 @@ from lightning_peft.lightning.datamodules.folder import (
 from lightning_peft.lightning.datamodules.text import TextDataModule as TextDataModule
 from lightning_peft.lightning.datamodules.vtab import VTABDataModule as VTABDataModule
 from lightning_peft.lightning.mixin import PEFTMixin as PEFTMixin
+from lightning_peft.lightning.modules.causal_lm import CausalLM as CausalLM
 from lightning_peft.lightning.modules.image import ImageClassifier as ImageClassifier
+from lightning_peft.lightning.modules.preference import PreferenceModule as PreferenceModule
 from lightning_peft.lightning.modules.regression import ImageRegressor as ImageRegressor
 from lightning_peft.lightning.modules.text import TextClassifier as TextClassifier
 from lightning_peft.lightning.without_trainer import load_from_checkpoint as load_from_checkpoint

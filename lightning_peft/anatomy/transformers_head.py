@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from torch import nn
+
 from lightning_peft.anatomy.family import backbones_in
 from lightning_peft.anatomy.tree import Node, has_weights
 
@@ -16,7 +18,7 @@ _FOR_A_TASK = re.compile(r"For[A-Z]|LMHead|DoubleHeads")
 _PRETRAINED = re.compile(
     r"LMHead|DoubleHeads|For(CausalLM|MaskedLM|ConditionalGeneration|PreTraining|Generation"
     r"|MaskedImage\w*|CausalImage\w*|ImageTextTo\w*|TextTo\w*|SpeechTo\w*|NextSentence\w*"
-    r"|Retrieval|MaskGeneration|RNNT|TDT|ImageTextRetrieval|MultimodalLM|CausalLM\w*)"
+    r"|Retrieval|MaskGeneration|Keypoint\w*|RNNT|TDT|ImageTextRetrieval|MultimodalLM|CausalLM\w*)"
 )
 
 
@@ -43,12 +45,13 @@ def transformers_head(root: Node, usual: re.Pattern[str]) -> list[Node]:
     ours = kind is type(model)
     if ours and not _FOR_A_TASK.search(kind.__name__):
         return []
-    get_output = getattr(model, "get_output_embeddings", None)
-    output = get_output() if get_output is not None else None
+    output = _embeddings(model, "get_output_embeddings")
+    words = _embeddings(model, "get_input_embeddings")
     candidates = [
         child
         for child in root.children
         if has_weights(child.module)
+        and child.module is not words  # T5's `shared` stands beside its encoder and decoder
         and (output is None or all(module is not output for module in child.module.modules()))
     ]
     if ours and _PRETRAINED.search(kind.__name__):
@@ -65,3 +68,12 @@ def transformers_head(root: Node, usual: re.Pattern[str]) -> list[Node]:
     if whole and others:
         return others
     return [child for child in candidates if usual.fullmatch(child.key)]
+
+
+def _embeddings(model: nn.Module, getter: str) -> nn.Module | None:
+    get = getattr(model, getter, None)
+    try:
+        found = get() if get is not None else None
+    except NotImplementedError:  # a model of images may have none of words
+        return None
+    return found if isinstance(found, nn.Module) else None

@@ -12,7 +12,15 @@ from torch import nn
 
 from lightning_peft.errors import DataError, near, require
 
-__all__ = ["load_config", "load_encoder", "load_sequence_classifier", "load_tokenizer"]
+__all__ = [
+    "checked_name",
+    "finding",
+    "load_config",
+    "load_encoder",
+    "load_sequence_classifier",
+    "load_tokenizer",
+    "quietly",
+]
 
 EXTRA = "text"
 DROPOUTS = ("classifier_dropout", "seq_classif_dropout", "summary_last_dropout")
@@ -32,8 +40,8 @@ def load_tokenizer(name: str) -> Any:
         MissingExtraError: If transformers is not installed.
     """
     transformers = require("transformers", EXTRA)
-    name = _checked_name(name)
-    with _quietly(transformers), _finding(name, "a tokeniser"):
+    name = checked_name(name)
+    with quietly(transformers), finding(name, "a tokeniser"):
         found = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if found.pad_token is None:
         raise DataError(
@@ -44,12 +52,12 @@ def load_tokenizer(name: str) -> Any:
     return found
 
 
-def load_config(name: str, num_outputs: int, options: Mapping[str, Any]) -> Any:
-    """Load the config of a model with a new head.
+def load_config(name: str, num_outputs: int | None, options: Mapping[str, Any]) -> Any:
+    """Load the config of a model.
 
     Args:
         name: A name on the Hugging Face hub, or a local directory.
-        num_outputs: Outputs of the head.
+        num_outputs: Outputs of a new head; ``None`` if the head is the model's own.
         options: Values of the config to change.
 
     Raises:
@@ -57,12 +65,12 @@ def load_config(name: str, num_outputs: int, options: Mapping[str, Any]) -> Any:
         MissingExtraError: If transformers is not installed.
     """
     transformers = require("transformers", EXTRA)
-    name = _checked_name(name)
-    with _quietly(transformers), _finding(name, "a model"):
+    name = checked_name(name)
+    with quietly(transformers), finding(name, "a model"):
         config, unused = transformers.AutoConfig.from_pretrained(
             name,
-            num_labels=num_outputs,
             return_unused_kwargs=True,
+            **({} if num_outputs is None else {"num_labels": num_outputs}),
             **{"trust_remote_code": False, **options},  # by default transformers asks
         )
     if unused:
@@ -98,7 +106,7 @@ def load_sequence_classifier(
         MissingExtraError: If transformers is not installed.
     """
     transformers = require("transformers", EXTRA)
-    name = _checked_name(name)
+    name = checked_name(name)
     config = load_config(name, num_outputs, options or {})
     if head_dropout is not None:
         _set_dropout(config, head_dropout, name)
@@ -121,7 +129,7 @@ def load_encoder(name: str, *, pretrained: bool = True) -> nn.Module:
         MissingExtraError: If transformers is not installed.
     """
     transformers = require("transformers", EXTRA)
-    name = _checked_name(name)
+    name = checked_name(name)
     config = load_config(name, 1, {})
     return _load(transformers.AutoModel, name, config, "an encoder", pretrained).eval()
 
@@ -135,7 +143,7 @@ def _load(auto: Any, name: str, config: Any, what: str, pretrained: bool) -> nn.
     import torch
 
     transformers = require("transformers", EXTRA)
-    with _quietly(transformers), _finding(name, what):
+    with quietly(transformers), finding(name, what):
         if not pretrained:
             made: nn.Module = auto.from_config(config, dtype=torch.float32)
             return made
@@ -182,7 +190,7 @@ def _set_dropout(config: Any, value: float, name: str) -> None:
     setattr(config, found[0], value)
 
 
-def _checked_name(name: str) -> str:
+def checked_name(name: str) -> str:
     """Refuse names that cannot be on the hub; return the others."""
     import timm
 
@@ -205,20 +213,27 @@ def _checked_name(name: str) -> str:
 
 
 @contextmanager
-def _finding(name: str, what: str) -> Iterator[None]:
+def finding(name: str, what: str, example: str = "bert-base-uncased") -> Iterator[None]:
+    """Turn what transformers raises about a name into one error.
+
+    Args:
+        name: The name or the directory.
+        what: What was asked for, such as ``"a tokeniser"``.
+        example: A name that exists on the hub.
+    """
     try:
         yield
     except (OSError, ValueError, KeyError) as error:  # what transformers raises here
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"Expected {what} under the name or in the directory '{name}', got none: {reason} Name "
-            "a model of the Hugging Face hub, such as 'bert-base-uncased', or, without a network, "
+            f"a model of the Hugging Face hub, such as '{example}', or, without a network, "
             "a directory with its files."
         ) from error
 
 
 @contextmanager
-def _quietly(transformers: Any) -> Iterator[None]:
+def quietly(transformers: Any) -> Iterator[None]:
     """Silence the progress bar and the loading report, whose important parts are checked."""
     told = transformers.utils.logging
     level, bars = told.get_verbosity(), told.is_progress_bar_enabled()

@@ -18,16 +18,18 @@ MAIN: dict[str, str] = {
     "binary": "accuracy",
     "multilabel": "accuracy",
     "regression": "rmse",
+    "language": "perplexity",
+    "preference": "accuracy",
 }
 """The metric that selects the checkpoint of a task, without its stage."""
 
 KNOWN = (
     *("accuracy", "ap", "auroc", "balanced_accuracy", "ece", "f1", "f1_micro", "loss", "mae"),
-    *("map", "pearson", "r2", "rmse", "spearman"),
+    *("map", "margin", "pearson", "perplexity", "r2", "rmse", "spearman"),
 )
 """The metrics of the ready modules on the validation set, for any task."""
 
-LOWER = ("loss", "rmse", "mse", "mae", "ece", "error", "ece_uncalibrated")
+LOWER = ("loss", "rmse", "mse", "mae", "ece", "error", "ece_uncalibrated", "perplexity")
 SHARES = (
     *("accuracy", "balanced_accuracy", "f1", "f1_micro"),
     *("precision", "recall", "auroc", "ap", "map"),

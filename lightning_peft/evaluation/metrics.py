@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
@@ -33,7 +34,9 @@ from lightning_peft.evaluation.metric_classes import (
 from lightning_peft.evaluation.metric_names import TASKS, Task
 from lightning_peft.evaluation.outputs import check_task
 
-__all__ = ["metric_set", "values_of"]
+__all__ = ["begin_anew", "metric_set", "values_of"]
+
+NARROW = (torch.bfloat16, torch.float16)
 
 Parts = dict[str, Metric | MetricCollection]
 
@@ -142,3 +145,20 @@ def _regression(outputs: int) -> Parts:
         "pearson": Pearson(),
         "spearman": spearman,
     }
+
+
+def begin_anew(metrics: Metric | MetricCollection) -> None:
+    """Reset metrics, whose sums are in float32 or finer from here on.
+
+    ``precision="bf16-true"`` casts a module together with its metrics, and a sum in bfloat16 no
+    longer grows by one from 256 on.
+
+    Args:
+        metrics: A metric, or several.
+    """
+    metrics.reset()
+    for metric in metrics.modules():
+        # not its `dtype`, which moving it to a device sets back
+        states = metric.metric_state.values() if isinstance(metric, Metric) else ()
+        if any(isinstance(s, Tensor) and s.dtype in NARROW for s in states):
+            metric.to(torch.float32)

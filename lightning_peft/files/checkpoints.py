@@ -22,7 +22,7 @@ from lightning_peft.files.patterns import strings_in
 from lightning_peft.files.plain_file import NotPlainError, check_file
 from lightning_peft.system.atomic import written_whole
 
-__all__ = ["check_callback_paths", "check_checkpoint_file", "keep_hyperparameters"]
+__all__ = ["check_checkpoint_file", "check_resumable", "keep_hyperparameters"]
 
 _FILLED_WHEN_MADE = ("builtins bytearray", "__builtin__ bytearray")
 """Types that ``torch.load(weights_only=True)`` lets a pickle create in any size, and fill."""
@@ -77,8 +77,8 @@ def check_checkpoint_file(path: str | PathLike[str]) -> None:
             raise CheckpointError(f"{file}: expected '{key}' to hold entries by name.")
 
 
-def check_callback_paths(path: str | PathLike[str]) -> None:
-    """Refuse a checkpoint whose callbacks remember files further up.
+def check_resumable(path: str | PathLike[str]) -> None:
+    """Refuse a checkpoint that no trainer wrote, or whose callbacks remember files further up.
 
     A callback that goes on from its state deletes what it wrote before and has replaced since.
     Lightning looks whether that is below its directory, but not whether the path leaves it again.
@@ -87,9 +87,18 @@ def check_callback_paths(path: str | PathLike[str]) -> None:
         path: A file that :func:`check_checkpoint_file` has accepted.
 
     Raises:
-        CheckpointError: If a path in the state of a callback goes up.
+        CheckpointError: If it has no version, epoch or step, or a path in the state of a callback
+            goes up.
     """
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("callbacks")
+    found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    kinds: dict[str, type] = {"pytorch-lightning_version": str, "epoch": int, "global_step": int}
+    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of a trainer to resume from, got one without "
+            f"{some(wrong)}. Resume from another, or start again."
+        )
+    state = found.get("callbacks")
     upwards = [text for text in strings_in(state) if ".." in text.replace("\\", "/").split("/")]
     if upwards:
         raise CheckpointError(

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_peft.kernels.histories import recipe_of
 from lightning_peft.kernels.products import EXACT, autocast_dtype, exactly, refuse_second
-from lightning_peft.kernels.rebuild import Memory, Recipe, parted, recipe_of
+from lightning_peft.kernels.rebuild import Rebuilds, Recipe, parted
 
 __all__ = ["Geometry", "low_rank_conv"]
 
@@ -49,7 +50,7 @@ def low_rank_conv(
     scale: float,
     geometry: Geometry,
     *,
-    memory: Memory = "high",
+    memory: Rebuilds = "high",
 ) -> Tensor:
     """Compute ``conv(x, W) + bias + scale conv1x1(conv(x, A), B)`` for a frozen ``W``.
 

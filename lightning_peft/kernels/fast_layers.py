@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 from lightning_peft.kernels.convolution import Geometry, low_rank_conv
 from lightning_peft.kernels.low_rank import low_rank_linear
-from lightning_peft.kernels.rebuild import Memory
+from lightning_peft.kernels.rebuild import Memory, Rebuilds
 
 __all__ = ["MEMORY", "REBUILDS", "fast_classes", "memory_of"]
 
@@ -38,9 +38,9 @@ def memory_of(layer: nn.Module) -> Memory:
     return memory
 
 
-def _rebuilds(layer: nn.Module) -> Memory:
+def _rebuilds(layer: nn.Module) -> Rebuilds:
     """Return which tensors a layer may recompute."""
-    rebuilds: Memory = layer.__dict__.get(REBUILDS, "default")
+    rebuilds: Rebuilds = layer.__dict__.get(REBUILDS, "default")
     return rebuilds
 
 
@@ -100,7 +100,7 @@ def _is_small(layer: Any, x: Tensor) -> bool:
     if (
         x.device.type != "cpu"
         or torch.compiler.is_compiling()
-        or _rebuilds(layer) in ("low", "lowest")
+        or _rebuilds(layer) not in ("default", "high")
     ):
         return False
     return x.numel() + x.numel() // x.shape[-1] * layer.out_features < SMALL

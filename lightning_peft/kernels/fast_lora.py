@@ -64,11 +64,12 @@ def accelerate(model: nn.Module, memory: Memory = "default") -> Acceleration:
     Args:
         model: A model with LoRA layers, changed in place: their class becomes a subclass of theirs.
         memory: Which tensors a layer recomputes in the backward pass, from tensors that the graph
-            keeps in any case: ``"default"`` the output of an activation function (GELU, SiLU, a
-            gate) that feeds it; ``"low"`` the output of a layer norm as well, and in the first
-            quarter of the layers as ``"lowest"``; ``"lowest"`` also the input of an activation
-            function if it comes from an adapted layer (an MLP's first), at the price of one more of
-            that layer's products; ``"high"`` nothing.
+            keeps in any case: ``"default"`` the output of an activation function (GELU, SiLU) or a
+            gate that feeds it; ``"low"`` the output of a layer norm or an RMS norm as well, and in
+            the first quarter of the layers (the first half, of gated MLPs) as ``"lowest"``;
+            ``"lowest"`` also the input of an activation function or a gate if it comes from an
+            adapted layer (an MLP's first), at the price of one more of that layer's products;
+            ``"high"`` nothing.
 
     Returns:
         Which layers are fast now.
@@ -95,7 +96,8 @@ def accelerate(model: nn.Module, memory: Memory = "default") -> Acceleration:
             plain[name] = reason
     for number, layer in enumerate(fast.values()):
         # the share of the products that "low" recomputes is a compromise: see the benchmarks
-        low = "lowest" if number < len(fast) / 4 else "low"
+        share = number / len(fast)
+        low = "lowest" if share < 1 / 4 else "gates" if share < 1 / 2 else "low"
         layer.__dict__[MEMORY] = memory
         layer.__dict__[REBUILDS] = low if memory == "low" else memory
     return Acceleration(tuple(fast), plain, memory)

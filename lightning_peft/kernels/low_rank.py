@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_peft.kernels.histories import gate_of, is_looked_at, is_plain, recipe_of
 from lightning_peft.kernels.products import (
     EXACT,
     autocast_dtype,
@@ -27,14 +28,7 @@ from lightning_peft.kernels.products import (
     refuse_second,
     updated,
 )
-from lightning_peft.kernels.rebuild import (
-    Memory,
-    Recipe,
-    is_looked_at,
-    is_plain,
-    parted,
-    recipe_of,
-)
+from lightning_peft.kernels.rebuild import Rebuilds, Recipe, parted
 
 __all__ = ["low_rank_linear"]
 
@@ -48,7 +42,7 @@ def low_rank_linear(
     scale: float,
     *,
     dropout: float = 0.0,
-    memory: Memory = "high",
+    memory: Rebuilds = "high",
     training: bool = False,
 ) -> Tensor:
     """Compute ``x W^T + bias + scale (dropout(x) A^T) B^T`` for a frozen ``W``.
@@ -79,10 +73,14 @@ def low_rank_linear(
     dtype = autocast_dtype(x, weight)
     flat = x.reshape(-1, x.shape[-1]).to(dtype)
     recipe = recipe_of(x, memory) if a.requires_grad else None
+    if recipe is not None and training and not is_looked_at(x):
+        recipe = gate_of(recipe)
     through = recipe is not None and training and recipe.slopes and not is_looked_at(x)
     if recipe is not None and not through:
         recipe = recipe.detached()
-    elif recipe is not None and memory == "lowest":
+    elif recipe is not None and memory in (
+        ("gates", "lowest") if recipe.kind == "gate" else ("lowest",)
+    ):
         recipe = _chained(recipe)
     how, made_from = parted(recipe)
     out = _LowRank.apply(
@@ -101,26 +99,30 @@ def low_rank_linear(
 
 
 def _chained(recipe: Recipe) -> Recipe:
-    """Recompute an activation's input as well, if it comes from a layer of this kind."""
-    (value,) = recipe.tensors
+    """Recompute the inputs of an activation or a gate as well, from the layers that gave them."""
+    return recipe._replace(inner=tuple(map(_given_by_a_layer, recipe.tensors)))
+
+
+def _given_by_a_layer(value: Tensor | None) -> Recipe | None:
+    """Return how to compute a tensor anew, if it comes from a layer of this kind."""
     node: Any = None if value is None else value.grad_fn
     if type(node).__name__ == "ViewBackward0":  # that gives the output its shape
         node = node.next_functions[0][0]
     if value is None or getattr(node, "_forward_cls", None) is not _LowRank:
-        return recipe
+        return None
     if value._version != node.version:  # written to under no_grad
-        return recipe
+        return None
     if not all(map(is_plain, node._raw_saved_tensors)):  # offloaded, or checkpointed
-        return recipe
+        return None
     weight, bias, a, b, mask, _, x, *made_from = node.saved_tensors
     how = node.recipe and node.recipe.with_tensors(made_from)
-    if (x is None and how is None) or (how is not None and how.inner is not None):
-        return recipe  # the other layer keeps no input, or has to recompute a product itself
+    if (x is None and how is None) or (how is not None and any(how.inner)):
+        return None  # the other layer keeps no input, or has to recompute a product itself
     if how is not None and how.shared is not None:
         how.shared.users += 1
     options = (node.scale, node.dropout, value.shape)
-    inner = Recipe("low_rank", options, (x, weight, bias, a, b, mask), inner=how)
-    return recipe._replace(inner=inner.detached())
+    inner = () if how is None else (how,)
+    return Recipe("low_rank", options, (x, weight, bias, a, b, mask), inner=inner).detached()
 
 
 class _LowRank(torch.autograd.Function):
@@ -152,8 +154,8 @@ class _LowRank(torch.autograd.Function):
             elif hidden is None:
                 hidden = F.linear(x, down)
         kept = x if trains_a and recipe is None else None
-        if recipe is not None and recipe.inner is not None:
-            made_from = (None, *made_from[1:])
+        if recipe is not None:
+            made_from = recipe.with_tensors(made_from).kept
         ctx.save_for_backward(weight, bias, a, b, mask, hidden, kept, *made_from)
         counted = not (torch.compiler.is_compiling() or out.is_inference())
         ctx.version = out._version if counted else None
@@ -166,7 +168,8 @@ class _LowRank(torch.autograd.Function):
         refuse_second(x is None and (needs_a or needs_b))
         needs_x = takes_x or any(goes_through)
         down, up = a.to(grad.dtype), b.to(grad.dtype)
-        grad_x = grad_a = grad_b = goes_back = None
+        grad_x = grad_a = grad_b = None
+        goes_back: tuple[Tensor | None, ...] = ()
         with exactly(grad.device.type):
             recipe = ctx.recipe and ctx.recipe.with_tensors(made_from)
             if recipe is not None:
@@ -195,5 +198,5 @@ class _LowRank(torch.autograd.Function):
                 grad_x = (grad @ weight).add_(dropped(grad_hidden @ down, mask, ctx.dropout))
             if any(goes_through):
                 grad_x, goes_back = None, recipe.back(grad_x)
-            rest = [goes_back, *[None] * len(goes_through)][: len(goes_through)]
+            rest = [*goes_back, *[None] * len(goes_through)][: len(goes_through)]
         return grad_x, None, None, grad_a, grad_b, None, None, None, *rest

@@ -1,9 +1,11 @@
 """Recomputing an activation in the backward pass instead of keeping it.
 
 The input of an adapted layer is often the result of a cheap operation whose own input the graph
-keeps in any case, such as GELU or a layer norm. Then the adapted layer recomputes that result
-instead of keeping it. If the input of GELU comes from another adapted layer (the first of an MLP),
-it need not be kept either: it is recomputed too, at the price of that layer's product.
+keeps in any case, such as GELU, a gate or a norm. Then the adapted layer recomputes that result
+instead of keeping it. If the input of GELU or of a gate comes from another adapted layer (the first
+of an MLP), it need not be kept either: it is recomputed too, at the price of that layer's product.
+
+What a tensor was made from is read off its history: :mod:`lightning_peft.kernels.histories`.
 """
 
 from __future__ import annotations
@@ -17,11 +19,15 @@ from torch.nn import functional as F
 
 from lightning_peft.kernels.products import EXACT, dropped, exactly, updated
 
-__all__ = ["Held", "Memory", "Recipe", "Shared", "is_looked_at", "is_plain", "parted", "recipe_of"]
+__all__ = ["Held", "Memory", "Rebuilds", "Recipe", "Shared", "parted"]
 
 Memory = Literal["default", "low", "lowest", "high"]
-"""What is recomputed: activation functions; layer norms as well (``low``); the first products of
-MLPs as well (``lowest``; for a single layer, ``low`` means without them); nothing (``high``)."""
+"""What is recomputed: activation functions and gates; norms as well (``low``); the first products
+of MLPs as well (``lowest``); nothing (``high``)."""
+
+Rebuilds = Literal["default", "low", "gates", "lowest", "high"]
+"""The same for a single layer, where ``low`` means without the first products of MLPs; with
+``gates`` those of gated MLPs are recomputed, of which there are two."""
 
 
 class Held:
@@ -72,41 +78,57 @@ class Recipe(NamedTuple):
         kind: The name of the operation.
         options: Its arguments that are not tensors.
         tensors: Its tensor arguments, in their original shapes; ``None`` for an absent one.
-        inner: How to compute the first of these, if it is not kept.
+        inner: For each of the first of these how to compute it, or ``None`` if it is kept.
         shared: The result, shared by all layers that need it.
     """
 
     kind: str
     options: tuple[Any, ...]
     tensors: tuple[Tensor | None, ...]
-    inner: Recipe | None = None
+    inner: tuple[Recipe | None, ...] = ()
     shared: Shared | None = None
 
     @property
     def slopes(self) -> bool:
-        """Whether :meth:`back` can compute the gradient."""
-        return self.kind in ("gelu", "silu")
+        """Whether :meth:`back` can compute the gradients."""
+        return self.kind in ("gelu", "silu", "gate")
 
     @property
     def all_tensors(self) -> tuple[Tensor | None, ...]:
         """The tensors of this recipe and of the inner ones."""
-        return self.tensors + (self.inner.all_tensors if self.inner else ())
+        inner = (t for recipe in self.inner if recipe is not None for t in recipe.all_tensors)
+        return (*self.tensors, *inner)
+
+    @property
+    def kept(self) -> tuple[Tensor | None, ...]:
+        """The same, with ``None`` in place of what an inner recipe computes."""
+        mine = list(self.tensors)
+        for place, recipe in enumerate(self.inner):
+            if recipe is not None:
+                mine[place] = None
+        inner = (t for recipe in self.inner if recipe is not None for t in recipe.kept)
+        return (*mine, *inner)
 
     def with_tensors(self, tensors: Sequence[Tensor | None]) -> Recipe:
         """Return the same recipe with other tensors, in the order of all_tensors."""
-        mine, others = tuple(tensors[: len(self.tensors)]), tensors[len(self.tensors) :]
-        inner = None if self.inner is None else self.inner.with_tensors(others)
-        return self._replace(tensors=mine, inner=inner)
+        mine, rest = tuple(tensors[: len(self.tensors)]), tensors[len(self.tensors) :]
+        inner: list[Recipe | None] = []
+        for recipe in self.inner:
+            inner.append(None if recipe is None else recipe.with_tensors(rest))
+            rest = rest[0 if recipe is None else len(recipe.all_tensors) :]
+        return self._replace(tensors=mine, inner=tuple(inner))
 
     def detached(self) -> Recipe:
         """Return the same recipe with detached tensors, which still show changes in place."""
         return self.with_tensors([None if t is None else t.detach() for t in self.all_tensors])
 
     def opened(self) -> Recipe:
-        """Return the same recipe with its first tensor computed."""
-        if self.inner is None:
-            return self
-        return self._replace(tensors=(self.inner.make(), *self.tensors[1:]), inner=None)
+        """Return the same recipe with the tensors computed that are not kept."""
+        made = [recipe and recipe.make() for recipe in self.inner]
+        tensors = [
+            own if new is None else new for own, new in zip(self.tensors, made, strict=False)
+        ]
+        return self._replace(tensors=(*tensors, *self.tensors[len(made) :]), inner=())
 
     def make(self) -> Tensor:
         """Compute the tensor."""
@@ -117,19 +139,39 @@ class Recipe(NamedTuple):
 
         return make() if self.shared is None else self.shared.get(make)
 
-    def back(self, grad: Tensor) -> Tensor:
-        """Return the gradient of its input, written over the gradient of its result."""
+    def back(self, grad: Tensor) -> tuple[Tensor, ...]:
+        """Return the gradients of its tensors; the first is written over that of its result."""
         value = self.tensors[0]
         assert value is not None
         grad = grad.to(value.dtype).view(value.shape)
-        gelu = self.kind == "gelu"
-        backward = torch.ops.aten.gelu_backward if gelu else torch.ops.aten.silu_backward
-        options = {"approximate": self.options[0]} if gelu else {}
-        if torch._C._functorch.is_legacy_batchedtensor(grad):  # of is_grads_batched
-            given: Tensor = backward(grad, value, **options)
-            return given
-        backward.grad_input(grad, value, grad_input=grad, **options)
-        return grad
+        if self.kind != "gate":
+            return (_slope(self.kind, self.options, grad, value),)
+        kind, options = self.options
+        other = self.tensors[1]
+        assert other is not None
+        of_other = _over(_MADE[kind](*options, value), grad)
+        return _slope(kind, options, _over(grad, other), value), of_other
+
+
+def _slope(kind: str, options: tuple[Any, ...], grad: Tensor, value: Tensor) -> Tensor:
+    """Return the gradient of an activation's input, written over that of its output."""
+    backward = torch.ops.aten.gelu_backward if kind == "gelu" else torch.ops.aten.silu_backward
+    named = {"approximate": options[0]} if kind == "gelu" else {}
+    if _is_batched(grad):
+        given: Tensor = backward(grad, value, **named)
+        return given
+    backward.grad_input(grad, value, grad_input=grad, **named)
+    return grad
+
+
+def _over(tensor: Tensor, factor: Tensor) -> Tensor:
+    """Return a product, written over its first factor where that is possible."""
+    batched = _is_batched(tensor) or _is_batched(factor)
+    return tensor * factor if batched else tensor.mul_(factor)
+
+
+def _is_batched(grad: Tensor) -> bool:
+    return torch._C._functorch.is_legacy_batchedtensor(grad)  # of is_grads_batched
 
 
 def _gelu(approximate: str, value: Tensor) -> Tensor:
@@ -145,6 +187,16 @@ def _normalised(
     if weight is not None:
         made = made * weight if bias is None else torch.addcmul(bias, made, weight)
     return made.to(value.dtype)
+
+
+def _gate(kind: str, options: tuple[Any, ...], value: Tensor, other: Tensor) -> Tensor:
+    return _MADE[kind](*options, value).mul_(other)
+
+
+def _rms(
+    between: torch.dtype, dtype: torch.dtype, value: Tensor, rstd: Tensor, weight: Tensor
+) -> Tensor:
+    return ((value * rstd).to(between) * weight).to(dtype)
 
 
 def _low_rank(
@@ -169,55 +221,11 @@ _MADE: dict[str, Callable[..., Tensor]] = {
     "gelu": _gelu,
     "silu": F.silu,
     "product": torch.mul,
+    "gate": _gate,
     "layer_norm": _normalised,
+    "rms_norm": _rms,
     "low_rank": _low_rank,
 }
-
-
-def recipe_of(x: Tensor, memory: Memory) -> Recipe | None:
-    """Find out how ``x`` was made, if recomputing it is cheap and takes no memory of its own.
-
-    Args:
-        x: The input of a layer.
-        memory: What may be recomputed.
-
-    Returns:
-        The recipe, from tensors with their history; ``None`` if ``x`` has to be kept (its history
-        is another one, or something else decides what is kept: activation checkpointing,
-        offloading, a compiler) or if no backward pass will come.
-    """
-    if memory == "high" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return None
-    if x.grad_fn is None:
-        return None
-    if x._version:  # written to under no_grad: recomputed, it would have its former values
-        return None
-    node: Any = x.grad_fn
-    kind = type(node).__name__.removesuffix("Backward0")
-    kept = _KEPT.get(kind, ())
-    if not kept or not all(is_plain(getattr(node, f"_raw_saved_{name}")) for name in kept):
-        return None
-    if kind == "Gelu":
-        return Recipe("gelu", (node._saved_approximate,), (node._saved_self,))
-    if kind == "Silu":
-        return Recipe("silu", (), (node._saved_self,))
-    if kind == "Mul":
-        return _product(node)
-    return _layer_norm(node) if memory in ("low", "lowest") else None
-
-
-_KEPT = {
-    "Gelu": ("self",),
-    "Silu": ("self",),
-    "Mul": ("self", "other"),  # a gate: each side keeps the other
-    "NativeLayerNorm": ("input",),
-}
-"""The tensors that each operation known here keeps for its own backward pass."""
-
-
-def is_plain(saved: Any) -> bool:
-    """Whether a saved tensor has no hooks: reading it would run them."""
-    return saved.unpack_hook in (None, Held.let_go)
 
 
 def parted(recipe: Recipe | None) -> tuple[Recipe | None, tuple[Tensor | None, ...]]:
@@ -225,26 +233,3 @@ def parted(recipe: Recipe | None) -> tuple[Recipe | None, tuple[Tensor | None, .
     if recipe is None:
         return None, ()
     return recipe.with_tensors([None] * len(recipe.all_tensors)), recipe.all_tensors
-
-
-def is_looked_at(x: Tensor) -> bool:
-    """Whether the gradient of ``x`` itself is observed, by a hook or ``retain_grad``."""
-    return bool(x._backward_hooks) or x.retains_grad
-
-
-def _product(node: Any) -> Recipe | None:
-    one, other = node._saved_self, node._saved_other
-    if one is None or other is None:  # a frozen factor: the product's input is not kept
-        return None
-    return Recipe("product", (), (one, other))
-
-
-def _layer_norm(node: Any) -> Recipe | None:
-    value, weight, bias = node._saved_input, node._saved_weight, node._saved_bias
-    if len(node._saved_normalized_shape) != 1:
-        return None
-    kept = (value, node._saved_result1, node._saved_result2, weight, bias)
-    # query, key and value have the same input
-    shared = node.metadata.setdefault("lightning_peft", Shared())
-    shared.users += 1
-    return Recipe("layer_norm", (), kept, shared=shared)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_peft.adaptation.handle import Adaptation
@@ -144,8 +145,9 @@ def _refuse(adaptations: Mapping[str, Adaptation], names: set[str], what: str) -
         raise MethodError(
             f"{told}They are all that the adapter has: the module computes {where} without "
             "gradients (an extractor of fixed features, a teacher), or does not use what it "
-            "computes, or gradient checkpointing is reentrant (use_reentrant=False). Adapt a part "
-            "that is trained (backbone=...), or leave the adapter out."
+            "computes, or gradient checkpointing is reentrant (use_reentrant=False)"
+            f"{_constant_norms(adaptations)}. Adapt a part that is trained (backbone=...), or "
+            "leave the adapter out."
         )
     places = sorted(set(_silent_places(adaptations, names)))
     these = f"exclude={places}" if len(places) <= _MOST else "exclude these"
@@ -154,6 +156,19 @@ def _refuse(adaptations: Mapping[str, Adaptation], names: set[str], what: str) -
         f"compute ({these}), or gradient checkpointing is reentrant (use_reentrant=False), "
         "or these modules are only used sometimes (check_gradients=False)."
     )
+
+
+def _constant_norms(adaptations: Mapping[str, Adaptation]) -> str:
+    """Describe the norms over a single value, which give their bias whatever comes in."""
+    found = [
+        f"{path}.{name}" if path else name
+        for path, adaptation in adaptations.items()
+        for name, module in adaptation.model.named_modules()
+        if isinstance(module, nn.LayerNorm) and math.prod(module.normalized_shape) == 1
+    ]
+    if not found:
+        return ""
+    return f", or a norm over one value lets nothing through ({some(found, 2)})"
 
 
 def _silent_places(adaptations: Mapping[str, Adaptation], names: set[str]) -> Iterator[str]:

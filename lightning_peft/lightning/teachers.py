@@ -19,7 +19,14 @@ from lightning_peft.adaptation.handle import Adaptation, find_adaptation, find_a
 from lightning_peft.anatomy.family import backbones_in
 from lightning_peft.anatomy.tree import grow
 
-__all__ = ["adapt_teachers", "keep_teachers", "student_beside", "student_of", "teachers_of"]
+__all__ = [
+    "adapt_teachers",
+    "keep_teachers",
+    "student_beside",
+    "student_of",
+    "teachers_of",
+    "twins_of",
+]
 
 
 def student_of(pl_module: nn.Module) -> str | None:
@@ -151,18 +158,40 @@ def student_beside(
         adaptation: Its adaptation.
         within: The identities of the parameters in the optimizers.
     """
+    for name, part in _twins(pl_module, path, adaptation):
+        if any(id(p) in within for p in part.parameters()):
+            return name
+    return None
+
+
+def twins_of(pl_module: nn.Module, path: str, adaptation: Adaptation) -> list[str]:
+    """Return what looks like a teacher of an adapted network and has no adapter.
+
+    Args:
+        pl_module: The module.
+        path: The path of the adapted backbone.
+        adaptation: Its adaptation.
+
+    Returns:
+        The paths of networks of the same class and shapes that are frozen. Their values were others
+        than the student's when that was adapted, or :func:`teachers_of` would have found them.
+    """
+    found = _twins(pl_module, path, adaptation)
+    return [name for name, part in found if not _is_trained(part)]
+
+
+def _twins(
+    pl_module: nn.Module, path: str, adaptation: Adaptation
+) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules without an adapter that have the class and the shapes of an adapted one."""
     shapes = {name: tuple(p.shape) for name, p in _base(adaptation)}
     for name, part in pl_module.named_modules():
         if part is adaptation.model or find_adaptation(part) is not None:
             continue
         if name.startswith(f"{path}.") or type(part) is not type(adaptation.model):
             continue
-        own = dict(part.named_parameters())
-        if {key: tuple(p.shape) for key, p in own.items()} == shapes and any(
-            id(p) in within for p in own.values()
-        ):
-            return name
-    return None
+        if {key: tuple(p.shape) for key, p in part.named_parameters()} == shapes:
+            yield name, part
 
 
 def _base(adaptation: Adaptation) -> Iterator[tuple[str, nn.Parameter]]:

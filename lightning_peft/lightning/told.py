@@ -7,8 +7,11 @@ import warnings
 from torch import nn
 
 from lightning_peft.adaptation.handle import Adaptation, find_adaptations
+from lightning_peft.adaptation.newness import looks_new
 from lightning_peft.adaptation.outline import outline, parts_of, some, warning_of
+from lightning_peft.lightning.attachment import attachment_of
 from lightning_peft.lightning.namespace import pl, pl_import
+from lightning_peft.lightning.teachers import twins_of
 
 __all__ = ["Tell", "around", "say", "tell"]
 
@@ -42,6 +45,12 @@ def tell(
         *found.lines(),
         *(f"without an adapter: {line}" for line in adaptation.left_out),
         *around(pl_module, adaptation.model),
+        *(
+            f"no adapter in '{twin}', frozen and of the same class: its weights are others. A loop "
+            f"that averages the parameters of '{path}' into it needs a copy to start from"
+            for twin in twins_of(pl_module, path, adaptation)
+        ),
+        *_not_in_checkpoints(trainer, pl_module, adaptation),
     ]
     say("\n  ".join(lines))
     if found.new and trainer.is_global_zero:
@@ -71,6 +80,20 @@ def around(pl_module: nn.Module, backbone: nn.Module) -> list[str]:
         if parts:
             lines.append(f"{text}: {some(parts)}")
     return lines
+
+
+def _not_in_checkpoints(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, adaptation: Adaptation
+) -> list[str]:
+    """Return a line if the checkpoints leave out what nobody else has: random frozen weights."""
+    attachment = attachment_of(pl_module)
+    slim = attachment is None or attachment.checkpoints == "slim"
+    if not (slim and trainer.checkpoint_callbacks and looks_new(adaptation.model)):
+        return []
+    return [
+        "not in the checkpoints: the frozen weights, which look random. Where the module does not "
+        "make the same ones again, a checkpoint is of no use; checkpoints='full' holds them"
+    ]
 
 
 def say(message: str) -> None:

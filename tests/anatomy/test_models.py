@@ -139,6 +139,7 @@ def test_only_the_last_layer_of_a_torchvision_classifier_is_new(name, head):
         ("BertModel", "BertConfig", ()),
         ("GPT2LMHeadModel", "GPT2Config", ()),
         ("T5ForSequenceClassification", "T5Config", ("classification_head",)),
+        ("T5ForQuestionAnswering", "T5Config", ("qa_outputs",)),
     ],
 )
 def test_heads_of_transformers(kind, config, head):

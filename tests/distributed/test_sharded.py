@@ -74,6 +74,8 @@ def one_rank(directory: Path) -> None:
 
 def back_on_one_rank(directory: Path) -> None:
     train(1, directory, "from_two", EPOCHS, resume=directory / "stopped")
+    for kind in ("full", "merged"):
+        train(1, directory, f"from_{kind}", EPOCHS, resume=directory / f"{kind}.ckpt")
 
 
 def unsharded(method: Any, **settings: Any) -> dict[str, torch.Tensor]:
@@ -83,6 +85,10 @@ def unsharded(method: Any, **settings: Any) -> dict[str, torch.Tensor]:
 
 
 def test_stopped_resumed_and_moved_to_another_number_of_processes(tmp_path: Path) -> None:
+    for kind in ("full", "merged"):
+        trainer = quiet_trainer(lp.PEFT("lora", rank=2, checkpoints=kind), max_epochs=1)
+        trainer.fit(Images(batch_size=4))
+        trainer.save_checkpoint(tmp_path / f"{kind}.ckpt")
     run_ranks(1, one_rank, tmp_path)
     run_ranks(2, two_ranks, tmp_path)
     run_ranks(1, back_on_one_rank, tmp_path)
@@ -90,7 +96,8 @@ def test_stopped_resumed_and_moved_to_another_number_of_processes(tmp_path: Path
     reference = ends["never_stopped"]
     for name, value in ends["resumed"].items():
         assert torch.equal(value, reference[name]), name
-    for other in (ends["from_two"], ends["from_one"], unsharded(lp.LoRA(rank=2))):
+    whole = (ends["from_full"], ends["from_merged"], unsharded(lp.LoRA(rank=2)))
+    for other in (ends["from_two"], ends["from_one"], *whole):
         for name, value in other.items():
             torch.testing.assert_close(value, reference[name], rtol=1e-5, atol=1e-6, msg=name)
     assert not torch.equal(reference["net.head.weight"], ends["stopped"]["net.head.weight"])

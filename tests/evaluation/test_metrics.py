@@ -10,7 +10,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 from lightning_peft.errors import DataError
 from lightning_peft.evaluation.calibration import expected_error, label_errors, reliability
 from lightning_peft.evaluation.metric_names import TASKS, is_share, lower_is_better, written
-from lightning_peft.evaluation.metrics import metric_set, values_of
+from lightning_peft.evaluation.metrics import begin_anew, metric_set, values_of
 from lightning_peft.lightning.modules.tasks import imbalance
 from lightning_peft.system.randomness import generator
 
@@ -20,6 +20,15 @@ def values(task, *arguments, **sizes):
     for part in zip(*(a.split(7) for a in arguments), strict=True):
         collection.update(*part)
     return {name: float(value) for name, value in values_of(collection).items()}
+
+
+def test_sums_are_not_those_of_a_cast_module():
+    collection = metric_set("regression", num_outputs=1).to(torch.bfloat16)
+    begin_anew(collection)
+    found, truth = torch.linspace(0, 1, 2000), torch.zeros(2000)
+    for part in zip(found.split(50), truth.split(50), strict=True):
+        collection.update(*part)
+    assert float(values_of(collection)["mae"]) == pytest.approx(0.5, rel=1e-5)
 
 
 def test_binary():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_peft.errors import AdapterFileError, CheckpointError
-from lightning_peft.files.checkpoints import check_callback_paths, check_checkpoint_file
+from lightning_peft.files.checkpoints import check_checkpoint_file, check_resumable
 from lightning_peft.files.plain_file import (
     NotPlainError,
     check_plain,
@@ -90,10 +90,19 @@ def test_a_resumed_callback_deletes_nothing_further_up(tmp_path):
     here = tmp_path / "checkpoints"
     key = ModelCheckpoint(dirpath=here).state_key
     path = str(here / ".." / "victim.txt")
-    torch.save({"callbacks": {key: {"kth_best_model_path": path}}}, tmp_path / "last.ckpt")
+    whole = {"pytorch-lightning_version": "2.6.0", "epoch": 0, "global_step": 1}
+    paths = {"kth_best_model_path": path}
+    torch.save(whole | {"callbacks": {key: paths}}, tmp_path / "last.ckpt")
     trainer = Trainer(logger=False, accelerator="cpu", default_root_dir=tmp_path)
     assert ModelCheckpoint(dirpath=here)._should_remove_checkpoint(trainer, path, "x"), "would"
     with pytest.raises(CheckpointError, match=r"without '\.\.', got '.*victim.txt'"):
-        check_callback_paths(tmp_path / "last.ckpt")
-    torch.save({"callbacks": {key: {"kth_best_model_path": str(here / "a..ckpt")}}}, tmp_path / "b")
-    check_callback_paths(tmp_path / "b")
+        check_resumable(tmp_path / "last.ckpt")
+    paths = {"kth_best_model_path": str(here / "a..ckpt")}
+    torch.save(whole | {"callbacks": {key: paths}}, tmp_path / "b")
+    check_resumable(tmp_path / "b")
+
+
+def test_what_no_trainer_wrote_is_no_checkpoint_to_resume_from(tmp_path):
+    torch.save({"epoch": "0", "pytorch-lightning_version": "2.6.0"}, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match="of a trainer to resume from.*epoch, global_step"):
+        check_resumable(tmp_path / "last.ckpt")

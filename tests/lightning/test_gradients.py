@@ -107,3 +107,13 @@ def test_an_extractor_of_fixed_features_is_told_apart() -> None:
         lp.MethodError, match=r"all that the adapter has: .* 'net' without gradients .*backbone="
     ):
         fit(Extractor(Net(1.0)))
+
+
+def test_a_norm_over_one_value_is_named() -> None:
+    """Its gradient is zero up to rounding, which another processor may do otherwise."""
+    net = Net(factor=0.0)
+    net.head = nn.Sequential(nn.Linear(8, 1), nn.LayerNorm(1), nn.Linear(1, 2))
+    with pytest.raises(
+        lp.MethodError, match=r"a norm over one value lets nothing through \('?net\.head\.1'?\)"
+    ):
+        fit(Task(net), lp.LoRA(rank=2, targets=["second"]))

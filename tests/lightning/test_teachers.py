@@ -105,10 +105,13 @@ class Inside(L.LightningModule):
         return torch.optim.SGD(self.model["student"].head.parameters(), lr=0.1)
 
 
-def test_of_a_pair_with_other_weights_the_student_alone_is_adapted(tmp_path: Path) -> None:
+def test_of_a_pair_with_other_weights_the_student_alone_is_adapted(
+    tmp_path: Path, said: Any
+) -> None:
     module = Inside()
     before = state_of(module.model["teacher"])
     run(tmp_path, module, add_to_optimizer=True)
+    assert "no adapter in 'model.teacher', frozen and of the same class" in said()
     assert list(find_adaptations(module)) == ["model.student"]
     assert equal(state_of(module.model["teacher"]), before)
     assert not any(p.requires_grad for p in module.model["teacher"].parameters())

@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import timm
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -18,9 +19,9 @@ from tests.support.trainers import quiet_trainer
 class Net(nn.Module):
     """A pretrained encoder and a decoder that nobody has trained, in a plain module."""
 
-    def __init__(self) -> None:
+    def __init__(self, pretrained: bool) -> None:
         super().__init__()
-        self.encoder = timm.create_model("glyph_vit", pretrained=True, num_classes=0)
+        self.encoder = timm.create_model("glyph_vit", pretrained=pretrained, num_classes=0)
         self.decoder = nn.Sequential(nn.Linear(self.encoder.num_features, 16), nn.Linear(16, 2))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -28,9 +29,9 @@ class Net(nn.Module):
 
 
 class Module(L.LightningModule):
-    def __init__(self) -> None:
+    def __init__(self, pretrained: bool = True) -> None:
         super().__init__()
-        self.net = Net()
+        self.net = Net(pretrained)
         self.scale = nn.Linear(1, 1)
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
@@ -52,7 +53,9 @@ def said(caplog):
         caplog.clear()
         size = module.net.encoder.pretrained_cfg["input_size"]
         loader = DataLoader(TensorDataset(torch.rand(2, *size)), batch_size=2)
-        quiet_trainer(*callbacks, max_steps=1, max_epochs=1).fit(module, loader)
+        keeps = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+        settings = {"max_steps": 1, "max_epochs": 1, "enable_checkpointing": keeps}
+        quiet_trainer(*callbacks, **settings).fit(module, loader)
         message = next(
             r.getMessage() for r in caplog.records if r.getMessage().startswith(("PEFT:", "Backb"))
         )
@@ -91,6 +94,16 @@ def test_a_frozen_part_that_looks_new_is_a_warning_that_names_the_way_out(said):
     expected = r"BackboneFreeze: frozen, but newly.*decoder \(.*Pass head='decoder' to train it"
     with pytest.warns(UserWarning, match=expected):
         said(Module(), lp.BackboneFreeze("net", head=False))
+
+
+@pytest.mark.parametrize("weights", ["random", "pretrained", "full"])
+def test_random_weights_that_no_checkpoint_holds_are_said(said, tmp_path, weights) -> None:
+    module = Module(pretrained=weights == "pretrained")
+    kinds = {"checkpoints": "full"} if weights == "full" else {}
+    keep = ModelCheckpoint(tmp_path, save_top_k=0)
+    lines = said(module, lp.PEFT(lp.LoRA(rank=1), **kinds), keep)
+    found = any(line.startswith("not in the checkpoints: the frozen weights") for line in lines)
+    assert found == (weights == "random")
 
 
 def test_backbone_freeze_reads_the_same_anatomy(said):

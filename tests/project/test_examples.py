@@ -18,6 +18,8 @@ ARGUMENTS = {
     "with_the_mixin.py": ["--steps", "4"],
     "plain_pytorch.py": ["--steps", "3"],
     "text_classifier.py": ["--steps", "3"],
+    "causal_lm.py": ["--steps", "2"],
+    "preferences.py": ["--steps", "2"],
     "digits_as_folders.py": ["digits"],
     "handed_to_peft.py": ["--epochs", "1"],
 }
@@ -26,6 +28,8 @@ SAYS = {
     "with_the_mixin.py": "loaded as Digits again",
     "plain_pytorch.py": "merged into a plain model",
     "text_classifier.py": "the helicopter over the bay: ",
+    "causal_lm.py": "the model writes: 'red is",
+    "preferences.py": "the better answer gained in",
     "digits_as_folders.py": "1,797 images in digits",
     "handed_to_peft.py": "prompts, loaded by peft alone: ",
 }

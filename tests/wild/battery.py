@@ -29,6 +29,10 @@ class Wrong(AssertionError):
     """What a check found."""
 
 
+class Refused(Exception):
+    """The callback refuses what a check does, with the reason."""
+
+
 class Open(Exception):
     """Why a check says nothing about the package."""
 
@@ -85,6 +89,9 @@ def _measured(case: Case, folder: Path, plain: Any, words: dict[str, Any]) -> di
     line["checks"] = {name: _result(checks.by_name[name]) for name in CHECKS}
     failed = {k: v for k, v in line["checks"].items() if v.startswith("wrong")}
     line["words"] = words | checks.later
+    refused = [v for v in line["checks"].values() if v.startswith("refused")]
+    if refused and not failed:
+        return line | {"status": "refused", "message": refused[0].partition(": ")[2]}
     works = "with words" if line["words"] else "one line"
     return line | {"status": "wrong" if failed else works}
 
@@ -102,6 +109,8 @@ def _result(check: Callable[[], str | None]) -> str:
         return check() or "ok"
     except Open as reason:
         return f"open: {reason}"
+    except Refused as reason:
+        return f"refused: {reason}"
     except Exception as error:
         return f"wrong: {error if isinstance(error, Wrong) else _told(error)}"
 
@@ -280,7 +289,10 @@ class _Checks:
         again = folder / "merged"
         again.mkdir()
         self.later |= whole
-        self.case.package(lambda: [lp.PEFT("lora", **self.words, **whole)], again)
+        try:
+            self.case.package(lambda: [lp.PEFT("lora", **self.words, **whole)], again)
+        except PEFTError as error:  # its data are others than ours
+            raise Refused(str(error)) from error
         return "ok: with checkpoints='merged', merge_at_end=True"
 
     def _close(self, one: list[float], other: list[float], what: str) -> str | None:

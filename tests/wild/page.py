@@ -92,10 +92,9 @@ LEFT_OUT = """\
 An open check is one that says nothing about the callback: the module does the same without it, or
 has no such step. A module that computes its backbone without gradients (an extractor of fixed
 features) is refused with the reason, since an adapter there would learn nothing. Left out:
-`litgpt`, which holds transformers below 5, while the others come with transformers 5;
-pyannote.audio and sentence-transformers, for which no module is written yet. Releases that need
-Python 3.12 (torchgeo 0.10, scvi-tools 1.5, lightning-uq-box 0.4) are measured in their last version
-for Python 3.11.""".splitlines()
+`litgpt`, which holds transformers below 5, while the others come with transformers 5. Releases that
+need Python 3.12 (torchgeo 0.10, scvi-tools 1.5, lightning-uq-box 0.4) are measured in their last
+version for Python 3.11.""".splitlines()
 
 
 def _result(line: dict[str, Any]) -> str:
@@ -115,7 +114,7 @@ def _notes(line: dict[str, Any]) -> str:
     failed = [f"{k}: {v.removeprefix('wrong: ')}" for k, v in checks.items() if v[:5] == "wrong"]
     told = ["with " + v.partition("with ")[2] for k, v in checks.items() if "ok: with" in v]
     opened = [f"open, {k}: {v.removeprefix('open: ')}" for k, v in checks.items() if _is_open(k, v)]
-    message = line["message"] if not checks or line["status"] == "with words" else ""
+    message = "" if checks and line["status"] in ("one line", "wrong") else line["message"]
     texts = [*failed, *([message] if message else []), *told, *opened]
     return "; ".join(_short(text) for text in texts).replace("|", "\\|")
 

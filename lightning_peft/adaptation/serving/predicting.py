@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_peft.anatomy.forward import first_tensor
+from lightning_peft.errors import DataError, some
 from lightning_peft.evaluation.outputs import Outputs
 
 __all__ = ["Prediction", "image_files", "predict_files", "predict_texts"]
@@ -99,6 +100,9 @@ def predict_files(
 
     Yields:
         One prediction for each file, readable or not.
+
+    Raises:
+        DataError: If the model computes no output of an image.
     """
     read = Outputs() if outputs is None else outputs
     device = next(model.parameters()).device
@@ -112,8 +116,7 @@ def predict_files(
         images = [image for _, image, _ in batch if image is not None]
         found: Iterator[Tensor] = iter(())
         if images:
-            with torch.inference_mode():
-                found = iter(read(first_tensor(model(torch.stack(images).to(device)))).cpu())
+            found = iter(_outputs(model, read, torch.stack(images).to(device)))
         for index, image, error in batch:
             if image is None:
                 yield Prediction(paths[index], error=error)
@@ -143,17 +146,38 @@ def predict_texts(
 
     Yields:
         One prediction for each text.
+
+    Raises:
+        DataError: If the model computes no output of a text.
     """
     read = Outputs() if outputs is None else outputs
     device = next(model.parameters()).device
     for start in range(0, len(texts), batch_size):
         inputs = tokenise(texts[start : start + batch_size])
-        with torch.inference_mode():
-            found = first_tensor(
-                model(**{name: value.to(device) for name, value in inputs.items()})
-            )
-        for values in read(found).cpu():
+        given = {name: value.to(device) for name, value in inputs.items()}
+        for values in _outputs(model, read, **given):
             yield _prediction(None, values, read, top)
+
+
+def _outputs(model: nn.Module, read: Outputs, *inputs: Tensor, **named: Tensor) -> Tensor:
+    """Return what is read from the outputs of a model.
+
+    Raises:
+        DataError: If the model computes none, such as from a config that does not fit its weights.
+    """
+    try:
+        with torch.inference_mode():
+            return read(first_tensor(model(*inputs, **named))).cpu()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a forward may raise anything
+        shapes = [str(tuple(tensor.shape)) for tensor in (*inputs, *named.values())]
+        told = " ".join(str(error).split())
+        raise DataError(
+            f"predict: expected inputs that {type(model).__name__} computes an output of, got "
+            f"tensors of {some(shapes, 3)}: {type(error).__name__}: {told:.300}. Compare the "
+            "settings of the model and of its images with those of the training."
+        ) from error
 
 
 def _prediction(path: Path | None, values: Tensor, read: Outputs, top: int) -> Prediction:

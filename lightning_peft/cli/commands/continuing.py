@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import chdir, nullcontext
 from pathlib import Path
 
@@ -39,6 +39,16 @@ def main(args: Sequence[str]) -> int:
     return run_command(parser, args, _go_on)
 
 
+def _misplaced(directory: Path) -> Iterator[str]:
+    """Yield a sentence for each log that is a directory, and the reverse: Hydra opens both."""
+    for path in sorted(directory.glob("*/*.log")):
+        if path.is_dir():
+            yield f"{path}: expected a file, got a directory"
+    for path in sorted(directory.glob("*/.hydra")):
+        if path.is_file():
+            yield f"{path}: expected a directory, got a file"
+
+
 def _go_on(options: argparse.Namespace) -> int:
     directory: Path = options.directory
     trust = trust_of(options)
@@ -49,6 +59,9 @@ def _go_on(options: argparse.Namespace) -> int:
         outside = list(leaves(directory))
         if outside:
             raise ConfigError([*outside, "Remove what is listed, or vouch for it: --trust."])
+    misplaced = list(_misplaced(directory))
+    if misplaced:
+        raise ConfigError([*misplaced, "Remove what is listed; the jobs write it anew."])
     start = started_in(directory / FILE)
     if start is not None:
         print(

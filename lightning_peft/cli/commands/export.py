@@ -45,7 +45,10 @@ def main(args: Sequence[str]) -> int:
         help="safetensors (merged weights under the backbone's own names), adapter, torch-export "
         "or onnx; safetensors by default",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="PATH", help="file to write")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="PATH",
+        help="file to write; for a language model a directory, with the tokeniser",
+    )  # fmt: skip
     parser.add_argument(
         "--classes", type=int, help="classes of the head, if the adapter directory has no head"
     )
@@ -55,11 +58,12 @@ def main(args: Sequence[str]) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    print(_told(_export(options)))
+    found = _export(options)
+    print(found if isinstance(found, str) else _told(found))
     return 0
 
 
-def _export(options: argparse.Namespace) -> ExportReport:
+def _export(options: argparse.Namespace) -> ExportReport | str:
     directory: Path = options.directory
     is_adapter = (directory / "adapter_config.json").is_file()
     if options.overrides and not is_adapter:
@@ -81,12 +85,30 @@ def _export(options: argparse.Namespace) -> ExportReport:
     from rich.console import Console
 
     from lightning_peft.adaptation.serving.exporting import check_format, export_model
+    from lightning_peft.cli.commands.export_language import check_language_export, export_language
     from lightning_peft.cli.config.quiet import quiet
     from lightning_peft.cli.jobs.served import load_run, load_with_backbone
+    from lightning_peft.cli.jobs.served_language import (
+        is_of_language,
+        load_language_run,
+        load_with_language_model,
+    )
 
     check_format(options.to)
     console = Console(stderr=True)
     with quiet(), console.status(f"exporting to {options.to}"):
+        language = None
+        if is_of_language(directory):
+            if options.calibrated is not None:
+                raise ConfigError(
+                    ["--calibrated: a language model has no temperature of a run. Leave it out."]
+                )
+            check_language_export(options.out, options.to)
+            language = load_language_run(directory, trust)
+        elif is_adapter:
+            language = load_with_language_model(directory, options.overrides)
+        if language is not None:
+            return export_language(language, options.out, options.to)
         if is_adapter:
             served = load_with_backbone(directory, options.overrides, options.classes)
         else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_peft.cli.commands.command import run_command
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.paths import conf_dir
+from lightning_peft.cli.config.task import LANGUAGE
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-MOST_TOKENS = 512
+MOST_TOKENS, MOST_OF_LANGUAGE = 512, 1024
+"""Tokens of a text if nothing else limits them, as in the data modules."""
+BATCH, BATCH_OF_LANGUAGE = 32, 8
 _PROCESSORS = {"cpu": "cpu", "gpu": "cuda", "cuda": "cuda"}
-"""Tokens of a text if nothing else limits them, as in the data module."""
 
 
 def main(args: Sequence[str]) -> int:
@@ -45,12 +47,14 @@ def main(args: Sequence[str]) -> int:
     )
     parser.add_argument("--classes", type=int, default=10, help="classes of the new head")
     parser.add_argument(
-        "--batch", type=int, default=32, help="images or texts per step, for the activations"
-    )
+        "--batch", type=int,
+        help=f"images or texts per step, for the activations [{BATCH}; for a language model "
+        "data.batch_size, or 8]",
+    )  # fmt: skip
     parser.add_argument(
         "--tokens", type=int, metavar="N",
-        help="tokens of each text for model=text [data.max_length, or the limit of the model, at "
-        f"most {MOST_TOKENS}]",
+        help="tokens of each text for model=text and language models [data.max_length, or the "
+        f"limit of the model, at most {MOST_TOKENS} and {MOST_OF_LANGUAGE}]",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     return run_command(parser, args, _serve)
@@ -58,14 +62,25 @@ def main(args: Sequence[str]) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     tokens = options.tokens
-    if options.classes < 1 or options.batch < 1 or (tokens is not None and tokens < 1):
+    given = [options.classes, *(n for n in (options.batch, tokens) if n is not None)]
+    if min(given) < 1:
         raise ConfigError(["expected --classes, --batch and --tokens of at least 1"])
-    found = _plan(options.overrides, options.classes, options.batch, tokens)
-    print(json.dumps(found.to_dict(), indent=2) if options.json else found)
+    found, step = _plan(options.overrides, options.classes, options.batch, tokens)
+    if options.json:
+        print(json.dumps({**found.to_dict(), **({"step": step} if step else {})}, indent=2))
+        return 0
+    print(found)
+    if step:
+        print(
+            f"a step: {step['texts']:,} texts of {step['length']:,} tokens, {step['tokens']:,} "
+            "tokens altogether, with the loss over the vocabulary"
+        )
     return 0
 
 
-def _plan(overrides: Sequence[str], classes: int, batch: int, tokens: int | None) -> AdaptationPlan:
+def _plan(
+    overrides: Sequence[str], classes: int, batch: int | None, tokens: int | None
+) -> tuple[AdaptationPlan, dict[str, int]]:
     from hydra import compose, initialize_config_dir
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
@@ -88,14 +103,40 @@ def _plan(overrides: Sequence[str], classes: int, batch: int, tokens: int | None
     # "auto": that of this machine
     processor: Any = _PROCESSORS.get(str(OmegaConf.select(cfg, "trainer.accelerator")))
     memory: Any = OmegaConf.select(cfg, "callbacks.peft.memory") or "default"
+    step: dict[str, int] = {}
     if getattr(module, "noun", "images") == "texts":
-        texts = _texts(cfg, backbone, batch, tokens)
-        return plan(backbone, method, inputs=texts, memory=memory, processor=processor)
+        if str(cfg.model.get("_target_")) in LANGUAGE:
+            texts = _language(cfg, backbone, batch, tokens)
+            rows, length = texts["input_ids"].shape
+            step = {"texts": rows, "length": length, "tokens": rows * length}
+        else:
+            texts = _texts(cfg, backbone, batch or BATCH, tokens)
+        return plan(backbone, method, inputs=texts, memory=memory, processor=processor), step
     if tokens is not None:
         raise ConfigError(["--tokens: expected model=text, got a model for images. Leave it out."])
     shape = data_config(backbone)
-    images = torch.empty(batch, shape.channels, *shape.image_size, device="meta")
-    return plan(backbone, method, inputs=images, memory=memory, processor=processor)
+    images = torch.empty(batch or BATCH, shape.channels, *shape.image_size, device="meta")
+    return plan(backbone, method, inputs=images, memory=memory, processor=processor), step
+
+
+def _language(cfg: DictConfig, backbone: Any, batch: int | None, tokens: int | None) -> Any:
+    """Return a batch of tokens that are all learned, so that the loss is counted as well."""
+    import torch
+
+    from lightning_peft.backbones.causal_lm import length_limit
+
+    most = length_limit(backbone)
+    if tokens is not None and most is not None and tokens > most:
+        raise ConfigError([f"--tokens: expected at most the {most} that the model reads, "
+                           f"got {tokens}"])  # fmt: skip
+    of_chat = str(cfg.data.get("_target_")).endswith("ChatDataModule")
+    length = tokens or (cfg.data.get("max_length") if of_chat else None)
+    length = length or min(most or MOST_OF_LANGUAGE, MOST_OF_LANGUAGE)
+    rows = batch or (cfg.data.get("batch_size") if of_chat else None) or BATCH_OF_LANGUAGE
+    if LANGUAGE[str(cfg.model.get("_target_"))] == "preference":
+        rows *= 2  # a better and a worse answer
+    ids = torch.empty(rows, length, dtype=torch.long, device="meta")
+    return {"input_ids": ids, "labels": ids.clone(), "use_cache": False}
 
 
 def _texts(cfg: DictConfig, backbone: Any, batch: int, tokens: int | None) -> dict[str, Any]:

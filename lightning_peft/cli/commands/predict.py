@@ -25,6 +25,8 @@ __all__ = ["main"]
 SHOWN = 20
 """The most rows, and the most unreadable files, that are printed."""
 
+NEW_TOKENS = 64
+
 
 def main(args: Sequence[str]) -> int:
     """Serve ``lightning-peft predict``.
@@ -39,20 +41,21 @@ def main(args: Sequence[str]) -> int:
         prog="lightning-peft predict",
         description="Predict the class, the labels or the numbers of each image below a folder, or "
         "of each text of a CSV file, with the model of a run. Images and texts are prepared as in "
-        "its evaluation.",
+        "its evaluation. A run on language writes a text after each prompt of a file.",
     )
     parser.add_argument("run", type=Path, help="the directory of a run")
     parser.add_argument(
         "data",
         type=Path,
         help="a folder of images, or of folders of images; for a run on texts, a CSV file with the "
-        "same column of texts",
+        "same column of texts; for one on language, a JSONL, CSV or text file of prompts",
     )
     parser.add_argument(
         "--out",
         default="-",
         metavar="CSV",
-        help="file to write; '-' prints the first rows (default)",
+        help="file to write (for a run on language also .jsonl); '-' prints the first rows "
+        "(default)",
     )
     parser.add_argument("--top", type=int, default=1, help="classes per image; 1 by default")
     parser.add_argument("--batch", type=int, default=64, help="batch size; 64 by default")
@@ -60,12 +63,27 @@ def main(args: Sequence[str]) -> int:
     parser.add_argument(
         "--device", default="auto", help="such as cuda, mps or cpu; chosen automatically"
     )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=None, metavar="N",
+        help=f"for a run on language, the most tokens of a text; {NEW_TOKENS} by default",
+    )  # fmt: skip
     add_calibrated(parser)
     add_trust(parser)
     return run_command(parser, args, _serve)
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from lightning_peft.cli.jobs.served_language import is_of_language
+
+    if is_of_language(options.run):
+        from lightning_peft.cli.commands.generate_texts import answer_prompts
+
+        if options.max_new_tokens is None:
+            options.max_new_tokens = NEW_TOKENS
+        answer_prompts(options)
+        return 0
+    if options.max_new_tokens is not None:
+        raise ConfigError(["--max-new-tokens: expected a run on language. Leave it out."])
     unread = _predict(options)
     for item in unread[:SHOWN]:
         told = printable(f"cannot read {item.path}: {item.error}")

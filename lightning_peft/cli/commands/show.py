@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning_peft.cli.commands.command import run_command
+from lightning_peft.cli.commands.example_tables import print_examples
 from lightning_peft.cli.commands.label_tables import print_labels
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.known import experiment_in, known_keys
 from lightning_peft.cli.config.paths import conf_dir, no_directory
-from lightning_peft.cli.config.task import fit_to_task
+from lightning_peft.cli.config.task import LANGUAGE, fit_to_task
 from lightning_peft.cli.jobs.task import task_of
 from lightning_peft.errors import MissingExtraError
 
@@ -82,7 +83,10 @@ def _show(options: argparse.Namespace) -> None:
         datamodule.setup("test")
     fit_to_task(cfg, task_of(datamodule))
     console = Console()
-    print_labels(cfg, datamodule, console)
+    if task_of(datamodule) in LANGUAGE.values():
+        print_examples(datamodule, console)
+    else:
+        print_labels(cfg, datamodule, console)
     lines = _pictures(cfg, datamodule, schedule, options)
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -103,7 +107,7 @@ def _pictures(
             title = "augmented as in training, differently each time"
             path = previews.samples(before, after, names, options.out / "samples.png", title=title)
             lines = [f"picture    {path}"]
-        found = rates_of(cfg, datamodule.num_classes)
+        found = rates_of(cfg, getattr(datamodule, "num_classes", None))
         if schedule is None and not found.stages:
             return [*lines, f"the learning rate is {cfg.optimizer.lr:g} at every step"]
         if schedule is not None and not hasattr(schedule, "multiplier"):

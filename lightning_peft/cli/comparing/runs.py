@@ -29,14 +29,17 @@ SET_NOTHING_APART = ("method=", "seed=", "output_dir=", "name=", "logger=", "log
 HANDED_OUT = frozenset(
     {
         *("augment", "batch_size", "cache", "drop_last", "eval_batch_size", "flip", "flip_safe"),
-        *("num_workers", "pin_memory", "steps_per_epoch", "verify"),
+        *("num_workers", "packing", "pin_memory", "steps_per_epoch", "verify"),
     }
 )
 """Keys of ``data`` that say how images are handed out: which they are, and their labels, is the
 same."""
 
 PREPARED = frozenset(
-    {"backbone", "channels", "image_size", "interpolation", "max_length", "mean", "std"}
+    {
+        *("backbone", "channels", "chat_template", "image_size", "interpolation", "max_length"),
+        *("mean", "std"),
+    }
 )
 """Keys of ``data`` that define how the same images are prepared for a backbone."""
 

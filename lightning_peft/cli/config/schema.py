@@ -88,6 +88,17 @@ class VTAB:
 
 
 @dataclass
+class Chat:
+    """The keys of ``ChatDataModule``."""
+
+    train_on: Literal["answers", "all"]
+    packing: bool
+    max_length: int | None
+    val_fraction: float
+    test_fraction: float
+
+
+@dataclass
 class Optimizer:
     """The keys of torch's optimizers."""
 
@@ -185,7 +196,10 @@ CALLBACKS: dict[str, type] = {
 }
 """By the ``_target_`` of a callback."""
 
-DATA: dict[str, type] = {"lightning_peft.VTABDataModule": VTAB}
+DATA: dict[str, type] = {
+    "lightning_peft.ChatDataModule": Chat,
+    "lightning_peft.VTABDataModule": VTAB,
+}
 """By the ``_target_`` of a data module."""
 
 SCHEMAS: dict[str, type] = {"": Run, "trainer": Trainer, "data": Data, "optimizer": Optimizer}

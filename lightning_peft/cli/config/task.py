@@ -14,6 +14,7 @@ from lightning_peft.cli.config.objectives import better, directions_of, names_of
 from lightning_peft.evaluation.metric_names import MAIN, is_test
 
 __all__ = [
+    "LANGUAGE",
     "check_objective",
     "fit_to_task",
     "of_the_test_set",
@@ -31,6 +32,13 @@ REGRESSOR = "lightning_peft.ImageRegressor"
 TEXT_CLASSIFIER = "lightning_peft.TextClassifier"
 
 
+LANGUAGE: Mapping[str, str] = {
+    "lightning_peft.CausalLM": "language",
+    "lightning_peft.PreferenceModule": "preference",
+}
+"""The modules for language, and the task of each."""
+
+
 DEFAULT = f"val/{MAIN['multiclass']}"
 
 
@@ -40,18 +48,26 @@ def fit_to_task(cfg: DictConfig, task: str) -> None:
     For regression ``lightning_peft.ImageClassifier`` becomes ``ImageRegressor``; otherwise it and
     ``TextClassifier`` get the task as an argument, and a module of the user's own is left alone.
     For regression, callbacks that monitor ``val/accuracy`` (the default) monitor ``val/rmse``,
-    and lower is better.
+    and lower is better; for language ``val/perplexity``.
 
     Args:
         cfg: The composed config of a job.
         task: The task of the data.
 
     Raises:
-        ConfigError: If the model has settings that make no sense for regression, or reads texts.
+        ConfigError: If the model has settings that make no sense for regression, or is not for
+            this task.
     """
+    target = cfg.model.get("_target_")
+    wanted = LANGUAGE.get(str(target))
+    if task in LANGUAGE.values() or wanted is not None:
+        if wanted != task and (wanted or target in (CLASSIFIER, TEXT_CLASSIFIER)):
+            raise ConfigError([_of_another_task(str(target), task)])
+        if task == "language":
+            _watch_lower(cfg, f"val/{MAIN[task]}")
+        return
     if task == "multiclass":
         return
-    target = cfg.model.get("_target_")
     if target == TEXT_CLASSIFIER and task == "regression":
         raise ConfigError(
             [
@@ -66,15 +82,30 @@ def fit_to_task(cfg: DictConfig, task: str) -> None:
             elif "task" not in cfg.model:
                 cfg.model.task = task
     if task == "regression":
-        watched = f"val/{MAIN[task]}"
-        for node in (cfg.callbacks or {}).values():
-            if OmegaConf.is_dict(node) and node.get("monitor") == DEFAULT:
-                node.monitor = watched
-                if "mode" in node:
-                    node.mode = "min"
-            if OmegaConf.is_dict(node) and str(node.get("_target_")).endswith("StepProgress"):
-                with open_dict(node):
-                    node.setdefault("monitor", watched)
+        _watch_lower(cfg, f"val/{MAIN[task]}")
+
+
+def _watch_lower(cfg: DictConfig, watched: str) -> None:
+    """Let callbacks that monitor the default metric monitor one of which lower is better."""
+    for node in (cfg.callbacks or {}).values():
+        if OmegaConf.is_dict(node) and node.get("monitor") == DEFAULT:
+            node.monitor = watched
+            if "mode" in node:
+                node.mode = "min"
+        if OmegaConf.is_dict(node) and str(node.get("_target_")).endswith("StepProgress"):
+            with open_dict(node):
+                node.setdefault("monitor", watched)
+
+
+def _of_another_task(target: str, task: str) -> str:
+    choices = {"language": "causal_lm", "preference": "preference"}
+    told = {
+        "language": "examples for a language model (messages, prompt and completion, or text)",
+        "preference": "pairs of answers (prompt, chosen, rejected)",
+    }
+    got = told.get(task, f"labels (the task '{task}')")
+    advice = f"model={choices[task]}" if task in choices else "a classifier, or data=chat"
+    return f"model: expected one for this data, which has {got}, got {target}. Choose {advice}."
 
 
 def _to_regressor(node: DictConfig) -> None:

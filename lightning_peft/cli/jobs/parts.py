@@ -101,7 +101,7 @@ def build(cfg: DictConfig, more_callbacks: Sequence[Any] = ()) -> Parts:
     check_baselines(cfg.baselines, datamodule)
     with _building("model"):
         fit_to_task(cfg, task_of(datamodule))
-        module = build_module(cfg.model, datamodule.num_classes)
+        module = build_module(cfg.model, getattr(datamodule, "num_classes", None))
     if cfg.calibrate is not None:
         check_calibration(module, has_validation)
     callbacks: list[Any] = []

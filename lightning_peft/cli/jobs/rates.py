@@ -37,12 +37,12 @@ class Rates:
         return {name: epoch * epoch_steps for name, epoch in self.stages.items()}
 
 
-def rates_of(cfg: DictConfig, num_classes: int) -> Rates:
+def rates_of(cfg: DictConfig, num_classes: int | None) -> Rates:
     """Return the peak rate of each parameter group, by building the groups as the run will.
 
     Args:
         cfg: The composed config, fitted to its task.
-        num_classes: Number of classes, labels or numbers.
+        num_classes: Number of classes, labels or numbers, if the data has any.
 
     Returns:
         The rates.

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.config.errors import ConfigError, explain
 from lightning_peft.cli.config.paths import conf_dir
-from lightning_peft.cli.jobs.task import build_module
+from lightning_peft.cli.config.task import LANGUAGE
+from lightning_peft.cli.jobs.task import build_module, task_of
 from lightning_peft.cli.runs.recorded import recorded_config
 from lightning_peft.cli.runs.summary import write_json
 from lightning_peft.cli.trust.words import NOBODY, Trust
@@ -76,6 +77,9 @@ def write_facts(directory: Path, datamodule: Any, outputs: Outputs | None = None
     """
     config = getattr(datamodule, "config", None)
     names = getattr(datamodule, "class_names", None)
+    if (task := task_of(datamodule)) in LANGUAGE.values():
+        write_json(directory / FACTS, {"task": task})
+        return
     facts = {
         "num_classes": datamodule.num_classes,
         "class_names": None if names is None else [str(name) for name in names],
@@ -206,7 +210,13 @@ def _read_facts(path: Path) -> Mapping[str, Any]:
     """
     try:
         found = json.loads(read_text(path))
-    except NotPlainError:
+        task = found.get("task") if isinstance(found, Mapping) else None
+        if task in LANGUAGE.values():
+            raise ConfigError(
+                [f"{path.parent}: expected a run that predicts classes or numbers, got one on "
+                 "language. lightning-peft predict and export serve it."]
+            )  # fmt: skip
+    except (NotPlainError, ConfigError):
         raise
     except (OSError, ValueError, RecursionError) as error:
         found, wrong = {}, [f"it is not JSON ({error})"]

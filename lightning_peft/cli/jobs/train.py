@@ -161,13 +161,13 @@ def _run_parts(
 
 def _check_resume(checkpoint: Any) -> None:
     """Refuse a checkpoint that is cut off or holds code, before anything is built."""
-    from lightning_peft.files.checkpoints import check_callback_paths, check_checkpoint_file
+    from lightning_peft.files.checkpoints import check_checkpoint_file, check_resumable
 
     # a sharded one is a directory; what Lightning finds by a word, or is missing, it says itself
     path = Path(str(checkpoint))
     if checkpoint is not None and path.exists() and not path.is_dir():
         check_checkpoint_file(path)
-        check_callback_paths(path)
+        check_resumable(path)
 
 
 def _keep_temperature(path: Path, temperature: float) -> None:

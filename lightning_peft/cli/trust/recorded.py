@@ -47,6 +47,7 @@ REACHES_OUT = {
     "auto_map": "runs code of a model's repository",
     "megatron_config": "imports the module that megatron_core names",
     "megatron_core": "is imported",
+    "custom_generate": "runs code of a model's repository",
     "corda_config": "reads a file that it names",
     "lora_ga_config": "reads a file that it names",
     "arrow_config": "works with other adapters",

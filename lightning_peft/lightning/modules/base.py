@@ -17,7 +17,7 @@ from lightning_peft.backbones.data_config import DataConfig, data_config
 from lightning_peft.errors import DataError
 from lightning_peft.evaluation.metric_classes import Gathered
 from lightning_peft.evaluation.metric_names import TASKS, Task, is_test
-from lightning_peft.evaluation.metrics import values_of
+from lightning_peft.evaluation.metrics import begin_anew, values_of
 from lightning_peft.evaluation.outputs import Outputs
 from lightning_peft.evaluation.results import Evaluation
 from lightning_peft.lightning.namespace import pl
@@ -88,7 +88,7 @@ class ReadyModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Reset the state of an interrupted validation."""
-        self.val_metrics.reset()
+        begin_anew(self.val_metrics)
 
     def validation_step(self, batch: tuple[Any, Tensor], batch_idx: int) -> None:
         """Add a batch to the validation metrics."""
@@ -101,7 +101,7 @@ class ReadyModule(pl.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Reset the state of an earlier test."""
-        self.test_metrics.reset()
+        begin_anew(self.test_metrics)
         self.test_record.reset()
         self._results = None
 

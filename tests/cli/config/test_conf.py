@@ -27,6 +27,7 @@ NEEDED = {  # what has no default, and what is interpolated from Hydra's own par
     "method=union": ["method.methods=[lora,bitfit]"],
     "data=folder": ["data.root=images"],
     "data=text": ["model.backbone=some-encoder", "data.root=reviews.csv"],
+    "data=chat": ["data.root=chats.jsonl"],
     "model=text": ["model.backbone=some-encoder"],
     "data=vtab": ["data.root=vtab-1k", "data.task=cifar"],
 }

@@ -206,7 +206,7 @@ def test_the_known_metrics_are_those_that_the_ready_modules_measure():
 
     sizes = {"num_classes": 3, "num_labels": 3, "num_outputs": 1}
     names = {name for task in TASKS for name in metric_set(task, **sizes)}
-    assert names | {"loss"} == set(KNOWN)
+    assert names | {"loss", "margin", "perplexity"} == set(KNOWN)
 
 
 def test_costs_that_were_not_measured_are_left_out():

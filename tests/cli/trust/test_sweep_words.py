@@ -185,6 +185,20 @@ def test_continue_goes_into_no_directory_that_leads_out(command, tmp_path, monke
     assert command("continue", "sweep")[0] == 0
 
 
+def test_continue_names_what_hydra_could_not_open(command, tmp_path, monkeypatch):
+    record(tmp_path / "sweep")
+    (tmp_path / "sweep" / "0_lora_seed0" / "run.log").mkdir(parents=True)
+    (tmp_path / "sweep" / "1_lora_seed1").mkdir()
+    (tmp_path / "sweep" / "1_lora_seed1" / ".hydra").touch()
+    monkeypatch.setattr("lightning_peft.cli.app.main", lambda words: 0)
+    for trust in ([], ["--trust"]):
+        status, _, err = command("continue", "sweep", *trust)
+        assert status == 2
+        assert "0_lora_seed0/run.log: expected a file, got a directory" in err
+        assert "1_lora_seed1/.hydra: expected a directory, got a file" in err
+        assert "Remove what is listed" in err
+
+
 @pytest.mark.parametrize("parts", [{"flags": "abc"}, {"hydra": [3]}, {"overrides": None}])
 def test_a_record_of_other_types_is_no_record(command, tmp_path, parts):
     record(tmp_path / "sweep", **parts)

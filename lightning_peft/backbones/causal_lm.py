@@ -1,0 +1,130 @@
+"""Loading causal language models of Hugging Face, and their tokenisers, by name or directory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from lightning_peft.backbones.byte_llama import BYTE_LLAMA, byte_llama_config, byte_tokenizer
+from lightning_peft.backbones.hugging_face import checked_name, finding, load_config, quietly
+from lightning_peft.errors import DataError, near, require, some
+
+__all__ = ["DTYPES", "length_limit", "load_causal_lm", "load_lm_tokenizer", "vocabulary_of"]
+
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+"""What the weights may be loaded as; ``"auto"`` is as in the file."""
+
+LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+"""The names of the most tokens in the configs of models."""
+
+log = logging.getLogger(__name__)
+
+
+def load_causal_lm(
+    name: str,
+    *,
+    pretrained: bool = True,
+    dtype: str = "float32",
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Load a causal language model with its head, in training mode.
+
+    Args:
+        name: A name on the Hugging Face hub, a local directory, or ``"byte_llama"``.
+        pretrained: Load the weights; otherwise they are random.
+        dtype: One of :data:`DTYPES`.
+        options: Values of the config to change.
+
+    Returns:
+        A model from ``AutoModelForCausalLM``.
+
+    Raises:
+        DataError: If there is no such model, its config lacks one of the values, or its file lacks
+            some of the weights.
+        MissingExtraError: If transformers is not installed.
+    """
+    import torch
+
+    transformers = require("transformers", "text")
+    if dtype not in DTYPES:
+        raise DataError(f"Expected dtype as one of {DTYPES}, got {dtype!r}. {near(dtype, DTYPES)}")
+    wanted = "auto" if dtype == "auto" else getattr(torch, dtype)
+    auto = transformers.AutoModelForCausalLM
+    fresh = torch.float32 if wanted == "auto" else wanted
+    if name == BYTE_LLAMA:
+        if pretrained:
+            log.warning(
+                "'%s' has no pretrained weights: they are random. Set pretrained=false to "
+                "say so, or name a model that is trained",
+                BYTE_LLAMA,
+            )
+        made: nn.Module = auto.from_config(byte_llama_config(options), dtype=fresh)
+        return made.train()
+    config = load_config(name, None, options or {})
+    name = checked_name(name)
+    with quietly(transformers), finding(name, "a causal language model", "gpt2"):
+        if not pretrained:
+            made = auto.from_config(config, dtype=fresh)
+            return made.train()
+        model, about = auto.from_pretrained(
+            name, config=config, dtype=wanted, output_loading_info=True
+        )
+    absent = sorted({key if isinstance(key, str) else key[0] for key in about["missing_keys"]})
+    if absent:
+        raise DataError(
+            f"Expected all weights of {type(model).__name__} in '{name}', got a file without "
+            f"{some(absent, 4)}, which would be random. Name a causal language model (a file of an "
+            "encoder has no head for the next token), or build it with pretrained=false."
+        )
+    loaded: nn.Module = model
+    return loaded.train()
+
+
+def load_lm_tokenizer(name: str) -> Any:
+    """Load the tokeniser of a causal language model; one without a padding token is served, too.
+
+    Args:
+        name: A name on the Hugging Face hub, a local directory, or ``"byte_llama"``.
+
+    Raises:
+        DataError: If there is no such model, or it has no tokeniser.
+        MissingExtraError: If transformers is not installed.
+    """
+    if name == BYTE_LLAMA:
+        return byte_tokenizer()
+    transformers = require("transformers", "text")
+    name = checked_name(name)
+    with quietly(transformers), finding(name, "a tokeniser", "gpt2"):
+        return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+
+def length_limit(model: Any) -> int | None:
+    """Return the most tokens that a model reads according to its config; ``None`` if unlimited.
+
+    Args:
+        model: A model of transformers, or anything else.
+    """
+    config = getattr(model, "config", None)
+    inner = getattr(config, "get_text_config", None)
+    config = inner() if callable(inner) else config
+    found = [getattr(config, name, None) for name in LENGTHS]
+    known = [int(value) for value in found if isinstance(value, int) and value > 0]
+    return known[0] if known else None
+
+
+def vocabulary_of(model: Any) -> int | None:
+    """Return the number of rows of a model's input embedding; ``None`` if it has none."""
+    find = getattr(model, "get_input_embeddings", None)
+    if not callable(find):
+        return None
+    try:
+        weight = getattr(find(), "weight", None)
+    except NotImplementedError:
+        return None
+    rows = getattr(find(), "num_embeddings", None)
+    if isinstance(rows, int):  # a quantised or a sharded weight has another shape
+        return rows
+    return None if weight is None else int(weight.shape[0])

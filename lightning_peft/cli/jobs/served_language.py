@@ -1,0 +1,130 @@
+"""Load the language model of a run or of an adapter directory, with its tokeniser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_peft.cli.config.errors import ConfigError
+from lightning_peft.cli.config.paths import conf_dir
+from lightning_peft.cli.config.task import LANGUAGE
+from lightning_peft.cli.jobs.served import FACTS, described_by
+from lightning_peft.cli.jobs.task import build_module
+from lightning_peft.cli.runs.recorded import recorded_config
+from lightning_peft.cli.trust.words import Trust
+from lightning_peft.files.plain_file import NotPlainError, check_plain, read_text
+from lightning_peft.files.writing import CONFIG_FILE, WEIGHTS_FILE
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from torch import nn
+
+__all__ = ["ServedLanguage", "is_of_language", "load_language_run", "load_with_language_model"]
+
+
+@dataclass
+class ServedLanguage:
+    """A trained language model, on the CPU, in evaluation mode.
+
+    Attributes:
+        backbone: The model, adapted.
+        tokenizer: Its tokeniser, with the chat template of the run.
+        base: The name or directory of the pretrained model.
+    """
+
+    backbone: nn.Module
+    tokenizer: Any
+    base: str
+
+
+def is_of_language(directory: Path) -> bool:
+    """Whether a directory is that of a finished run on language."""
+    try:
+        found = json.loads(read_text(directory / FACTS))
+    except (NotPlainError, OSError, ValueError, RecursionError):
+        return False  # what is wrong about it is said where it is loaded
+    return isinstance(found, dict) and found.get("task") in LANGUAGE.values()
+
+
+def load_language_run(directory: Path, trust: Trust) -> ServedLanguage:
+    """Load the model of a run from its adapter, or from its best checkpoint if it has none.
+
+    Args:
+        directory: The directory of the run; its data need not be there any more.
+        trust: What the user vouches for in the config of the run.
+
+    Raises:
+        ConfigError: If files of the run are missing or broken, or its config asks for what a
+            recorded run may not have.
+        PEFTError: If the adapter does not fit the model that the config names.
+    """
+    adapter, checkpoint = directory / "adapter", directory / "checkpoints" / "best.ckpt"
+    missing = [] if (directory / "config.yaml").is_file() else ["config.yaml"]
+    if not adapter.is_dir() and not checkpoint.is_file():
+        missing.append("adapter/ or checkpoints/best.ckpt")
+    if missing:
+        raise ConfigError(
+            [f"expected the directory of a finished run, got {directory} without "
+             f"{' and without '.join(missing)}."]
+        )  # fmt: skip
+    cfg = recorded_config(directory, trust)
+    with described_by(directory):
+        return _load(directory, cfg)
+
+
+def _load(directory: Path, cfg: DictConfig) -> ServedLanguage:
+    import torch
+    from hydra.utils import instantiate
+
+    from lightning_peft.adaptation.loading import load_adapter
+    from lightning_peft.anatomy.backbone import backbone_of
+    from lightning_peft.files.checkpoints import check_checkpoint_file
+
+    adapter, checkpoint = directory / "adapter", directory / "checkpoints" / "best.ckpt"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)  # a random model gets the same weights
+        datamodule = instantiate(cfg.data, _convert_="all")
+        module = build_module(cfg.model, None)
+    peft = (cfg.get("callbacks") or {}).get("peft") or {}
+    backbone = backbone_of(module, peft.get("backbone"))[1]
+    if adapter.is_dir():
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if (adapter / name).exists():  # what is missing the reader says
+                check_plain(adapter / name, directory)
+        load_adapter(backbone, adapter)
+    else:
+        check_plain(checkpoint, directory)
+        check_checkpoint_file(checkpoint)
+        module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+    return ServedLanguage(backbone.eval(), datamodule.tokenizer, str(cfg.model.get("backbone")))
+
+
+def load_with_language_model(directory: Path, overrides: Sequence[str]) -> ServedLanguage | None:
+    """Load an adapter into a language model that is named on the command line.
+
+    Args:
+        directory: An adapter directory.
+        overrides: Overrides of the config, such as ``model=causal_lm model.backbone=...``.
+
+    Returns:
+        The model; ``None`` if the overrides name a model of another kind.
+
+    Raises:
+        PEFTError: If the adapter does not fit, or there is no such model.
+    """
+    from hydra import compose, initialize_config_dir
+
+    from lightning_peft.adaptation.loading import load_adapter
+    from lightning_peft.anatomy.backbone import backbone_of
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("config", ["name=export", "output_dir=.", *overrides])
+    if str(cfg.model.get("_target_")) not in LANGUAGE:
+        return None
+    module = build_module(cfg.model, None)
+    backbone = backbone_of(module)[1]
+    load_adapter(backbone, directory)
+    return ServedLanguage(backbone.eval(), module.tokenizer, str(cfg.model.get("backbone")))
