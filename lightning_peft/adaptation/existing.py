@@ -11,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from lightning_peft.adaptation.checks import Checks, as_names, key_problems, parameters_named
@@ -154,12 +155,20 @@ class ExistingAdaptation(Adaptation):
             for parameter, flag in flags:  # peft ties it to being on
                 parameter.requires_grad_(flag)
 
-    def merge(self, example_inputs: Any = None) -> MergeReport:
+    def merge(
+        self, example_inputs: Any = None, *, dequantize: bool | str | torch.dtype = False
+    ) -> MergeReport:
         """Fold the adapters into the weights: see :meth:`Adaptation.merge`.
 
         Raises:
-            MethodError: As there; prompts cannot be merged.
+            MethodError: As there; prompts cannot be merged, and ``peft``'s layers stay, so that
+                ``dequantize`` cannot put others in their place.
         """
+        if dequantize is not False:
+            raise MethodError(
+                f"'existing': expected dequantize=False, got {dequantize!r}: the layers are those "
+                "of peft. Use lp.load_adapter on the plain model, and merge there."
+            )
         if any(c.is_prompt_learning for c in active_configs(self.model).values()):
             raise MethodError(f"'existing' cannot be merged: {_PROMPTS}.")
         if not self._adapters:
