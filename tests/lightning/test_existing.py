@@ -155,6 +155,9 @@ def test_what_cannot_work_is_refused() -> None:
 
     with pytest.raises(lp.MethodError, match="checkpoints='merged': 'existing' .* a prompt is a"):
         fitted(prompts, 1, checkpoints="merged")
+    adaptation = lp.adapt(peft.get_peft_model(base(), CONFIGS["lora"]()), "existing")
+    with pytest.raises(lp.MethodError, match="expected dequantize=False, got True"):
+        adaptation.merge(dequantize=True)
     wrapped = peft.get_peft_model(base(), CONFIGS["lora"]())
     with pytest.raises(lp.MethodError, match=r"Take it as it is with lp.PEFT\('existing'\)"):
         lp.adapt(wrapped, "lora")

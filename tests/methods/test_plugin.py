@@ -126,9 +126,10 @@ def test_lora_of_another_package_is_fast_too(method, memory):
     assert (len(done.fast), done.plain, done.memory) == (2, {}, memory)
 
 
-def test_layers_that_were_there_before_stay_as_they_were():
+def test_a_backbone_with_layers_of_peft_is_refused_before_it_is_changed():
     model = promises.build("vit")
     peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["fc1"]), model)
-    kinds = {name: type(module) for name, module in model.named_modules()}
-    lp.adapt(model, "bitfit")
-    assert {name: type(module) for name, module in model.named_modules()} == kinds
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    with pytest.raises(lp.MethodError, match=r"without an adapter, got one .*'blocks.0.mlp.fc1'"):
+        lp.adapt(model, "bitfit")
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == before
