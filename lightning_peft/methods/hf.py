@@ -17,29 +17,20 @@ from torch import nn
 from lightning_peft.anatomy.names import inside, parameters_inside
 from lightning_peft.anatomy.targets import resolve
 from lightning_peft.errors import MethodError, TargetError, near, some
-from lightning_peft.methods.base import Layers, Names, Plan, Site, Stepper, plain
-from lightning_peft.methods.from_peft.defaults import DEFAULT, NEW_HEADS, default_targets
+from lightning_peft.methods.base import Layers, Names, Plan, Site, Stepper
+from lightning_peft.methods.from_peft.defaults import DEFAULT, default_targets
 from lightning_peft.methods.from_peft.experts import kept_parameters
-from lightning_peft.methods.from_peft.idle import (
-    default_of,
-    idle_problems,
-    pattern_for,
-    wrapper_problems,
-)
+from lightning_peft.methods.from_peft.idle import idle_problems, pattern_for, wrapper_problems
 from lightning_peft.methods.from_peft.method import PeftMethod
-from lightning_peft.methods.from_peft.narrow import (
-    kinds_of,
-    named,
-    narrow_layers,
-    rank_patterns,
-    rank_problems,
-)
+from lightning_peft.methods.from_peft.narrow import kinds_of, named, narrow_layers, rank_problems
+from lightning_peft.methods.from_peft.options import MANAGED, options_of, thawed
 from lightning_peft.methods.from_peft.parameters import (
     as_peft_reads_it,
     is_replaced,
     parameter_sites,
     parameters_of,
 )
+from lightning_peft.methods.from_peft.ranks import BY_LAYER, NO_RANK, limit_ranks
 from lightning_peft.methods.from_peft.start import loading_what
 from lightning_peft.methods.from_peft.start_checks import start_problems
 from lightning_peft.methods.from_peft.targets import (
@@ -57,6 +48,7 @@ from lightning_peft.methods.from_peft.tuners import (
     layer_refusal,
     refusal,
 )
+from lightning_peft.methods.from_peft.whole import read_elsewhere, saved_whole
 from lightning_peft.methods.in_weight.part import with_parts
 from lightning_peft.methods.registry import register_method
 
@@ -131,17 +123,7 @@ class HF(PeftMethod):
         Raises:
             MethodError: If the tuner cannot be injected, or the config is not plain data.
         """
-        defaults = {
-            field.name: field.default_factory()
-            if field.default_factory is not dataclasses.MISSING
-            else field.default
-            for field in dataclasses.fields(config)
-        }
-        options = {
-            key: plain(value)
-            for key, value in config.to_dict().items()
-            if key not in _MANAGED and _plain_or_none(defaults.get(key)) != plain(value)
-        }
+        options = options_of(config)
         asked = [getattr(config, key, None) for key in ("target_modules", "target_parameters")]
         targets: Names = DEFAULT if asked == [None, None] else None
         if options.get("target_modules") == ALL_LINEAR:
@@ -157,7 +139,7 @@ class HF(PeftMethod):
         if reason is not None:
             yield reason
             return
-        known = {field.name for field in dataclasses.fields(config_class(self.tuner))} - _MANAGED
+        known = {field.name for field in dataclasses.fields(config_class(self.tuner))} - MANAGED
         for key in self.options:
             if key not in known:
                 yield f"{self.tuner} has no setting '{key}'. {near(key, known)}"
@@ -279,7 +261,7 @@ class HF(PeftMethod):
     def _narrow(self, model: nn.Module, names: Iterable[str]) -> dict[str, int]:
         """Return the ranks of the layers that get a rank below ``r``, which was given."""
         rank = self.options.get("r")
-        if not isinstance(rank, int) or self.tuner not in _BY_LAYER or self._is_as_in_peft(model):
+        if not isinstance(rank, int) or self.tuner not in BY_LAYER or self._is_as_in_peft(model):
             return {}
         own = self.options.get("rank_pattern") or {}
         found = narrow_layers(model, names, rank)
@@ -287,7 +269,7 @@ class HF(PeftMethod):
 
     def _plain_options(self) -> dict[str, Any]:
         options = self.options.items()
-        return {key: _thawed(value) for key, value in options if key != "modules_to_save"}
+        return {key: thawed(value) for key, value in options if key != "modules_to_save"}
 
     def _as_peft_reads_it(self, model: nn.Module) -> PeftConfig:
         try:
@@ -307,7 +289,7 @@ class HF(PeftMethod):
             )
         # peft trains a copy of it; training in place is equivalent and takes half the memory, but
         # for what other modules read, too
-        parted = _read_elsewhere(model, roots)
+        parted = read_elsewhere(model, roots)
         train = parameters_inside(model, roots, without=parted)
         rows = token_sites(model, self.options.get("trainable_token_indices"))
         twice = [site.module for site in rows if inside(site.module, roots)]
@@ -325,19 +307,15 @@ class HF(PeftMethod):
         return self._saved(model)
 
     def _saved(self, model: nn.Module) -> tuple[str, ...]:
-        """Return the modules that are trained whole and get no adapter: ``modules_to_save``."""
-        # as peft has it, without a dot: 'classifier' is 'pre_classifier', too
-        task = NEW_HEADS.get(str(self.options.get("task_type")), ())
-        ends = (*(self.options.get("modules_to_save") or ()), *task)
-        return tuple(name for name, _ in model.named_modules() if name.endswith(ends))
+        return saved_whole(model, self.options)
 
     def site_problems(self, model: nn.Module, names: tuple[str, ...]) -> Iterable[str]:
         """See :meth:`PeftMethod.site_problems`."""
         rank = self.options.get("r")
         if isinstance(rank, int) and not self._is_as_in_peft(model):
-            if self.tuner in _BY_LAYER:
+            if self.tuner in BY_LAYER:
                 yield from rank_problems(model, named(names, self.targets), rank)
-            elif self.tuner not in _NO_RANK:
+            elif self.tuner not in NO_RANK:
                 yield from rank_problems(model, names, rank)
         if self.tuner == "LORA" and self.is_left_to_peft(model):
             yield from attention_problems(model, names)
@@ -369,7 +347,7 @@ class HF(PeftMethod):
         elif options.get("target_parameters"):
             # none at all, since peft would add its default modules for this kind of model
             options["target_modules"] = options.get("target_modules") or []
-        self._limit(options, self._narrow(model, names))
+        limit_ranks(self.tuner, options, self._narrow(model, names))
         if isinstance(options.get("lora_ga_config"), dict):  # peft 0.20 keeps it as it is
             from peft import LoraGAConfig
 
@@ -384,19 +362,6 @@ class HF(PeftMethod):
         except (ValueError, TypeError) as error:
             raise MethodError(f"{self.kind}: peft refuses these settings: {error}") from error
 
-    def _limit(self, options: dict[str, Any], narrow: Mapping[str, int]) -> None:
-        """Add the ranks of narrow layers to a config's own, with the factor of the others."""
-        alpha_key = _ALPHA.get(self.tuner)
-        own = options.get("alpha_pattern") or {}
-        root = bool(options.get("use_rslora"))
-        for name, most in narrow.items():
-            alpha = None
-            if alpha_key is not None:
-                alpha = options.get(alpha_key, default_of(self.tuner, alpha_key))
-                alpha = own.get(pattern_for(own, name), alpha)
-            for key, entry in rank_patterns({name: most}, options["r"], alpha, root).items():
-                options[key] = {**entry, **(options.get(key) or {})}
-
     def steppers(self, model: nn.Module) -> list[Stepper]:
         """See :meth:`Method.steppers`."""
         if self.tuner != "ADALORA":
@@ -407,64 +372,3 @@ class HF(PeftMethod):
 
 
 ALL_LINEAR = "all-linear"
-
-# where r is no bound of the rank of each layer: VeRA's shared projections may be taller than a
-# layer, LoKr takes a whole factor, HiRA multiplies the weight entry by entry; r is a number of
-# blocks of OFT, of reflections of the input of HRA, and of groups of the input of MiSS
-_NO_RANK = frozenset({"HIRA", "HRA", "LOKR", "MISS", "OFT", "PVERA", "VERA"})
-
-_ALPHA = {"LOHA": "alpha", "LORA": "lora_alpha"}
-"""The setting that is divided by the rank."""
-
-_BY_LAYER = frozenset({"DELORA", *_ALPHA})
-"""Tuners with a rank for each layer (``rank_pattern``), which may be above the layer's sides."""
-
-# entries that peft adds to a config, or that have no meaning for a backbone in memory
-_MANAGED = frozenset(
-    {
-        "peft_type",
-        "peft_version",
-        "auto_mapping",
-        "base_model_name_or_path",
-        "revision",
-        "inference_mode",
-    }
-)
-
-
-def _read_elsewhere(model: nn.Module, roots: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the parameters of modules that are trained whole, which have to be copies for that.
-
-    One that another module reads, which is not trained whole, is such a one; of several modules
-    that are trained whole, the first one keeps it.
-
-    Args:
-        model: The backbone.
-        roots: The modules.
-    """
-    readers: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        readers.setdefault(id(parameter), []).append(name)
-    found: list[str] = []
-    for names in readers.values():
-        holders = {name: next((r for r in roots if inside(name, (r,))), None) for name in names}
-        if len(names) == 1 or set(holders.values()) == {None}:
-            continue
-        kept = None if None in holders.values() else holders[names[0]]
-        found += [name for name in names if holders[name] is not None and holders[name] != kept]
-    return tuple(found)
-
-
-def _thawed(value: Any) -> Any:
-    """Return a setting with the lists and dicts that ``peft``'s configs expect."""
-    if isinstance(value, Mapping):
-        return {key: _thawed(item) for key, item in value.items()}
-    return [_thawed(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _plain_or_none(value: Any) -> Any:
-    """Return a default as plain JSON types, or ``None`` if there is none."""
-    try:
-        return plain(value)
-    except MethodError:
-        return None
