@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -82,6 +83,12 @@ class Task(L.LightningModule):
     def train_dataloader(self) -> DataLoader[Tensor]:
         generator = torch.Generator().manual_seed(0)
         return DataLoader(list(torch.randn(24, 8, generator=generator)), batch_size=8)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """EfficiencyMonitor writes its figures to the working directory of a run without a logger."""
+    monkeypatch.chdir(tmp_path)
 
 
 def fit(task: Task, *, method: Any = None, ckpt_path: Any = None, **settings: Any) -> L.Trainer:
