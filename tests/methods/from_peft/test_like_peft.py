@@ -90,6 +90,7 @@ def test_a_pattern_may_name_what_is_trained_whole() -> None:
         lp.adapt(layers(), config)
 
 
+@pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")  # of peft 0.20
 def test_ia3_of_a_model_whose_output_is_trained_whole(tmp_path: Path) -> None:
     auto = transformers.AutoModelForQuestionAnswering
     theirs = peft.get_peft_model(roberta(auto), peft.IA3Config(task_type="QUESTION_ANS")).eval()
