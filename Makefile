@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all test-oldest test-processors test-wild test-peft lint format wheel backbone clean
+.PHONY: help setup demo test test-all test-oldest test-processors test-wild test-peft lint format wheel backbone language-model clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -103,6 +103,9 @@ wheel: setup ## Build the sdist and the wheel into dist/, and run the wheel
 
 backbone: setup ## Pretrain the shipped backbone again
 	$(BIN)/python -m tools.glyph_vit.pretrain
+
+language-model: setup ## Pretrain the language model of the examples again
+	$(BIN)/python -m tools.byte_lm.pretrain --steps 1500
 
 clean: ## Remove what was made, the environment included
 	rm -rf $(VENV) $(OLDEST) $(WILD) build dist runs sweeps outputs multirun .pytest_cache .mypy_cache .ruff_cache

@@ -183,7 +183,8 @@ class CausalLM(LanguageModule):
         if slices is None:
             found = self._called(batch)
             loss = found.loss
-            metric.update(found.logits[:, :-1].float(), labels)
+            # an adapter may put prompts in front of the tokens
+            metric.update(found.logits[:, -labels.shape[1] - 1 : -1].float(), labels)
         else:
             loss = labels.new_zeros((), dtype=torch.float32)
             for logits, wanted in slices:

@@ -134,8 +134,7 @@ class LanguageModule(pl.LightningModule):
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return logits ``(B, T, V)`` for tokens ``(B, T)``, without their labels."""
         given = {name: value for name, value in inputs.items() if name != "labels"}
-        logits: Tensor = self._called(given).logits
-        return logits
+        return self._logits(given)
 
     def generate(
         self,
@@ -180,6 +179,11 @@ class LanguageModule(pl.LightningModule):
     def _called(self, inputs: Mapping[str, Tensor]) -> Any:
         """Call the model without its cache, which packed rows and gradients have no use for."""
         return self.backbone(**inputs, use_cache=False)
+
+    def _logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the logits of the tokens, without those of prompts that an adapter puts first."""
+        logits: Tensor = self._called(inputs).logits
+        return logits[:, -inputs["input_ids"].shape[1] :]
 
     def _check_batch(self, batch: Any, stage: str) -> None:
         """Refuse the first batch of a stage if the model cannot learn from it."""

@@ -170,8 +170,8 @@ class PreferenceModule(LanguageModule):
         labels = batch["labels"]
         # the reference first: a method may swap weights in place to switch itself off
         with torch.no_grad(), self._adaptation().disabled(), in_evaluation_mode(self.backbone):
-            reference = answer_log_probabilities(self._called(given).logits, labels)
-        policy = answer_log_probabilities(self._called(given).logits, labels)
+            reference = answer_log_probabilities(self._logits(given), labels)
+        policy = answer_log_probabilities(self._logits(given), labels)
         loss, margin = dpo_loss(policy, reference, self.beta, self.label_smoothing)
         found = {"loss": loss, "accuracy": (margin > 0).float().mean(), "margin": margin.mean()}
         self.log_dict(

@@ -102,7 +102,8 @@ class TokenLoss:
             if not self._serves:
                 return None
         learned = labels != IGNORED
-        hidden, wanted = taken[0][:, :-1][learned], labels[learned]
+        # an adapter may put prompts in front of the tokens
+        hidden, wanted = taken[0][:, -labels.shape[1] - 1 : -1][learned], labels[learned]
         count = max(1, self.most // size)
         return list(hidden.split(count)), list(wanted.split(count))
 

@@ -4,6 +4,7 @@ import json
 import math
 
 import lightning as L
+import peft
 import pytest
 import torch
 from torch.nn import functional as F
@@ -239,3 +240,29 @@ def test_prompts_that_do_not_fit_are_refused():
         module.generate("a" * 30, max_new_tokens=100)
     with pytest.raises(lp.DataError, match="Pass tokenizer="):
         lp.CausalLM(tiny_lm()).generate("a")
+
+
+@pytest.mark.parametrize("most", [2**24, 100])
+def test_prompts_in_front_of_the_tokens_are_not_scored(most, monkeypatch):
+    monkeypatch.setattr("lightning_peft.lightning.modules.token_loss.MOST", most)
+    base = tiny_lm().requires_grad_(False)
+    settings = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = peft.get_peft_model(base, settings)
+    module = lp.CausalLM(model, samples=0, tokenizer=TOKENIZER)
+    datamodule = data(val_fraction=0.5, eval_batch_size=2)
+    trainer = quiet_trainer(lp.PEFT("existing"), max_steps=1, max_epochs=-1)
+    trainer.fit(module, datamodule)
+    (found,) = trainer.validate(module, datamodule, verbose=False)
+    total, count = 0.0, 0
+    words = base.get_input_embeddings()
+    with torch.no_grad():
+        prompts = model.prompt_encoder["default"].embedding.weight[None]
+        for index in range(5):
+            row = datamodule.texts("val")[index]
+            given = torch.cat([prompts, words(row["input_ids"])], 1)
+            logits = base(inputs_embeds=given).logits[0, 3:-1]
+            labels = row["labels"][0, 1:]
+            total += float(F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum"))
+            count += int((labels != -100).sum())
+    assert found["val/perplexity"] == pytest.approx(math.exp(total / count), rel=1e-4)
+    assert found["val/loss"] == pytest.approx(total / count, rel=1e-4)
