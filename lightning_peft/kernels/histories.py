@@ -135,7 +135,8 @@ def _kind(node: Any) -> str:
 def _gelu_in_steps(node: Any) -> Recipe | None:
     """Read GELU with a hyperbolic tangent where it is written in single operations, as in GPT-2.
 
-    ``0.5 * x * (1 + tanh(0.797885 * (x + 0.044715 * x ** 3)))``
+    ``0.5 * x * (1 + tanh(0.797885 * (x + 0.044715 * x ** 3)))``, of which the 1 is the only
+    constant that no node keeps.
     """
     half, other = (following for following, _ in node.next_functions)
     nodes = _path(other, ("Add", 0), ("Tanh", 0), ("Mul", 0), ("Add", 1), ("Mul", 0), ("Pow", 0))
