@@ -68,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--how", choices=HOW, default="lora")
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps")
+    parser.add_argument("--tokens", type=int, default=60, help="of each answer")
     options = parser.parse_args()
     L.seed_everything(0, verbose=False)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -80,7 +81,7 @@ def main() -> None:
         lr=3e-1 if options.how == "prompts" else 5e-3,
     )  # fmt: skip
     asked = [f"{line}\n" for line in ASKED]
-    before = module.generate(asked, max_new_tokens=60)
+    before = module.generate(asked, max_new_tokens=options.tokens)
     method = lp.PEFT("existing") if options.how == "prompts" else lp.PEFT("lora", rank=8)
     trainer = L.Trainer(
         max_steps=options.steps, callbacks=[method, lp.WarmupCosine(warmup=0.1)], accelerator="cpu",
@@ -88,7 +89,7 @@ def main() -> None:
         enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, data)
-    after = module.generate(asked, max_new_tokens=60)
+    after = module.generate(asked, max_new_tokens=options.tokens)
     for prompt, first, then in zip(ASKED, before, after, strict=True):
         print(f"{prompt}\n  before: {first[:70]!r}\n  after:  {then[:70]!r}")
 

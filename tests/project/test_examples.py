@@ -17,7 +17,7 @@ ARGUMENTS = {
     "one_callback.py": ["--epochs", "2"],
     "with_the_mixin.py": ["--steps", "4"],
     "plain_pytorch.py": ["--steps", "3"],
-    "byte_lm_style.py": ["--steps", "1"],
+    "byte_lm_style.py": ["--steps", "1", "--tokens", "4"],
     "qlora.py": ["--steps", "4"],
     "text_classifier.py": ["--steps", "3"],
     "causal_lm.py": ["--steps", "2"],
