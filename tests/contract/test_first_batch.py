@@ -22,6 +22,8 @@ COMPARED = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Detected that the base layer has no bias term")
+@pytest.mark.filterwarnings("ignore:Invalid `oft_block_size`")
 @pytest.mark.parametrize("case", COMPARED)
 def test_no_method_is_taken_for_another_function(case: Case) -> None:
     model = build(case.backbone)
