@@ -36,7 +36,7 @@ def recipe_of(x: Tensor, memory: Rebuilds) -> Recipe | None:
     if x._version:  # written to under no_grad: recomputed, it would have its former values
         return None
     node: Any = x.grad_fn
-    kind = type(node).__name__.removesuffix("Backward0")
+    kind = _kind(node)
     if kind not in _KEPT or not _keeps(node, _KEPT[kind]):
         return None
     if kind in ("Gelu", "Silu"):

@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 
     from lightning_peft.backbones.data_config import DataConfig
 
-__all__ = ["FACTS", "Served", "described_by", "load_run", "load_with_backbone", "write_facts"]
+__all__ = [
+    "FACTS",
+    "Served",
+    "built_again",
+    "described_by",
+    "load_run",
+    "load_with_backbone",
+    "write_facts",
+]
 
 FACTS = "serving.json"
 
@@ -152,7 +160,18 @@ def described_by(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def _load(directory: Path, cfg: Any, facts: Mapping[str, Any], outputs: Outputs) -> Served:
+def built_again(directory: Path, cfg: Any, num_classes: int | None) -> tuple[Any, Any]:
+    """Build the data module and the backbone of a finished run, with what was trained.
+
+    Args:
+        directory: The directory of the run.
+        cfg: Its config, checked.
+        num_classes: As for :func:`build_module`.
+
+    Raises:
+        NotPlainError: If a file of the run is a link out of it, or no file.
+        CheckpointError: If its checkpoint is not a whole one of plain data.
+    """
     import torch
     from hydra.utils import instantiate
 
@@ -164,7 +183,7 @@ def _load(directory: Path, cfg: Any, facts: Mapping[str, Any], outputs: Outputs)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(cfg.seed)  # a random backbone gets the same weights
         datamodule = instantiate(cfg.data, _convert_="all")
-        module = build_module(cfg.model, facts["num_classes"])
+        module = build_module(cfg.model, num_classes)
     peft = (cfg.get("callbacks") or {}).get("peft") or {}
     backbone = backbone_of(module, peft.get("backbone"))[1]
     if adapter.is_dir():
@@ -176,6 +195,11 @@ def _load(directory: Path, cfg: Any, facts: Mapping[str, Any], outputs: Outputs)
         check_plain(checkpoint, directory)
         check_checkpoint_file(checkpoint)
         module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+    return datamodule, backbone
+
+
+def _load(directory: Path, cfg: Any, facts: Mapping[str, Any], outputs: Outputs) -> Served:
+    datamodule, backbone = built_again(directory, cfg, facts["num_classes"])
     preprocessing, transform = _prepared(datamodule, backbone, facts["preprocessing"])
     return Served(
         backbone=backbone.eval(),

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.cli.config.task import LANGUAGE
-from lightning_peft.cli.jobs.served import FACTS, described_by
+from lightning_peft.cli.jobs.served import FACTS, built_again, described_by
 from lightning_peft.cli.jobs.task import build_module
 from lightning_peft.cli.runs.recorded import recorded_config
 from lightning_peft.cli.trust.words import Trust
-from lightning_peft.files.plain_file import NotPlainError, check_plain, read_text
-from lightning_peft.files.writing import CONFIG_FILE, WEIGHTS_FILE
+from lightning_peft.files.plain_file import NotPlainError, read_text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -76,29 +75,7 @@ def load_language_run(directory: Path, trust: Trust) -> ServedLanguage:
 
 
 def _load(directory: Path, cfg: DictConfig) -> ServedLanguage:
-    import torch
-    from hydra.utils import instantiate
-
-    from lightning_peft.adaptation.loading import load_adapter
-    from lightning_peft.anatomy.backbone import backbone_of
-    from lightning_peft.files.checkpoints import check_checkpoint_file
-
-    adapter, checkpoint = directory / "adapter", directory / "checkpoints" / "best.ckpt"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.seed)  # a random model gets the same weights
-        datamodule = instantiate(cfg.data, _convert_="all")
-        module = build_module(cfg.model, None)
-    peft = (cfg.get("callbacks") or {}).get("peft") or {}
-    backbone = backbone_of(module, peft.get("backbone"))[1]
-    if adapter.is_dir():
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if (adapter / name).exists():  # what is missing the reader says
-                check_plain(adapter / name, directory)
-        load_adapter(backbone, adapter)
-    else:
-        check_plain(checkpoint, directory)
-        check_checkpoint_file(checkpoint)
-        module.load_state_dict(torch.load(checkpoint, weights_only=True)["state_dict"])
+    datamodule, backbone = built_again(directory, cfg, None)
     return ServedLanguage(backbone.eval(), datamodule.tokenizer, str(cfg.model.get("backbone")))
 
 
