@@ -24,6 +24,9 @@ _EXACT = {torch.float64: 1e-6, torch.float32: 1e-3}
 _LOOSE = 5e-2
 """Of half precision: what is rounded differently in each of many layers adds up."""
 
+_ROWS = 2
+"""Of a batch, as many are looked at: a layer that is passed over is passed over for each."""
+
 
 class IdentityWatch:
     """Looks once at the first forward of each backbone that a run has adapted itself.
@@ -74,7 +77,8 @@ def difference_at_start(
 ) -> float | None:
     """Return by how much the adapter changes the output of a backbone, before any step.
 
-    Two forwards run, in evaluation mode and without any trace.
+    Two forwards run, in evaluation mode and without any trace, with the first rows of the batch
+    where all tensors have as many.
 
     Args:
         adaptation: The adaptation.
@@ -90,16 +94,38 @@ def difference_at_start(
     leaves = tree_leaves((args, dict(kwargs)))
     if not all(isinstance(leaf, Tensor) or plain_leaf(leaf) for leaf in leaves):
         return None
+    pair = _both(adaptation, *_first_rows(args, kwargs)) or _both(adaptation, args, kwargs)
+    if pair is None:
+        return None
+    adapted, bare = pair
+    if [t.shape for t in adapted] != [t.shape for t in bare]:
+        return float("inf")
+    pairs = zip(adapted, bare, strict=True)
+    return max((_relative(mine, other) for mine, other in pairs), default=0.0)
+
+
+def _both(
+    adaptation: Adaptation, args: Any, kwargs: Any
+) -> tuple[list[Tensor], list[Tensor]] | None:
+    """Return the output with the adapter on and off, or None where a forward fails."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             adapted, bare = (_tensors(adaptation, args, kwargs, on=on) for on in (True, False))
     except Exception:
         return None
-    if [t.shape for t in adapted] != [t.shape for t in bare]:
-        return float("inf")
-    pairs = zip(adapted, bare, strict=True)
-    return max((_relative(mine, other) for mine, other in pairs), default=0.0)
+    return adapted, bare
+
+
+def _first_rows(args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Return the arguments for a smaller batch, or as they are where no batch can be told."""
+    leaves = [leaf for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
+    if len({leaf.shape[:1] for leaf in leaves if leaf.ndim}) != 1:
+        return args, kwargs
+    return tree_map(
+        lambda leaf: leaf[:_ROWS] if isinstance(leaf, Tensor) and leaf.ndim else leaf,
+        (args, dict(kwargs)),
+    )
 
 
 def first_difference(

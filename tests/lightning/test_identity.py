@@ -182,14 +182,35 @@ def test_how_much_an_adapter_changes_is_in_multiples_of_rounding() -> None:
     x = torch.randn(5, 4)
     assert difference_at_start(adaptation, (x,), {}) == pytest.approx(0.0, abs=1e-2)
     with adaptation.disabled(), torch.no_grad():
-        bare = net(x)
+        bare = net(x[:2])
     with torch.no_grad():
         net[0].lora_B["default"].weight.normal_()
-        mine = net(x)
+        mine = net(x[:2])
     share = float((mine - bare).abs().max() / bare.abs().max())
     assert difference_at_start(adaptation, (x,), {}) == pytest.approx(share / 1e-3, rel=1e-3)
     assert difference_at_start(adaptation, (object(),), {}) is None
     assert difference_at_start(adaptation, (x[:, :3],), {}) is None
+
+
+def test_the_first_rows_of_a_batch_are_looked_at_where_a_forward_takes_them() -> None:
+    sizes: list[int] = []
+
+    class Net(nn.Module):
+        def __init__(self, least: int) -> None:
+            super().__init__()
+            self.layer, self.least = nn.Linear(4, 4), least
+
+        def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+            sizes.append(len(x))
+            return self.layer(x).reshape(self.least, -1, 4) * weights[0]
+
+    for least, expected in ((2, [2, 2]), (3, [2, 6, 6])):
+        adaptation = lp.adapt(Net(least), lp.LoRA(rank=2, targets=["layer"]), head=False)
+        sizes.clear()
+        assert difference_at_start(adaptation, (torch.randn(6, 4), torch.ones(6)), {}) < 1
+        assert sizes == expected
+    difference_at_start(adaptation, (torch.randn(6, 4), torch.ones(5)), {})
+    assert sizes[-1] == 6
 
 
 def test_padded_places_of_an_encoder_are_no_difference() -> None:
