@@ -81,6 +81,8 @@ class PrefixCache:
         min_share: The smallest share of a forward's operations that is worth caching, in [0, 1].
         samples: The number of different samples, for the estimate; None if it is not known.
         say: Called with every message.
+        checked: What caches of this process have compared, for others of the same backbone and
+            weights, which need not compare it again; None compares everything.
 
     Attributes:
         count: How often features were found.
@@ -99,6 +101,7 @@ class PrefixCache:
         min_share: float = 0.1,
         samples: Callable[[], int | None] = lambda: None,
         say: Callable[[str], None] = lambda message: None,
+        checked: dict[Any, Shapes] | None = None,
     ) -> None:
         self.backbone = backbone
         self.store = FeatureStore(max_bytes, directory)
@@ -111,6 +114,8 @@ class PrefixCache:
         self.paused = False
         self._samples = samples
         self._say = say
+        self._shared = checked
+        self._checked = {} if checked is None else checked
         self._modes: dict[bytes, Mode] = {}
         self._refused: set[bytes] = set()
         self._trained: tuple[int, ...] | None = None
@@ -173,6 +178,8 @@ class PrefixCache:
         self.store.clear()
         self._modes.clear()
         self._refused.clear()
+        if self._shared is None:
+            self._checked.clear()
 
     # --- a forward --------------------------------------------------------------------------------
 
@@ -206,14 +213,14 @@ class PrefixCache:
         self.count.samples += size
         self.count.found += found
         shape = shape_of(args, kwargs)
-        shapes = mode.shapes.get(shape)
+        shapes = mode.shapes.get(shape) or self._checked.get((mode.compared, shape))
         if shapes is None:
             return self._first_of_shape(mode, shape, keys, forward, args, kwargs)
         if found < size:
             seen = mode.split.splice.record(forward, args, kwargs, mode.split.slots)
             self._keep(mode, keys, mode.features(seen))
             return seen.output
-        if not mode.audited:
+        if mode.compared not in self._checked:
             return self._audit(mode, shapes, keys, forward, args, kwargs)
         self.count.cached += 1
         return mode.replay(shapes, self._take(shapes, keys), forward, args, kwargs)
@@ -245,6 +252,7 @@ class PrefixCache:
             self.give_up(str(reason))
         else:
             self._keep(mode, keys, features)
+            self._checked[mode.compared, shape] = shapes
         return seen.output
 
     def _keep(self, mode: Mode, keys: list[bytes], features: list[Tensor]) -> None:
@@ -259,12 +267,13 @@ class PrefixCache:
         self, mode: Mode, shapes: Shapes, keys: list[bytes], forward: Any, args: Any, kwargs: Any
     ) -> Any:
         """Compare the kept features, once, with those of another batch of the same samples."""
-        mode.audited = True
         seen = mode.split.splice.record(forward, args, kwargs, mode.split.slots)
         pairs = list(zip(mode.features(seen), self._take(shapes, keys), strict=True))
         if any(unlike(now, kept) for now, kept in pairs):
             self.give_up("the kept features of a sample differ from those computed now")
-        elif not all(torch.equal(now, kept) for now, kept in pairs):
+            return seen.output
+        self._checked[mode.compared] = shapes
+        if not all(torch.equal(now, kept) for now, kept in pairs):
             self._say(
                 "FeatureCache: a sample's features depend on its place in the batch by "
                 "rounding here, so results equal those without the cache up to rounding."
@@ -309,7 +318,8 @@ class PrefixCache:
         tensors = list(frozen_tensors(self.backbone, split))
         context = context_of(self.backbone, split, name)
         versions = [tensor._version for tensor in tensors]
-        made = Mode(split, context, context.hex(), tensors, versions)
+        compared = context, repr(self.backbone)
+        made = Mode(split, context, compared, context.hex(), tensors, versions)
         self._modes[name] = made
         self._sampled = sampled(self.backbone)
         self.where = split.where

@@ -27,11 +27,12 @@ class Mode:
 
     split: Split
     context: bytes
+    compared: tuple[bytes, str]
+    """The context and the structure: what is compared for one need not be for another."""
     fingerprint: str
     tensors: list[Tensor]
     versions: list[int]
     shapes: dict[tuple[Any, ...], Shapes] = field(default_factory=dict)
-    audited: bool = False
 
     def features(self, seen: Recording) -> list[Tensor]:
         """Return the tensors to keep from a recorded forward."""

@@ -25,7 +25,8 @@ class FeatureStore:
     files are memory-mapped safetensors: used rows stay in memory as long as there is room.
 
     Args:
-        max_bytes: The largest size of all rows.
+        max_bytes: The largest size of all rows; in a directory, of all files, those of other
+            processes and of other first parts included.
         directory: The directory of the files; None keeps the rows in memory.
 
     Attributes:
@@ -91,7 +92,7 @@ class FeatureStore:
         if len(rows) < len(keys):
             kept = [tensor[torch.tensor(rows, device=tensor.device)] for tensor in kept]
         size = sum(tensor.numel() * tensor.element_size() for tensor in kept)
-        if self.nbytes + size > self.max_bytes:
+        if self._used() + size > self.max_bytes:
             self.full = True
             return
         new = [keys[row] for row in rows]
@@ -125,6 +126,12 @@ class FeatureStore:
         self._prefixes.clear()
         self.nbytes = 0
         self.full = False
+
+    def _used(self) -> int:
+        if self.directory is None:
+            return self.nbytes
+        files = self.directory.glob("*.safetensors")
+        return max(self.nbytes, sum(path.stat().st_size for path in files))
 
     def _add(self, keys: Sequence[bytes], tensors: list[Tensor]) -> None:
         for row, key in enumerate(keys):

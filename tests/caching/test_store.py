@@ -36,6 +36,16 @@ def test_what_has_no_room_is_left_out(on_disk, tmp_path):
     assert len(store) == 3
 
 
+def test_the_limit_of_a_directory_is_of_all_its_files(tmp_path):
+    FeatureStore(1000, tmp_path).put(KEYS[:3], [ROWS[:3]], "f")
+    (file,) = tmp_path.iterdir()
+    room = file.stat().st_size
+    for limit, count in ((room + 40, 0), (room + 48, 3)):
+        store = FeatureStore(limit, tmp_path)
+        store.put(KEYS[3:], [ROWS[3:]], "g")
+        assert (len(store), store.full) == (count, count == 0)
+
+
 def test_another_process_finds_what_was_written_for_its_prefix(tmp_path):
     mine, other = FeatureStore(1000, tmp_path), FeatureStore(1000, tmp_path)
     other.open("f")

@@ -34,6 +34,7 @@ class Run:
     calibrate: Literal["temperature"] | None
     bootstrap: int
     grace: float
+    shared_features_gb: float
     allow_test_objective: bool
     baselines: list[Literal["nearest_neighbour", "logistic_regression"]]
     output_dir: str

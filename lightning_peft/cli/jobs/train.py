@@ -79,6 +79,7 @@ def _run(
     cfg: DictConfig, leave_files: Callable[..., Any], leave_pruned: Callable[..., Any]
 ) -> float | list[float] | None:
     from lightning_peft.cli.jobs.resuming import Resuming
+    from lightning_peft.cli.jobs.shared_features import shared_features
 
     started = time.perf_counter()
     directory = Path(cfg.output_dir)
@@ -90,7 +91,7 @@ def _run(
     trial = Trial.of_environment()
     pruning = pruning_of(cfg, trial)
     resuming = Resuming(directory)
-    parts = build(cfg, [resuming, *([pruning] if pruning else [])])
+    parts = build(cfg, [*shared_features(cfg), resuming, *([pruning] if pruning else [])])
     with ending_ranks(parts.trainer):
         return _run_parts(cfg, parts, trial, pruning, resuming, started, leave_files, leave_pruned)
 

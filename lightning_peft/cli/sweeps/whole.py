@@ -18,6 +18,7 @@ from hydra.experimental.callback import Callback
 
 from lightning_peft.cli.config.errors import explain
 from lightning_peft.cli.config.job_config import own_part
+from lightning_peft.cli.runs.features import remove_features
 from lightning_peft.cli.runs.occupied import is_other_rank, occupy, occupy_run
 from lightning_peft.cli.runs.summary import numbers_of, write_json
 from lightning_peft.cli.sweeps.earlier import (
@@ -133,6 +134,8 @@ class WholeSweep(Callback):
                     f"lightning-peft continue {shlex.quote(str(directory))}",
                     file=sys.stderr,
                 )
+        if not STATE.failed:  # those that are tried again use them, too
+            remove_features(directory)
 
 
 @contextmanager

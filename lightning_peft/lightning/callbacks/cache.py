@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator, Sized
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, ClassVar, TypeGuard
 
 from torch.utils._pytree import tree_leaves
 
@@ -32,7 +32,8 @@ class FeatureCache(pl.Callback):
     the last blocks, a side network (``ladder``), the stages of ``BackboneFreeze``. The run ends
     with the same weights as without it: bit for bit if the arithmetic of a sample does not depend
     on its batch, else up to rounding, which is reported. Training and validation inside ``fit`` use
-    it.
+    it; with a ``directory``, where other runs may have left the features, ``validate`` and ``test``
+    use it, too.
 
     The key of a sample is its content, so shuffling, resuming, several processes and augmentation
     cannot mix samples up. Random augmentation gives new content in each epoch, so no sample is
@@ -48,18 +49,22 @@ class FeatureCache(pl.Callback):
     Args:
         backbone: Attribute path of the backbone in the module. ``None`` finds it; two are an
             error.
-        max_bytes: The largest size of the features, in each process. If the data needs more,
-            nothing is cached; the estimate is printed before the first batch is kept.
+        max_bytes: The largest size of the features in each process, or of all files in the
+            directory. If the data needs more, nothing is cached; the estimate is printed before the
+            first batch is kept.
         directory: Keep the features in files there, mapped into memory: for data that does not fit,
             for later runs, and for several processes. Remove it when it is no longer needed.
         min_share: The smallest share of a forward's operations that is worth caching, in [0, 1].
 
     Attributes:
-        cache: The cache of the current or last ``fit``.
+        cache: The cache of the current or last stage that used one.
 
     Raises:
         MethodError: If a setting is out of range.
     """
+
+    _checked: ClassVar[dict[Any, Any] | None] = None
+    """What was compared, for the jobs of one sweep, which compare only once."""
 
     def __init__(
         self,
@@ -92,6 +97,21 @@ class FeatureCache(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Replace the backbone's forward."""
+        self._begin(trainer, pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Judge the hits of training, before validation adds to them; or begin a validation."""
+        if trainer.state.fn == "fit":
+            self._judge()
+        elif self.directory is not None:
+            self._begin(trainer, pl_module)
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Replace the backbone's forward, if other runs may know the features."""
+        if self.directory is not None:
+            self._begin(trainer, pl_module)
+
+    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         path, backbone = standing_backbone(pl_module, self.backbone)
         self.cache = PrefixCache(
             backbone,
@@ -100,6 +120,7 @@ class FeatureCache(pl.Callback):
             min_share=self.min_share,
             samples=lambda: self._samples(trainer),
             say=_say,
+            checked=self._checked,
         )
         self._epochs, self._made = 0, None
         self.cache.install()
@@ -146,10 +167,6 @@ class FeatureCache(pl.Callback):
         if self._batches == _PATIENCE:
             self._judge()
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Judge the hits of training before validation adds to them."""
-        self._judge()
-
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Judge the hits of the epoch."""
         self._judge()
@@ -159,6 +176,15 @@ class FeatureCache(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore the backbone's own forward, and drop the features."""
+        self._end()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restore the backbone's own forward after a validation outside of ``fit``."""
+        if trainer.state.fn != "fit":
+            self._end()
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restore the backbone's own forward after a test."""
         self._end()
 
     def on_exception(
@@ -214,7 +240,7 @@ class FeatureCache(pl.Callback):
     def _samples(self, trainer: pl.Trainer) -> int | None:
         """Return the number of different samples in the run, if all data sets have a length."""
         total = 0
-        for dataset in _datasets(trainer, validation=True):
+        for dataset in _datasets(trainer, evaluation=True):
             if not isinstance(dataset, Sized):
                 return None
             total += len(dataset) * (dataset.views if _repeats(dataset) else 1)
@@ -225,16 +251,20 @@ class FeatureCache(pl.Callback):
             self.cache.remove()
 
 
-def _loaders(trainer: pl.Trainer, validation: bool) -> Iterator[Any]:
-    yield from tree_leaves(trainer.train_dataloader)
-    batches = trainer.num_val_batches
+def _loaders(trainer: pl.Trainer, evaluation: bool) -> Iterator[Any]:
+    if trainer.state.fn == "fit":
+        yield from tree_leaves(trainer.train_dataloader)
+    if trainer.state.fn == "test":
+        batches, loaders = trainer.num_test_batches, trainer.test_dataloaders
+    else:
+        batches, loaders = trainer.num_val_batches, trainer.val_dataloaders
     used = math.inf in batches or any(batches) if isinstance(batches, list) else bool(batches)
-    if validation and used:
-        yield from tree_leaves(trainer.val_dataloaders)
+    if evaluation and used:
+        yield from tree_leaves(loaders)
 
 
-def _datasets(trainer: pl.Trainer, validation: bool = False) -> Iterator[Any]:
-    for loader in _loaders(trainer, validation):
+def _datasets(trainer: pl.Trainer, evaluation: bool = False) -> Iterator[Any]:
+    for loader in _loaders(trainer, evaluation):
         dataset = getattr(loader, "dataset", None)
         if dataset is not None:
             yield dataset

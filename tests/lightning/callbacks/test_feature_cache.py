@@ -130,6 +130,31 @@ def test_a_run_that_is_resumed(on_disk, tmp_path):
     assert count.found == count.samples if on_disk else count.found < count.samples
 
 
+def test_validation_and_test_outside_of_fit_read_a_directory(tmp_path):
+    class Tested(Net):
+        def test_step(self, batch, batch_idx):
+            self.loss(batch)
+
+        def test_dataloader(self):
+            return self.val_dataloader()
+
+    def losses(directory):
+        torch.manual_seed(0)
+        module = Tested("vit")
+        cache = lp.FeatureCache(directory=directory)
+        trainer = quiet_trainer(lp.PEFT("linear_probe"), cache, max_epochs=2)
+        trainer.fit(module)
+        for evaluate in (trainer.validate, trainer.test):
+            evaluate(module, verbose=False)
+            if directory is not None:
+                count = cache.cache.count
+                assert count.found == count.samples == SAMPLES
+            assert "forward" not in module.net.__dict__
+        return [loss for _, loss in module.losses]
+
+    assert losses(tmp_path / "features") == pytest.approx(losses(None))
+
+
 class Keep(L.Callback):
     """Leaves the weights of each rank, and how much it has read back."""
 
