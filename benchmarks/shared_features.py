@@ -5,36 +5,46 @@
 
 The jobs are linear probes of one backbone (random weights, one seed) at different learning rates,
 on digits enlarged to its input size. The sweep runs with its features shared; then as many jobs of
-the same sweep as ``--without`` says compute them by themselves, in each epoch. The time of a job is
-that in its summary: from the building of its parts to its files, without the start of the process.
+the same sweep as ``--without`` says compute them by themselves, in each epoch. The seconds are of
+the processor, of all threads, so that other processes change them little; the start of the process,
+which is that of a sweep of one step, is counted once for each sweep.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 
-def sweep(directory: Path, options: argparse.Namespace, jobs: int, *, shared: bool) -> list[dict]:
-    """Run a sweep, and return the summaries of its jobs in their order."""
+def sweep(directory: Path, options: argparse.Namespace, jobs: int, *more: str) -> float:
+    """Run a sweep, and return the seconds of the processor that it took."""
     rates = ",".join(f"{1e-3 * 1.3**n:.3g}" for n in range(jobs))
     words = [
         *("method=linear_probe", "augment=none", "model=timm", f"model.backbone={options.model}"),
         *("model.pretrained=false", f"data.labels_per_class={options.labels}", f"lr={rates}"),
         *(f"data.val_per_class={options.labels}", f"trainer.max_epochs={options.epochs}"),
         *("trainer=cpu", f"trainer.limit_test_batches={options.test_batches}", "bootstrap=0"),
-        *(f"hydra.sweep.dir={directory}", f"shared_features_gb={4 if shared else 0}"),
+        *(f"hydra.sweep.dir={directory}", *more),
     ]
     command = [sys.executable, "-m", "lightning_peft.cli", "-m", *words]
+    before = os.times()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
-    places = sorted(
-        directory.glob("*/summary.json"), key=lambda at: int(at.parent.name.split("_")[0])
-    )
-    return [json.loads(place.read_text()) for place in places]
+    after = os.times()
+    user = after.children_user - before.children_user
+    return user + after.children_system - before.children_system
+
+
+def metrics(directory: Path) -> dict[str, dict[str, float]]:
+    """Return the metrics of each job by its name."""
+    return {
+        place.parent.name: json.loads(place.read_text())["metrics"]
+        for place in directory.glob("*/summary.json")
+    }
 
 
 def main() -> None:
@@ -49,21 +59,22 @@ def main() -> None:
     parser.add_argument("--test-batches", type=int, default=2)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        shared = sweep(Path(place) / "shared", options, options.jobs, shared=True)
-        alone = sweep(Path(place) / "alone", options, options.without, shared=False)
-    seconds = [[job["seconds"]["total"] for job in jobs] for jobs in (shared, alone)]
-    total, each = sum(seconds[0]), sum(seconds[1]) / len(seconds[1])
-    print(
-        f"{options.jobs} jobs that share features   {total:8.1f} s, the first {seconds[0][0]:.1f} s"
-    )
-    alone_all = each * options.jobs
-    print(f"a job without               {each:8.1f} s, {options.jobs} would take {alone_all:.0f} s")
-    print(f"ratio                       {alone_all / total:8.1f}")
-    pairs = zip(shared, alone, strict=False)
+        none = Path(place) / "start"
+        start = sweep(none, options, 1, "shared_features_gb=0", "test=false", "trainer.max_steps=1")
+        together, apart = Path(place) / "together", Path(place) / "apart"
+        shared = sweep(together, options, options.jobs)
+        alone = sweep(apart, options, options.without, "shared_features_gb=0")
+        mine, other = metrics(together), metrics(apart)
+    each = (alone - start) / options.without
+    every = start + options.jobs * each
+    print(f"start of the process          {start:8.1f} s")
+    print(f"{options.jobs:>3} jobs that share features  {shared:8.1f} s")
+    print(f"a job without                 {each:8.1f} s; {options.jobs} would take {every:.0f} s")
+    print(f"ratio                         {every / shared:8.1f}")
     differences = [
-        abs(mine["metrics"][name] - other["metrics"][name])
-        for mine, other in pairs
-        for name in other["metrics"]
+        abs(mine[job][name] - value)
+        for job, found in other.items()
+        for name, value in found.items()
     ]
     print(f"largest difference of a metric of the same job: {max(differences):.2g}")
 
