@@ -94,9 +94,10 @@ format: setup ## Format the code
 	$(BIN)/ruff format .
 
 # the wheel comes from the sdist, and runs where only what it requires is installed
-wheel: setup ## Build the sdist and the wheel into dist/, and run the wheel
+wheel: setup ## Build the sdist and the wheel into dist/, check them, and run the wheel
 	rm -rf dist build/wheel
 	$(BIN)/python -m build --outdir dist
+	$(BIN)/uv tool run twine check --strict dist/*
 	$(BIN)/uv venv --quiet --python $(BIN)/python build/wheel
 	VIRTUAL_ENV=build/wheel $(BIN)/uv pip install --quiet --constraint constraints.txt dist/*.whl
 	cd build && wheel/bin/lightning-peft --version && wheel/bin/lightning-peft plan method=lora

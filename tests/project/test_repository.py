@@ -3,10 +3,13 @@
 import re
 import subprocess
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
+
+import lightning_peft
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -38,7 +41,17 @@ def test_a_workflow_pins_its_actions_and_may_only_read(path):
     assert [line for line in used if not pinned.fullmatch(line)] == []
     workflow = yaml.safe_load(text)
     assert workflow["permissions"] == {"contents": "read"}
-    assert all("permissions" not in job for job in workflow["jobs"].values())
+    more = {
+        name: job["permissions"] for name, job in workflow["jobs"].items() if "permissions" in job
+    }
+    # a token for the package index, in the job that does nothing but publish what another has built
+    assert more == ({"publish": {"id-token": "write"}} if path.stem == "release" else {})
+
+
+def test_a_release_is_started_by_a_person():
+    workflow = read(".github/workflows/release.yml")
+    assert list(workflow[True]) == ["workflow_dispatch"]  # YAML reads `on` as a word for true
+    assert workflow["jobs"]["publish"]["needs"] == "build"
 
 
 def test_ci_runs_on_every_supported_python_what_the_makefile_has():
@@ -61,5 +74,6 @@ def test_the_hooks_run_what_make_lint_runs():
 
 def test_the_citation_is_of_this_version():
     citation = read("CITATION.cff")
-    assert citation["version"] == PROJECT["version"]
+    assert citation["version"] == lightning_peft.__version__
+    assert version("lightning-peft") == lightning_peft.__version__
     assert citation["license"] == PROJECT["license"]
