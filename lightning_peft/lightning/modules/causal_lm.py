@@ -14,6 +14,7 @@ from torchmetrics.text import Perplexity
 from lightning_peft.backbones.causal_lm import length_limit
 from lightning_peft.data.chat_rows import IGNORED
 from lightning_peft.evaluation.metrics import begin_anew
+from lightning_peft.lightning.modules.base import group_settings
 from lightning_peft.lightning.modules.build import plain
 from lightning_peft.lightning.modules.generation import Generator, Sample, log_samples
 from lightning_peft.lightning.modules.language import LanguageModule
@@ -120,13 +121,7 @@ class CausalLM(LanguageModule):
             tokenizer=tokenizer,
             lr=lr,
             weight_decay=weight_decay,
-            groups={
-                "head_lr": head_lr,
-                "head_weight_decay": head_weight_decay,
-                "adapter_weight_decay": adapter_weight_decay,
-                "lora_plus": lora_plus,
-                "layer_decay": layer_decay,
-            },
+            groups=group_settings(locals()),
             optimizer=optimizer,
             wrong=wrong,
         )
