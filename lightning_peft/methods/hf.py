@@ -43,6 +43,7 @@ from lightning_peft.methods.from_peft.targets import (
 from lightning_peft.methods.from_peft.token_rows import token_sites
 from lightning_peft.methods.from_peft.tuners import (
     OWN_START,
+    WITH_ITS_WRAPPER,
     attention_problems,
     config_class,
     layer_refusal,
@@ -145,10 +146,9 @@ class HF(PeftMethod):
                 yield f"{self.tuner} has no setting '{key}'. {near(key, known)}"
         yield from wrapper_problems(self.tuner, self.options)
         if self.options.get("ensure_weight_tying"):
-            # two parameters on one storage: moving the model to a device parts them
             yield (
-                "expected ensure_weight_tying to be False, got True, which peft keeps up only "
-                "until the model is moved: untie the weights before adapting one of them"
+                "expected ensure_weight_tying to be False, got True, which only peft's own wrapper "
+                f"does: {WITH_ITS_WRAPPER}, or train the one weight for both with head='lm_head'"
             )
         start = self.options.get("init_lora_weights", True)
         if self.options.get("target_parameters") and start not in (True, False, "gaussian"):
