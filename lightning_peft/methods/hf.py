@@ -43,7 +43,6 @@ from lightning_peft.methods.from_peft.targets import (
 from lightning_peft.methods.from_peft.token_rows import token_sites
 from lightning_peft.methods.from_peft.tuners import (
     OWN_START,
-    WITH_ITS_WRAPPER,
     attention_problems,
     config_class,
     layer_refusal,
@@ -145,11 +144,6 @@ class HF(PeftMethod):
             if key not in known:
                 yield f"{self.tuner} has no setting '{key}'. {near(key, known)}"
         yield from wrapper_problems(self.tuner, self.options)
-        if self.options.get("ensure_weight_tying"):
-            yield (
-                "expected ensure_weight_tying to be False, got True, which only peft's own wrapper "
-                f"does: {WITH_ITS_WRAPPER}, or train the one weight for both with head='lm_head'"
-            )
         start = self.options.get("init_lora_weights", True)
         if self.options.get("target_parameters") and start not in (True, False, "gaussian"):
             yield (

@@ -190,9 +190,15 @@ def test_x_lora_is_trained_as_by_peft_and_neither_merged_nor_written(tmp_path: P
     )
     with pytest.raises(lp.MethodError, match="cannot be merged: X-LoRA mixes its adapters anew"):
         adaptation.merge()
-    # peft takes a layer of the classifier for a part of the adapter "0", and leaves it out
-    with pytest.raises(lp.AdapterFileError, match="got .*classifier.layers.0.bias.*a checkpoint"):
+    model: Any = module.part.lm
+    if len(peft.get_peft_model_state_dict(model)) < len(adaptation.trained_names()):
+        # peft takes a layer of the classifier for a part of the adapter "0", and leaves it out
+        with pytest.raises(lp.AdapterFileError, match="classifier.layers.0.bias.*a checkpoint"):
+            adaptation.save(tmp_path / "saved")
+    else:
         adaptation.save(tmp_path / "saved")
+        theirs = peft.PeftModel.from_pretrained(llama(), str(tmp_path / "saved"))
+        assert torch.equal(outputs(theirs), outputs(model))
     with adaptation.disabled():
         assert torch.equal(outputs(module.part.lm), outputs(llama()))
 
