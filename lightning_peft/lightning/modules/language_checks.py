@@ -83,7 +83,7 @@ def batch_problems(model: nn.Module, batch: Any) -> list[str]:
     """
     if not isinstance(batch, Mapping):
         return [f"input_ids and labels by name (a mapping), got {type(batch).__name__}"]
-    missing = [name for name in ("input_ids", "labels", *_asked(model)) if name not in batch]
+    missing = [name for name in ("input_ids", "labels") if name not in batch]
     if missing:
         return [f"{' and '.join(missing)}, got {', '.join(map(str, batch)) or 'nothing'}"]
     ids, labels = batch["input_ids"], batch["labels"]
@@ -113,14 +113,9 @@ def batch_problems(model: nn.Module, batch: Any) -> list[str]:
             f"tokens below the {rows} rows of the model's embedding, got {largest}: use the "
             "tokeniser of this model"
         )
+    if _has_tasks(model) and "task_ids" not in batch:
+        problems.append(f"task_ids, for multitask prompts, got {', '.join(map(str, batch))}")
     return problems
-
-
-def _asked(model: Any) -> tuple[str, ...]:
-    """Return what the prompts of ``peft`` need in each batch, beside the tokens."""
-    config = getattr(model, "active_peft_config", None)
-    several = getattr(config, "peft_type", None) == "MULTITASK_PROMPT_TUNING"
-    return ("task_ids",) if several else ()
 
 
 def see_each_other(model: nn.Module, device: torch.device, rows: int = 2) -> str | None:
@@ -166,3 +161,9 @@ def see_each_other(model: nn.Module, device: torch.device, rows: int = 2) -> str
             f"{float((one - alone.float()).abs().max()):.2g} (of {scale:.2g})"
         )
     return None
+
+
+def _has_tasks(model: Any) -> bool:
+    """Whether prompts of ``peft`` in a model are chosen by the task of each row."""
+    config = getattr(model, "active_peft_config", None)
+    return getattr(config, "peft_type", None) == "MULTITASK_PROMPT_TUNING"
