@@ -206,7 +206,7 @@ def test_x_lora_is_trained_as_by_peft_and_neither_merged_nor_written(tmp_path: P
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        (peft.MultitaskPromptTuningConfig(**VIRTUAL, num_tasks=2), "task_ids, for .* got input_ids"),
+        (peft.MultitaskPromptTuningConfig(**VIRTUAL, num_tasks=2), "task_ids, for .* got input"),
         (peft.PromptTuningConfig(**VIRTUAL), "at most the 125 tokens that .* got max_length=128"),
     ],
     ids=["tasks", "length"],
