@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import nn
 
 from lightning_peft.adaptation.checks import Checks, as_names, parameters_named
-from lightning_peft.adaptation.existing import refuse_existing, take_existing
+from lightning_peft.adaptation.existing.taking import refuse_existing, take_existing
 from lightning_peft.adaptation.fixed import asked_for, fixed_parameters
 from lightning_peft.adaptation.handle import ATTRIBUTE, Adaptation, find_adaptation
 from lightning_peft.adaptation.injection import inject, refuse_bypassed

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_peft.adaptation.adapt import adapt
 from lightning_peft.adaptation.checks import key_problems, value_problems
-from lightning_peft.adaptation.existing import ExistingAdaptation
+from lightning_peft.adaptation.existing.handle import ExistingAdaptation
 from lightning_peft.adaptation.fixed import fixed_then
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation
 from lightning_peft.adaptation.snapshot import restored_after_error

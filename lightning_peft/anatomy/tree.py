@@ -246,7 +246,7 @@ def grow(model: nn.Module) -> Node:
                 lazy = nn.parameter.is_lazy(parameter)
                 node.numel += 0 if lazy else numel_of(parameter)
                 node.matrices += lazy or parameter.dim() > 1
-        if _is_of_peft(module):
+        if _is_of_peft(module) and module._modules.get("model") is None:  # not around a model
             base = _essence(module)
             node.numel = sum(numel_of(p) for p in base.parameters())
             node.matrices = sum(p.dim() > 1 for p in base.parameters())

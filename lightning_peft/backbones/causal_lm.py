@@ -104,6 +104,8 @@ def load_lm_tokenizer(name: str) -> Any:
 def length_limit(model: Any) -> int | None:
     """Return the most tokens that a model reads according to its config; ``None`` if unlimited.
 
+    Prompts that ``peft`` puts before the input take their part of them.
+
     Args:
         model: A model of transformers, or anything else.
     """
@@ -112,7 +114,15 @@ def length_limit(model: Any) -> int | None:
     config = inner() if callable(inner) else config
     found = [getattr(config, name, None) for name in LENGTHS]
     known = [int(value) for value in found if isinstance(value, int) and value > 0]
-    return known[0] if known else None
+    return max(known[0] - _prompt_of(model), 0) if known else None
+
+
+def _prompt_of(model: Any) -> int:
+    """Return the trained tokens that ``peft`` puts before those of the input."""
+    prompt = getattr(model, "active_peft_config", None)
+    if not getattr(prompt, "is_prompt_learning", False):
+        return 0
+    return int(getattr(prompt, "num_virtual_tokens", None) or 0)
 
 
 def vocabulary_of(model: Any) -> int | None:

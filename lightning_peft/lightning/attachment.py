@@ -13,7 +13,7 @@ from torch import nn
 from lightning_peft.adaptation.adapt import adapt
 from lightning_peft.adaptation.checks import Checks
 from lightning_peft.adaptation.elsewhere import trained_elsewhere, trains_outside
-from lightning_peft.adaptation.existing import refuse_existing
+from lightning_peft.adaptation.existing.taking import refuse_existing
 from lightning_peft.adaptation.handle import Adaptation, find_adaptation, find_adaptations
 from lightning_peft.adaptation.loading import adapt_from_description
 from lightning_peft.adaptation.precision import AdapterDtype, as_dtype

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from lightning_peft.adaptation.handle import Adaptation
 from lightning_peft.errors import MethodError, some
+from lightning_peft.methods.from_peft.token_rows import TOKEN_ROWS
 
 __all__ = ["GradientWatch", "refuse_frozen"]
 
@@ -100,6 +101,16 @@ def _gradients(
                 yield prefix + name, parameter.grad, prefix + _place(name, places)
 
 
+def _rarely_used(adaptations: Mapping[str, Adaptation]) -> set[str]:
+    """Return the sites whose gradient is zero whenever a batch has none of their tokens."""
+    return {
+        f"{path}.{site.module}" if path else site.module
+        for path, adaptation in adaptations.items()
+        for site in adaptation.sites
+        if site.kind == TOKEN_ROWS
+    }
+
+
 def _place(name: str, places: set[str]) -> str:
     """Return the innermost site around a parameter, or its own name if it is at none."""
     around = name
@@ -109,7 +120,7 @@ def _place(name: str, places: set[str]) -> str:
 
 
 def _sites_of_zeros(adaptations: Mapping[str, Adaptation]) -> Iterable[str]:
-    alive: set[str] = set()
+    alive = _rarely_used(adaptations)
     silent: dict[str, list[str]] = {}
     for name, gradient, place in _gradients(adaptations):
         if place in alive or gradient is None:  # a part that is used sometimes has none
@@ -146,8 +157,8 @@ def _refuse(adaptations: Mapping[str, Adaptation], names: set[str], what: str) -
             f"{told}They are all that the adapter has: the module computes {where} without "
             "gradients (an extractor of fixed features, a teacher), or does not use what it "
             "computes, or gradient checkpointing is reentrant (use_reentrant=False)"
-            f"{_constant_norms(adaptations)}. Adapt a part that is trained (backbone=...), or "
-            "leave the adapter out."
+            f"{_constant_norms(adaptations)}{_never_called(adaptations)}. Adapt a part that is "
+            "trained (backbone=...), or leave the adapter out."
         )
     places = sorted(set(_silent_places(adaptations, names)))
     these = f"exclude={places}" if len(places) <= _MOST else "exclude these"
@@ -169,6 +180,22 @@ def _constant_norms(adaptations: Mapping[str, Adaptation]) -> str:
     if not found:
         return ""
     return f", or a norm over one value lets nothing through ({some(found, 2)})"
+
+
+def _never_called(adaptations: Mapping[str, Adaptation]) -> str:
+    """Describe the tokens without which an activated LoRA is off."""
+    found = [
+        str(tokens)
+        for adaptation in adaptations.values()
+        for config in getattr(adaptation.model, "peft_config", {}).values()
+        if (tokens := getattr(config, "alora_invocation_tokens", None))
+    ]
+    if not found:
+        return ""
+    return (
+        f", or no example holds the tokens that call the activated LoRA ({some(found, 2)}; "
+        "check_gradients=False if later ones do)"
+    )
 
 
 def _silent_places(adaptations: Mapping[str, Adaptation], names: set[str]) -> Iterator[str]:

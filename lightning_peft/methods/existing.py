@@ -106,6 +106,8 @@ def configs_of(model: Any) -> dict[str, Any]:
         for key, value in config.to_dict().items():
             if key in _OF_THE_PLACE or value is None:
                 continue
+            if key == "adapters":  # of X-LoRA: their directories are of the place, too
+                value = sorted(value)
             try:
                 settings[key] = plain(value)
             except MethodError:  # an object of the user's; it is in no file

@@ -144,12 +144,6 @@ class HF(PeftMethod):
             if key not in known:
                 yield f"{self.tuner} has no setting '{key}'. {near(key, known)}"
         yield from wrapper_problems(self.tuner, self.options)
-        if self.options.get("ensure_weight_tying"):
-            # two parameters on one storage: moving the model to a device parts them
-            yield (
-                "expected ensure_weight_tying to be False, got True, which peft keeps up only "
-                "until the model is moved: untie the weights before adapting one of them"
-            )
         start = self.options.get("init_lora_weights", True)
         if self.options.get("target_parameters") and start not in (True, False, "gaussian"):
             yield (

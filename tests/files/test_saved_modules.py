@@ -143,3 +143,23 @@ def test_rows_and_modules_that_are_not_there_are_refused() -> None:
             trainable_token_indices=[3, 20])  # fmt: skip
     refused("neither targets nor in modules_to_save, got model.embed_tokens",
             trainable_token_indices={"tokens": [1]}, modules_to_save=["embed_tokens"])  # fmt: skip
+
+
+def test_no_head_does_not_take_back_what_the_config_of_peft_trains(tmp_path: Path) -> None:
+    def model() -> Any:
+        return bert(BertForSequenceClassification)
+
+    config = LoraConfig(task_type="SEQ_CLS", target_modules=["query"])
+    theirs = peft.get_peft_model(model(), copy.deepcopy(config))
+    adaptation = lp.adapt(model(), config, head=False)
+    assert adaptation.head == ()
+    assert len(adaptation.trained_parameters()) == sum(p.requires_grad for p in theirs.parameters())
+    assert "classifier.weight" in adaptation.trained_names()
+    with torch.no_grad():
+        for parameter in adaptation.trained_parameters():
+            parameter += 0.1
+    adaptation.save(tmp_path)
+    read = peft.PeftModel.from_pretrained(model(), str(tmp_path)).eval()
+    with torch.no_grad():
+        expected = adaptation.model.eval()(input_ids=IDS).logits
+        torch.testing.assert_close(read(input_ids=IDS).logits, expected)

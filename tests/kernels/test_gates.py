@@ -12,6 +12,7 @@ from transformers import GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCau
 
 import lightning_peft as lp
 from lightning_peft.kernels import low_rank_linear
+from tests.support.graphs import kept_below
 
 WIDE = (3, 7, 4)
 
@@ -63,18 +64,9 @@ def same(one, other):
 
 
 def kept(out, shape=WIDE):
-    """Return the storages of a shape that the graph below a tensor keeps."""
-    nodes, seen, held = [out.grad_fn], set(), set()
-    while nodes:
-        node = nodes.pop()
-        found = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
-        found += getattr(node, "saved_tensors", ())
-        tensors = [t for t in found if isinstance(t, torch.Tensor)]
-        held |= {t.data_ptr() for t in tensors if t.numel() == torch.Size(shape).numel()}
-        later = [following for following, _ in node.next_functions if following is not None]
-        nodes += [following for following in later if following not in seen]
-        seen |= set(later)
-    return len(held)
+    """Count the storages of a shape that the graph below a tensor keeps."""
+    size = torch.Size(shape).numel()
+    return len({t.data_ptr() for t in kept_below(out) if t.numel() == size})
 
 
 @pytest.mark.parametrize("memory", ["default", "low", "gates", "lowest"])

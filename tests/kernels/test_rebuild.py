@@ -9,6 +9,7 @@ from transformers.activations import NewGELUActivation
 
 from lightning_peft.kernels import low_rank_linear, rebuild
 from lightning_peft.kernels.histories import recipe_of
+from tests.support.graphs import kept_below
 
 
 def tensors(dtype=torch.float64):
@@ -68,11 +69,7 @@ def test_nothing_is_kept_that_is_not_there_in_any_case(made):
     make, memory = MADE[made]
     x, weight, bias, a, b = tensors()
     value = make(x)
-    nodes = [value.grad_fn]
-    for node in nodes:
-        nodes += [following for following, _ in node.next_functions if following is not None]
-    saved = [tensor for node in nodes for tensor in saved_by(node)]
-    there = {t.data_ptr() for t in (weight, bias, a, b, *saved)}
+    there = {t.data_ptr() for t in (weight, bias, a, b, *kept_below(value))}
 
     def kept(memory):
         out = low_rank_linear(value, weight, bias, a, b, 1.0, memory=memory)
@@ -81,11 +78,6 @@ def test_nothing_is_kept_that_is_not_there_in_any_case(made):
 
     assert kept(memory) <= there
     assert kept("high") - there == {value.data_ptr()}
-
-
-def saved_by(node):
-    found = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
-    return [tensor for tensor in found if isinstance(tensor, torch.Tensor)]
 
 
 @pytest.mark.parametrize(
@@ -231,14 +223,7 @@ def test_it_is_made_by_the_same_products_in_the_same_dtype(dtype, autocast):
 @pytest.mark.parametrize(("memory", "kept"), [("lowest", False), ("low", True), ("high", True)])
 def test_what_the_first_layer_gives_is_not_kept(memory, kept):
     mlp = MLP(F.gelu)
-    out = mlp(memory)
-    nodes, held = [out.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        tensors = [*saved_by(node), *getattr(node, "saved_tensors", ())]
-        held |= {t.shape for t in tensors if isinstance(t, torch.Tensor) and t.numel() == 3 * 7 * 4}
-        nodes += [following for following, _ in node.next_functions if following is not None]
-    assert bool(held) is kept
+    assert any(t.numel() == 3 * 7 * 4 for t in kept_below(mlp(memory))) is kept
 
 
 @pytest.mark.parametrize("why", ["evaluation", "frozen A", "looked at"])

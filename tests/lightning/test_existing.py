@@ -76,6 +76,7 @@ def state(module: nn.Module) -> list[Tensor]:
 LM: dict[str, Any] = {"task_type": "CAUSAL_LM"}
 VIRTUAL: dict[str, Any] = {**LM, "num_virtual_tokens": 3}
 FLIPPED: dict[str, Any] = {"target_modules": ["c_attn"], "fan_in_fan_out": True}
+TIED: dict[str, Any] = {"ensure_weight_tying": True}
 CONFIGS: dict[str, Callable[[], peft.PeftConfig]] = {
     "lora": lambda: LoraConfig(**LM, **FLIPPED, modules_to_save=["ln_f"]),
     "prompt": lambda: peft.PromptTuningConfig(**VIRTUAL),
@@ -83,12 +84,15 @@ CONFIGS: dict[str, Callable[[], peft.PeftConfig]] = {
     "p": lambda: peft.PromptEncoderConfig(**VIRTUAL, encoder_hidden_size=4),
     "alora": lambda: LoraConfig(**LM, **FLIPPED, alora_invocation_tokens=[4]),
     "rows": lambda: LoraConfig(**LM, **FLIPPED, trainable_token_indices=[4, 7]),
+    "tied": lambda: LoraConfig(**LM, **FLIPPED, **TIED, modules_to_save=["lm_head"]),
 }
 
 
-SLOW = ("prefix", "p", "alora", "rows")
+SLOW = ("prefix", "p", "alora", "rows", "tied")
 
 
+# peft, of the file that it wrote itself
+@pytest.mark.filterwarnings("ignore:You have requested .ensure_weight_tying.:UserWarning")
 @pytest.mark.parametrize(
     "kind", [pytest.param(k, marks=[pytest.mark.slow] * (k in SLOW)) for k in CONFIGS]
 )

@@ -104,9 +104,25 @@ def _adapter(served: ServedLanguage, out: Path) -> str:
         config["base_model_name_or_path"] = served.base
         config["task_type"] = "CAUSAL_LM"
         write_json(out / CONFIG_FILE, config)
-        note = "format      that of peft: PeftModel.from_pretrained(base, directory), or vLLM"
+        note = f"format      that of peft: PeftModel.from_pretrained(base, directory){_served(out)}"
     served.tokenizer.save_pretrained(out)
     return _told(out, note)
+
+
+def _served(out: Path) -> str:
+    """Say how vLLM serves an adapter, or why it does not."""
+    from safetensors import safe_open
+
+    from lightning_peft.files.vllm import vllm_problems, vllm_rank
+    from lightning_peft.files.writing import CONFIG_FILE, WEIGHTS_FILE
+
+    config = json.loads((out / CONFIG_FILE).read_text())
+    with safe_open(out / WEIGHTS_FILE, framework="pt") as file:
+        problems = vllm_problems(config, list(file.keys()))
+    if problems:
+        return f"\nvLLM        not with this adapter: {'; '.join(problems)}. Export merged weights"
+    rank = vllm_rank(config)
+    return ", or vLLM" if rank is None else f", or vLLM with --max-lora-rank {rank}"
 
 
 def _told(out: Path, *more: str) -> str:

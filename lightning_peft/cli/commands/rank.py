@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 __all__ = ["main", "parse_count", "split_names"]
 
 TEXTS = "data=text"
+CHATS = "data=chat"
+_COMPARE = (
+    "data=chat: expected data with classes, by which rank measures the features of a model. Train "
+    "language models to compare them, such as lightning-peft -m data=chat data.root=... "
+    "model.backbone=A,B, which ranks them by val/perplexity (of one tokeniser; else by samples)."
+)
 OWN = ("models", "max_parameters", "max_ms")
 UNITS = {"k": 1e3, "M": 1e6, "B": 1e9, "G": 1e9}
 EPILOG = """\
@@ -126,6 +132,8 @@ def split_names(text: str) -> list[str]:
 
 def _rank(options: argparse.Namespace) -> tuple[Ranking, list[Agreement]]:
     own, overrides = _split(options.words)
+    if CHATS in overrides:
+        raise ConfigError([_COMPARE])
     budgets = {key: parse_count(key, own[key]) for key in OWN[1:] if key in own}
     noun: Noun = "texts" if TEXTS in overrides else "images"
     every = ["*"] if budgets and noun == "images" else []  # of Hugging Face there is no list

@@ -115,7 +115,7 @@ def _no_company(first: Candidate, other: Candidate) -> Iterator[str]:
         # one member may have been trained on the images that another was validated on
         held = " Fix the data in the sweep, such as data.seed=0." if "seed" in images else ""
         yield (
-            f"{other.path} was trained on other images than {first.path} "
+            f"{other.path} was trained on other data than {first.path} "
             f"({', '.join(images)} differ): no validation set is new to both.{held}"
         )
     if "backbone" in model or "backbone_kwargs" in model:

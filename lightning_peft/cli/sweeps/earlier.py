@@ -251,9 +251,12 @@ def _task_of(config: Any) -> str | None:
     model: Any = config.get("model") or {}
     if not isinstance(model, Mapping):  # damaged: the differences say so
         return None
-    if str(model.get("_target_")).endswith("Regressor"):
+    from lightning_peft.cli.config.task import LANGUAGE
+
+    target = str(model.get("_target_"))
+    if target.endswith("Regressor"):
         return "regression"
-    task = model.get("task")
+    task = LANGUAGE.get(target, model.get("task"))
     return None if task is None else str(task)
 
 

@@ -5,7 +5,7 @@ A subclass builds the backbone and defines the targets, the loss and the inputs 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +22,16 @@ from lightning_peft.evaluation.outputs import Outputs
 from lightning_peft.evaluation.results import Evaluation
 from lightning_peft.lightning.namespace import pl
 
-__all__ = ["ImageModule", "ReadyModule", "monitors_of_test"]
+__all__ = ["ImageModule", "ReadyModule", "group_settings", "monitors_of_test"]
+
+_GROUP_SETTINGS = frozenset(
+    {"head_lr", "head_weight_decay", "adapter_weight_decay", "lora_plus", "layer_decay"}
+)
+
+
+def group_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a module's arguments that :func:`parameter_groups` takes as they are."""
+    return {name: value for name, value in arguments.items() if name in _GROUP_SETTINGS}
 
 
 class ReadyModule(pl.LightningModule):

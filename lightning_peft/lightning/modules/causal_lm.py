@@ -9,11 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import MeanMetric
 from torchmetrics.text import Perplexity
 
+from lightning_peft.adaptation.sharding import is_sharded
 from lightning_peft.backbones.causal_lm import length_limit
 from lightning_peft.data.chat_rows import IGNORED
 from lightning_peft.evaluation.metrics import begin_anew
+from lightning_peft.lightning.modules.base import group_settings
 from lightning_peft.lightning.modules.build import plain
 from lightning_peft.lightning.modules.generation import Generator, Sample, log_samples
 from lightning_peft.lightning.modules.language import LanguageModule
@@ -32,17 +35,18 @@ class CausalLM(LanguageModule):
     learned), and whatever else the model takes, such as ``attention_mask``; as from
     :class:`~lightning_peft.ChatDataModule`. The loss is the model's own; where its logits would be
     more than 16 million numbers, it is computed from some tokens at a time, and only from those
-    with labels.
+    with labels. In several processes a step learns from the mean over the tokens of all of them, as
+    with the ``Trainer`` of transformers.
 
     | logged | |
     |---|---|
-    | ``train/loss`` | of a batch |
+    | ``train/loss`` | of a batch, on the first process |
     | ``val/loss``, ``test/loss`` | cross entropy, the mean over all learned tokens (nats) |
     | ``val/perplexity``, ``test/perplexity`` | its exponential, by torchmetrics |
 
-    After each validation the model answers a few prompts (``samples``). They are in
-    :attr:`latest`, and each logger gets them: TensorBoard and Weights & Biases as texts, others as
-    ``samples.jsonl`` in their directory.
+    After each validation the model answers a few prompts (``samples``), in the first process. They
+    are in :attr:`latest`, and each logger gets them: TensorBoard and Weights & Biases as texts,
+    others as ``samples.jsonl`` in their directory.
 
     Args:
         backbone: A name on the Hugging Face hub or a local directory, for
@@ -120,13 +124,7 @@ class CausalLM(LanguageModule):
             tokenizer=tokenizer,
             lr=lr,
             weight_decay=weight_decay,
-            groups={
-                "head_lr": head_lr,
-                "head_weight_decay": head_weight_decay,
-                "adapter_weight_decay": adapter_weight_decay,
-                "lora_plus": lora_plus,
-                "layer_decay": layer_decay,
-            },
+            groups=group_settings(locals()),
             optimizer=optimizer,
             wrong=wrong,
         )
@@ -136,6 +134,8 @@ class CausalLM(LanguageModule):
         self.latest: list[Sample] = []
         """The samples of the last validation."""
         self._tokens: TokenLoss | None = None
+        # Lightning's own mean over processes rounds the number of tokens
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.val_perplexity = Perplexity(ignore_index=IGNORED)
         self.test_perplexity = Perplexity(ignore_index=IGNORED)
 
@@ -145,35 +145,39 @@ class CausalLM(LanguageModule):
         in_parts = self._in_parts()(batch)
         loss: Tensor = self._called(batch).loss if in_parts is None else in_parts
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["input_ids"]))
-        return loss
+        return loss * self._share(batch["labels"])
 
     def on_validation_epoch_start(self) -> None:
         """Reset the state of an interrupted validation."""
+        begin_anew(self.val_loss)
         begin_anew(self.val_perplexity)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Add a batch to the validation metrics."""
-        self._evaluate(batch, "val", self.val_perplexity)
+        self._evaluate(batch, "val", self.val_loss, self.val_perplexity)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the perplexity over all batches and ranks, and answer the prompts."""
-        self._log_perplexity("val", self.val_perplexity)
+        """Log loss and perplexity over all batches and ranks, and answer the prompts."""
+        self._log("val", self.val_loss, self.val_perplexity)
         if not self.trainer.sanity_checking:
             self._answer()
 
     def on_test_epoch_start(self) -> None:
         """Reset the state of an earlier test."""
+        begin_anew(self.test_loss)
         begin_anew(self.test_perplexity)
 
     def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Add a batch to the test metrics."""
-        self._evaluate(batch, "test", self.test_perplexity)
+        self._evaluate(batch, "test", self.test_loss, self.test_perplexity)
 
     def on_test_epoch_end(self) -> None:
-        """Log the perplexity over all batches and ranks."""
-        self._log_perplexity("test", self.test_perplexity)
+        """Log loss and perplexity over all batches and ranks."""
+        self._log("test", self.test_loss, self.test_perplexity)
 
-    def _evaluate(self, batch: Mapping[str, Tensor], stage: str, metric: Perplexity) -> None:
+    def _evaluate(
+        self, batch: Mapping[str, Tensor], stage: str, mean: MeanMetric, metric: Perplexity
+    ) -> None:
         self._check_batch(batch, stage)
         labels = batch["labels"][:, 1:]
         tokens = int((labels != IGNORED).sum())
@@ -191,20 +195,32 @@ class CausalLM(LanguageModule):
                 loss += F.cross_entropy(logits, wanted, reduction="sum") / tokens
                 metric.update(logits[None], wanted[None])
         # weighed by tokens, so that the mean does not depend on the batches
-        self.log(f"{stage}/loss", loss, prog_bar=True, batch_size=tokens, sync_dist=True)
+        mean.update(loss.detach().float(), weight=tokens)
+
+    def _share(self, labels: Tensor) -> Tensor | float:
+        """Return the tokens of this process in relation to the mean over all processes.
+
+        With it the gradient, a mean over the processes, is that of the mean over all their tokens.
+        """
+        if self.trainer.world_size == 1:
+            return 1.0
+        own = (labels[:, 1:] != IGNORED).sum().float()
+        return own / self.trainer.strategy.reduce(own.clone(), reduce_op="mean")
 
     def _in_parts(self) -> TokenLoss:
         if self._tokens is None or self._tokens.model is not self.backbone:
             self._tokens = TokenLoss(self.backbone)
         return self._tokens
 
-    def _log_perplexity(self, stage: str, metric: Perplexity) -> None:
-        value = metric.compute()
-        self.log(f"{stage}/perplexity", value, prog_bar=True, sync_dist=True)
-        metric.reset()
+    def _log(self, stage: str, mean: MeanMetric, metric: Perplexity) -> None:
+        for name, measured in (("loss", mean), ("perplexity", metric)):
+            self.log(f"{stage}/{name}", measured.compute(), prog_bar=True, sync_dist=True)
+            measured.reset()
 
     def _answer(self) -> None:
         """Generate after the prompts, and log what came."""
+        if not (self.trainer.is_global_zero or is_sharded(self.backbone)):
+            return  # the first process writes; of a sharded model each has a part
         pairs = self._prompts()
         if not pairs:
             return

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_peft.adaptation.sharding import is_sharded
 from lightning_peft.anatomy.forward import in_evaluation_mode
 from lightning_peft.backbones.causal_lm import length_limit
 from lightning_peft.data.chat_tokens import Encoder
@@ -94,6 +95,8 @@ class Generator:
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         known = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         chosen = {"do_sample": False, "pad_token_id": pad}
+        if is_sharded(self.model):  # each process goes on as long as any other does
+            chosen["synced_gpus"] = True
         if known is None and end is not None:
             chosen["eos_token_id"] = end
         device = next(self.model.parameters()).device

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_peft.evaluation.metric_names import Task
 from lightning_peft.evaluation.outputs import head_size
-from lightning_peft.lightning.modules.base import ImageModule
+from lightning_peft.lightning.modules.base import ImageModule, group_settings
 from lightning_peft.lightning.modules.build import build_backbone, mixing, plain
 from lightning_peft.lightning.modules.classifier import ClassifierModule
 from lightning_peft.system.randomness import seeded
@@ -109,13 +109,7 @@ class ImageClassifier(ClassifierModule, ImageModule):
             temperature=temperature,
             lr=lr,
             weight_decay=weight_decay,
-            groups={
-                "head_lr": head_lr,
-                "head_weight_decay": head_weight_decay,
-                "adapter_weight_decay": adapter_weight_decay,
-                "lora_plus": lora_plus,
-                "layer_decay": layer_decay,
-            },
+            groups=group_settings(locals()),
             optimizer=optimizer,
             parts={"head_dropout": head_dropout, "drop_path": drop_path},
             amounts={"mixup": mixup, "cutmix": cutmix},

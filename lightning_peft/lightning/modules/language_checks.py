@@ -113,6 +113,8 @@ def batch_problems(model: nn.Module, batch: Any) -> list[str]:
             f"tokens below the {rows} rows of the model's embedding, got {largest}: use the "
             "tokeniser of this model"
         )
+    if _has_tasks(model) and "task_ids" not in batch:
+        problems.append(f"task_ids, for multitask prompts, got {', '.join(map(str, batch))}")
     return problems
 
 
@@ -159,3 +161,9 @@ def see_each_other(model: nn.Module, device: torch.device, rows: int = 2) -> str
             f"{float((one - alone.float()).abs().max()):.2g} (of {scale:.2g})"
         )
     return None
+
+
+def _has_tasks(model: Any) -> bool:
+    """Whether prompts of ``peft`` in a model are chosen by the task of each row."""
+    config = getattr(model, "active_peft_config", None)
+    return getattr(config, "peft_type", None) == "MULTITASK_PROMPT_TUNING"

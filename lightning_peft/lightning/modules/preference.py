@@ -13,6 +13,7 @@ from lightning_peft.adaptation.handle import Adaptation, find_adaptations
 from lightning_peft.anatomy.forward import in_evaluation_mode
 from lightning_peft.data.chat_rows import IGNORED
 from lightning_peft.errors import DataError, MethodError
+from lightning_peft.lightning.modules.base import group_settings
 from lightning_peft.lightning.modules.build import plain
 from lightning_peft.lightning.modules.language import LanguageModule
 
@@ -135,11 +136,7 @@ class PreferenceModule(LanguageModule):
             tokenizer=tokenizer,
             lr=lr,
             weight_decay=weight_decay,
-            groups={
-                "adapter_weight_decay": adapter_weight_decay,
-                "lora_plus": lora_plus,
-                "layer_decay": layer_decay,
-            },
+            groups=group_settings(locals()),
             optimizer=optimizer,
             wrong=wrong,
         )

@@ -14,7 +14,7 @@ from lightning_peft.evaluation.metric_names import Task
 from lightning_peft.evaluation.metrics import metric_set
 from lightning_peft.evaluation.outputs import Outputs
 from lightning_peft.evaluation.results import Evaluation, per_number_table
-from lightning_peft.lightning.modules.base import ImageModule
+from lightning_peft.lightning.modules.base import ImageModule, group_settings
 from lightning_peft.lightning.modules.build import build_backbone, check_arguments, plain
 
 __all__ = ["ImageRegressor"]
@@ -111,13 +111,7 @@ class ImageRegressor(ImageModule):
         self.loss = loss
         self.lr = lr
         self.weight_decay = weight_decay
-        self.group_settings: dict[str, Any] = {
-            "head_lr": head_lr,
-            "head_weight_decay": head_weight_decay,
-            "adapter_weight_decay": adapter_weight_decay,
-            "lora_plus": lora_plus,
-            "layer_decay": layer_decay,
-        }
+        self.group_settings = group_settings(locals())
         self.optimizer = optimizer
         self.backbone = build_backbone(
             backbone,

@@ -13,6 +13,7 @@ from lightning_peft.backbones.hugging_face import load_sequence_classifier
 from lightning_peft.errors import DataError
 from lightning_peft.evaluation.metric_names import Task
 from lightning_peft.evaluation.outputs import head_size
+from lightning_peft.lightning.modules.base import group_settings
 from lightning_peft.lightning.modules.build import plain
 from lightning_peft.lightning.modules.classifier import ClassifierModule
 
@@ -97,13 +98,7 @@ class TextClassifier(ClassifierModule):
             temperature=temperature,
             lr=lr,
             weight_decay=weight_decay,
-            groups={
-                "head_lr": head_lr,
-                "head_weight_decay": head_weight_decay,
-                "adapter_weight_decay": adapter_weight_decay,
-                "lora_plus": lora_plus,
-                "layer_decay": layer_decay,
-            },
+            groups=group_settings(locals()),
             optimizer=optimizer,
             parts={} if head_dropout is None else {"head_dropout": head_dropout},
             amounts={},

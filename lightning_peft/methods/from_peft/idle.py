@@ -20,11 +20,17 @@ from lightning_peft.methods.in_weight.part import layer_at
 __all__ = ["default_of", "idle_problems", "pattern_for", "wrapper_problems"]
 
 _IN_TOKENS = "is found in input_ids by the forward of peft's own wrapper"
+_TIED = (
+    f"is kept up by peft's own wrapper alone: {WITH_ITS_WRAPPER}, or train the one weight for both "
+    "with head='lm_head'"
+)
 _NEEDS_WRAPPER: dict[tuple[str, str], str] = {
     ("ADAMSS", "use_asa"): (
         "needs AdamssModel.update_and_allocate after every step, which an injection leaves out: "
         "expected False"
     ),
+    ("ADALORA", "ensure_weight_tying"): _TIED,
+    ("LORA", "ensure_weight_tying"): _TIED,
     ("LORA", "alora_invocation_tokens"): f"{_IN_TOKENS}: {WITH_ITS_WRAPPER}",
     ("LORA", "arrow_config"): "routes between adapters: use peft.tuners.lora.create_arrow_model",
     ("LORA", "layer_replication"): (

@@ -115,7 +115,7 @@ def test_what_cannot_be_averaged_is_refused(rates, train, command, tmp_path):
         assert status == 0, err
     status, _, err = command("soup", str(rates), "other_images")
     assert status == 2
-    assert "other_images/checkpoints/best.ckpt was trained on other images" in err
+    assert "other_images/checkpoints/best.ckpt was trained on other data" in err
     assert "(seed differ): no validation set is new to both" in err
     status, _, err = command("soup", str(rates), "other_method")
     assert status == 2
@@ -139,9 +139,9 @@ def test_members_may_differ_in_how_their_images_are_handed_out(member):
     [
         (
             {"seed": 1},
-            r"on other images than .*\(seed differ\).*Fix the data in the sweep",
+            r"on other data than .*\(seed differ\).*Fix the data in the sweep",
         ),
-        ({"root": "b"}, r"on other images than .*\(root differ\): no validation set is new to b"),
+        ({"root": "b"}, r"on other data than .*\(root differ\): no validation set is new to b"),
         ({"mean": 0.5, "batch_size": 8}, r"images prepared in another way than .*\(mean differ\)"),
         ({"model": {"backbone": "x"}, "backbone": "x"}, r"ckpt has another backbone than .*ckpt.$"),
     ],

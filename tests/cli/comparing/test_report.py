@@ -6,7 +6,6 @@ import hashlib
 import os
 import re
 import sys
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
@@ -17,44 +16,9 @@ from lightning_peft.cli.comparing.comparison import comparison_of
 from lightning_peft.cli.comparing.publish import compare
 from lightning_peft.cli.comparing.report import report_page
 from lightning_peft.cli.comparing.runs import read_runs
+from tests.support.pages import Page, plots_of, write_bins
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}&amp;\x07"
-
-
-NAME = re.compile(r'<span class="name">([^<]*(?:<wbr>[^<]*)*)</span>')
-
-
-VOID = {"meta", "img", "br", "link", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Checks that tags are nested, and keeps what a test asks for."""
-
-    def __init__(self, text):
-        super().__init__(convert_charrefs=True)
-        self.open, self.tags, self.attributes, self.text, self.scripts = [], [], [], [], []
-        # a name is one piece, as it is when somebody copies it
-        self.feed(NAME.sub(lambda found: found[1].replace("<wbr>", ""), text))
-        self.close()
-        assert not self.open, self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open, f"</{tag}> closes nothing"
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        (self.scripts if self.open and self.open[-1] == "script" else self.text).append(data)
 
 
 def log(directory, offset):
@@ -86,12 +50,6 @@ def sweep(tmp_path, run):
     broken.parent.mkdir()
     broken.write_text("{")
     return tmp_path
-
-
-@pytest.fixture
-def sketched(monkeypatch):
-    """Draw nothing, where a test only asks which pictures a page has."""
-    monkeypatch.setattr("lightning_peft.cli.comparing.figures.markup", lambda *a, **k: "<svg/>")
 
 
 @pytest.fixture
@@ -194,10 +152,6 @@ def test_the_policy_of_the_page_allows_its_own_script_alone(text):
     assert "default-src 'none'" in policy
 
 
-def plots_of(text):
-    return re.findall(r'<svg [^>]*class="plot".*?</svg>', text, re.DOTALL)
-
-
 def test_every_plot_is_xml_has_a_name_and_stays_in_its_frame(text):
     plots = plots_of(text)
     assert len(plots) == 5
@@ -258,38 +212,6 @@ def test_a_page_of_failed_runs_alone_is_a_page(tmp_path, run):
     assert "svg" not in page.tags
 
 
-@pytest.mark.parametrize(
-    "confusion",
-    ["", "a,b\n", "t,a,b\nx,1\n", "t,a\nx,one\n", "t,a\nx,-1\n", "t,a\nx,99999999999999999999\n"],
-    ids=["empty", "no rows", "ragged", "words", "negative", "huge"],
-)
-@pytest.mark.usefixtures("sketched")
-def test_a_broken_confusion_matrix_is_left_out(tmp_path, run, confusion):
-    directory = run(tmp_path, "lora", 0, 0.9)
-    (directory / "confusion.csv").write_text(confusion)
-    (directory / "predictions.png").write_text("<svg onload=alert(1)>")
-    page = Page(report_page(comparison_of(*read_runs([tmp_path]))))
-    assert "Confusion matrix" not in " ".join(page.text)
-    assert "img" not in page.tags
-
-
-def test_many_classes_have_their_mistakes_and_no_matrix(tmp_path, run):
-    directory = run(tmp_path, "lora", 0, 0.9)
-    count = 31
-    header = ",".join(["true", *(f"c{i}" for i in range(count))])
-    rows = [
-        ",".join(
-            [f"c{i}", *(str(5 + (j == 0 and i == 3)) if j in (i, 0) else "0" for j in range(count))]
-        )
-        for i in range(count)
-    ]
-    (directory / "confusion.csv").write_text("\n".join([header, *rows]))
-    words = " ".join(Page(report_page(comparison_of(*read_runs([tmp_path])))).text)
-    assert "Confusion matrix" not in words
-    assert re.search(r"c3\s+c0\s+6\s+54\.5 %", words), "6 of its 11 images"
-    assert "Class by class" in words
-
-
 def test_many_rows_have_curves_that_can_be_told_apart(tmp_path, run):
     for i in range(14):
         log(run(tmp_path, "lora", 0, 0.9 - i / 100, overrides=[f"lr={i}"]), 0.0)
@@ -298,41 +220,6 @@ def test_many_rows_have_curves_that_can_be_told_apart(tmp_path, run):
     assert text.count("border-top: 2px dashed var(--c0)") == 3, "in the key of each plot of curves"
     for plot in plots_of(text)[-3:]:
         assert re.search(r'style="[^"]*stroke-dasharray[^"]*var\(--c0\)', plot)
-
-
-def bins(directory, text):
-    (directory / "reliability.csv").write_text(f"low,high,confidence,accuracy,count\n{text}")
-
-
-def test_the_reliability_of_the_best_run(tmp_path, run):
-    directory = run(tmp_path, "lora", 0, 0.9)
-    bins(directory, "0.4,0.6,0.55,0.5,40\n0.8,1.0,0.95,0.9,160\n")
-    text = report_page(comparison_of(*read_runs([tmp_path])))
-    words = " ".join(" ".join(Page(text).text).split())
-    assert "Reliability of the test's predictions" in words
-    assert "80 to 100 %: 160 of 200, sure by 95.0 %, true 90.0 %" in words
-    assert "expected calibration error 0.0500" in words, "0.2 * 0.05 + 0.8 * 0.05"
-    plot = ElementTree.fromstring(plots_of(text)[-1])
-    titles = [title.text for title in plot.iter("title")]
-    assert len(titles) == 2
-    assert {"40", "160"} <= {word.text for word in plot.iter("text")}
-    low, high = (
-        [float(y) for _, y in re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", path.get("d"))]
-        for path in plot.iterfind(".//title/../path")
-    )
-    assert (max(high) - min(high)) / (max(low) - min(low)) == pytest.approx(0.9 / 0.5, abs=0.01)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["", "0,1,0.5,x,3", "0,1,0.5,2,3", "0,1,nan,0.5,3", "1,0,0.5,0.5,3", "0,1,0.5,0.5,-3",
-     "0,1,0.5", "0,1,0.5,0.5,3\n" * 300],
-)  # fmt: skip
-@pytest.mark.usefixtures("sketched")
-def test_bins_of_somebody_else_are_left_out(tmp_path, run, text):
-    directory = run(tmp_path, "lora", 0, 0.9)
-    bins(directory, text)
-    assert "Reliability" not in report_page(comparison_of(*read_runs([tmp_path])))
 
 
 def test_long_names_break_where_their_parts_end_and_nowhere_else(tmp_path, run):
@@ -354,7 +241,7 @@ def test_long_names_break_where_their_parts_end_and_nowhere_else(tmp_path, run):
 def test_texts_are_called_texts(tmp_path, run):
     for method in ("lora", "bitfit"):
         left_by_a_test(run(tmp_path, method, 0, 0.9, noun="texts"), names=("bad", "so so", "good"))
-        bins(tmp_path / "0_lora", "0.4,0.6,0.55,0.5,40\n")
+        write_bins(tmp_path / "0_lora", "0.4,0.6,0.55,0.5,40\n")
     found = comparison_of(*read_runs([tmp_path]))
     words = " ".join(" ".join(Page(report_page(found)).text).split())
     assert "100 labelled texts trained" in words

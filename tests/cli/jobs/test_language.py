@@ -78,6 +78,28 @@ def test_the_whole_way(command, examples):
     torch.testing.assert_close(loaded(input_ids=ids).logits, adapted, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
+def test_runs_of_one_base_are_averaged_and_serve(command, examples):
+    tiny_lm().save_pretrained("base")
+    byte_tokenizer(128).save_pretrained("base")
+    words = [*SHORT[len(TINY) : -3], "data=chat", "model.backbone=base", "data.root=chats.jsonl"]
+    words += ["model.samples=0", "data.seed=0"]
+    for seed in (0, 1):
+        status, _, err = command(*words, f"seed={seed}", f"output_dir=runs/{seed}")
+        assert status == 0, err
+    status, out, err = command("soup", "runs", "--updates", "--out", "soup")
+    assert status == 0, err
+    assert "val perplexity, lower is better" in out
+    summary = json.loads((examples / "soup" / "soup.json").read_text())
+    assert set(summary["metrics"]) >= {"val/perplexity", "test/perplexity", "test/loss"}
+    assert len(summary["members"]) == 2
+    (examples / "prompts.txt").write_text("say red\n")
+    status, _, err = command("predict", "soup", "prompts.txt", "--max-new-tokens", "2")
+    assert status == 0, err
+    status, out, err = command("export", "soup", "--to", "adapter", "--out", "adapter")
+    assert status == 0, err
+
+
 def test_preferences(command, examples):
     words = [w for w in SHORT if "samples" not in w and "max_new" not in w]
     status, out, err = command(*words, "data.root=pairs.jsonl", "model=preference")

@@ -137,10 +137,19 @@ def test_a_config_that_is_cut_off_is_not_that_of_another_job(tmp_path, left_of_i
         earlier_run(config)
 
 
-@pytest.mark.parametrize("task", ["multilabel", "regression"])
-def test_a_job_that_was_fitted_to_the_task_of_its_data_is_the_same_job(tmp_path, task):
+@pytest.mark.parametrize(
+    ("task", "of_the_task"),
+    [
+        ("multilabel", []),
+        ("regression", []),
+        ("language", ["data=chat", "data.root=a.jsonl"]),
+        ("preference", ["data=chat", "data.root=a.jsonl", "model=preference"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_job_that_was_fitted_to_the_task_of_its_data_is_the_same_job(tmp_path, task, of_the_task):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        words = ["method=bitfit", "name=bitfit", f"output_dir={tmp_path}"]
+        words = ["method=bitfit", "name=bitfit", f"output_dir={tmp_path}", *of_the_task]
         config = compose("config", overrides=words)
     fitted = config.copy()
     fit_to_task(fitted, task)

@@ -249,7 +249,7 @@ def test_prompts_in_front_of_the_tokens_are_not_scored(most, monkeypatch):
     settings = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     model = peft.get_peft_model(base, settings)
     module = lp.CausalLM(model, samples=0, tokenizer=TOKENIZER)
-    datamodule = data(val_fraction=0.5, eval_batch_size=2)
+    datamodule = data(val_fraction=0.5, eval_batch_size=2, max_length=64)
     trainer = quiet_trainer(lp.PEFT("existing"), max_steps=1, max_epochs=-1)
     trainer.fit(module, datamodule)
     (found,) = trainer.validate(module, datamodule, verbose=False)

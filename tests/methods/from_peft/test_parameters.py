@@ -52,6 +52,16 @@ def build(kind: str) -> nn.Module:
     return getattr(transformers, f"{kind}ForCausalLM")(config).eval()
 
 
+def test_dora_on_experts_is_refused_as_by_peft() -> None:
+    config = config_for("Mixtral", modules=False, use_dora=True)
+    with pytest.raises(ValueError, match="ParamWrapper does not work with use_dora=True"):
+        peft.get_peft_model(build("Mixtral"), copy.deepcopy(config))
+    model = build("Mixtral")
+    with pytest.raises(lp.MethodError, match="peft refuses .*ParamWrapper does not work"):
+        lp.adapt(model, config)
+    assert lp.find_adaptation(model) is None
+
+
 def config_for(kind: str, *, modules: bool, **settings) -> peft.LoraConfig:
     targets = [MODELS[kind][0]] if modules else []
     settings = {"target_parameters": EXPERTS, **settings}

@@ -1,0 +1,1 @@
+"""A ``PeftModel`` in the module that is taken as it is: its adapters, its handle, its files."""
