@@ -16,7 +16,7 @@ from lightning_peft.adaptation.parameter_groups import parameter_groups
 from lightning_peft.backbones.data_config import DataConfig, data_config
 from lightning_peft.errors import DataError
 from lightning_peft.evaluation.metric_classes import Gathered
-from lightning_peft.evaluation.metric_names import TASKS, Task, is_test
+from lightning_peft.evaluation.metric_names import MAIN, is_test
 from lightning_peft.evaluation.metrics import begin_anew, values_of
 from lightning_peft.evaluation.outputs import Outputs
 from lightning_peft.evaluation.results import Evaluation
@@ -41,7 +41,7 @@ class ReadyModule(pl.LightningModule):
     """
 
     noun: ClassVar[str] = "images"
-    task: Task
+    task: str
     num_classes: int
     class_names: list[str] | None
     backbone: nn.Module
@@ -69,7 +69,7 @@ class ReadyModule(pl.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         found = getattr(data, "num_classes", None)
         task = getattr(data, "task", None)
-        task = task if task in TASKS else self.task  # the name may mean something else
+        task = task if task in MAIN else self.task  # the name may mean something else
         # two classes need one output or two
         same = task == self.task or {task, self.task} == {"binary", "multiclass"}
         if not same:
