@@ -31,6 +31,8 @@ class WordTokens:
         firsts: Where the first token of each word is, for each text; of words that were cut off
             there is none.
         cut: The number of texts that were cut.
+        longest: The most tokens of a text.
+        largest: The largest token.
 
     Raises:
         DataError: If the tokeniser does not know the words of its tokens.
@@ -48,6 +50,9 @@ class WordTokens:
                 max_length=max_length,
             )
         self._columns: dict[str, list[list[int]]] = {name: found[name] for name in found}
+        ids = self._columns.get("input_ids", [])
+        self.longest = max(map(len, ids), default=0)
+        self.largest = max((max(row) for row in ids if row), default=0)
         self.firsts = [_firsts(found.word_ids(i)) for i in range(len(words))]
         self.cut = sum(bool(e.overflowing) for e in getattr(found, "encodings", None) or ())
 

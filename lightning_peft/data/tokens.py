@@ -28,6 +28,8 @@ class Tokens:
 
     Attributes:
         cut: The number of texts that were cut.
+        longest: The most tokens of a text.
+        largest: The largest token.
     """
 
     def __init__(
@@ -39,6 +41,9 @@ class Tokens:
         both = [list(part) for part in (texts, pairs) if part]
         found = tokenizer(*both, truncation=True, max_length=max_length) if texts else {}
         self._columns: dict[str, list[list[int]]] = {name: found[name] for name in found}
+        ids = self._columns.get("input_ids", [])
+        self.longest = max(map(len, ids), default=0)
+        self.largest = max((max(row) for row in ids if row), default=0)
         self.cut = sum(bool(e.overflowing) for e in getattr(found, "encodings", None) or ())
 
     def padded(self, indices: Iterable[int]) -> dict[str, Tensor]:

@@ -16,7 +16,10 @@ from lightning_peft.cli.trust.printable import printable
 from lightning_peft.cli.trust.words import trust_of
 from lightning_peft.data.text_tables import is_saved
 
-__all__ = ["answer_prompts"]
+__all__ = ["NEW_TOKENS", "answer_prompts"]
+
+NEW_TOKENS = 64
+"""The most tokens of a text, if neither the user nor the run says it."""
 
 SHOWN = 20
 """The most answers that are printed."""
@@ -38,7 +41,7 @@ def answer_prompts(options: argparse.Namespace) -> None:
             ("--batch", options.batch, 1),
             ("--max-new-tokens", options.max_new_tokens, 1),
         )
-        if value < least
+        if value is not None and value < least
     ]
     for flag, given in (
         ("--top", options.top != 1),
@@ -74,6 +77,8 @@ def answer_prompts(options: argparse.Namespace) -> None:
         served = load_language_run(options.run, trust_of(options))
     if served.task == "seq2seq":
         prompts = list(read_columns(options.data, served.text_column))
+    if options.max_new_tokens is None:
+        options.max_new_tokens = served.max_new_tokens or NEW_TOKENS
     served.backbone.to(device)
     rows = list(zip(prompts, _answers(served, prompts, options), strict=True))
     if options.out == "-":
@@ -100,6 +105,7 @@ def _answers(served: Any, prompts: Sequence[Any], options: argparse.Namespace) -
             prompts[start : start + options.batch],
             max_new_tokens=options.max_new_tokens,
             batch_size=options.batch,
+            **served.generation,
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.commands.command import add_calibrated, run_command
+from lightning_peft.cli.commands.generate_texts import NEW_TOKENS, answer_prompts
 from lightning_peft.cli.config.devices import device_of
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.paths import no_directory
@@ -24,8 +25,6 @@ __all__ = ["main"]
 
 SHOWN = 20
 """The most rows, and the most unreadable files, that are printed."""
-
-NEW_TOKENS = 64
 
 
 def main(args: Sequence[str]) -> int:
@@ -66,7 +65,8 @@ def main(args: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--max-new-tokens", type=int, default=None, metavar="N",
-        help=f"for a run on language, the most tokens of a text; {NEW_TOKENS} by default",
+        help=f"for a run on language, the most tokens of a text; {NEW_TOKENS} by default, and for "
+        "one on texts with targets as in its evaluation",
     )  # fmt: skip
     add_calibrated(parser)
     add_trust(parser)
@@ -77,10 +77,6 @@ def _serve(options: argparse.Namespace) -> int:
     from lightning_peft.cli.jobs.served_language import is_of_language
 
     if is_of_language(options.run):
-        from lightning_peft.cli.commands.generate_texts import answer_prompts
-
-        if options.max_new_tokens is None:
-            options.max_new_tokens = NEW_TOKENS
         answer_prompts(options)
         return 0
     if options.max_new_tokens is not None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,9 @@ class ServedLanguage:
         task: The task of the run.
         text_column: The column of the texts, if it writes a text for each.
         tokenise: Texts to the encoder's arguments, if it writes a text for each.
+        max_new_tokens: The most tokens that it writes in its evaluation, if it writes a text for
+            each.
+        generation: More arguments of ``generate``, the same.
         class_names: The names of its outputs, if it has such.
         outputs: How its outputs are read, if it has classes or numbers.
     """
@@ -53,6 +56,8 @@ class ServedLanguage:
     task: str = "language"
     text_column: str = "text"
     tokenise: Callable[[Any], Any] | None = None
+    max_new_tokens: int | None = None
+    generation: Mapping[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     outputs: Outputs | None = None
 
@@ -99,12 +104,18 @@ def load_language_run(directory: Path, trust: Trust) -> ServedLanguage:
 
 
 def _load(directory: Path, cfg: DictConfig) -> ServedLanguage:
+    from lightning_peft.lightning.modules.build import plain
+
     datamodule, backbone = built_again(directory, cfg, None)
+    task = LANGUAGE.get(str(cfg.model.get("_target_")), "language")
+    written = cfg.model if task == "seq2seq" else {}
     return ServedLanguage(
         backbone.eval(),
         datamodule.tokenizer,
         str(cfg.model.get("backbone")),
-        task=LANGUAGE.get(str(cfg.model.get("_target_")), "language"),
+        task=task,
+        max_new_tokens=written.get("max_new_tokens"),
+        generation=plain(written.get("generation") or {}),
         text_column=getattr(datamodule, "text_column", "text"),
         tokenise=getattr(datamodule, "tokenise", None),
     )

@@ -20,6 +20,7 @@ from lightning_peft.evaluation.metric_names import MAIN, is_test
 from lightning_peft.evaluation.metrics import begin_anew, values_of
 from lightning_peft.evaluation.outputs import Outputs
 from lightning_peft.evaluation.results import Evaluation
+from lightning_peft.lightning.modules.text_checks import refuse_unreadable
 from lightning_peft.lightning.namespace import pl
 
 __all__ = ["ImageModule", "ReadyModule", "monitors_of_test"]
@@ -82,6 +83,8 @@ class ReadyModule(pl.LightningModule):
                 f"Expected data of {self.num_classes} classes, as the head has, got {found} from "
                 f"{type(data).__name__}. Build the module with num_classes={found}."
             )
+        if self.noun == "texts":
+            refuse_unreadable(self.backbone, data, stage)
         names = getattr(data, "class_names", None)
         if self.class_names is None and names is not None:
             self.class_names = [str(name) for name in names]

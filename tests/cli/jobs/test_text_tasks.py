@@ -51,7 +51,8 @@ def words_of(job, path):
     torch.manual_seed(0)
     make(path / "base")
     more = ("data.pair_column=other",) if job in ("pairs", "numbers") else ()
-    more += ("model.max_new_tokens=4",) if job == "targets" else ()
+    beams = "model.generation={num_beams: 2, length_penalty: 0.1}"
+    more += ("model.max_new_tokens=4", beams) if job == "targets" else ()
     return (*SHORT, f"data={JOBS[job][0]}", f"data.root={job}.jsonl", *more)
 
 
@@ -127,6 +128,20 @@ def test_the_whole_way(command, files, undrawn, job):
         status, out, err = command("predict", "run", "new.jsonl", "--out", "found.jsonl")
         assert status == 0, err
         assert json.loads((files / "found.jsonl").read_text())["tags"] == tags
+
+    if job == "targets":  # what is predicted is what was measured
+        inputs = {k: v for k, v in inputs.items() if "decoder" not in k}
+        row = {"text": "the film was so good"}
+        (files / "new.jsonl").write_text(json.dumps(row) + "\n")
+        status, out, err = command("predict", "run", "new.jsonl", "--out", "found.jsonl")
+        assert status == 0, err
+        wanted = merged.generate(
+            **inputs, max_new_tokens=4, num_beams=2, length_penalty=0.1, do_sample=False
+        )
+        text = transformers.AutoTokenizer.from_pretrained("merged").batch_decode(
+            wanted, skip_special_tokens=True
+        )[0]
+        assert json.loads((files / "found.jsonl").read_text())["generated"] == text.strip()
 
     status, out, err = command("compare", "run")
     assert status == 0, err

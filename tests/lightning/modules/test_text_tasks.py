@@ -250,6 +250,35 @@ def test_data_of_another_task_is_refused(encoder, seq2seq, module, settings, mat
         quiet_trainer(max_steps=1).fit(module(encoder, seq2seq), data)
 
 
+@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+def test_texts_that_the_model_cannot_read_are_refused_before_the_first_step(encoder, kind):
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=1, pad_token_id=0,
+        num_attention_heads=2, max_position_embeddings=6,
+    )  # fmt: skip
+    limit = {"Bert": 6, "Roberta": 5}[kind]  # a position of RoBERTa is that of the padding
+    model = getattr(transformers, f"{kind}ForSequenceClassification")(config)
+    texts = ["the " * (limit - 1), "the " * limit, "the " * (limit + 1), "a"]
+
+    def data(**settings):
+        options = {"texts": texts, "labels": ["a", "b"] * 2, "splits": ["train"] * 4} | settings
+        return lp.TextDataModule(backbone=encoder, val_fraction=0.0, **options)
+
+    match = rf"(?s)at most the {limit} tokens that {kind}F\w+ reads, got one of {limit + 1}: set"
+    with pytest.raises(lp.DataError, match=match):
+        quiet_trainer(max_steps=1).fit(lp.TextClassifier(model), data())
+    trainer = quiet_trainer(max_epochs=1, limit_val_batches=0)
+    trainer.fit(lp.TextClassifier(model), data(max_length=limit))
+    with pytest.raises((IndexError, RuntimeError)):  # the limit is that of the model itself
+        model(input_ids=torch.ones(1, limit + 1).long())
+    words, tags = [["heard", "a"], ["a", "the"]] * 2, [["O", "B-A"], ["O", "O"]] * 2
+    tagger = transformers.BertForTokenClassification(transformers.BertConfig(**config.to_dict()))
+    with pytest.raises(lp.DataError, match="below the 8 rows .*got 16 in the train texts"):
+        trainer.fit(lp.TokenClassifier(tagger, 2), data(texts=words, labels=tags))
+
+
 def test_batches_that_cannot_be_learned_from(encoder, seq2seq):
     inputs = {"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.ones(1, 2).long()}
 
