@@ -73,7 +73,7 @@ def predicted(path):
 # peft asks a model of transformers by its old name
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 @pytest.mark.parametrize("job", [
-    "numbers", "words", *(pytest.param(job, marks=pytest.mark.slow) for job in ("pairs", "targets"))
+    "words", *(pytest.param(job, marks=pytest.mark.slow) for job in JOBS if job != "words")
 ])  # fmt: skip
 def test_the_whole_way(command, files, undrawn, job):
     words = words_of(job, files)
