@@ -56,7 +56,10 @@ from lightning_peft.lightning.modules.causal_lm import CausalLM as CausalLM
 from lightning_peft.lightning.modules.image import ImageClassifier as ImageClassifier
 from lightning_peft.lightning.modules.preference import PreferenceModule as PreferenceModule
 from lightning_peft.lightning.modules.regression import ImageRegressor as ImageRegressor
+from lightning_peft.lightning.modules.seq2seq import Seq2SeqLM as Seq2SeqLM
 from lightning_peft.lightning.modules.text import TextClassifier as TextClassifier
+from lightning_peft.lightning.modules.text_regression import TextRegressor as TextRegressor
+from lightning_peft.lightning.modules.token_classifier import TokenClassifier as TokenClassifier
 from lightning_peft.lightning.without_trainer import load_from_checkpoint as load_from_checkpoint
 from lightning_peft.methods import HF as HF
 from lightning_peft.methods import IA3 as IA3

@@ -18,6 +18,7 @@ __all__ = [
     "load_config",
     "load_encoder",
     "load_sequence_classifier",
+    "load_token_classifier",
     "load_tokenizer",
     "quietly",
 ]
@@ -105,13 +106,45 @@ def load_sequence_classifier(
             classifier, or most of the encoder's weights are missing in its file.
         MissingExtraError: If transformers is not installed.
     """
-    transformers = require("transformers", EXTRA)
+    auto = require("transformers", EXTRA).AutoModelForSequenceClassification
+    found = (auto, "a sequence classifier", name, num_outputs, pretrained, head_dropout, options)
+    return _with_new_head(*found)
+
+
+def load_token_classifier(
+    name: str,
+    num_outputs: int,
+    *,
+    pretrained: bool = True,
+    head_dropout: float | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Load an encoder with a new head for each token, in float32 and in training mode.
+
+    See :func:`load_sequence_classifier` for the arguments and errors.
+
+    Returns:
+        A model from ``AutoModelForTokenClassification``.
+    """
+    auto = require("transformers", EXTRA).AutoModelForTokenClassification
+    found = (auto, "a token classifier", name, num_outputs, pretrained, head_dropout, options)
+    return _with_new_head(*found)
+
+
+def _with_new_head(
+    auto: Any,
+    what: str,
+    name: str,
+    num_outputs: int,
+    pretrained: bool,
+    head_dropout: float | None,
+    options: Mapping[str, Any] | None,
+) -> nn.Module:
     name = checked_name(name)
     config = load_config(name, num_outputs, options or {})
     if head_dropout is not None:
         _set_dropout(config, head_dropout, name)
-    auto = transformers.AutoModelForSequenceClassification
-    return _load(auto, name, config, "a sequence classifier", pretrained).train()
+    return _load(auto, name, config, what, pretrained).train()
 
 
 def load_encoder(name: str, *, pretrained: bool = True) -> nn.Module:

@@ -12,7 +12,6 @@ from lightning_peft.data.image_files import Label
 from lightning_peft.data.labels_file import SPLITS, LabelsFile
 from lightning_peft.data.splits import divide
 from lightning_peft.errors import DataError
-from lightning_peft.evaluation.metric_names import Task
 
 __all__ = ["counted", "divided", "mean_and_deviation", "splits_of"]
 
@@ -74,10 +73,10 @@ def divided(
         )
     every = range(len(table.files))
     given = table.splits or ("train",) * len(table.files)
-    pool = [i for i in every if given[i] == "train"]
+    pool, keys = [i for i in every if given[i] == "train"], table.keys
     if not pool:
         raise DataError(f"Expected training {noun}, got none with split 'train' in {table.path}.")
-    strata = [int(table.labels[i]) if classes else 0 for i in pool]  # type: ignore[arg-type]
+    strata = [int(table.labels[i]) if classes else 0 for i in pool]
     if classes and (absent := sorted(set(range(len(table.names))) - set(strata))):
         missing = ", ".join(f"'{table.names[label]}'" for label in absent)
         raise DataError(
@@ -85,7 +84,7 @@ def divided(
         )
     parts = divide(
         strata,
-        [table.files[i] for i in pool],
+        [keys[i] for i in pool],
         test_fraction=0.0 if table.splits else test_fraction,
         val_fraction=0.0 if "val" in given else val_fraction,
         seed=seed,
@@ -99,15 +98,15 @@ def divided(
     return chosen
 
 
-def counted(labels: Sequence[Label], num_classes: int, task: Task) -> list[int]:
+def counted(labels: Sequence[Label], num_classes: int, task: str) -> list[int]:
     """Count the images of each class or with each label.
 
     Args:
         labels: The labels of the images.
         num_classes: Number of classes or labels.
-        task: The task; numbers are not counted.
+        task: The task; numbers, tags and targets are not counted.
     """
-    if task == "regression":
+    if task in ("regression", "token_classification", "seq2seq"):
         return []
     found = [0] * num_classes
     for label in labels:

@@ -1,26 +1,26 @@
-"""Labels of images or texts in a CSV file: classes, several labels of one, or numbers."""
+"""Labels of images in a CSV file: classes, several labels of one, or numbers."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from lightning_peft.data.image_files import Label
-from lightning_peft.errors import DataError, near, shown
+from lightning_peft.data.label_kinds import MOST_TOLD, found_task, read_cells
+from lightning_peft.errors import DataError, near
 from lightning_peft.evaluation.metric_names import Task
 from lightning_peft.evaluation.outputs import check_task
 
-__all__ = ["LabelsFile", "find_labels", "read_column", "read_labels"]
+__all__ = ["SPLITS", "LabelsFile", "find_labels", "read_labels"]
 
 FILE, SPLIT = "file", "split"
 SPLITS = ("train", "val", "test")
-SEPARATOR = "|"
-MOST_TOLD = 20
+KEPT = ("path", "task", "names", "noun")
+"""The fields of a table that are no lists of its items."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,20 +30,41 @@ class LabelsFile:
     Attributes:
         path: The file.
         task: The kind of labels; two classes are ``"multiclass"`` unless ``"binary"`` was given.
-        names: The classes or labels, sorted; or the columns of numbers.
+        names: The classes, labels or tags, sorted; or the columns of numbers.
         files: The images, as written in the file; or the texts.
-        labels: The label of each.
+        labels: The label of each; of words the tag of each, and of ``"seq2seq"`` the target.
         splits: ``"train"``, ``"val"`` or ``"test"`` for each; empty without such a column.
         noun: ``"images"`` or ``"texts"``.
+        pairs: The second text of each; empty if there is one text.
+        words: The words of each text, if these are tagged.
     """
 
     path: Path
-    task: Task
+    task: str
     names: tuple[str, ...]
     files: tuple[str, ...]
-    labels: tuple[Label, ...]
+    labels: tuple[Any, ...]
     splits: tuple[str, ...] = ()
     noun: str = "images"
+    pairs: tuple[str, ...] = ()
+    words: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """A string for each item that two of them share if and only if they are the same."""
+        if not self.pairs:
+            return self.files
+        return tuple(f"{a}\0{b}" for a, b in zip(self.files, self.pairs, strict=True))
+
+    def chosen(self, indices: Sequence[int]) -> LabelsFile:
+        """Return the table of some items."""
+        names = [f.name for f in dataclasses.fields(self) if f.name not in KEPT]
+        parts: dict[str, Any] = {
+            name: tuple(getattr(self, name)[i] for i in indices)
+            for name in names
+            if getattr(self, name)
+        }
+        return dataclasses.replace(self, **parts)
 
 
 def find_labels(labels: str | Path, root: Path) -> Path:
@@ -65,11 +86,10 @@ def find_labels(labels: str | Path, root: Path) -> Path:
 
 def read_labels(
     path: Path,
-    root: Path | None,
+    root: Path,
     *,
     task: Task | None = None,
     columns: Sequence[str] | None = None,
-    key: str = FILE,
 ) -> LabelsFile:
     """Read a labels file, and find out the kind of its labels.
 
@@ -81,65 +101,36 @@ def read_labels(
 
     Args:
         path: The file.
-        root: The folder of the images; None for texts.
+        root: The folder of the images.
         task: The kind of labels, instead of finding it.
-        columns: The columns that hold labels; all others but ``key`` and ``split`` by default.
-        key: The column of the files or texts.
+        columns: The columns that hold labels; all others but ``file`` and ``split`` by default.
 
     Returns:
         Its content.
 
     Raises:
         DataError: Listing all problems: missing columns or images, cells that are empty or not
-            numbers, files that appear twice, texts that appear twice with different labels.
+            numbers, files that appear twice.
     """
     if task is not None:
         check_task(task)
     header, rows = _rows(path)
-    problems = _header_problems(header, columns, key)
+    problems = _header_problems(header, columns)
     if not rows:
         problems.append("it has no line after the header")
     if problems:
         raise _refusal(path, problems)
-    chosen = list(columns) if columns is not None else [n for n in header if n not in (key, SPLIT)]
+    chosen = list(columns) if columns is not None else [n for n in header if n not in (FILE, SPLIT)]
     cells = [[row[name] for name in chosen] for row in rows]
-    problems = _row_problems(rows, root, key, cells)
-    found = task or _found_task(cells, chosen, path)
-    if found == "regression":
-        names, labels, wrong = _numbers(cells, chosen)
-    elif found == "multilabel":
-        names, labels, wrong = _several(cells, chosen)
-    else:
-        names, labels, wrong = _classes(cells, chosen, found)
+    problems = _row_problems(rows, root)
+    found = task or found_task(cells, chosen, path)
+    places = [f"line {number}" for number in range(2, len(rows) + 2)]
+    names, labels, wrong = read_cells(cells, chosen, places, found)
     if problems + wrong:
         raise _refusal(path, problems + wrong)
     splits = tuple(row[SPLIT] for row in rows) if SPLIT in header else ()
-    keys = tuple(row[key] for row in rows)
-    noun = "images" if root is not None else "texts"
-    return LabelsFile(path, found, names, keys, tuple(labels), splits, noun)
-
-
-def read_column(path: Path, column: str) -> list[str]:
-    """Read one column of a CSV file, such as texts without labels.
-
-    Args:
-        path: The file.
-        column: Its name in the header.
-
-    Raises:
-        DataError: If the column is missing or has empty cells; all are listed.
-    """
-    header, rows = _rows(path)
-    problems = []
-    if column not in header:
-        problems.append(f"it has no column '{column}' in its first line. {near(column, header)}")
-    elif not rows:
-        problems.append("it has no line after the header")
-    else:
-        problems += [f"line {i}: no {column}" for i, row in enumerate(rows, 2) if not row[column]]
-    if problems:
-        raise _refusal(path, problems, f"a column '{column}'")
-    return [row[column] for row in rows]
+    files = tuple(row[FILE] for row in rows)
+    return LabelsFile(path, found, names, files, tuple(labels), splits)
 
 
 def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
@@ -156,10 +147,10 @@ def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     return header, rows
 
 
-def _header_problems(header: Sequence[str], columns: Sequence[str] | None, key: str) -> list[str]:
+def _header_problems(header: Sequence[str], columns: Sequence[str] | None) -> list[str]:
     found = []
-    if key not in header:
-        found.append(f"it has no column '{key}' in its first line. {near(key, header)}")
+    if FILE not in header:
+        found.append(f"it has no column '{FILE}' in its first line. {near(FILE, header)}")
     found += [
         f"column '{name}' appears {count} times"
         for name, count in Counter(header).items()
@@ -170,32 +161,23 @@ def _header_problems(header: Sequence[str], columns: Sequence[str] | None, key: 
         for name in columns or ()
         if name not in header
     ]
-    if not set(header) - {key, SPLIT} or (columns is not None and not columns):
+    if not set(header) - {FILE, SPLIT} or (columns is not None and not columns):
         found.append("it has no column of labels: add one, such as 'label'")
     return found
 
 
-def _row_problems(
-    rows: Sequence[dict[str, str]],
-    root: Path | None,
-    key: str,
-    cells: Sequence[Sequence[str]],
-) -> list[str]:
+def _row_problems(rows: Sequence[dict[str, str]], root: Path) -> list[str]:
     found = []
     first: dict[str, int] = {}
     for line, row in enumerate(rows, 2):
-        name = row[key]
+        name = row[FILE]
         if not name:
-            found.append(f"line {line}: no {key}")
-        elif name in first and root is not None:
+            found.append(f"line {line}: no {FILE}")
+        elif name in first:
             found.append(f"line {line}: '{name}' is already in line {first[name]}")
-        elif name in first and cells[first[name] - 2] != cells[line - 2]:
-            found.append(
-                f"line {line}: same text as line {first[name]}, other label: {shown(name, 40)}"
-            )
-        elif root is not None and _leads_out(root, name):
+        elif _leads_out(root, name):
             found.append(f"line {line}: expected a file below {root}, got {name}")
-        elif root is not None and not (root / name).is_file():
+        elif not (root / name).is_file():
             found.append(f"line {line}: missing file {root / name}")
         first.setdefault(name, line)
         split = row.get(SPLIT, SPLITS[0])
@@ -208,85 +190,6 @@ def _leads_out(root: Path, name: str) -> bool:
     """Whether a name leads out of a folder; a link in the folder was put there by its owner."""
     top = os.path.abspath(root)
     return os.path.commonpath([top, os.path.abspath(os.path.join(top, name))]) != top
-
-
-def _found_task(cells: Sequence[Sequence[str]], columns: Sequence[str], path: Path) -> Task:
-    """Return the kind of labels, by their form."""
-    values = {value for row in cells for value in row if value}
-    numbers = all(_number(value) is not None for value in values) and bool(values)
-    if len(columns) > 1:
-        return "multilabel" if values <= {"0", "1"} else "regression"
-    if not numbers:
-        return "multilabel" if any(SEPARATOR in value for value in values) else "multiclass"
-    if all(value.lstrip("+-").isdecimal() for value in values):
-        raise DataError(
-            f"Expected labels of one kind in {path}, got whole numbers in '{columns[0]}', which "
-            "may be classes or amounts: set task='multiclass' or task='regression' (on the command "
-            "line data.task=...)."
-        )
-    return "regression"
-
-
-def _numbers(
-    cells: Sequence[Sequence[str]], columns: Sequence[str]
-) -> tuple[tuple[str, ...], list[Label], list[str]]:
-    wrong = [
-        f"line {line}: '{value}' in column '{name}' is not a number"
-        for line, row in enumerate(cells, 2)
-        for name, value in zip(columns, row, strict=True)
-        if _number(value) is None
-    ]
-    rows = [tuple(_number(value) or 0.0 for value in row) for row in cells]
-    labels: list[Label] = [row[0] if len(columns) == 1 else row for row in rows]
-    return tuple(columns), labels, wrong
-
-
-def _several(
-    cells: Sequence[Sequence[str]], columns: Sequence[str]
-) -> tuple[tuple[str, ...], list[Label], list[str]]:
-    if len(columns) > 1:
-        wrong = [
-            f"line {line}: '{value}' in column '{name}' is neither 0 nor 1"
-            for line, row in enumerate(cells, 2)
-            for name, value in zip(columns, row, strict=True)
-            if value not in ("0", "1")
-        ]
-        names = tuple(columns)
-        labels: list[Label] = [tuple(float(value == "1") for value in row) for row in cells]
-        return names, labels, wrong
-    words = [{word.strip() for word in row[0].split(SEPARATOR)} - {""} for row in cells]
-    names = tuple(sorted(set().union(*words)))
-    wrong = [] if len(names) > 1 else [f"expected 2 or more labels, found {list(names)}"]
-    return names, [tuple(float(name in found) for name in names) for found in words], wrong
-
-
-def _classes(
-    cells: Sequence[Sequence[str]], columns: Sequence[str], task: Task
-) -> tuple[tuple[str, ...], list[Label], list[str]]:
-    if len(columns) > 1:
-        return (), [], [f"expected one column of classes, found {list(columns)}: choose one"]
-    values = [row[0] for row in cells]
-    names = tuple(sorted(set(values) - {""}, key=_order))
-    wrong = [f"line {i}: no class" for i, value in enumerate(values, 2) if not value]
-    if len(names) < 2 or (task == "binary" and len(names) != 2):
-        wanted = "2 classes" if task == "binary" else "2 or more classes"
-        wrong.append(f"expected {wanted}, found {', '.join(names[:MOST_TOLD]) or 'none'}")
-    numbers = {name: number for number, name in enumerate(names)}
-    return names, [numbers.get(value, 0) for value in values], wrong
-
-
-def _order(name: str) -> tuple[float, str]:
-    """Return a sort key: numbers by size, before words, so class 2 comes before class 10."""
-    number = _number(name)
-    return (math.inf if number is None else number), name
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def _refusal(path: Path, problems: Sequence[str], what: str = "labels") -> DataError:

@@ -2,20 +2,69 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from lightning_peft.data.labelled_texts import LABEL, labelled_texts, table_of_lists
 from lightning_peft.data.labels_file import SPLITS, LabelsFile
 from lightning_peft.errors import DataError, near, shown
-from lightning_peft.evaluation.metric_names import Task
 
-__all__ = ["listed", "without_repeats"]
+__all__ = ["from_lists", "listed", "parted", "without_repeats"]
 
 MOST_TOLD = 10
+WRITTEN = ("token_classification", "seq2seq")
+"""The tasks in which the same text may have another label, as it has in published data."""
 
 log = logging.getLogger(__name__)
+
+
+def from_lists(
+    texts: Sequence[Any], labels: Sequence[Any], splits: Sequence[str] | None, *, task: str | None
+) -> LabelsFile:
+    """Take texts and labels of any task from lists.
+
+    Args:
+        texts: Strings, pairs of strings, or lists of words.
+        labels: The label of each, by its task.
+        splits: The split of each, or None.
+        task: The task; None finds it.
+
+    Raises:
+        DataError: Listing all problems.
+    """
+    if task == "token_classification" or (
+        task is None and labels and all(isinstance(row, list | tuple) for row in [*texts, *labels])
+    ):
+        table = table_of_lists(texts, labels, splits, ())
+        return labelled_texts(table, task="token_classification", columns=[LABEL])
+    firsts, seconds = parted(texts)
+    classes = all(isinstance(label, str | int) for label in labels) or (
+        # a mixture of both is one of classes with a mistake
+        any(isinstance(label, str) for label in labels)
+    )
+    if task in ("multiclass", "binary") or (task is None and classes):
+        return listed(firsts, labels, splits, task=task, pairs=seconds)
+    table = table_of_lists(firsts, labels, splits, seconds)
+    return labelled_texts(table, task=task, columns=[LABEL], pair="pair" if seconds else None)
+
+
+def parted(texts: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Return the first and the second texts of pairs; no second ones of single texts.
+
+    Raises:
+        DataError: If some are pairs and others are not.
+    """
+    pairs = [isinstance(text, list | tuple) and len(text) == 2 for text in texts]
+    if not any(pairs):
+        return list(texts), []
+    if not all(pairs):
+        at = pairs.index(False)
+        raise DataError(
+            f"Expected pairs of texts everywhere, got {shown(texts[at], 40)} as text {at}."
+        )
+    return [text[0] for text in texts], [text[1] for text in texts]
 
 
 def listed(
@@ -23,7 +72,8 @@ def listed(
     labels: Sequence[str | int],
     splits: Sequence[str] | None,
     *,
-    task: Task | None,
+    task: str | None,
+    pairs: Sequence[str] = (),
 ) -> LabelsFile:
     """Turn lists into the table that a labels file would give.
 
@@ -32,6 +82,7 @@ def listed(
         labels: The class of each, all as names or all as numbers from 0.
         splits: The split of each, or None.
         task: ``"multiclass"`` or ``"binary"``; None is the first.
+        pairs: The second text of each, or nothing.
 
     Returns:
         The table; its ``path`` says that there is no file.
@@ -45,7 +96,7 @@ def listed(
             wrong.append(f"expected as many {name} as texts, got {len(values)} and {len(texts)}")
     wrong += [
         f"text {i}: expected a non-empty string, got {text!r}"
-        for i, text in enumerate(texts)
+        for i, text in enumerate([*texts, *pairs])
         if not isinstance(text, str) or not text.strip()
     ]
     for split in sorted(set(splits or ()) - set(SPLITS)):
@@ -60,9 +111,7 @@ def listed(
         names = tuple(str(k) for k in range(max(int(label) for label in labels) + 1))
     else:
         names = tuple(sorted({str(label) for label in labels}))
-    if task not in (None, "multiclass", "binary"):
-        wrong.append(f"task='{task}' takes a CSV file: a list has one class for each text")
-    elif not wrong and (len(names) < 2 or (task == "binary" and len(names) != 2)):
+    if not wrong and (len(names) < 2 or (task == "binary" and len(names) != 2)):
         wrong.append(f"expected {'2' if task == 'binary' else '2 or more'} classes, got {names}")
     if wrong:
         more = [f"and {len(wrong) - MOST_TOLD} more"] if len(wrong) > MOST_TOLD else []
@@ -70,12 +119,15 @@ def listed(
     numbered = tuple(int(v) if numbers else names.index(str(v)) for v in labels)
     return LabelsFile(
         Path("lists"), task or "multiclass", names, tuple(texts), numbered, tuple(splits or ()),
-        "texts",
+        "texts", tuple(pairs),
     )  # fmt: skip
 
 
 def without_repeats(table: LabelsFile) -> LabelsFile:
     """Drop repeated texts, which could otherwise be in both training and test.
+
+    A text may have several targets, and the same words other tags: of these the first is kept, or
+    all of them if the file says which split they are in; a message counts those in several.
 
     Args:
         table: Texts and labels.
@@ -87,20 +139,24 @@ def without_repeats(table: LabelsFile) -> LabelsFile:
         DataError: If a text has several labels, or is in several splits.
     """
     first: dict[str, int] = {}
-    for index, text in enumerate(table.files):
-        first.setdefault(text, index)
-    if len(first) == len(table.files):
+    keys = table.keys
+    for index, key in enumerate(keys):
+        first.setdefault(key, index)
+    if len(first) == len(keys):
+        return table
+    if table.task in WRITTEN and table.splits:
+        _tell_shared(table)
         return table
     wrong = []
-    for index, text in enumerate(table.files):
-        one = first[text]
-        if table.labels[index] != table.labels[one]:
+    for index, key in enumerate(keys):
+        one = first[key]
+        if table.task not in WRITTEN and table.labels[index] != table.labels[one]:
             wrong.append(
-                f"texts {one} and {index} are the same with other labels: {shown(text, 40)}"
+                f"texts {one} and {index} are the same with other labels: {shown(key, 40)}"
             )
         elif table.splits and table.splits[index] != table.splits[one]:
             both = f"{table.splits[one]} and {table.splits[index]}"
-            wrong.append(f"texts {one} and {index} are the same, in {both}: {shown(text, 40)}")
+            wrong.append(f"texts {one} and {index} are the same, in {both}: {shown(key, 40)}")
     if wrong:
         more = [f"and {len(wrong) - MOST_TOLD} more"] if len(wrong) > MOST_TOLD else []
         told = "; ".join([*wrong[:MOST_TOLD], *more])
@@ -112,9 +168,15 @@ def without_repeats(table: LabelsFile) -> LabelsFile:
     log.warning(
         "%d of %d texts are repeats and are dropped", len(table.files) - len(kept), len(table.files)
     )
-    return dataclasses.replace(
-        table,
-        files=tuple(table.files[i] for i in kept),
-        labels=tuple(table.labels[i] for i in kept),
-        splits=tuple(table.splits[i] for i in kept) if table.splits else (),
-    )
+    return table.chosen(kept)
+
+
+def _tell_shared(table: LabelsFile) -> None:
+    seen = {k for k, s in zip(table.keys, table.splits, strict=True) if s == "train"}
+    held = [k for k, s in zip(table.keys, table.splits, strict=True) if s != "train"]
+    shared = sum(key in seen for key in held)
+    if shared:
+        log.warning(
+            "%d of %d texts for validation and test are training texts, too, as %s has it",
+            shared, len(held), table.path,
+        )  # fmt: skip

@@ -12,7 +12,6 @@ from torch.utils.data import Dataset
 from lightning_peft.data.image_files import Label
 from lightning_peft.data.sampling import Draw
 from lightning_peft.errors import require
-from lightning_peft.evaluation.metric_names import Task
 
 __all__ = ["TokenisedTexts", "Tokens"]
 
@@ -23,18 +22,28 @@ class Tokens:
     Args:
         tokenizer: A tokeniser of transformers.
         texts: The texts.
-        max_length: The largest number of tokens, including special ones; longer texts are cut.
+        max_length: The largest number of tokens, including special ones; longer texts are cut, of
+            two the longer one.
+        pairs: The second text of each, or nothing.
 
     Attributes:
         cut: The number of texts that were cut.
+        longest: The most tokens of a text.
+        largest: The largest token.
     """
 
-    def __init__(self, tokenizer: Any, texts: Sequence[str], max_length: int) -> None:
+    def __init__(
+        self, tokenizer: Any, texts: Sequence[str], max_length: int, pairs: Sequence[str] = ()
+    ) -> None:
         collator = require("transformers", "text").DataCollatorWithPadding
         self._pad = collator(tokenizer, padding="longest")
         # a tokeniser does not take an empty list
-        found = tokenizer(list(texts), truncation=True, max_length=max_length) if texts else {}
+        both = [list(part) for part in (texts, pairs) if part]
+        found = tokenizer(*both, truncation=True, max_length=max_length) if texts else {}
         self._columns: dict[str, list[list[int]]] = {name: found[name] for name in found}
+        ids = self._columns.get("input_ids", [])
+        self.longest = max(map(len, ids), default=0)
+        self.largest = max((max(row) for row in ids if row), default=0)
         self.cut = sum(bool(e.overflowing) for e in getattr(found, "encodings", None) or ())
 
     def padded(self, indices: Iterable[int]) -> dict[str, Tensor]:
@@ -52,7 +61,7 @@ class TokenisedTexts(Dataset[tuple[dict[str, Tensor], Tensor]]):
         task: The kind of labels.
     """
 
-    def __init__(self, tokens: Tokens, labels: Sequence[Label], task: Task) -> None:
+    def __init__(self, tokens: Tokens, labels: Sequence[Label], task: str) -> None:
         self.tokens = tokens
         classes = task in ("multiclass", "binary")
         self.labels = torch.tensor(labels, dtype=torch.int64 if classes else torch.float32)

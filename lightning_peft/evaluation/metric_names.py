@@ -20,12 +20,15 @@ MAIN: dict[str, str] = {
     "regression": "rmse",
     "language": "perplexity",
     "preference": "accuracy",
+    "token_classification": "f1",
+    "seq2seq": "rougeL",
 }
 """The metric that selects the checkpoint of a task, without its stage."""
 
 KNOWN = (
     *("accuracy", "ap", "auroc", "balanced_accuracy", "ece", "f1", "f1_micro", "loss", "mae"),
-    *("map", "margin", "pearson", "perplexity", "r2", "rmse", "spearman"),
+    *("map", "margin", "pearson", "perplexity", "precision", "r2", "recall", "rmse"),
+    *("rouge1", "rouge2", "rougeL", "spearman"),
 )
 """The metrics of the ready modules on the validation set, for any task."""
 
@@ -33,6 +36,7 @@ LOWER = ("loss", "rmse", "mse", "mae", "ece", "error", "ece_uncalibrated", "perp
 SHARES = (
     *("accuracy", "balanced_accuracy", "f1", "f1_micro"),
     *("precision", "recall", "auroc", "ap", "map"),
+    *("rouge1", "rouge2", "rougel"),  # as `_bare` writes them
 )
 
 

@@ -19,7 +19,6 @@ from lightning_peft.evaluation.calibration import (
     reliability,
 )
 from lightning_peft.evaluation.csv_rows import RowWriter
-from lightning_peft.evaluation.metric_names import Task
 from lightning_peft.evaluation.outputs import Outputs
 from lightning_peft.evaluation.tables import (
     ClassScores,
@@ -57,7 +56,7 @@ class Evaluation:
         task: The task.
         outputs: The predictions for each image: for ``"multiclass"`` the class, its probability,
             and its probability before calibration ``(N, 3)``; otherwise the logits, or the
-            numbers in their unit ``(N, K)``.
+            numbers in their unit ``(N, K)``; of tagged words the counts of each text.
         targets: The true value of each image: ``(N,)`` or ``(N, K)``.
         temperature: The divisor of logits.
         numbers: Errors of each number of a regression.
@@ -66,37 +65,37 @@ class Evaluation:
     metrics: dict[str, float]
     classes: tuple[ClassScores, ...] = ()
     confusion: Tensor | None = None
-    task: Task = "multiclass"
+    task: str = "multiclass"
     outputs: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, 3))
     targets: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0).long())
     temperature: float = 1.0
     numbers: tuple[NumberScores, ...] = ()
 
     def reliability(self, *, calibrated: bool = True) -> tuple[ReliabilityBin, ...]:
-        """Return the bins of a reliability diagram; empty for a regression.
+        """Return the bins of a reliability diagram; empty for a regression and for tags.
 
         Args:
             calibrated: Whether to take probabilities after the division by the temperature.
         """
-        if self.task == "regression" or not len(self.outputs):
+        if self.task in ("regression", "token_classification") or not len(self.outputs):
             return ()
         if self.task == "multiclass":
             right = self.outputs[:, 0].long() == self.targets
             return reliability(self.outputs[:, 1 if calibrated else 2], right)
-        read = Outputs(self.task, self.temperature if calibrated else 1.0)
-        return reliability(*confidences(self.task, read(self.outputs), self.targets))
+        read = self._outputs(calibrated)
+        return reliability(*confidences(read.task, read(self.outputs), self.targets))
 
     def calibration_error(self, *, calibrated: bool = True) -> float:
-        """Return the expected calibration error; the mean over labels, NaN for a regression.
+        """Return the expected calibration error; the mean over labels, NaN without probabilities.
 
         Args:
             calibrated: Whether to take probabilities after the division by the temperature.
         """
-        if self.task == "regression" or not len(self.outputs):
+        if self.task in ("regression", "token_classification") or not len(self.outputs):
             return float("nan")
         if self.task != "multilabel":
             return expected_error(self.reliability(calibrated=calibrated))
-        read = Outputs(self.task, self.temperature if calibrated else 1.0)
+        read = self._outputs(calibrated)
         errors = label_errors(read(self.outputs), self.targets)
         return sum(errors) / len(errors)
 
@@ -114,10 +113,10 @@ class Evaluation:
             The lower and upper end, by the names of ``metrics``.
         """
         outputs = self.outputs[:, :2]
-        if self.task == "regression":
+        if self.task in ("regression", "token_classification"):
             outputs = self.outputs
         elif self.task != "multiclass":
-            probabilities = Outputs(self.task, self.temperature)(self.outputs)
+            probabilities = self._outputs(True)(self.outputs)
             outputs = probabilities[:, 1:] if self.task == "binary" else probabilities
         statistics = statistics_of(self.task, outputs, self.targets, len(self.classes))
         found = intervals(
@@ -125,11 +124,16 @@ class Evaluation:
         )
         return {f"test/{name}": ends for name, ends in found.items()}
 
+    def _outputs(self, calibrated: bool) -> Outputs:
+        task: Any = self.task
+        return Outputs(task, self.temperature if calibrated else 1.0)
+
     def write_csv(self, folder: str | Path) -> tuple[Path, ...]:
         """Write the tables of the task.
 
         ``per_class.csv``, ``confusion.csv`` and ``reliability.csv`` for classes; ``per_label.csv``
-        and ``reliability.csv`` for labels; ``per_number.csv`` for numbers.
+        and ``reliability.csv`` for labels; ``per_number.csv`` for numbers; ``per_class.csv`` for
+        the types of entities, or for tags.
 
         Args:
             folder: The folder; created if it does not exist.

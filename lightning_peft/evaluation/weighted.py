@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from lightning_peft.evaluation.calibration import MOST_LABELS, calibration_error
-from lightning_peft.evaluation.metric_names import Task
+from lightning_peft.evaluation.tags import scores_of
 
 __all__ = ["statistics_of"]
 
 
 def statistics_of(
-    task: Task, outputs: Tensor, targets: Tensor, num_classes: int
+    task: str, outputs: Tensor, targets: Tensor, num_classes: int
 ) -> Callable[[Tensor], dict[str, Tensor]]:
     """Build the function that :func:`~lightning_peft.evaluation.bootstrap.intervals` needs.
 
@@ -32,8 +32,10 @@ def statistics_of(
         task: The task.
         outputs: ``"multiclass"``: the predicted class and its probability, ``(N, 2)``;
             ``"binary"``: the probability of class 1, ``(N, 1)``; ``"multilabel"``: of each label,
-            ``(N, C)``; ``"regression"``: the numbers, ``(N, K)``.
-        targets: ``(N,)``, or of the same shape as the outputs for the last two.
+            ``(N, C)``; ``"regression"``: the numbers, ``(N, K)``; ``"token_classification"``: the
+            counts of each text.
+        targets: ``(N,)``, or of the same shape as the outputs for labels and numbers; for tags
+            whether they are of entities, the same for each text.
         num_classes: Number of classes.
 
     Returns:
@@ -47,6 +49,9 @@ def statistics_of(
         return lambda w: _binary(w, outputs[:, 0], targets.long())
     if task == "multilabel":
         return lambda w: _multilabel(w, outputs, targets.long())
+    if task == "token_classification":
+        entities = bool(targets.all())
+        return lambda w: scores_of(w @ outputs, entities)
     truth = targets.double().reshape(outputs.shape)
     return lambda w: _regression(w, outputs, truth)
 

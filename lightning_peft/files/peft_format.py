@@ -31,6 +31,7 @@ from lightning_peft.files.start_format import (
     is_convertible,
     split_state,
 )
+from lightning_peft.files.task_type import task_type_of
 from lightning_peft.methods.base import Method
 from lightning_peft.methods.from_peft.in_weight import is_in_weight
 from lightning_peft.methods.from_peft.inject import ADAPTER_NAME, shared_entries
@@ -87,6 +88,8 @@ def peft_form(
 def _written_config(model: Any, saved: Sequence[str]) -> dict[str, Any]:
     config = copy.deepcopy(model.peft_config[ADAPTER_NAME])
     config.inference_mode = True
+    if config.task_type is None:
+        config.task_type = task_type_of(model, saved)
     # peft cannot read its own file if one lies in another
     outer = {name for name in saved if not any(name.startswith(f"{other}.") for other in saved)}
     config.modules_to_save = sorted(outer) or None

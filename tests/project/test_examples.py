@@ -20,6 +20,7 @@ ARGUMENTS = {
     "byte_lm_style.py": ["--steps", "1", "--tokens", "4"],
     "qlora.py": ["--steps", "4"],
     "text_classifier.py": ["--steps", "3"],
+    "question_answering.py": ["--steps", "1"],
     "causal_lm.py": ["--steps", "2"],
     "preferences.py": ["--steps", "2"],
     "digits_as_folders.py": ["digits"],
@@ -32,6 +33,7 @@ SAYS = {
     "byte_lm_style.py": "def average(values):\n  before: ",
     "qlora.py": "quantised layers after merging: 0",
     "text_classifier.py": "the helicopter over the bay: ",
+    "question_answering.py": "PeftModel gives the same, up to ",
     "causal_lm.py": "the model writes: 'red is",
     "preferences.py": "the better answer gained in",
     "digits_as_folders.py": "1,797 images in digits",
@@ -51,7 +53,7 @@ def test_every_example_is_here() -> None:
 
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_it_runs(name: str, monkeypatch, tmp_path: Path, capsys) -> None:
-    if name == "text_classifier.py":
+    if name in ("text_classifier.py", "question_answering.py"):
         minilm()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, *ARGUMENTS[name]])

@@ -47,7 +47,7 @@ def main(args: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="PATH",
-        help="file to write; for a language model a directory, with the tokeniser",
+        help="file to write; for a model of texts a directory, with the tokeniser",
     )  # fmt: skip
     parser.add_argument(
         "--classes", type=int, help="classes of the head, if the adapter directory has no head"
@@ -92,6 +92,7 @@ def _export(options: argparse.Namespace) -> ExportReport | str:
         is_of_language,
         load_language_run,
         load_with_language_model,
+        of_texts,
     )
 
     check_format(options.to)
@@ -114,12 +115,7 @@ def _export(options: argparse.Namespace) -> ExportReport | str:
         else:
             served = load_run(directory, calibrated=options.calibrated, trust=trust)
         if served.preprocessing is None:
-            raise ConfigError(
-                [
-                    f"expected a run on images, got {directory}, whose model reads texts. Call "
-                    "adaptation.merge_and_unload() in Python, and save_pretrained on the result."
-                ]
-            )
+            return export_language(of_texts(served), options.out, options.to)
         return export_model(
             served.backbone,
             options.out,

@@ -1,10 +1,11 @@
-"""Serve ``lightning-peft predict`` for a run on language: answer the prompts of a file."""
+"""Serve ``lightning-peft predict`` for a run on language: a text for each one of a file."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.paths import no_directory
 from lightning_peft.cli.trust.printable import printable
 from lightning_peft.cli.trust.words import trust_of
+from lightning_peft.data.text_tables import is_saved
 
-__all__ = ["answer_prompts"]
+__all__ = ["NEW_TOKENS", "answer_prompts"]
+
+NEW_TOKENS = 64
+"""The most tokens of a text, if neither the user nor the run says it."""
 
 SHOWN = 20
 """The most answers that are printed."""
@@ -36,7 +41,7 @@ def answer_prompts(options: argparse.Namespace) -> None:
             ("--batch", options.batch, 1),
             ("--max-new-tokens", options.max_new_tokens, 1),
         )
-        if value < least
+        if value is not None and value < least
     ]
     for flag, given in (
         ("--top", options.top != 1),
@@ -45,7 +50,7 @@ def answer_prompts(options: argparse.Namespace) -> None:
     ):
         if given:
             problems.append(f"{flag}: a run on language writes texts, not classes. Leave it out.")
-    if not options.data.is_file():
+    if not options.data.is_file() and not is_saved(options.data):
         problems.append(f"expected a file of prompts (.jsonl, .csv, .txt), got {options.data}")
     out = Path(options.out)
     if options.out != "-":
@@ -61,12 +66,19 @@ def answer_prompts(options: argparse.Namespace) -> None:
         raise ConfigError(problems)
 
     from lightning_peft.cli.config.quiet import quiet
-    from lightning_peft.cli.jobs.served_language import load_language_run
+    from lightning_peft.cli.jobs.served_language import language_task, load_language_run
     from lightning_peft.data.prompts import read_prompts
+    from lightning_peft.data.unlabelled import read_columns
 
-    prompts = read_prompts(options.data)
+    prompts: list[Any] = []
+    if language_task(options.run) != "seq2seq":
+        prompts = read_prompts(options.data)
     with quiet():
         served = load_language_run(options.run, trust_of(options))
+    if served.task == "seq2seq":
+        prompts = list(read_columns(options.data, served.text_column))
+    if options.max_new_tokens is None:
+        options.max_new_tokens = served.max_new_tokens or NEW_TOKENS
     served.backbone.to(device)
     rows = list(zip(prompts, _answers(served, prompts, options), strict=True))
     if options.out == "-":
@@ -81,8 +93,11 @@ def _answers(served: Any, prompts: Sequence[Any], options: argparse.Namespace) -
     from rich.progress import track
 
     from lightning_peft.lightning.modules.generation import Generator
+    from lightning_peft.lightning.modules.target_writing import TargetWriter
 
-    writer = Generator(served.backbone, served.tokenizer)
+    writer: Any = Generator(served.backbone, served.tokenizer)
+    if served.task == "seq2seq":
+        writer = partial(TargetWriter(served.backbone, served.tokenizer), tokenise=served.tokenise)
     starts = range(0, len(prompts), options.batch)
     console = Console(stderr=True)
     for start in track(starts, "Generating", console=console, disable=not console.is_terminal):
@@ -90,6 +105,7 @@ def _answers(served: Any, prompts: Sequence[Any], options: argparse.Namespace) -
             prompts[start : start + options.batch],
             max_new_tokens=options.max_new_tokens,
             batch_size=options.batch,
+            **served.generation,
         )
 
 

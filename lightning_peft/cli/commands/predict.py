@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.commands.command import add_calibrated, run_command
+from lightning_peft.cli.commands.generate_texts import NEW_TOKENS, answer_prompts
 from lightning_peft.cli.config.devices import device_of
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.paths import no_directory
@@ -25,8 +26,6 @@ __all__ = ["main"]
 SHOWN = 20
 """The most rows, and the most unreadable files, that are printed."""
 
-NEW_TOKENS = 64
-
 
 def main(args: Sequence[str]) -> int:
     """Serve ``lightning-peft predict``.
@@ -40,22 +39,23 @@ def main(args: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="lightning-peft predict",
         description="Predict the class, the labels or the numbers of each image below a folder, or "
-        "of each text of a CSV file, with the model of a run. Images and texts are prepared as in "
-        "its evaluation. A run on language writes a text after each prompt of a file.",
+        "of each text of a file, or the tags of its words, with the model of a run. Images and "
+        "texts are prepared as in its evaluation. A run on language writes a text after each "
+        "prompt of a file, and one on texts with targets a text for each text.",
     )
     parser.add_argument("run", type=Path, help="the directory of a run")
     parser.add_argument(
         "data",
         type=Path,
-        help="a folder of images, or of folders of images; for a run on texts, a CSV file with the "
-        "same column of texts; for one on language, a JSONL, CSV or text file of prompts",
+        help="a folder of images, or of folders of images; for a run on texts, a file with the "
+        "same columns of texts; for one on language, a JSONL, CSV or text file of prompts",
     )
     parser.add_argument(
         "--out",
         default="-",
         metavar="CSV",
-        help="file to write (for a run on language also .jsonl); '-' prints the first rows "
-        "(default)",
+        help="file to write (for a run on language or on words also .jsonl); '-' prints the first "
+        "rows (default)",
     )
     parser.add_argument("--top", type=int, default=1, help="classes per image; 1 by default")
     parser.add_argument("--batch", type=int, default=64, help="batch size; 64 by default")
@@ -65,7 +65,8 @@ def main(args: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--max-new-tokens", type=int, default=None, metavar="N",
-        help=f"for a run on language, the most tokens of a text; {NEW_TOKENS} by default",
+        help=f"for a run on language, the most tokens of a text; {NEW_TOKENS} by default, and for "
+        "one on texts with targets as in its evaluation",
     )  # fmt: skip
     add_calibrated(parser)
     add_trust(parser)
@@ -76,10 +77,6 @@ def _serve(options: argparse.Namespace) -> int:
     from lightning_peft.cli.jobs.served_language import is_of_language
 
     if is_of_language(options.run):
-        from lightning_peft.cli.commands.generate_texts import answer_prompts
-
-        if options.max_new_tokens is None:
-            options.max_new_tokens = NEW_TOKENS
         answer_prompts(options)
         return 0
     if options.max_new_tokens is not None:
@@ -105,8 +102,8 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
     ]
     paths: list[Path] = []
     if not options.data.exists():
-        problems.append(f"expected a folder of images or a CSV file of texts, got {options.data}")
-    elif options.data.is_dir() and not (paths := _image_files(options.data)):
+        problems.append(f"expected a folder of images or a file of texts, got {options.data}")
+    elif _holds_images(options.data) and not (paths := _image_files(options.data)):
         problems.append(f"there is no image below {options.data}")
     problems += _no_output(options.out)
     try:
@@ -122,6 +119,11 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
     with quiet():
         served = load_run(options.run, calibrated=options.calibrated, trust=trust)
     served.backbone.to(device)
+    if served.words is not None:
+        from lightning_peft.cli.commands.tag_words import tag_words
+
+        tag_words(served, options)
+        return []
     if served.num_classes is not None:  # there are no more classes to show
         options.top = min(options.top, served.num_classes)
     if served.text_column is None:
@@ -139,6 +141,13 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
         noun = "images" if served.text_column is None else "texts"
         print(f"wrote  {options.out} ({len(keys) - len(unread)} of {len(keys)} {noun})")
     return unread
+
+
+def _holds_images(path: Path) -> bool:
+    """Whether a path is a folder of images, and no directory of `datasets`."""
+    from lightning_peft.data.text_tables import is_saved
+
+    return path.is_dir() and not is_saved(path)
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -180,13 +189,13 @@ def _images(
 
 
 def _texts(served: Served, options: argparse.Namespace) -> tuple[list[str], Iterator[Prediction]]:
-    """Return the texts, and their predictions."""
+    """Return the texts or pairs, and their predictions."""
     from lightning_peft.adaptation.serving.predicting import predict_texts
-    from lightning_peft.data.labels_file import read_column
+    from lightning_peft.data.unlabelled import read_columns
 
-    if not options.data.is_file():
-        raise ConfigError([f"expected a CSV file of texts, as the run had, got {options.data}"])
-    texts = read_column(options.data, str(served.text_column))
+    if _holds_images(options.data):
+        raise ConfigError([f"expected a file of texts, as the run had, got {options.data}"])
+    texts: Any = read_columns(options.data, str(served.text_column), served.pair_column)
     found = predict_texts(
         served.backbone,
         texts,
@@ -199,7 +208,7 @@ def _texts(served: Served, options: argparse.Namespace) -> tuple[list[str], Iter
 
 
 def _rows(
-    found: Iterable[tuple[str, Prediction]], served: Served, unread: list[Prediction]
+    found: Iterable[tuple[Any, Prediction]], served: Served, unread: list[Prediction]
 ) -> Iterator[list[str]]:
     """Yield the rows of the table; add what could not be read to ``unread``."""
     names = served.class_names
@@ -207,7 +216,7 @@ def _rows(
         if item.error:
             unread.append(item)
             continue
-        row = [key]
+        row = [key] if isinstance(key, str) else list(key)
         called = [str(k) if names is None else names[k] for k in item.classes]
         if served.outputs.task == "regression":
             row += [f"{value:.6g}" for value in item.values]
@@ -222,13 +231,14 @@ def _rows(
 def _header(served: Served, top: int) -> list[str]:
     """Return the columns: classes, or labels and the probability of each, or numbers."""
     task, names, mean = served.outputs.task, served.class_names or (), served.outputs.mean
-    first = served.text_column or "path"
+    first = [served.text_column or "path"]
+    first += [served.pair_column] if served.pair_column else []
     if task == "regression":
-        return [first, *(names or [f"number_{k}" for k in range(len(mean) if mean else 1)])]
+        return [*first, *(names or [f"number_{k}" for k in range(len(mean) if mean else 1)])]
     if task == "multilabel":
-        return [first, "labels", *(f"probability_{name}" for name in names)]
+        return [*first, "labels", *(f"probability_{name}" for name in names)]
     more = [f"{name}_{rank}" for rank in range(2, top + 1) for name in ("class", "probability")]
-    return [first, "class", "probability", *more]
+    return [*first, "class", "probability", *more]
 
 
 @contextmanager

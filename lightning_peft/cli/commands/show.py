@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lightning_peft.cli.commands.command import run_command
 from lightning_peft.cli.commands.example_tables import print_examples
 from lightning_peft.cli.commands.label_tables import print_labels
+from lightning_peft.cli.commands.text_tables import TABLES, print_texts
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.known import experiment_in, known_keys
 from lightning_peft.cli.config.paths import conf_dir, no_directory
@@ -83,7 +84,9 @@ def _show(options: argparse.Namespace) -> None:
         datamodule.setup("test")
     fit_to_task(cfg, task_of(datamodule))
     console = Console()
-    if task_of(datamodule) in LANGUAGE.values():
+    if task_of(datamodule) in TABLES:
+        print_texts(datamodule, console)
+    elif task_of(datamodule) in LANGUAGE.values():
         print_examples(datamodule, console)
     else:
         print_labels(cfg, datamodule, console)

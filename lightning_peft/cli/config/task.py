@@ -32,11 +32,30 @@ REGRESSOR = "lightning_peft.ImageRegressor"
 TEXT_CLASSIFIER = "lightning_peft.TextClassifier"
 
 
+REGRESSORS: Mapping[str, str] = {
+    CLASSIFIER: REGRESSOR,
+    TEXT_CLASSIFIER: "lightning_peft.TextRegressor",
+}
+"""The regressor in place of each classifier."""
+
+
 LANGUAGE: Mapping[str, str] = {
     "lightning_peft.CausalLM": "language",
     "lightning_peft.PreferenceModule": "preference",
+    "lightning_peft.Seq2SeqLM": "seq2seq",
 }
 """The modules for language, and the task of each."""
+
+
+OF_ONE_TASK: Mapping[str, str] = {
+    **LANGUAGE,
+    "lightning_peft.TokenClassifier": "token_classification",
+}
+"""The modules that serve one task only."""
+
+
+WATCHED = {"language": "min", "token_classification": "max", "seq2seq": "max", "regression": "min"}
+"""The tasks whose main metric takes the place of the accuracy, and what is better."""
 
 
 DEFAULT = f"val/{MAIN['multiclass']}"
@@ -45,10 +64,11 @@ DEFAULT = f"val/{MAIN['multiclass']}"
 def fit_to_task(cfg: DictConfig, task: str) -> None:
     """Change the config to fit the task of the data; for classes it stays as it is.
 
-    For regression ``lightning_peft.ImageClassifier`` becomes ``ImageRegressor``; otherwise it and
-    ``TextClassifier`` get the task as an argument, and a module of the user's own is left alone.
-    For regression, callbacks that monitor ``val/accuracy`` (the default) monitor ``val/rmse``,
-    and lower is better; for language ``val/perplexity``.
+    For regression ``lightning_peft.ImageClassifier`` becomes ``ImageRegressor`` and
+    ``TextClassifier`` becomes ``TextRegressor``; otherwise both get the task as an argument, and a
+    module of the user's own is left alone. Callbacks that monitor ``val/accuracy`` (the default)
+    monitor the main metric of the task: ``val/rmse`` and ``val/perplexity``, of which lower is
+    better, ``val/f1`` of entities, ``val/rougeL``.
 
     Args:
         cfg: The composed config of a job.
@@ -59,58 +79,54 @@ def fit_to_task(cfg: DictConfig, task: str) -> None:
             this task.
     """
     target = cfg.model.get("_target_")
-    wanted = LANGUAGE.get(str(target))
-    if task in LANGUAGE.values() or wanted is not None:
+    wanted = OF_ONE_TASK.get(str(target))
+    if task in WATCHED:
+        _watch(cfg, f"val/{MAIN[task]}", WATCHED[task])
+    if task in OF_ONE_TASK.values() or wanted is not None:
         if wanted != task and (wanted or target in (CLASSIFIER, TEXT_CLASSIFIER)):
             raise ConfigError([_of_another_task(str(target), task)])
-        if task == "language":
-            _watch_lower(cfg, f"val/{MAIN[task]}")
         return
     if task == "multiclass":
         return
-    if target == TEXT_CLASSIFIER and task == "regression":
-        raise ConfigError(
-            [
-                "data.label_columns: the labels are numbers, and there is no ready regressor of "
-                "texts. If they are classes, set data.task=multiclass."
-            ]
-        )
     if target in (CLASSIFIER, TEXT_CLASSIFIER):
         with open_dict(cfg.model):
             if task == "regression":
                 _to_regressor(cfg.model)
             elif "task" not in cfg.model:
                 cfg.model.task = task
-    if task == "regression":
-        _watch_lower(cfg, f"val/{MAIN[task]}")
 
 
-def _watch_lower(cfg: DictConfig, watched: str) -> None:
-    """Let callbacks that monitor the default metric monitor one of which lower is better."""
+def _watch(cfg: DictConfig, watched: str, mode: str) -> None:
+    """Let callbacks that monitor the default metric monitor another one."""
     for node in (cfg.callbacks or {}).values():
         if OmegaConf.is_dict(node) and node.get("monitor") == DEFAULT:
             node.monitor = watched
             if "mode" in node:
-                node.mode = "min"
+                node.mode = mode
         if OmegaConf.is_dict(node) and str(node.get("_target_")).endswith("StepProgress"):
             with open_dict(node):
                 node.setdefault("monitor", watched)
 
 
 def _of_another_task(target: str, task: str) -> str:
-    choices = {"language": "causal_lm", "preference": "preference"}
+    choices = {"language": "causal_lm", "preference": "preference",
+               "token_classification": "token_classifier", "seq2seq": "seq2seq"}  # fmt: skip
     told = {
         "language": "examples for a language model (messages, prompt and completion, or text)",
         "preference": "pairs of answers (prompt, chosen, rejected)",
+        "token_classification": "words with a tag for each",
+        "seq2seq": "texts with targets",
     }
     got = told.get(task, f"labels (the task '{task}')")
-    advice = f"model={choices[task]}" if task in choices else "a classifier, or data=chat"
+    advice = f"model={choices[task]}" if task in choices else "a classifier, or other data"
     return f"model: expected one for this data, which has {got}, got {target}. Choose {advice}."
 
 
 def _to_regressor(node: DictConfig) -> None:
     """Remove settings that only a classifier takes, if they are at their defaults."""
-    ours, theirs = (inspect.signature(locate(t)).parameters for t in (REGRESSOR, CLASSIFIER))
+    target = str(node["_target_"])
+    both = (REGRESSORS[target], target)
+    ours, theirs = (inspect.signature(locate(t)).parameters for t in both)
     plain: Any = OmegaConf.to_container(node, resolve=True)
     wrong = []
     for name, value in plain.items():
@@ -125,7 +141,7 @@ def _to_regressor(node: DictConfig) -> None:
         del node[name]
     if wrong:
         raise ConfigError(wrong)
-    node["_target_"] = REGRESSOR
+    node["_target_"] = REGRESSORS[target]
 
 
 def refuse_test_monitors(callbacks: Any) -> None:

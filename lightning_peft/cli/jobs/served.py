@@ -61,8 +61,12 @@ class Served:
             reads texts, a list of them to the backbone's keyword arguments.
         class_names: The name of each class, label or number, if known.
         outputs: How the backbone's outputs are read.
-        text_column: The column of texts in a CSV file, if it reads texts.
+        text_column: The column of texts in a file, if it reads texts.
         num_classes: The number of classes, labels or numbers, if known.
+        pair_column: The column of the second texts, if it reads pairs.
+        words: Lists of words to their tokens, if it tags words.
+        tokenizer: The tokeniser, if it reads texts.
+        base: The name or directory of the pretrained model, if it reads texts.
     """
 
     backbone: nn.Module
@@ -72,6 +76,10 @@ class Served:
     outputs: Outputs = field(default_factory=Outputs)
     text_column: str | None = None
     num_classes: int | None = None
+    pair_column: str | None = None
+    words: Callable[[Any], Any] | None = None
+    tokenizer: Any = None
+    base: str = ""
 
 
 def write_facts(directory: Path, datamodule: Any, outputs: Outputs | None = None) -> None:
@@ -89,6 +97,7 @@ def write_facts(directory: Path, datamodule: Any, outputs: Outputs | None = None
         write_json(directory / FACTS, {"task": task})
         return
     facts = {
+        "task": task,
         "num_classes": datamodule.num_classes,
         "class_names": None if names is None else [str(name) for name in names],
         "preprocessing": None if config is None else asdict(config),
@@ -201,6 +210,7 @@ def built_again(directory: Path, cfg: Any, num_classes: int | None) -> tuple[Any
 def _load(directory: Path, cfg: Any, facts: Mapping[str, Any], outputs: Outputs) -> Served:
     datamodule, backbone = built_again(directory, cfg, facts["num_classes"])
     preprocessing, transform = _prepared(datamodule, backbone, facts["preprocessing"])
+    tagged = facts.get("task") == "token_classification"
     return Served(
         backbone=backbone.eval(),
         preprocessing=preprocessing,
@@ -209,6 +219,10 @@ def _load(directory: Path, cfg: Any, facts: Mapping[str, Any], outputs: Outputs)
         outputs=outputs,
         text_column=getattr(datamodule, "text_column", None),
         num_classes=facts["num_classes"],
+        pair_column=getattr(datamodule, "pair_column", None),
+        words=datamodule.tokenise_words if tagged else None,
+        tokenizer=getattr(datamodule, "tokenizer", None),
+        base=str(cfg.model.get("backbone")),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lightning_peft.cli.config.task import LANGUAGE, REGRESSOR
+from lightning_peft.cli.config.task import LANGUAGE, REGRESSORS
 from lightning_peft.evaluation.metric_names import MAIN
 
 __all__ = ["build_module", "dataset_of", "task_of"]
@@ -41,5 +41,5 @@ def build_module(model: DictConfig, num_classes: int | None, **more: Any) -> Any
 
     if num_classes is None or str(model.get("_target_")) in LANGUAGE:
         return instantiate(model, _convert_="all", **more)
-    head = "num_outputs" if model.get("_target_") == REGRESSOR else "num_classes"
+    head = "num_outputs" if model.get("_target_") in REGRESSORS.values() else "num_classes"
     return instantiate(model, _convert_="all", **{head: num_classes}, **more)

@@ -156,7 +156,7 @@ class ImageFolderDataModule(SplitLoaders):
         self.pin_memory = pin_memory
         self.labels = labels
         self.label_columns = None if label_columns is None else list(label_columns)
-        self._task: Task | None = task
+        self._task: Any = task
         self.files: Files = {}
         self._looked_at_flips = False
         """Paths and labels of each split, after :meth:`setup`."""

@@ -16,10 +16,11 @@ from lightning_peft.adaptation.parameter_groups import parameter_groups
 from lightning_peft.backbones.data_config import DataConfig, data_config
 from lightning_peft.errors import DataError
 from lightning_peft.evaluation.metric_classes import Gathered
-from lightning_peft.evaluation.metric_names import TASKS, Task, is_test
+from lightning_peft.evaluation.metric_names import MAIN, is_test
 from lightning_peft.evaluation.metrics import begin_anew, values_of
 from lightning_peft.evaluation.outputs import Outputs
 from lightning_peft.evaluation.results import Evaluation
+from lightning_peft.lightning.modules.text_checks import refuse_unreadable
 from lightning_peft.lightning.namespace import pl
 
 __all__ = ["ImageModule", "ReadyModule", "group_settings", "monitors_of_test"]
@@ -50,7 +51,7 @@ class ReadyModule(pl.LightningModule):
     """
 
     noun: ClassVar[str] = "images"
-    task: Task
+    task: str
     num_classes: int
     class_names: list[str] | None
     backbone: nn.Module
@@ -78,7 +79,7 @@ class ReadyModule(pl.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         found = getattr(data, "num_classes", None)
         task = getattr(data, "task", None)
-        task = task if task in TASKS else self.task  # the name may mean something else
+        task = task if task in MAIN else self.task  # the name may mean something else
         # two classes need one output or two
         same = task == self.task or {task, self.task} == {"binary", "multiclass"}
         if not same:
@@ -91,6 +92,8 @@ class ReadyModule(pl.LightningModule):
                 f"Expected data of {self.num_classes} classes, as the head has, got {found} from "
                 f"{type(data).__name__}. Build the module with num_classes={found}."
             )
+        if self.noun == "texts":
+            refuse_unreadable(self.backbone, data, stage)
         names = getattr(data, "class_names", None)
         if self.class_names is None and names is not None:
             self.class_names = [str(name) for name in names]

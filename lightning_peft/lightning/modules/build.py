@@ -10,7 +10,7 @@ from torch import nn
 from lightning_peft.backbones.data_config import check_timm_name
 from lightning_peft.errors import DataError
 
-__all__ = ["build_backbone", "check_arguments", "mixing", "plain"]
+__all__ = ["build_backbone", "check_arguments", "check_head_of_model", "mixing", "plain"]
 
 
 def build_backbone(
@@ -114,3 +114,31 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [plain(item) for item in value]
     return value
+
+
+def check_head_of_model(
+    backbone: nn.Module, size: int, head_dropout: float | None, options: Mapping[str, Any]
+) -> None:
+    """Refuse a model of transformers with another head, or with arguments that are for a name.
+
+    Args:
+        backbone: The model.
+        size: The number of outputs of its head.
+        head_dropout: As given.
+        options: Values of its config, as given.
+
+    Raises:
+        DataError: If it does not fit.
+    """
+    asked = [*([] if head_dropout is None else ["head_dropout"]), *sorted(options)]
+    if asked:
+        raise DataError(
+            f"Expected {asked} only with the name of a model, got a module as backbone: set them "
+            "where the module is built."
+        )
+    found = getattr(getattr(backbone, "config", None), "num_labels", size)
+    if found != size:
+        raise DataError(
+            f"Expected a backbone with a head of {size} outputs, got {type(backbone).__name__} "
+            f"with {found}: build it with num_labels={size}."
+        )

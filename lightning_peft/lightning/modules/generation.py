@@ -18,7 +18,7 @@ from lightning_peft.backbones.causal_lm import length_limit
 from lightning_peft.data.chat_tokens import Encoder
 from lightning_peft.errors import DataError
 
-__all__ = ["FILE", "Generator", "Sample", "log_samples"]
+__all__ = ["FILE", "Generator", "Sample", "log_samples", "undisturbed"]
 
 FILE = "samples.jsonl"
 """Where samples go if the logger has no place for texts, in its directory."""
@@ -79,7 +79,7 @@ class Generator:
         if any(not row for row in ids):
             raise DataError("Expected prompts of one token or more, got an empty one.")
         found: list[str] = []
-        with _undisturbed(self.model):
+        with undisturbed(self.model):
             for start in range(0, len(ids), batch_size):
                 found += self._batch(ids[start : start + batch_size], max_new_tokens, options)
         return found
@@ -111,7 +111,7 @@ class Generator:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Any:
+def undisturbed(model: nn.Module) -> Any:
     """Run a block in evaluation mode without gradients, and leave no trace in the model."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     # not inference mode: what a model keeps (rotary tables) may be needed by a backward pass

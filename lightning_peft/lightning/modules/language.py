@@ -25,7 +25,7 @@ __all__ = ["LanguageModule"]
 
 
 class LanguageModule(pl.LightningModule):
-    """A causal language model with its optimizer, for batches of tokens.
+    """A language model with its optimizer, for batches of tokens; a causal one by default.
 
     Attributes:
         noun: For messages.
@@ -39,6 +39,7 @@ class LanguageModule(pl.LightningModule):
 
     noun: ClassVar[str] = "texts"
     kind: ClassVar[str]
+    _load = staticmethod(load_causal_lm)
 
     def _model(
         self,
@@ -76,7 +77,7 @@ class LanguageModule(pl.LightningModule):
         if isinstance(backbone, nn.Module):
             self.backbone = backbone
         else:
-            self.backbone = load_causal_lm(
+            self.backbone = self._load(
                 backbone, pretrained=pretrained, dtype=dtype, options=options
             )
 

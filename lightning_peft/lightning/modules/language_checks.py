@@ -12,9 +12,14 @@ from lightning_peft.anatomy.forward import in_evaluation_mode
 from lightning_peft.backbones.causal_lm import length_limit, vocabulary_of
 from lightning_peft.data.chat_rows import IGNORED
 
-__all__ = ["batch_problems", "data_problems", "see_each_other"]
+__all__ = ["batch_problems", "data_problems", "see_each_other", "target_problems"]
 
-TASKS = ("language", "preference")
+MODULES = {
+    "language": "CausalLM",
+    "preference": "PreferenceModule",
+    "seq2seq": "Seq2SeqLM",
+}
+"""The module for each task."""
 ROUNDING = 64
 """How many units in the last place two outputs of the same kernel may differ by."""
 
@@ -36,13 +41,12 @@ def data_problems(
     """
     problems = []
     task = getattr(data, "task", None)
-    if data is not None and task != wanted and (task in TASKS or hasattr(data, "num_classes")):
-        other = {"language": "CausalLM", "preference": "PreferenceModule"}.get(
-            str(task), "a module for it"
-        )
+    if data is not None and task != wanted and (task in MODULES or hasattr(data, "num_classes")):
+        other = MODULES.get(str(task), "a module for it")
         kind = {
             "language": "data to learn from (messages, prompt and completion, or text)",
             "preference": "pairs of answers (prompt, chosen, rejected)",
+            "seq2seq": "texts with targets (of a TextDataModule, task='seq2seq')",
         }[wanted]
         problems.append(f"{kind} for {module}, got data of the task '{task}': use {other}")
     rows = vocabulary_of(model)
@@ -81,11 +85,8 @@ def batch_problems(model: nn.Module, batch: Any) -> list[str]:
     Returns:
         What was expected and what came instead, for each problem.
     """
-    if not isinstance(batch, Mapping):
-        return [f"input_ids and labels by name (a mapping), got {type(batch).__name__}"]
-    missing = [name for name in ("input_ids", "labels") if name not in batch]
-    if missing:
-        return [f"{' and '.join(missing)}, got {', '.join(map(str, batch)) or 'nothing'}"]
+    if problems := _missing(batch):
+        return problems
     ids, labels = batch["input_ids"], batch["labels"]
     problems = []
     if ids.shape != labels.shape:
@@ -116,6 +117,46 @@ def batch_problems(model: nn.Module, batch: Any) -> list[str]:
     if _has_tasks(model) and "task_ids" not in batch:
         problems.append(f"task_ids, for multitask prompts, got {', '.join(map(str, batch))}")
     return problems
+
+
+def target_problems(model: nn.Module, batch: Any) -> list[str]:
+    """Compare a model with an encoder and a decoder with a batch.
+
+    Args:
+        model: The model.
+        batch: What the data loader gives.
+
+    Returns:
+        What was expected and what came instead, for each problem.
+    """
+    if problems := _missing(batch):
+        return problems
+    labels = batch["labels"]
+    if not bool((labels != IGNORED).any()):
+        problems.append(f"a token to learn, got labels that are {IGNORED} everywhere")
+    limit, rows = length_limit(model), vocabulary_of(model)
+    for name in ("input_ids", "labels"):
+        length, largest = batch[name].shape[-1], int(batch[name].max())
+        if limit is not None and length > limit:
+            problems.append(
+                f"{name} of at most the {limit} tokens that {type(model).__name__} reads, got "
+                f"{length}: cut them"
+            )
+        if rows is not None and largest >= rows:
+            problems.append(
+                f"{name} below the {rows} rows of the model's embedding, got {largest}: use the "
+                "tokeniser of this model"
+            )
+    return problems
+
+
+def _missing(batch: Any) -> list[str]:
+    if not isinstance(batch, Mapping):
+        return [f"input_ids and labels by name (a mapping), got {type(batch).__name__}"]
+    missing = [name for name in ("input_ids", "labels") if name not in batch]
+    if missing:
+        return [f"{' and '.join(missing)}, got {', '.join(map(str, batch)) or 'nothing'}"]
+    return []
 
 
 def see_each_other(model: nn.Module, device: torch.device, rows: int = 2) -> str | None:

@@ -10,18 +10,17 @@ from torch import Tensor, nn
 
 from lightning_peft.anatomy.forward import first_tensor
 from lightning_peft.backbones.hugging_face import load_sequence_classifier
-from lightning_peft.errors import DataError
 from lightning_peft.evaluation.metric_names import Task
 from lightning_peft.evaluation.outputs import head_size
 from lightning_peft.lightning.modules.base import group_settings
-from lightning_peft.lightning.modules.build import plain
+from lightning_peft.lightning.modules.build import check_head_of_model, plain
 from lightning_peft.lightning.modules.classifier import ClassifierModule
 
 __all__ = ["TextClassifier"]
 
 
 class TextClassifier(ClassifierModule):
-    """Classifies texts with an encoder of Hugging Face and a new head.
+    """Classifies texts, or pairs of texts, with an encoder of Hugging Face and a new head.
 
     It is independent of adapters: without ``lp.PEFT`` it fine-tunes all parameters. A batch is a
     pair of the tokeniser's output (a mapping of tensors ``(B, T)``) and labels, as from
@@ -105,7 +104,7 @@ class TextClassifier(ClassifierModule):
         )
         size = head_size(task, num_classes)
         if isinstance(backbone, nn.Module):
-            _check_module(backbone, size, head_dropout, backbone_kwargs)
+            check_head_of_model(backbone, size, head_dropout, backbone_kwargs)
             self.backbone = backbone
         else:
             self.backbone = load_sequence_classifier(
@@ -119,20 +118,3 @@ class TextClassifier(ClassifierModule):
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return logits ``(B, K)`` for a tokeniser's output, tensors ``(B, T)``."""
         return first_tensor(self.backbone(**inputs))
-
-
-def _check_module(
-    backbone: nn.Module, size: int, head_dropout: float | None, options: Mapping[str, Any]
-) -> None:
-    asked = [*([] if head_dropout is None else ["head_dropout"]), *sorted(options)]
-    if asked:
-        raise DataError(
-            f"Expected {asked} only with the name of a model, got a module as backbone: set them "
-            "where the module is built."
-        )
-    found = getattr(getattr(backbone, "config", None), "num_labels", size)
-    if found != size:
-        raise DataError(
-            f"Expected a backbone with a head of {size} outputs, got {type(backbone).__name__} "
-            f"with {found}: build it with num_labels={size}."
-        )

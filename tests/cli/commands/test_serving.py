@@ -115,7 +115,7 @@ def test_an_adapter_directory_takes_its_backbone_from_the_command_line(command, 
         (["predict", ".", "nowhere", "--top", "0"], "--top of at least 1, got 0"),
         (
             ["predict", ".", "nowhere"],
-            "expected a folder of images or a CSV file of texts, got nowhere",
+            "expected a folder of images or a file of texts, got nowhere",
         ),
         (["predict", ".", "."], "there is no image below ."),
         (["predict", ".", ".", "--out", "."], "--out: expected a CSV file to write, got the dir"),

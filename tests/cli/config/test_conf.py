@@ -28,7 +28,11 @@ NEEDED = {  # what has no default, and what is interpolated from Hydra's own par
     "data=folder": ["data.root=images"],
     "data=text": ["model.backbone=some-encoder", "data.root=reviews.csv"],
     "data=chat": ["data.root=chats.jsonl"],
+    "data=tokens": ["model.backbone=some-encoder", "data.root=words.jsonl"],
+    "data=seq2seq": ["model.backbone=some-t5", "data.root=articles.jsonl"],
     "model=text": ["model.backbone=some-encoder"],
+    "model=token_classifier": ["model.backbone=some-encoder"],
+    "model=seq2seq": ["model.backbone=some-t5"],
     "data=vtab": ["data.root=vtab-1k", "data.task=cifar"],
 }
 for path in (ROOT / "experiment").glob("vtab*.yaml"):

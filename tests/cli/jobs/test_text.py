@@ -53,9 +53,6 @@ def test_the_whole_way(command, reviews, tmp_path):
     assert "it has no column 'text' in its first line. Did you mean 'texts'?" in " ".join(
         err.split()
     )
-    status, _, err = command("export", "run", "--out", "model.safetensors")
-    assert status != 0
-    assert "whose model reads texts" in err
 
 
 def test_what_a_run_would_see_is_shown(command, reviews):
@@ -133,14 +130,6 @@ def test_what_cannot_be_run(command, reviews, words, match):
     status, _, err = command(*SHORT, *words)
     assert status != 0
     assert match in " ".join(err.split())
-
-
-def test_numbers_have_no_ready_module(command, reviews, tmp_path):
-    rows = [f"{text},{i}.5" for i, text in enumerate(TEXTS)]
-    reviews.write_text("\n".join(["text,stars", *rows]))
-    status, _, err = command(*SHORT)
-    assert status != 0
-    assert "there is no ready regressor of texts" in err
 
 
 def test_runs_on_texts_are_compared(command, reviews, tmp_path):

@@ -93,7 +93,7 @@ def test_a_batch_is_padded_to_its_longest_text_alone(data):
 def test_texts_are_tokenised_once(data, monkeypatch):
     module = data()
     module.texts("train")
-    monkeypatch.setattr(module, "_tokens", None)
+    monkeypatch.setattr(module, "_made", None)
     for _ in range(2):
         assert len(list(module.train_dataloader())) == -(-len(module.indices["train"]) // 8)
 
@@ -159,7 +159,7 @@ def test_arguments_that_cannot_be(data, settings, match):
         ({"labels": ["good"] * 40}, "2 or more classes"),
         ({"labels": [-1, 1] * 20}, "numbers of classes from 0"),
         ({"splits": ["train", "tets"] * 20}, "split 'tets'. Did you mean 'test'"),
-        ({"task": "multilabel"}, "task='multilabel' takes a CSV file"),
+        ({"task": "regression"}, "'good' in column 'label' is not a number"),
         (
             {"texts": TEXTS + TEXTS[:1], "labels": [*LABELS, "bad"]},
             "texts 0 and 40 are the same with other labels",
