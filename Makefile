@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all test-oldest test-processors test-wild test-peft lint format wheel backbone language-model clean
+.PHONY: help setup demo test test-all test-oldest test-processors test-wild test-peft test-quantized test-models lint format wheel backbone language-model clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -83,6 +83,25 @@ test-peft: setup ## Run the configurations of peft's own tests through peft and 
 		$(BIN)/python -W ignore -m tests.peft_suite.run $(ARGS); \
 		status=$$?; $(BIN)/python -m tests.peft_suite.page && exit $$status
 
+# torchao and HQQ, in an environment of their own; its torch is that of .venv
+QUANTIZED := .venv-quantized
+$(QUANTIZED)/.installed: tests/quantized/requirements.txt constraints.txt pyproject.toml | setup
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(QUANTIZED)
+	VIRTUAL_ENV=$(QUANTIZED) $(BIN)/uv pip install --quiet --constraint constraints.txt \
+		--requirement tests/quantized/requirements.txt --editable '.[quantized]' pytest
+	@touch $@
+
+# such as ARGS='-k hqq'
+test-quantized: $(QUANTIZED)/.installed ## Run the tests of quantised bases with torchao and HQQ
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/build/bytecode-quantized \
+		$(QUANTIZED)/bin/python -m pytest -W ignore tests/quantized/other $(ARGS)
+
+# such as ARGS='--only Mixtral'; a run that was stopped goes on, and --again measures everything
+test-models: setup ## Train, resume, load and merge LoRA on small models of transformers
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/build/bytecode \
+		$(BIN)/python -W ignore -m tests.small_models.run $(ARGS); \
+		status=$$?; $(BIN)/python -m tests.small_models.page && exit $$status
+
 lint: setup ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -109,4 +128,4 @@ language-model: setup ## Pretrain the language model of the examples again
 	$(BIN)/python -m tools.byte_lm.pretrain --steps 1500
 
 clean: ## Remove what was made, the environment included
-	rm -rf $(VENV) $(OLDEST) $(WILD) build dist runs sweeps outputs multirun .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(WILD) $(QUANTIZED) build dist runs sweeps outputs multirun .pytest_cache .mypy_cache .ruff_cache

@@ -2,24 +2,29 @@
 
     python benchmarks/causal_step.py                                # like Llama, float32
     python benchmarks/causal_step.py --model gpt2 --dtype bfloat16
+    python benchmarks/causal_step.py --codes nf4                    # on 4 bits of bitsandbytes
 
 The models have the layers of Llama (Touvron et al., 2023) or GPT-2, a width of 512, a small
 vocabulary, so that the layers count and not the loss (``--vocabulary 32000`` for the other case,
 where ``lp.CausalLM`` computes the loss in parts), and random weights, which cost the same as
-pretrained ones. LoRA is on every linear layer of the blocks. All variants run in turn in one
-process, so that disturbances of the machine affect all of them; times are medians over rounds, as
-ratios to peft in the same round. The peak is that of the bytes which torch allocates during a
-forward and a backward pass, without the weights: see ``activation_memory.py``.
+pretrained ones. With ``--codes`` transformers quantises the layers as it loads them; full
+fine-tuning is then that of the model in numbers. LoRA is on every linear layer of the blocks.
+All variants run in turn in one process, so that disturbances of the machine affect all of them;
+times are medians over rounds, as ratios to peft in the same round. The peak is that of the bytes
+which torch allocates during a forward and a backward pass, without the weights: see
+``activation_memory.py``.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import tempfile
 import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
@@ -28,7 +33,13 @@ from figures import CLOCKS, interleaved, timed, write_figures
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BitsAndBytesConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import lightning_peft as lp
 from lightning_peft.evaluation.efficiency import human_bytes
@@ -69,23 +80,36 @@ def base_of(options: argparse.Namespace) -> nn.Module:
     return made.to(getattr(torch, options.dtype))
 
 
+def quantised(base: Any, options: argparse.Namespace) -> Any:
+    """Return the model with its layers as codes, as transformers loads it; or as it is."""
+    if options.codes == "none":
+        return copy.deepcopy(base)
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=options.codes)
+    with tempfile.TemporaryDirectory() as folder:
+        base.save_pretrained(folder)
+        return type(base).from_pretrained(folder, quantization_config=settings, dtype=base.dtype)
+
+
 def variants(options: argparse.Namespace) -> dict[str, nn.Module]:
     """Build the models to compare, with the same weights."""
     base, names = base_of(options), LAYERS[options.model]
     found = {"full": base}
+    coded = options.codes != "none"
     settings = {"r": options.rank, "lora_alpha": options.rank, "target_modules": names}
     for name in ("peft", "peft, checkpointed"):
-        config = peft.LoraConfig(**settings, fan_in_fan_out=options.model == "gpt2")
-        found[name] = peft.get_peft_model(copy.deepcopy(base), config)
+        turned = options.model == "gpt2" and not coded  # codes have the shape of a linear layer
+        config = peft.LoraConfig(**settings, fan_in_fan_out=turned)
+        found[name] = peft.get_peft_model(quantised(base, options), config)
     found["peft, checkpointed"].enable_input_require_grads()
     found["peft, checkpointed"].gradient_checkpointing_enable({"use_reentrant": False})
-    for memory in ("default", "low", "lowest", "high"):
+    for memory in ("default",) if coded else ("default", "low", "lowest", "high"):
         name = "lightning-peft" if memory == "default" else memory
-        found[name] = copy.deepcopy(base)
+        found[name] = quantised(base, options)
         method = lp.LoRA(rank=options.rank, targets=names)
         lp.adapt(found[name], method, head=False, memory=memory)
-    found["CausalLM"] = lp.CausalLM(copy.deepcopy(found["lightning-peft"]))
-    found["CausalLM, low"] = lp.CausalLM(copy.deepcopy(found["low"]))
+    if not coded:
+        found["CausalLM"] = lp.CausalLM(copy.deepcopy(found["lightning-peft"]))
+        found["CausalLM, low"] = lp.CausalLM(copy.deepcopy(found["low"]))
     return {name: model.train() for name, model in found.items()}
 
 
@@ -109,6 +133,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--vocabulary", type=int, default=2000)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--codes", choices=["none", "nf4", "fp4"], default="none")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: with --threads 1")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from os import PathLike
@@ -24,6 +25,7 @@ from lightning_peft.errors import AdapterFileError, CheckpointError, MethodError
 from lightning_peft.files.peft_format import peft_form
 from lightning_peft.files.writing import write_adapter
 from lightning_peft.methods.from_peft.inject import SHARED
+from lightning_peft.methods.from_peft.method import PeftMethod
 from lightning_peft.methods.from_peft.start import follow_factors, starts_of, weight_problems
 
 __all__ = ["ATTRIBUTE", "Adaptation", "find_adaptation", "find_adaptations"]
@@ -160,10 +162,17 @@ class Adaptation(Trained):
                 "save(): expected an adaptation that trains something in the backbone, got "
                 f"{self.method.name}, whose head is outside of it. Save a checkpoint of the module."
             )
-        form = None
+        form: Any = ""
         if not self.also_train:  # peft's format cannot hold single parameters of the backbone
             form = peft_form(self.model, self.method, self.head, self.state_names())
-        write_adapter(directory, self.describe(), self.state_dict(), form)
+        as_peft = None if isinstance(form, str) else form
+        write_adapter(directory, self.describe(), self.state_dict(), as_peft)
+        if isinstance(form, str) and form and isinstance(self.method, PeftMethod):
+            warnings.warn(
+                f"PEFT: {directory} is in the format of lightning-peft, which lp.load_adapter "
+                f"reads and peft alone does not: {form}.",
+                stacklevel=2,
+            )
 
     def report(self) -> Report:
         """Count what is trained; the report prints as a table."""

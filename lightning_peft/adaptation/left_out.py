@@ -16,6 +16,7 @@ from lightning_peft.errors import some
 from lightning_peft.methods.base import Method, Plan
 from lightning_peft.methods.from_peft.experts import fused_experts
 from lightning_peft.methods.from_peft.method import PeftMethod
+from lightning_peft.methods.from_peft.targets import refused_by_peft
 from lightning_peft.methods.hf import HF
 from lightning_peft.methods.in_weight.part import layer_at
 from lightning_peft.methods.lora import LoRA
@@ -31,9 +32,9 @@ def left_out(
 ) -> tuple[str, ...]:
     """Return what an adapter leaves out that its targets do not name: a line for each kind.
 
-    That are experts fused into one parameter, recurrent layers, convolutions that hold more than
-    what is adapted, and layers of the names in a config of ``peft`` that ``peft`` reads as other
-    places.
+    That are experts fused into one parameter, recurrent layers, layers that ``peft`` refuses,
+    convolutions that hold more than what is adapted, and layers of the names in a config of
+    ``peft`` that ``peft`` reads as other places.
 
     Args:
         model: The backbone, not yet adapted.
@@ -73,6 +74,10 @@ def _candidates(
     yield "fused experts", fused, _word_for_experts(parts, fused)
     recurrent = [n for n, module in model.named_modules() if is_recurrent(module) and left(n)]
     yield "recurrent layers", _matrices(model, recurrent), _word(parts, recurrent)
+    tuners = [part.tuner_name for part in parts if isinstance(part, PeftMethod)]
+    read = {n for tuner in tuners for n in refused_by_peft(tuner, model, found.roles["all-linear"])}
+    kernels = _matrices(model, [name for name in read if left(name)])
+    yield "layers that kernels read", kernels, "peft refuses to adapt them in this architecture"
     convs = _matrices(model, [name for name in found.roles["convs"] if left(name)])
     if _count(model, convs) > sum(_size(layer_at(model, n)) for n, key in adapted if not key):
         yield "convolutions", convs, _word(parts, ["convs"])

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_peft.adaptation.newness import is_trained, looks_new
 from lightning_peft.anatomy.family import backbones_in
 from lightning_peft.anatomy.names import inside
-from lightning_peft.anatomy.quantised import numel_of
+from lightning_peft.anatomy.quantised import sizes_of
 from lightning_peft.anatomy.tree import grow
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def outline(adaptation: Trained, source: nn.Module | None = None) -> Outline:
         source: The model whose values tell what is new; by default the adapted one itself.
     """
     model, blocks = adaptation.model, adaptation.blocks
-    sizes = {name: numel_of(parameter) for name, parameter in model.named_parameters()}
+    sizes = sizes_of(model)
     adapter = set(adaptation.adapter_names())
     trained = set(adaptation.trained_names()) - adapter
     head = adaptation.head_names() & trained
@@ -174,11 +174,13 @@ def parts_of(model: nn.Module, names: Collection[str]) -> Iterator[Part]:
         model: The model.
         names: Names of parameters.
     """
+    every = sizes_of(model)
+    size_by_id = {id(p): every[n] for n, p in model.named_parameters()}
     chosen = {id(p) for n, p in model.named_parameters() if n in names}
     seen: set[int] = set()
 
     def visit(name: str, module: nn.Module) -> Iterator[Part]:
-        own = {id(p): numel_of(p) for p in module.parameters() if id(p) not in seen}
+        own = {id(p): size_by_id[id(p)] for p in module.parameters() if id(p) not in seen}
         if not own.keys() & chosen:
             return
         if own.keys() <= chosen:
@@ -189,7 +191,7 @@ def parts_of(model: nn.Module, names: Collection[str]) -> Iterator[Part]:
         for key, parameter in module._parameters.items():
             if parameter is not None and id(parameter) in chosen - seen:
                 seen.add(id(parameter))
-                yield Part(prefix + key, numel_of(parameter))
+                yield Part(prefix + key, size_by_id[id(parameter)])
         for key, child in module._modules.items():
             if child is not None:
                 yield from visit(prefix + key, child)

@@ -29,7 +29,7 @@ from lightning_peft.adaptation.quantised_plan import (
 from lightning_peft.adaptation.report import Report
 from lightning_peft.adaptation.training_step import called, peak_of_step
 from lightning_peft.adaptation.without_values import Processor, RunsOn
-from lightning_peft.anatomy.quantised import numel_of, tensors_of
+from lightning_peft.anatomy.quantised import sizes_of, tensors_of
 from lightning_peft.errors import MethodError
 from lightning_peft.evaluation.efficiency import gradient_bytes, human_bytes, tensor_bytes
 from lightning_peft.kernels import Memory
@@ -257,10 +257,10 @@ def _layers(adaptation: Any) -> Iterator[LayerPlan]:
     sites: dict[str, list[str]] = defaultdict(list)
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     trained = set(adaptation.trained_names())
-    for name, parameter in model.named_parameters():
+    for name, size in sizes_of(model).items():
         count = counts[place(name)]
-        count[0] += numel_of(parameter) if name in trained else 0
-        count[1] += numel_of(parameter)
+        count[0] += size if name in trained else 0
+        count[1] += size
     for site in adaptation.sites:
         label = site.label or site.kind
         if label not in sites[place(site.module)]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_peft.anatomy.quantised import numel_of
+from lightning_peft.anatomy.quantised import sizes_of
 from lightning_peft.evaluation.efficiency import human_bytes
 from lightning_peft.kernels import Acceleration, acceleration_of
 from lightning_peft.methods.base import Site
@@ -114,7 +114,7 @@ def make_report(
     Returns:
         The report.
     """
-    sizes = {name: numel_of(p) for name, p in model.named_parameters()}
+    sizes = sizes_of(model)
 
     def count(names: Set[str]) -> int:
         return sum(size for name, size in sizes.items() if name in names)

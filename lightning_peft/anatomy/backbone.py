@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
 from lightning_peft.anatomy import anatomy
 from lightning_peft.anatomy.family import backbones_in
-from lightning_peft.anatomy.quantised import numel_of
+from lightning_peft.anatomy.quantised import sizes_of
 from lightning_peft.anatomy.task_layers import computes, leading_networks
 from lightning_peft.anatomy.tree import grow
 from lightning_peft.errors import TargetError, near
@@ -91,7 +90,7 @@ def _several(pl_module: nn.Module, found: dict[str, nn.Module]) -> TargetError:
 
 
 def _size(module: nn.Module) -> int:
-    return sum(0 if is_lazy(p) else numel_of(p) for p in module.parameters())
+    return sum(sizes_of(module).values())
 
 
 def _named_backbone(pl_module: nn.Module, name: str) -> tuple[str, nn.Module]:

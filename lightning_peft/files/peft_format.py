@@ -37,7 +37,7 @@ from lightning_peft.methods.from_peft.in_weight import is_in_weight
 from lightning_peft.methods.from_peft.inject import ADAPTER_NAME, shared_entries
 from lightning_peft.methods.from_peft.layer import FURTHER_NAMES
 from lightning_peft.methods.from_peft.method import PeftMethod
-from lightning_peft.methods.from_peft.parameters import is_replaced
+from lightning_peft.methods.from_peft.parameters import read_as_written
 from lightning_peft.methods.from_peft.start import starts_of
 from lightning_peft.methods.from_peft.tuners import config_class, refusal
 from lightning_peft.methods.hf import HF
@@ -51,7 +51,7 @@ _PREFIX = f"{_TUNER}model."
 
 def peft_form(
     model: nn.Module, method: Method, head: Sequence[str], wanted: Collection[str]
-) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+) -> tuple[dict[str, Any], dict[str, Tensor]] | str:
     """Return the config and tensors that ``peft`` would write for an adapted model.
 
     Args:
@@ -62,31 +62,40 @@ def peft_form(
 
     Returns:
         The content of ``adapter_config.json`` and the trained tensors under the names that ``peft``
-        uses (a shared tensor as often as ``peft`` does), or ``None`` if ``peft``'s format cannot
-        express what is trained (a method of our own, several methods, single parameters of the
-        backbone, a layer that ``peft`` alone does not find or cannot merge into, names that
-        ``peft`` takes for those of an older transformers).
+        uses (a shared tensor as often as ``peft`` does), or why ``peft``'s format cannot express
+        what is trained, for a person.
     """
-    if not isinstance(method, PeftMethod) or _with_further_names(model) or _unknown_to_peft(model):
-        return None
+    if not isinstance(method, PeftMethod):
+        return f"peft has no method '{method.name}'"
+    twofold = _with_further_names(model)
+    if twofold:
+        return f"peft adapts a module under one name only ({some(twofold)} have several)"
+    unknown = _unknown_to_peft(model)
+    if unknown:
+        return f"peft adapts layers whose weight is a parameter, not {some(unknown)}"
     standing: Any = model
-    if is_replaced(standing.peft_config[ADAPTER_NAME], model):
-        return None
+    read = read_as_written(standing.peft_config[ADAPTER_NAME], model)
+    if read is None:
+        return (
+            "peft takes the names of some adapted layers for those of fused experts, and adapts "
+            "their weights as parameters by plain LoRA only, without dropout and beside numbers"
+        )
     own = model.state_dict()
     saved = (*head, *method.saved_modules(model))
     names = _names_by_peft(model, saved, own, wanted)
-    if not set(wanted) - factor_names(model) - set(divisors(model)) <= set(names.values()):
-        return None
-    config, state = _written_config(model, saved), _written_state(model, own, names)
+    left = set(wanted) - factor_names(model) - set(divisors(model)) - set(names.values())
+    if left:
+        return f"peft has no name for {some(sorted(left))}"
+    config, state = _written_config(read, saved), _written_state(model, own, names)
     if not starts_of(model):
         return pruned_for_peft(model, config, state, names)
     if not is_convertible(model):
-        return None
+        return "peft cannot read an initialisation that rewrote these weights as plain LoRA"
     return converted_config(config), converted_state(model, state, names)
 
 
-def _written_config(model: Any, saved: Sequence[str]) -> dict[str, Any]:
-    config = copy.deepcopy(model.peft_config[ADAPTER_NAME])
+def _written_config(read: Any, saved: Sequence[str]) -> dict[str, Any]:
+    config = copy.deepcopy(read)
     config.inference_mode = True
     if config.task_type is None:
         config.task_type = task_type_of(model, saved)

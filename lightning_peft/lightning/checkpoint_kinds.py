@@ -87,8 +87,9 @@ def full_state(pl_module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, T
 
 def present_state(pl_module: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state of :func:`full_state` under the names that the module has now."""
-    now_of: dict[str, str] = {}
-    for found in pl_module.state_dict():
+    own = list(pl_module.state_dict())
+    now_of = {plain_name(found): found for found in own}  # peft's layers may lie in each other
+    for found in own:
         now_of.setdefault(bare_name(plain_name(found)), found)
     for path, adaptation in find_adaptations(pl_module).items():
         for before, name in adaptation.base_names.items():

@@ -182,6 +182,9 @@ def linear_function_of(layer: Any, base: Any, scheme: Scheme, what: str) -> dict
     eye = torch.eye(base.in_features, device=weight.device)
     random = torch.randn(8, base.in_features, generator=torch.Generator().manual_seed(0))
     layer._modules["base_layer"] = plain
+    reader = layer.__dict__.get("quantization_backend")  # by which some tuners read codes
+    if reader is not None:
+        layer.quantization_backend = None
     try:
         with in_evaluation_mode(layer):
             wanted, bias = layer(random.to(eye)), layer(torch.zeros_like(eye[:1]))[0]
@@ -189,6 +192,8 @@ def linear_function_of(layer: Any, base: Any, scheme: Scheme, what: str) -> dict
             matrix = (layer(eye) - layer(torch.zeros_like(eye[:1]))).T.contiguous()
     finally:
         layer._modules["base_layer"] = base
+        if reader is not None:
+            layer.quantization_backend = reader
     difference = (nn.functional.linear(random.to(eye), matrix, bias) - wanted).norm()
     if not difference <= _LINEAR * wanted.norm():
         refuse_not_finite({"weight": matrix}, f"the merged weights of {what}")

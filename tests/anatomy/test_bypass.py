@@ -7,7 +7,9 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import FalconMambaConfig, FalconMambaForCausalLM
 
+import lightning_peft as lp
 from lightning_peft.anatomy import bypassed
 from tests.support.zoo import ZOO, output_of
 
@@ -351,3 +353,27 @@ def test_without_source_nothing_is_known():
 
 def test_a_compiled_model():
     assert list(bypassed(torch.compile(Reads()), ["_orig_mod.a"])) == ["_orig_mod.a"]
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_a_config_that_says_whether_it_is_quantised_decides_the_branch(quantised):
+    config = FalconMambaConfig(
+        vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=1, intermediate_size=32
+    )
+    model = FalconMambaForCausalLM(config)
+    if quantised:
+        model.config._is_quantized = True  # then the layer is called
+    name = "backbone.layers.0.mixer.dt_proj"
+    assert list(bypassed(model, [name])) == ([] if quantised else [name])
+
+
+def test_what_peft_refuses_in_mamba_is_left_out_and_told():
+    model = FalconMambaForCausalLM(
+        FalconMambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=1)
+    )
+    adaptation = lp.adapt(model, "lora", rank=1)
+    assert not any(site.module.endswith("out_proj") for site in adaptation.sites)
+    assert any("out_proj.weight" in line and "peft refuses" in line for line in adaptation.left_out)
+    plain = FalconMambaForCausalLM(model.config)
+    with pytest.raises(lp.MethodError, match="'out_proj' is incompatible with Mamba-based models"):
+        lp.adapt(plain, "lora", rank=1, targets=["in_proj", "out_proj"])

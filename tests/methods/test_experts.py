@@ -102,6 +102,37 @@ def test_experts_are_a_target(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(logits(adaptation.merge_and_unload()), after)
 
 
+@pytest.mark.parametrize("kind", ["DeepseekV3", "Glm4Moe", "Ernie4_5_Moe", "Mixtral", "Phimoe"])
+def test_peft_alone_loads_layers_that_it_would_take_for_experts(kind: str, tmp_path: Path) -> None:
+    method = lp.LoRA(rank=3, alpha=4, targets=["auto", "experts"])
+    adaptation = moved(lp.adapt(build(kind), method))
+    adaptation.save(tmp_path)  # a word of another format would be an error here
+    loaded = peft.PeftModel.from_pretrained(build(kind), tmp_path).eval()
+    after = logits(adaptation.model)
+    assert (after - logits(build(kind))).abs().max() > 0.01
+    torch.testing.assert_close(logits(loaded), after)
+    torch.testing.assert_close(logits(loaded.merge_and_unload()), after)
+
+
+def test_what_peft_cannot_hold_is_told_when_it_is_saved(tmp_path: Path) -> None:
+    adaptation = lp.adapt(build("DeepseekV3"), lp.LoRA(rank=2, dropout=0.1))
+    with pytest.warns(UserWarning, match="format of lightning-peft.*names of some adapted layers"):
+        adaptation.save(tmp_path)
+    assert lp.find_adaptation(lp.load_adapter(build("DeepseekV3"), tmp_path)) is not None
+
+
+def test_a_checkpoint_with_both_parameters_of_experts_is_loaded() -> None:
+    from lightning_peft.lightning.checkpoint_kinds import full_state, present_state
+
+    module = nn.Module()
+    module.net = build("Mixtral")
+    lp.adapt(module.net, lp.LoRA(rank=2, targets=["auto", "experts"]))
+    state = module.state_dict()
+    back = present_state(module, full_state(module, state))
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[name], state[name]) for name in state)
+
+
 CONFIGS = {
     "all-linear": {"target_modules": "all-linear"},
     "parameters": {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]},

@@ -60,13 +60,17 @@ def dequantised(layer: Any) -> Tensor:
 
 
 def llama(bits: int = 4, seed: int = 0) -> Any:
+    return quantised(dense_llama(seed), bits)
+
+
+def dense_llama(seed: int = 0) -> Any:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    return quantised(LlamaForCausalLM(config), bits)
+    return LlamaForCausalLM(config)
 
 
 def bert(bits: int = 4) -> Any:

@@ -90,6 +90,17 @@ def test_own_methods_merge_in_both_ways(bits: int, method: str) -> None:
     assert torch.equal(output(model), before)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_tuner_that_reads_the_codes_itself_merges(bits: int) -> None:
+    adaptation = perturbed(lp.adapt(llama(bits), "hf", tuner="shira", r=4), 0.3)
+    before = output(adaptation.model.eval())
+    assert 0 < adaptation.merge().weight_difference < 0.5
+    adaptation.unmerge()
+    assert torch.equal(output(adaptation.model), before)
+    adaptation.merge(dequantize=True)
+    torch.testing.assert_close(output(adaptation.model), before, rtol=0.03, atol=0.03)
+
+
 def test_dequantize_without_quantised_layers_is_refused() -> None:
     with pytest.raises(lp.MethodError, match="dequantize=True: expected quantised layers among"):
         lp.adapt(nn.Sequential(nn.Linear(4, 4)), "lora", rank=1).merge(dequantize=True)

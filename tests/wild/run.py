@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
-import multiprocessing
 import os
 import subprocess
 import sys
-import tempfile
 import time
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tests.support.forks import in_a_fork
 from tests.wild.case import Case
 from tests.wild.results import RESULTS, read, write
 
@@ -96,8 +95,8 @@ def run_cases(cases: list[Case], package: str, release: str, out: Path, limit: f
         importlib.import_module(name)  # before the forks, each of which would import it anew
     for case in cases:
         began = time.monotonic()
-        line = _in_a_fork(case, limit)
-        line |= {"package": package, "version": release}
+        line = in_a_fork(partial(_measure, case), limit)
+        line |= {"name": case.name, "package": package, "version": release}
         write(out, line)
         failed = [f"{k}: {v}" for k, v in line.get("checks", {}).items() if v.startswith("wrong")]
         told = failed or ([line["message"]] if line["message"] and not line.get("checks") else [])
@@ -110,37 +109,10 @@ def run_cases(cases: list[Case], package: str, release: str, out: Path, limit: f
         )
 
 
-def _in_a_fork(case: Case, limit: float) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        found = Path(folder) / "line.json"
-        process = multiprocessing.get_context("fork").Process(
-            target=_measure, args=(case, Path(folder), found)
-        )
-        process.start()
-        process.join(limit)
-        if process.is_alive():
-            process.kill()
-            process.join()
-            message = f"not finished within {limit:.0f} s"
-            return {"name": case.name, "status": "not run", "message": message}
-        if found.exists():
-            text = found.read_text(encoding="utf-8").replace(f"{folder}/", "")
-            line: dict[str, Any] = json.loads(text)
-            return line
-        log = (Path(folder) / "log").read_text(encoding="utf-8", errors="replace")
-        message = f"exit {process.exitcode}: {log[-600:]}"
-    return {"name": case.name, "status": "wrong", "message": message}
-
-
-def _measure(case: Case, folder: Path, found: Path) -> None:
+def _measure(case: Case, folder: Path) -> dict[str, Any]:
     from tests.wild.battery import measure
 
-    log = os.open(folder / "log", os.O_CREAT | os.O_WRONLY)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.chdir(folder)
-    line = measure(case, folder)
-    found.write_text(json.dumps(line, default=str), encoding="utf-8")
+    return measure(case, folder)
 
 
 if __name__ == "__main__":

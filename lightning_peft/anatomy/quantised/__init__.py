@@ -10,6 +10,7 @@ from lightning_peft.anatomy.quantised.layers import (
     quantised_layers,
     scheme_of,
     size_of,
+    sizes_of,
     state_beside,
     tensors_of,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "quantised_layers",
     "scheme_of",
     "size_of",
+    "sizes_of",
     "state_beside",
     "tensors_of",
 ]

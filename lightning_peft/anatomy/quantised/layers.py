@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_peft.anatomy.quantised.schemes import SCHEMES, Scheme
 
@@ -20,6 +21,7 @@ __all__ = [
     "quantised_layers",
     "scheme_of",
     "size_of",
+    "sizes_of",
     "state_beside",
     "tensors_of",
 ]
@@ -108,6 +110,21 @@ def numel_of(parameter: Tensor) -> int:
     if packed and not parameter.is_floating_point():
         return 2 * parameter.numel() * parameter.element_size()
     return parameter.numel()
+
+
+def sizes_of(model: nn.Module) -> dict[str, int]:
+    """Return how many values each parameter of a model stands for, by its name.
+
+    Args:
+        model: Any module.
+    """
+    found = {n: 0 if is_lazy(p) else numel_of(p) for n, p in model.named_parameters()}
+    for name, layer, scheme in quantised_layers(model):
+        shape = size_of(layer)
+        key = f"{name}.{scheme.packs}" if name else scheme.packs
+        if key in found and shape is not None:
+            found[key] = shape[0] * shape[1]
+    return found
 
 
 def tensors_of(model: nn.Module) -> list[Tensor]:

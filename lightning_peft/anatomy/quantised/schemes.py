@@ -19,8 +19,8 @@ __all__ = ["SCHEMES", "Scheme"]
 class Scheme(ABC):
     """One library's way of holding the weight of a linear layer."""
 
-    writes: ClassVar[bool] = True
-    """Whether a weight can be made into codes again, in the same way."""
+    packs: ClassVar[str] = ""
+    """The name of a parameter that holds several values in each of its entries."""
     reads: ClassVar[bool] = False
     """Whether a layer asks for the state beside its codes when a state dict is loaded."""
 
@@ -183,8 +183,6 @@ class EightBit(Scheme):
 class TorchAO(Scheme):
     """A parameter of torchao, which looks like one of floating-point numbers."""
 
-    writes = False
-
     def holds(self, layer: Any) -> bool:
         """See :meth:`Scheme.holds`."""
         weight = layer._parameters.get("weight")
@@ -198,7 +196,9 @@ class TorchAO(Scheme):
     def name(self, layer: Any) -> str:
         """See :meth:`Scheme.name`."""
         codes = [t for t in self._parts(layer).values() if not t.is_floating_point()]
-        kinds = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in codes})
+        held = {tensor.dtype for tensor in codes}
+        told = getattr(layer.weight, "target_dtype", None)  # int4, in bytes
+        kinds = sorted(str(kind).removeprefix("torch.") for kind in ({told} if told else held))
         return f"torchao {type(layer.weight).__name__} ({', '.join(kinds)})"
 
     def state(self, layer: Any) -> dict[str, Tensor]:
@@ -209,6 +209,46 @@ class TorchAO(Scheme):
         """See :meth:`Scheme.dequantised`."""
         found: Tensor = layer.weight.dequantize()
         return found
+
+    def write(self, layer: Any, weight: Tensor) -> None:
+        """See :meth:`Scheme.write`; the settings are read off the codes, and tried on them."""
+        old = layer.weight
+        own = old.dequantize()
+        again = self._like(old, own)
+        if again is None or (again.dequantize() - own).abs().max() > old.scale.abs().max():
+            raise NotImplementedError(f"{self.name(layer)} does not say how its codes were made")
+        made = self._like(old, weight.to(old.device, old.dtype))
+        layer.weight = nn.Parameter(made, requires_grad=False)
+
+    @staticmethod
+    def _like(old: Any, weight: Tensor) -> Any:
+        """Return codes of a weight in blocks and by a mapping like others; ``None`` if unknown."""
+        kind, name = type(old), type(old).__name__
+        if name not in ("Int8Tensor", "IntxUnpackedToInt8Tensor"):
+            return None
+        from torchao.quantization import PerGroup, PerRow, PerTensor
+        from torchao.quantization.quant_primitives import MappingType
+
+        zero = getattr(old, "zero_point", None)
+        symmetric = zero is None or not zero.any()
+        mapping = MappingType.SYMMETRIC if symmetric else MappingType.ASYMMETRIC
+        block = tuple(old.block_size)
+        if name == "Int8Tensor":
+            rows, columns = weight.shape
+            granularity: Any = PerGroup(block[1])
+            if block == (1, columns):
+                granularity = PerRow()
+            elif block == (rows, columns):
+                granularity = PerTensor()
+            return kind.from_hp(
+                weight, granularity, mapping, act_quant_kwargs=old.act_quant_kwargs,
+                act_quant_scale=old.act_quant_scale, act_pre_scale=old.act_pre_scale,
+                act_quant_zero_point=old.act_quant_zero_point, reduce_range=old.reduce_range,
+            )  # fmt: skip
+        return kind.from_hp(
+            weight, block, old.target_dtype, mapping_type=mapping,
+            activation_quantization=old.activation_quantization,
+        )  # fmt: skip
 
     @staticmethod
     def _parts(layer: Any) -> dict[str, Tensor]:
@@ -229,6 +269,7 @@ class TorchAO(Scheme):
 class HQQ(Scheme):
     """``HQQLinear``: packed codes, and scales and zeros in ``meta``."""
 
+    packs = "W_q"
     reads = True
 
     def holds(self, layer: Any) -> bool:
@@ -264,7 +305,8 @@ class HQQ(Scheme):
             raise NotImplementedError(f"{self.name(layer)} was loaded without its settings")
         own = copy.deepcopy(config)
         asked = {**own, "offload_meta": getattr(layer, "offload_meta", False)}  # which it takes out
-        made = type(layer)(None, asked, layer.compute_dtype, str(layer.device))
+        device = str(layer.device)
+        made = type(layer)(None, asked, compute_dtype=layer.compute_dtype, device=device)
         own.pop("offload_meta", None)
         made.quantize(weight.to(layer.device), **own)
         layer.W_q, layer.meta = made.W_q, made.meta

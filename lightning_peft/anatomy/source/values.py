@@ -1,7 +1,7 @@
 """Values as far as they are known without running the model.
 
-A value is a `View` of a module, a `Weight`, a `Method`, a function, a plain constant, a list or
-tuple of values, or `UNKNOWN`. Python itself evaluates expressions of these, so that the
+A value is a `View` of a module, a `Weight`, a `Method`, `Settings`, a function, a plain constant, a
+list or tuple of values, or `UNKNOWN`. Python itself evaluates expressions of these, so that the
 language need not be reimplemented.
 """
 
@@ -26,7 +26,7 @@ UNKNOWN: Any = object()
 _PLAIN = (type(None), bool, int, float, str)
 
 # Nodes that may be evaluated: they run no code of the model, and end soon.
-_BUILTINS = {f.__name__: f for f in (enumerate, getattr, hasattr, len, list, reversed, zip)}
+_BUILTINS: dict[str, Any] = {f.__name__: f for f in (enumerate, getattr, len, list, reversed, zip)}
 _HARMLESS = (
     *(ast.Name, ast.Attribute, ast.Subscript, ast.Slice, ast.Constant, ast.Tuple, ast.List),
     *(ast.Compare, ast.cmpop, ast.BoolOp, ast.boolop, ast.UnaryOp, ast.unaryop, ast.IfExp),
@@ -69,6 +69,8 @@ class View:
         if method is not None and method.is_callable and name not in held:
             return method
         found = held.get(name, UNKNOWN if method is None else method.found)
+        if _is_config(found):
+            return Settings(found)
         if name == "training" or not isinstance(found, _PLAIN):
             raise _UnknownError
         return found
@@ -89,6 +91,27 @@ class View:
         if not is_container(self.viewed_module):
             raise _UnknownError
         return self.viewed_module
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """A config of transformers, of which only is known what it has: its values may change."""
+
+    settings_of: Any
+
+    def __getattr__(self, name: str) -> Any:
+        raise _UnknownError
+
+
+def _is_config(value: Any) -> bool:
+    return any(kind.__name__.lower() == "pretrainedconfig" for kind in type(value).__mro__)
+
+
+def _has(value: Any, name: str) -> bool:
+    return hasattr(value.settings_of if isinstance(value, Settings) else value, name)
+
+
+_BUILTINS["hasattr"] = _has
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +150,7 @@ class Method:
         return found if isinstance(found, FunctionType) else None
 
 
-_KNOWN = (*_PLAIN, FunctionType, View, Weight, Method, list, tuple)
+_KNOWN = (*_PLAIN, FunctionType, View, Weight, Method, Settings, list, tuple)
 
 
 def method_of(view: View, name: str, after: type | None = None) -> Method | None:

@@ -64,7 +64,8 @@ def start_in_float32(model: nn.Module, adapter: str) -> None:
             continue
         magnitude: Any = layer.lora_magnitude_vector[adapter]
         base = layer.get_base_layer()
-        if base.weight.dtype not in (torch.float16, torch.bfloat16):
+        weight = getattr(base, "weight", None)  # HQQ has none, and computes in its own dtype
+        if weight is None or weight.dtype not in (torch.float16, torch.bfloat16):
             continue
         if adapter in layer.lora_embedding_A:
             down, up = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter]

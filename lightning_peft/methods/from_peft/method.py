@@ -22,7 +22,7 @@ from lightning_peft.methods.from_peft.places import (
     weights_to_change,
 )
 from lightning_peft.methods.from_peft.start import keep_weights, note_start, without_start
-from lightning_peft.methods.from_peft.targets import names_of
+from lightning_peft.methods.from_peft.targets import names_of, without_refused
 from lightning_peft.methods.from_peft.token_rows import (
     TOKEN_ROWS,
     TokenRows,
@@ -85,6 +85,11 @@ class PeftMethod(Method):
             for name in ((site.module,) if site.parameter else with_parts(model, (site.module,)))
         ]
         names = tuple(dict.fromkeys(s.module for s in selected if not s.parameter))
+        targets = getattr(self, "targets", ())
+        left = without_refused(self.tuner_name, model, names, targets)
+        if left:
+            selected = [site for site in selected if site.parameter or site.module not in left]
+            names = tuple(name for name in names if name not in left)
         in_weight = weights_to_change(model, names)
         problems = [
             *self.site_problems(model, names),

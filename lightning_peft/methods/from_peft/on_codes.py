@@ -42,6 +42,13 @@ def code_problems(
     refused = [n for n, layer in coded.items() if not _reads_no_numbers(tuner, layer)]
     if refused:
         told = some([f"{n} ({_kind(coded[n])})" for n in refused], 4)
+        if any(getattr(coded[n], "W_q", None) is not None for n in refused):
+            yield (
+                f"expected layers of floating-point numbers, since peft has a layer around HQQ's "
+                f"for LoRA only, not for {tuner}, got codes in {told}. Use 'lora', 'dora' or a "
+                "method that is not peft's, or load the backbone in floating point"
+            )
+            return
         yield (
             f"expected layers of floating-point numbers, since peft's {tuner} computes with the "
             f"weight itself, got codes in {told}. Use 'lora' or another of "
@@ -52,7 +59,8 @@ def code_problems(
         lost = [
             name
             for name, layer in coded.items()
-            if type(layer.weight).__name__ == "Int8Params" and layer.weight.device.type == "cpu"
+            if type(getattr(layer, "weight", None)).__name__ == "Int8Params"
+            and layer.weight.device.type == "cpu"
         ]
         if lost:
             yield (

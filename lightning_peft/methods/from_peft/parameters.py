@@ -7,14 +7,20 @@ around the other (``experts.base_layer.base_layer``), so a place is a module and
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from lightning_peft.anatomy.forward import in_evaluation_mode
+from lightning_peft.anatomy.quantised import is_code
 from lightning_peft.errors import TargetError, near
 from lightning_peft.methods.base import Site
+from lightning_peft.methods.from_peft.targets import target_spec
+from lightning_peft.methods.in_weight.part import Part
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -26,6 +32,7 @@ __all__ = [
     "literally",
     "parameter_sites",
     "parameters_of",
+    "read_as_written",
     "tuned_places",
     "wrapper_of",
 ]
@@ -140,6 +147,89 @@ def is_replaced(config: PeftConfig, model: nn.Module) -> bool:
     return any(
         set(getattr(read, key, None) or ()) != set(getattr(config, key, None) or ())
         for key in ("target_modules", "target_parameters")
+    )
+
+
+def read_as_written(config: PeftConfig, model: nn.Module) -> PeftConfig | None:
+    """Return a config of the adapted places, at which ``peft`` alone computes the same.
+
+    ``peft`` takes the names of some layers (``gate_proj`` of shared experts) for those of experts
+    that transformers 5 has fused, and adds its update to the output of a layer, which is no matrix
+    where a router has a forward of its own. The weight of a layer is a parameter like any other:
+    named in ``target_parameters``, it gets the same update, under the same names.
+
+    Args:
+        config: The config that the model was adapted with; not changed.
+        model: The adapted backbone.
+
+    Returns:
+        The config, the same one if ``peft`` reads it as it is; ``None`` if there is none, since
+        ``peft`` adapts parameters by plain LoRA without dropout only.
+    """
+    layers = [name for name, key in sorted(tuned_places(model)) if not key]
+    replaced = is_replaced(config, model)
+    other = {end for end in {_end(name) for name in layers} if replaced and _is_expert(end, model)}
+    weights = [n for n in layers if _end(n) in other or _returns_more(model.get_submodule(n))]
+    if not replaced and not weights:
+        return config
+    asked: Any = config
+    plain = asked.peft_type == "LORA" and not asked.lora_dropout and asked.bias == "none"
+    if not plain or not all(_is_plain(model.get_submodule(name)) for name in weights):
+        return None if replaced else config
+    written = copy.deepcopy(asked)
+    kept = tuple(name for name in layers if name not in weights)
+    written.target_modules = target_spec(model, kept) if kept else []
+    written.target_parameters = [
+        *(asked.target_parameters or ()), *(f"{name}.weight" for name in weights)
+    ]  # fmt: skip
+    for name in weights:  # peft looks for these entries by the name of the parameter
+        layer: Any = model.get_submodule(name)
+        (rank,), (scale,) = layer.r.values(), layer.scaling.values()
+        if rank != asked.r:
+            alpha = scale * (math.sqrt(rank) if asked.use_rslora else rank)
+            written.rank_pattern = {**written.rank_pattern, f"{name}.weight": rank}
+            written.alpha_pattern = {**written.alpha_pattern, f"{name}.weight": alpha}
+    return None if is_replaced(written, model) else written
+
+
+def _end(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _is_expert(end: str, model: nn.Module) -> bool:
+    from peft import LoraConfig
+
+    return is_replaced(LoraConfig(target_modules=[end]), model)
+
+
+@torch.no_grad()
+def _returns_more(layer: Any) -> bool:
+    """Whether a linear layer has a forward of its own that is not the product with its weight."""
+    base = getattr(layer, "base_layer", None)
+    weight = getattr(base, "_parameters", {}).get("weight")
+    if not isinstance(base, nn.Linear) or isinstance(base, Part) or weight is None:
+        return False
+    if type(base).forward is nn.Linear.forward or is_code(weight) or weight.is_meta:
+        return False
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(2, base.in_features, generator=random).to(weight)
+    with in_evaluation_mode(base):
+        try:
+            output: Any = type(base).forward(base, x)
+        except Exception:  # it asks for more than an input
+            return True
+    product = nn.functional.linear(x, base.weight, base.bias)
+    return not isinstance(output, Tensor) or not (output - product).norm() < 0.01 * product.norm()
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether ``peft`` computes the same if it adapts the weight of a layer as a parameter."""
+    base: Any = layer.base_layer
+    return (
+        isinstance(base, nn.Linear)
+        and not is_code(cast(Tensor, base._parameters["weight"]))
+        and not any(getattr(layer, "lora_variant", None) or ())
+        and len(layer.r) == 1
     )
 
 

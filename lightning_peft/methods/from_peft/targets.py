@@ -6,7 +6,8 @@ import copy
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -22,7 +23,9 @@ __all__ = [
     "ia3_targets",
     "matched_by_peft",
     "names_of",
+    "refused_by_peft",
     "target_spec",
+    "without_refused",
 ]
 
 
@@ -51,6 +54,49 @@ def target_spec(model: nn.Module, names: tuple[str, ...]) -> list[str] | str:
     if matched(wanted) == wanted:
         return list(names)
     return "|".join(re.escape(name) for name in names)
+
+
+def refused_by_peft(tuner: str, model: nn.Module, names: Iterable[str]) -> frozenset[str]:
+    """Return the layers that ``peft`` refuses in some architectures, such as Mamba's ``out_proj``.
+
+    The kernels of these models read the weight past its layer.
+
+    Args:
+        tuner: The tuner's name.
+        model: The backbone.
+        names: Names of layers.
+    """
+    try:
+        from peft.tuners.tuners_utils import _check_lora_target_modules_mamba as check
+    except ImportError:  # another peft
+        return frozenset()
+    config: Any = SimpleNamespace(peft_type=tuner)
+    found = set()
+    for name in names:
+        try:
+            check(config, model, name.rpartition(".")[2])
+        except ValueError:
+            found.add(name)
+    return frozenset(found)
+
+
+def without_refused(
+    tuner: str, model: nn.Module, names: Iterable[str], targets: str | Iterable[str] | None
+) -> frozenset[str]:
+    """Return the layers that are left out since ``peft`` refuses them and nobody named them.
+
+    Args:
+        tuner: The tuner's name.
+        model: The backbone.
+        names: Names of the selected layers.
+        targets: What selected them.
+    """
+    entries = (targets,) if isinstance(targets, str) or targets is None else tuple(targets)
+    if not {None, "auto", "all-linear"} & set(entries):
+        return frozenset()
+    ends = tuple(f".{entry}" for entry in entries)
+    asked = {name for name in names if f".{name}".endswith(ends)}
+    return refused_by_peft(tuner, model, names) - asked
 
 
 def fan_in_fan_out(model: nn.Module, names: tuple[str, ...]) -> dict[str, bool]:
