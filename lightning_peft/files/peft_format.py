@@ -86,7 +86,8 @@ def peft_form(
     left = set(wanted) - factor_names(model) - set(divisors(model)) - set(names.values())
     if left:
         return f"peft has no name for {some(sorted(left))}"
-    config, state = _written_config(read, saved), _written_state(model, own, names)
+    config = _written_config(model, read, saved)
+    state = _written_state(model, own, names)
     if not starts_of(model):
         return pruned_for_peft(model, config, state, names)
     if not is_convertible(model):
@@ -94,7 +95,7 @@ def peft_form(
     return converted_config(config), converted_state(model, state, names)
 
 
-def _written_config(read: Any, saved: Sequence[str]) -> dict[str, Any]:
+def _written_config(model: nn.Module, read: Any, saved: Sequence[str]) -> dict[str, Any]:
     config = copy.deepcopy(read)
     config.inference_mode = True
     if config.task_type is None:
