@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 __all__ = ["main", "parse_count", "split_names"]
 
 TEXTS = "data=text"
-CHATS = "data=chat"
-_COMPARE = (
-    "data=chat: expected data with classes, by which rank measures the features of a model. Train "
-    "language models to compare them, such as lightning-peft -m data=chat data.root=... "
-    "model.backbone=A,B, which ranks them by val/perplexity (of one tokeniser; else by samples)."
-)
+WITHOUT_CLASSES = {
+    "data=chat": "val/perplexity (of one tokeniser; else by samples)",
+    "data=tokens": "val/f1",
+    "data=seq2seq": "val/rougeL",
+}
+"""Data that have no class for each text, and the metric that compares models trained on them."""
 OWN = ("models", "max_parameters", "max_ms")
 UNITS = {"k": 1e3, "M": 1e6, "B": 1e9, "G": 1e9}
 EPILOG = """\
@@ -50,6 +50,14 @@ max_ms         leave out backbones whose forward pass takes longer than this per
   lightning-peft rank models='vit_tiny*,resnet18*' max_parameters=30M data=folder data.root=images
   lightning-peft rank models=bert-base-uncased,roberta-base data=text data.root=reviews.csv
 """
+
+
+def _trained_instead(data: str, metric: str) -> str:
+    return (
+        f"{data}: expected data with classes, by which rank measures the features of a model. "
+        f"Train models to compare them, such as lightning-peft -m {data} data.root=... "
+        f"model.backbone=A,B, which ranks them by {metric}."
+    )
 
 
 def main(args: Sequence[str]) -> int:
@@ -132,8 +140,9 @@ def split_names(text: str) -> list[str]:
 
 def _rank(options: argparse.Namespace) -> tuple[Ranking, list[Agreement]]:
     own, overrides = _split(options.words)
-    if CHATS in overrides:
-        raise ConfigError([_COMPARE])
+    for data, metric in WITHOUT_CLASSES.items():
+        if data in overrides:
+            raise ConfigError([_trained_instead(data, metric)])
     budgets = {key: parse_count(key, own[key]) for key in OWN[1:] if key in own}
     noun: Noun = "texts" if TEXTS in overrides else "images"
     every = ["*"] if budgets and noun == "images" else []  # of Hugging Face there is no list

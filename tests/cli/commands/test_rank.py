@@ -90,6 +90,8 @@ def test_without_a_measured_candidate_the_status_is_1(command):
         (["models=glyph_vit", "data=digts"], "there is no data=digts. Did you mean 'digits'"),
         (["models=glyph_vit", "data=folder"], "data.root needs a value"),
         (["models=a", "data=chat"], "data=chat: expected data with classes, by which rank"),
+        (["models=a", "data=tokens"], "data=tokens: expected data with classes, by which rank"),
+        (["models=a", "data=seq2seq"], "data=seq2seq: expected data with classes, by which rank"),
         (["models=glyph_vit", "--against", "none"], "--against: expected a directory of runs"),
         (
             ["models=glyph_vit", "--out", "file"],
