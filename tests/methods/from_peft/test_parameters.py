@@ -194,8 +194,10 @@ def test_names_that_peft_would_replace_are_adapted_as_they_are(tmp_path: Path) -
         "model.layers.1.mlp.shared_experts.gate_proj",
     ]
     assert adaptation.model.config.model_type == "deepseek_v3"
-    adaptation.save(tmp_path)  # in our own format: peft would refuse these names
-    assert "peft_type" not in json.loads((tmp_path / CONFIG_FILE).read_text())
+    adaptation.save(tmp_path)  # their weights as parameters: peft would refuse these names
+    written = json.loads((tmp_path / CONFIG_FILE).read_text())
+    assert not written["target_modules"]
+    assert written["target_parameters"] == [f"{site.module}.weight" for site in adaptation.sites]
     loaded = lp.load_adapter(build("DeepseekV3"), tmp_path)
     assert lp.find_adaptation(loaded).sites == adaptation.sites
 
