@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ from unittest.mock import MagicMock
 __all__ = ["fetch", "load"]
 
 KEPT = Path(__file__).parents[2] / "build" / "peft-suite"
-# the test files import these; none of the lists needs them
+# the test files import these, and read data from a hub with them; none of the lists needs them
 _NOT_NEEDED = ("datasets", "diffusers", "parameterized")
 _PACKAGE = "tests_of_peft"
 
@@ -50,14 +51,28 @@ def load(name: str) -> ModuleType:
     """Import one file of peft's tests, such as ``"test_custom_models"``."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing else is downloaded
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-    for missing in _NOT_NEEDED:
-        if missing not in sys.modules and importlib.util.find_spec(missing) is None:
-            stand_in = MagicMock()
-            stand_in.__spec__ = ModuleSpec(missing, None)
-            stand_in.__path__ = []
-            sys.modules[missing] = stand_in
     if _PACKAGE not in sys.modules:  # they import each other as parts of one package
         package = ModuleType(_PACKAGE)
         package.__path__ = [str(fetch())]
         sys.modules[_PACKAGE] = package
-    return importlib.import_module(f"{_PACKAGE}.{name}")
+    with _stand_ins():
+        return importlib.import_module(f"{_PACKAGE}.{name}")
+
+
+@contextmanager
+def _stand_ins() -> Iterator[None]:
+    """Put an empty module in the place of each that is not needed, installed or not."""
+    before = {name: sys.modules.get(name) for name in _NOT_NEEDED}
+    for name in _NOT_NEEDED:
+        stand_in = MagicMock()
+        stand_in.__spec__ = ModuleSpec(name, None)
+        stand_in.__path__ = []
+        sys.modules[name] = stand_in
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
