@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all test-oldest test-processors test-wild test-peft lint format wheel backbone language-model clean
+.PHONY: help setup demo test test-all test-oldest test-processors test-wild test-peft docs lint format wheel backbone language-model clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -83,6 +83,18 @@ test-peft: setup ## Run the configurations of peft's own tests through peft and 
 		$(BIN)/python -W ignore -m tests.peft_suite.run $(ARGS); \
 		status=$$?; $(BIN)/python -m tests.peft_suite.page && exit $$status
 
+# the site is read from the sources and needs no torch: its environment takes seconds
+DOCS := .venv-docs
+$(DOCS)/.installed: docs/site/requirements.txt docs/site/constraints.txt | setup
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(DOCS)
+	VIRTUAL_ENV=$(DOCS) $(BIN)/uv pip install --quiet --constraint docs/site/constraints.txt \
+		--requirement docs/site/requirements.txt
+	@touch $@
+
+docs: $(DOCS)/.installed ## Build the documentation site into build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	$(DOCS)/bin/python docs/site/check.py build/site
+
 lint: setup ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -108,4 +120,4 @@ language-model: setup ## Pretrain the language model of the examples again
 	$(BIN)/python -m tools.byte_lm.pretrain --steps 1500
 
 clean: ## Remove what was made, the environment included
-	rm -rf $(VENV) $(OLDEST) $(WILD) build dist runs sweeps outputs multirun .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(WILD) $(DOCS) build dist runs sweeps outputs multirun .pytest_cache .mypy_cache .ruff_cache

@@ -96,6 +96,14 @@ class AdaptationPlan:
         full: The memory that a step of full fine-tuning would need, of a quantised backbone in
             floating point, since codes cannot be trained.
         outline: What is adapted, what is trained as it is, what is frozen outside of the blocks.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> plan = lp.plan(net, "lora", rank=2, inputs=torch.ones(16, 4))
+    >>> plan.report.adapter, plan.memory.gradients < plan.full.gradients
+    (44, True)
     """
 
     report: Report
