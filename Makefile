@@ -85,10 +85,10 @@ test-peft: setup ## Run the configurations of peft's own tests through peft and 
 
 # the site is read from the sources and needs no torch: its environment takes seconds
 DOCS := .venv-docs
-$(DOCS)/.installed: docs/site/requirements.txt docs/site/constraints.txt | setup
-	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(DOCS)
-	VIRTUAL_ENV=$(DOCS) $(BIN)/uv pip install --quiet --constraint docs/site/constraints.txt \
-		--requirement docs/site/requirements.txt
+$(DOCS)/.installed: docs/site/requirements.txt docs/site/constraints.txt
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint docs/site/constraints.txt --requirement docs/site/requirements.txt
 	@touch $@
 
 docs: $(DOCS)/.installed ## Build the documentation site into build/site; a broken link is an error

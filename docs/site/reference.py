@@ -59,7 +59,11 @@ NAMES = {
         "Data modules and augmentation.",
         ("lightning.datamodules.", "data.", "caching."),
     ),
-    "plots": Page("Pictures", "What draws, as figures of matplotlib.", ("plots",)),
+    "plots": Page(
+        "Comparisons and pictures",
+        "What `lightning-peft compare` and `show` print and draw, in Python; a notebook shows it.",
+        ("cli.",),
+    ),
     "errors": Page(
         "Errors",
         "What the package refuses it refuses with one of these, before anything has changed; the "
@@ -95,7 +99,7 @@ def names_page(name: str) -> str:
     for public_name in here:
         lines += ["", f"::: lightning_peft.{public_name}"]
         if public_name in MEMBERS:
-            lines += ["    options:", "      members: true"]
+            lines += ["    options:", "      members: null"]
     return "\n".join(lines) + "\n"
 
 

@@ -12,6 +12,11 @@ SAYS = {
     "folder_of_images.ipynb": "differs by 0.0",
     "language_model.ipynb": "adapter_model.safetensors",
 }
+SHOWS = {
+    "one_callback.ipynb": {"text/html"},
+    "folder_of_images.ipynb": {"image/png"},
+    "language_model.ipynb": {"text/html"},
+}
 QUICK = "one_callback.ipynb"
 """A kernel imports torch anew for each, so that the others are left to `make test-all`."""
 
@@ -45,6 +50,13 @@ def test_it_runs(name, tmp_path):
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples" / "byte_lm").symlink_to(NOTEBOOKS.parent / "byte_lm")
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    kinds = {
+        kind
+        for cell in notebook.cells
+        for output in cell.get("outputs", ())
+        for kind in output.get("data", ())
+    }
+    assert SHOWS[name] <= kinds
     said = "".join(
         output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", ())
     )
