@@ -151,7 +151,8 @@ class AdaptationPlan:
         if self.outline.new:
             about.append(f"WARNING: {self._warning()}")
         columns = ["layer", "adapted", "trained", "of"]
-        layers = html_table(f"Plan: {self.report.method}", columns, self._layer_rows(), about)
+        title = f"Plan: {self.report.method}"
+        layers = html_table(title, columns, self._layer_rows(), about, words=2)
         columns = ["", "this method", "full fine-tuning"]
         notes = [self._on_disk()]
         return layers + html_table("A training step", columns, self._memory_rows(), notes)

@@ -1,4 +1,4 @@
-"""A comparison and a figure that a notebook shows."""
+"""A comparison that prints as a table, and that a notebook shows."""
 
 from __future__ import annotations
 
