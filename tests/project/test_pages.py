@@ -38,6 +38,17 @@ def test_every_test_that_the_page_of_traps_names_is_there():
     assert not re.findall(r"\|\s*\|\s*$", text, flags=re.M)  # no line without a test
 
 
+def test_every_test_that_the_page_of_promises_names_is_there():
+    text = (DOCS / "promises.md").read_text(encoding="utf-8")
+    contract = "".join(
+        path.read_text(encoding="utf-8") for path in (DOCS.parent / "tests/contract").glob("*.py")
+    )
+    named = re.findall(r"`(test_\w+)`", text)
+    assert len(named) > 7
+    assert [name for name in named if f"def {name}(" not in contract] == []
+    assert all((DOCS.parent / path).exists() for path in re.findall(r"`(tests/[\w/.]+)`", text))
+
+
 def nav(entries):
     """Yield the files that a part of the navigation names."""
     for entry in entries:
