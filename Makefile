@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all test-oldest test-processors test-wild test-peft test-quantized test-models lint format wheel backbone language-model clean
+.PHONY: help setup demo test test-all test-oldest test-processors test-wild test-peft test-quantized test-models docs lint format wheel backbone language-model clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -102,6 +102,18 @@ test-models: setup ## Train, resume, load and merge LoRA on small models of tran
 		$(BIN)/python -W ignore -m tests.small_models.run $(ARGS); \
 		status=$$?; $(BIN)/python -m tests.small_models.page && exit $$status
 
+# the site is read from the sources and needs no torch: its environment takes seconds
+DOCS := .venv-docs
+$(DOCS)/.installed: docs/site/requirements.txt docs/site/constraints.txt
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint docs/site/constraints.txt --requirement docs/site/requirements.txt
+	@touch $@
+
+docs: $(DOCS)/.installed ## Build the documentation site into build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict --quiet
+	$(DOCS)/bin/python docs/site/check.py build/site
+
 lint: setup ## Check style, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -128,4 +140,4 @@ language-model: setup ## Pretrain the language model of the examples again
 	$(BIN)/python -m tools.byte_lm.pretrain --steps 1500
 
 clean: ## Remove what was made, the environment included
-	rm -rf $(VENV) $(OLDEST) $(WILD) $(QUANTIZED) build dist runs sweeps outputs multirun .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(WILD) $(QUANTIZED) $(DOCS) build dist runs sweeps outputs multirun .pytest_cache .mypy_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""Write ``methods.md``, ``matrix.md`` and ``states.md``: ``python docs/make_pages.py``.
+"""Write the generated pages of the documentation: ``python docs/make_pages.py``.
 
 A test compares the pages with the output of this script, so they cannot go stale.
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT.parent))
+
+from docs.site import reference  # noqa: E402
 
 
 def methods_page() -> str:
@@ -174,11 +176,13 @@ def _states() -> Iterator[str]:
 
 
 PAGES = {"methods.md": methods_page, "matrix.md": matrix_page, "states.md": states_page}
+PAGES |= reference.PAGES
 
 
 def main() -> None:
     """Write the pages."""
     for name, make in PAGES.items():
+        (ROOT / name).parent.mkdir(exist_ok=True)
         (ROOT / name).write_text(make(), encoding="utf-8")
 
 

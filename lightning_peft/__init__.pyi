@@ -16,6 +16,12 @@ from lightning_peft.adaptation.serving.soup import soup as soup
 from lightning_peft.adaptation.serving.switching import AdapterSwitch as AdapterSwitch
 from lightning_peft.adaptation.sharding import shard as shard
 from lightning_peft.caching.views import RepeatedViews as RepeatedViews
+from lightning_peft.cli.comparing.shown import compare as compare
+from lightning_peft.cli.plots import plot_comparison as plot_comparison
+from lightning_peft.cli.plots import plot_curves as plot_curves
+from lightning_peft.cli.plots import plot_predictions as plot_predictions
+from lightning_peft.cli.plots import plot_samples as plot_samples
+from lightning_peft.cli.plots import plot_schedule as plot_schedule
 from lightning_peft.data.augment import Augment as Augment
 from lightning_peft.errors import AdapterFileError as AdapterFileError
 from lightning_peft.errors import BackboneMismatchError as BackboneMismatchError

@@ -31,50 +31,149 @@ __all__ = [
 
 
 class PEFTError(Exception):
-    """Base of every error that lightning-peft raises on purpose."""
+    """Base of every error that lightning-peft raises on purpose.
+
+    >>> import lightning_peft as lp
+    >>> issubclass(lp.MethodError, lp.PEFTError)
+    True
+    """
 
 
 class TargetError(PEFTError, ValueError):
-    """A selection of modules or layers that does not fit the model."""
+    """A selection of modules or layers that does not fit the model.
+
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> try:
+    ...     lp.adapt(net, "lora", targets="attention")
+    ... except lp.TargetError:
+    ...     print("refused, and nothing has changed")
+    ...
+    refused, and nothing has changed
+    """
 
 
 class MethodError(PEFTError, ValueError):
-    """A method that is unknown, wrongly configured, or cannot serve this backbone."""
+    """A method that is unknown, wrongly configured, or cannot serve this backbone.
+
+    >>> import lightning_peft as lp
+    >>> try:
+    ...     lp.create_method("lroa")
+    ... except lp.MethodError as error:
+    ...     print("lora" in str(error))
+    ...
+    True
+    """
 
 
 class BackboneMismatchError(PEFTError, ValueError):
-    """An adapter was trained on another backbone than the one that it is loaded into."""
+    """An adapter was trained on another backbone than the one that it is loaded into.
+
+    >>> import tempfile
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> one, other = (nn.Sequential(nn.Linear(4, n), nn.Linear(n, 2)) for n in (8, 9))
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     lp.adapt(one, "lora").save(directory)
+    ...     try:
+    ...         lp.load_adapter(other, directory)
+    ...     except lp.BackboneMismatchError:
+    ...         print("refused")
+    ...
+    refused
+    """
 
 
 class AdapterFileError(PEFTError, ValueError):
-    """An adapter directory that is missing, truncated, tampered with or of another format."""
+    """An adapter directory that is missing, truncated, tampered with or of another format.
+
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> try:
+    ...     lp.load_adapter(nn.Linear(4, 2), "no/such/adapter")
+    ... except lp.AdapterFileError as error:
+    ...     print("refused")
+    ...
+    refused
+    """
 
 
 class CheckpointError(PEFTError, ValueError):
-    """A checkpoint whose keys do not fit the adapted module."""
+    """A checkpoint whose keys do not fit the adapted module.
+
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> adaptation = lp.adapt(net, "lora")
+    >>> try:
+    ...     adaptation.load_state_dict({})
+    ... except lp.CheckpointError as error:
+    ...     print("missing" in str(error))
+    ...
+    True
+    """
 
 
 class ScheduleError(PEFTError, ValueError):
-    """A learning-rate schedule that does not fit this run."""
+    """A learning-rate schedule that does not fit this run.
+
+    >>> import lightning_peft as lp
+    >>> try:
+    ...     lp.WarmupCosine(warmup="half")
+    ... except lp.ScheduleError:
+    ...     print("refused")
+    ...
+    refused
+    """
 
 
 class DataError(PEFTError, ValueError):
-    """Data that does not fit the task."""
+    """Data that does not fit the task.
+
+    >>> import lightning_peft as lp
+    >>> try:
+    ...     lp.Augment(crop=2.0)
+    ... except lp.DataError:
+    ...     print("refused")
+    ...
+    refused
+    """
 
 
 class DiskError(PEFTError, OSError):
-    """A file that cannot be written: the disk is full, a quota is used up, or it is read-only."""
+    """A file that cannot be written: the disk is full, a quota is used up, or it is read-only.
+
+    >>> import lightning_peft as lp
+    >>> issubclass(lp.DiskError, OSError)
+    True
+    """
 
     def __str__(self) -> str:
         return str(self.strerror or super().__str__())
 
 
 class ExportError(PEFTError, ValueError):
-    """A model that cannot be written in the requested format."""
+    """A model that cannot be written in the requested format.
+
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> try:
+    ...     lp.export_model(nn.Linear(4, 2), "net.onnx", "onnx")
+    ... except lp.ExportError:
+    ...     print("refused: a graph needs an example of its inputs")
+    ...
+    refused: a graph needs an example of its inputs
+    """
 
 
 class MissingExtraError(PEFTError, ImportError):
-    """An optional dependency is not installed."""
+    """An optional dependency is not installed.
+
+    >>> import lightning_peft as lp
+    >>> issubclass(lp.MissingExtraError, ImportError)
+    True
+    """
 
 
 def near(word: str, options: Iterable[str], *, most: int = 8) -> str:

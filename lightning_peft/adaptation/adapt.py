@@ -77,6 +77,13 @@ def adapt(
 
     The model is unchanged after an error, and errors that do not depend on each other are raised
     together.
+
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> adaptation = lp.adapt(net, "lora", rank=2, targets="2")
+    >>> [name for name, p in net.named_parameters() if p.requires_grad]
+    ['2.lora_A.default.weight', '2.lora_B.default.weight']
     """
     model = model._modules.get("_orig_mod") or model
     if find_adaptation(model) is not None:

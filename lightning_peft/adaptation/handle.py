@@ -43,6 +43,15 @@ def find_adaptation(model: nn.Module) -> Adaptation | None:
 
     Returns:
         The adaptation, or ``None``. Submodules are not searched.
+
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> lp.find_adaptation(net) is None
+    True
+    >>> adaptation = lp.adapt(net, "bitfit")
+    >>> lp.find_adaptation(net) is adaptation
+    True
     """
     # a PeftModel hands on what it has not to the model inside, which may be compiled
     found = (model._modules.get("_orig_mod") or model).__dict__.get(ATTRIBUTE)
@@ -75,6 +84,22 @@ class Adaptation(Trained):
         restored_steppers: The steppers' states from a checkpoint, for the run that resumes from it.
         follows: For a teacher, the path in its module of the student that is trained.
         written: Names of frozen tensors that a run has changed nevertheless, which are saved too.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> x, before = torch.ones(1, 4), net(torch.ones(1, 4))
+    >>> adaptation = lp.adapt(net, "lora", rank=2, targets="2")
+    >>> sorted(adaptation.state_dict())
+    ['2.lora_A.default.weight', '2.lora_B.default.weight']
+    >>> with adaptation.disabled():
+    ...     torch.equal(net(x), before)
+    ...
+    True
+    >>> net = adaptation.merge_and_unload()
+    >>> sorted(net.state_dict())
+    ['0.bias', '0.weight', '2.bias', '2.weight']
     """
 
     def state_names(self) -> frozenset[str]:

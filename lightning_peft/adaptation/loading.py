@@ -71,6 +71,18 @@ def load_adapter(
         TargetError: If a selection in the config does not fit this model.
 
     After any error, the model is as it was before.
+
+    >>> import copy, tempfile
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> fresh = copy.deepcopy(net)
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     lp.adapt(net, "lora", rank=2).save(directory)
+    ...     fresh = lp.load_adapter(fresh, directory)
+    ...
+    >>> lp.find_adaptation(fresh).method.rank
+    2
     """
     standing = find_adaptation(model)
     if isinstance(standing, ExistingAdaptation):

@@ -32,6 +32,7 @@ from lightning_peft.adaptation.without_values import Processor, RunsOn
 from lightning_peft.anatomy.quantised import sizes_of, tensors_of
 from lightning_peft.errors import MethodError
 from lightning_peft.evaluation.efficiency import gradient_bytes, human_bytes, tensor_bytes
+from lightning_peft.evaluation.html import html_table
 from lightning_peft.kernels import Memory
 from lightning_peft.kernels.rebuild import Held
 
@@ -96,6 +97,14 @@ class AdaptationPlan:
         full: The memory that a step of full fine-tuning would need, of a quantised backbone in
             floating point, since codes cannot be trained.
         outline: What is adapted, what is trained as it is, what is frozen outside of the blocks.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> plan = lp.plan(net, "lora", rank=2, inputs=torch.ones(16, 4))
+    >>> plan.report.adapter, plan.memory.gradients < plan.full.gradients
+    (44, True)
     """
 
     report: Report
@@ -121,26 +130,57 @@ class AdaptationPlan:
         layers = Table(title=f"Plan: {self.report.method}", title_justify="left")
         for column in ("layer", "adapted", "trained", "of"):
             layers.add_column(column, justify="left" if column in ("layer", "adapted") else "right")
-        for layer in self.layers:
-            sites = ", ".join(layer.sites)
-            layers.add_row(layer.name, sites, f"{layer.trained:,}", f"{layer.total:,}")
-        report = self.report
+        *rows, last = self._layer_rows()
+        for row in rows:
+            layers.add_row(*row)
         layers.add_section()
-        layers.add_row("all", "", f"{report.trained:,}", f"{report.total:,} ({report.share:.2%})")
+        layers.add_row(*last)
         memory = Table(title="A training step", title_justify="left")
         for column in ("", "this method", "full fine-tuning"):
             memory.add_column(column, justify="left" if not column else "right")
-        known = self.memory.peak is not None and self.full.peak is not None
-        last = "peak" if known else "total"
-        for name in ("weights", "gradients", "optimizer", "activations", last):
-            mine, full = getattr(self.memory, name), getattr(self.full, name)
-            if mine is not None:
-                memory.add_row(name, human_bytes(mine), human_bytes(full))
+        for row in self._memory_rows():
+            memory.add_row(*row)
         out = io.StringIO()
         console = Console(file=out, width=100)
         console.print(Group(self._tree(), layers, memory))
-        console.print(f"adapter on disk: {human_bytes(report.trained_bytes)}", highlight=False)
+        console.print(self._on_disk(), highlight=False)
         return out.getvalue().rstrip()
+
+    def _repr_html_(self) -> str:
+        about = [f"{name}: {text}" for name, text in self.outline.entries()]
+        if self.outline.new:
+            about.append(f"WARNING: {self._warning()}")
+        columns = ["layer", "adapted", "trained", "of"]
+        title = f"Plan: {self.report.method}"
+        layers = html_table(title, columns, self._layer_rows(), about, words=2)
+        columns = ["", "this method", "full fine-tuning"]
+        notes = [self._on_disk()]
+        return layers + html_table("A training step", columns, self._memory_rows(), notes)
+
+    def _layer_rows(self) -> list[list[str]]:
+        """Return a row for each layer, and one for all of them."""
+        report = self.report
+        rows = [
+            [layer.name, ", ".join(layer.sites), f"{layer.trained:,}", f"{layer.total:,}"]
+            for layer in self.layers
+        ]
+        share = f"{report.total:,} ({report.share:.2%})"
+        return [*rows, ["all", "", f"{report.trained:,}", share]]
+
+    def _memory_rows(self) -> list[list[str]]:
+        known = self.memory.peak is not None and self.full.peak is not None
+        last = "peak" if known else "total"
+        return [
+            [name, human_bytes(mine), human_bytes(getattr(self.full, name))]
+            for name in ("weights", "gradients", "optimizer", "activations", last)
+            if (mine := getattr(self.memory, name)) is not None
+        ]
+
+    def _on_disk(self) -> str:
+        return f"adapter on disk: {human_bytes(self.report.trained_bytes)}"
+
+    def _warning(self) -> str:
+        return warning_of("plan", self.outline.new, ("also_train", "head"))
 
     def _tree(self) -> Any:
         from rich.text import Text
@@ -152,8 +192,7 @@ class AdaptationPlan:
         for name, text in self.outline.entries():
             tree.add(Text(f"{name}: {text}"))
         if self.outline.new:
-            ways = ("also_train", "head")
-            tree.add(Text(f"WARNING: {warning_of('plan', self.outline.new, ways)}"))
+            tree.add(Text(f"WARNING: {self._warning()}"))
         return tree
 
 

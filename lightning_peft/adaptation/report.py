@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_peft.anatomy.quantised import sizes_of
 from lightning_peft.evaluation.efficiency import human_bytes
+from lightning_peft.evaluation.html import html_table
 from lightning_peft.kernels import Acceleration, acceleration_of
 from lightning_peft.methods.base import Site
 
@@ -67,27 +68,42 @@ class Report:
         table.add_column("")
         table.add_column("parameters", justify="right")
         table.add_column("share", justify="right")
-        for label, count in (
-            ("adapter", self.adapter),
-            ("head", self.head),
-            ("backbone, in place", self.backbone),
-            ("trained", self.trained),
-            ("frozen", self.total - self.trained),
-            ("total", self.total),
-        ):
-            share = count / self.total if self.total else 0.0
-            table.add_row(label, f"{count:,}", f"{share:.2%}")
-        sites = ", ".join(f"{n} x {what}" for what, n in self.sites.items()) or "none"
+        for row in self._rows():
+            table.add_row(*row)
         out = io.StringIO()
         console = Console(file=out, width=100)
         console.print(table)
-        console.print(f"sites: {sites}", highlight=False)
-        for line in self.left_out:
-            console.print(f"without an adapter: {line}", highlight=False, markup=False)
-        console.print(f"trained bytes: {human_bytes(self.trained_bytes)}", highlight=False)
-        if self.acceleration is not None:
-            console.print(f"speed: {self.acceleration}", highlight=False)
+        for line in self._notes():
+            console.print(line, highlight=False, markup=False)
         return out.getvalue().rstrip()
+
+    def _repr_html_(self) -> str:
+        columns = ["", "parameters", "share"]
+        return html_table(f"Adaptation: {self.method}", columns, self._rows(), self._notes())
+
+    def _rows(self) -> list[list[str]]:
+        counts = {
+            "adapter": self.adapter,
+            "head": self.head,
+            "backbone, in place": self.backbone,
+            "trained": self.trained,
+            "frozen": self.total - self.trained,
+            "total": self.total,
+        }
+        return [
+            [label, f"{count:,}", f"{count / self.total if self.total else 0.0:.2%}"]
+            for label, count in counts.items()
+        ]
+
+    def _notes(self) -> list[str]:
+        sites = ", ".join(f"{n} x {what}" for what, n in self.sites.items()) or "none"
+        speed = [] if self.acceleration is None else [f"speed: {self.acceleration}"]
+        return [
+            f"sites: {sites}",
+            *(f"without an adapter: {line}" for line in self.left_out),
+            f"trained bytes: {human_bytes(self.trained_bytes)}",
+            *speed,
+        ]
 
 
 def make_report(

@@ -42,6 +42,11 @@ def shard(module: nn.Module, backbone: str, mesh: DeviceMesh) -> None:
     Raises:
         MethodError: If a trained tensor is shared between blocks, or a parameter belongs to no
             child with a forward; nothing is sharded then.
+
+    >>> import lightning_peft as lp
+    >>> def configure_model(self):  # of a module with `trainer.strategy=ModelParallelStrategy()`
+    ...     lp.shard(self, "backbone", self.device_mesh["data_parallel"])
+    ...
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 

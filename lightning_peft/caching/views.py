@@ -37,6 +37,21 @@ class RepeatedViews(Dataset[Any]):
 
     Raises:
         DataError: If the data set has no length, or ``views`` is not a whole number from 1.
+
+    >>> import random
+    >>> import lightning_peft as lp
+    >>> class Noisy(list):
+    ...     def __getitem__(self, index):
+    ...         return random.random()
+    ...
+    >>> views = lp.RepeatedViews(Noisy([0]), views=2)
+    >>> seen = []
+    >>> for epoch in range(4):
+    ...     views.set_epoch(epoch)
+    ...     seen.append(views[0])
+    ...
+    >>> seen[0] == seen[2], seen[1] == seen[3], seen[0] == seen[1]
+    (True, True, False)
     """
 
     def __init__(self, dataset: Dataset[Any], views: int, seed: int = 0) -> None:

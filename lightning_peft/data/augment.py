@@ -42,6 +42,10 @@ class Augment:
 
     Raises:
         DataError: If a value is out of its range; the error lists all such values.
+
+    >>> import lightning_peft as lp
+    >>> lp.Augment(rotation=10, crop=0.7, flip=False).crop
+    0.7
     """
 
     rotation: float = 0.0

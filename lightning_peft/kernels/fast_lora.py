@@ -27,6 +27,15 @@ class Acceleration:
         plain: The reason for each other LoRA layer, by name.
         memory: Which tensors the fast layers may recompute in the backward pass; ``"mixed"`` if
             parts of the model have different settings.
+
+    >>> import peft
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> model = peft.get_peft_model(net, peft.LoraConfig(r=2, target_modules=["0", "2"]))
+    >>> acceleration = lp.accelerate(model)
+    >>> len(acceleration.fast), acceleration.plain
+    (2, {})
     """
 
     fast: tuple[str, ...]
@@ -76,6 +85,14 @@ def accelerate(model: nn.Module, memory: Memory = "default") -> Acceleration:
 
     Raises:
         MethodError: If ``memory`` is none of these.
+
+    >>> import peft
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> model = peft.get_peft_model(net, peft.LoraConfig(r=2, target_modules=["0", "2"]))
+    >>> lp.accelerate(model).fast
+    ('base_model.model.0', 'base_model.model.2')
     """
     from peft.tuners.lora import LoraLayer
 

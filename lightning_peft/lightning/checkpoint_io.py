@@ -38,6 +38,9 @@ class WholeCheckpointIO(pl.plugins.CheckpointIO):
     Args:
         base: What reads and removes checkpoints, and writes what is not a local file; by default
             Lightning's own.
+
+    >>> import lightning_peft as lp
+    >>> plugins = [lp.WholeCheckpointIO()]  # Trainer(plugins=plugins)
     """
 
     def __init__(self, base: Any = None) -> None:

@@ -33,6 +33,12 @@ class PEFTMixin:
     Attributes:
         peft: A method's name, a :class:`Method`, a ``peft.PeftConfig``, a list of these, or a
             mapping with ``method`` and any of the settings of :class:`lightning_peft.PEFT`.
+
+    >>> import lightning as L
+    >>> import lightning_peft as lp
+    >>> class Mine(lp.PEFTMixin, L.LightningModule):
+    ...     peft = lp.LoRA(rank=8)
+    ...
     """
 
     peft: Any = "lora"

@@ -49,6 +49,34 @@ def load_from_checkpoint(
             not fit, or the class cannot be built from the hyperparameters in it.
         BackboneMismatchError: If the class builds another backbone.
         MethodError: If ``memory`` is unknown, or not supported by the checkpoint's method.
+
+    >>> import tempfile
+    >>> import lightning as L
+    >>> import torch
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> class Mine(L.LightningModule):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         torch.manual_seed(0)  # for what would be pretrained weights
+    ...         self.net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    ...     def training_step(self, batch, batch_idx):
+    ...         return self.net(batch).square().mean()
+    ...     def configure_optimizers(self):
+    ...         return torch.optim.AdamW(self.parameters())
+    ...
+    >>> quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    >>> trainer = L.Trainer(
+    ...     max_steps=1, accelerator="cpu", callbacks=[lp.PEFT("lora")], enable_checkpointing=False,
+    ...     **quiet,
+    ... )
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     trainer.fit(Mine(), torch.utils.data.DataLoader(torch.ones(2, 4)))
+    ...     trainer.save_checkpoint(f"{directory}/last.ckpt")
+    ...     module = lp.load_from_checkpoint(Mine, f"{directory}/last.ckpt")
+    ...
+    >>> lp.find_adaptation(module.net).method.name
+    'lora'
     """
 
     def on_load_checkpoint(self: nn.Module, checkpoint: dict[str, Any]) -> None:

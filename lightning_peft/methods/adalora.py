@@ -58,6 +58,13 @@ class AdaLoRA(PeftMethod):
         targets: The adapted layers. ``"auto"`` is every linear layer of the blocks.
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.AdaLoRA(rank=2, initial_rank=4))
+    >>> adaptation.report().adapter
+    21600
     """
 
     name: ClassVar[str] = "adalora"

@@ -69,6 +69,13 @@ class AdapterPlus(ChildMethod):
         drop_path: Probability of skipping the adapter for a sample; the paper's 0.1.
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Blocks to leave out.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.AdapterPlus(bottleneck=4))
+    >>> adaptation.report().adapter
+    3864
     """
 
     name: ClassVar[str] = "adapter_plus"

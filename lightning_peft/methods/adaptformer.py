@@ -64,6 +64,13 @@ class AdaptFormer(ChildMethod):
         activation: ``"relu"`` as in the paper, ``"gelu"``, ``"quick_gelu"`` or ``"none"``.
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Blocks to leave out.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.AdaptFormer(bottleneck=4))
+    >>> adaptation.report().adapter
+    3480
     """
 
     name: ClassVar[str] = "adaptformer"

@@ -172,6 +172,11 @@ class Method(ABC):
         accelerated: Whether it adds LoRA layers with the fast forward of
             :mod:`lightning_peft.kernels`, which the setting ``memory`` is for.
         listed: Whether it is one to choose by name for any backbone, as catalogues list.
+
+    >>> import lightning_peft as lp
+    >>> method = lp.LoRA(rank=4, layers="last:2")
+    >>> method.name, method.family, method.mergeable
+    ('lora', 'low-rank', True)
     """
 
     name: ClassVar[str]

@@ -32,6 +32,12 @@ class BitFit(Method):
         targets: Modules below which biases are trained; ``None`` for the whole backbone.
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for everything.
         exclude: Modules to leave out.
+
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> lp.adapt(net, lp.BitFit()).trained_names()
+    ('0.bias', '2.bias')
     """
 
     name: ClassVar[str] = "bitfit"

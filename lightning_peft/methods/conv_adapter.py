@@ -76,6 +76,12 @@ class ConvAdapter(ChildMethod):
         reduction: Channels of the host divided by those of the adapter; the paper's 8.
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_resnet", num_classes=3)
+    >>> lp.adapt(model, lp.ConvAdapter(reduction=4)).report().adapter
+    14200
     """
 
     name: ClassVar[str] = "conv_adapter"

@@ -85,6 +85,13 @@ class Convpass(ChildMethod):
         attention_only: Adapt the attention only, not the MLPs.
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.Convpass(bottleneck=4))
+    >>> adaptation.report().adapter
+    8736
     """
 
     name: ClassVar[str] = "convpass"

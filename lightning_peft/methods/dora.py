@@ -21,6 +21,13 @@ class DoRA(LoRA):
     The identity at step 0 up to rounding, since the magnitude is divided by the norm that it
     starts from. Merges. Slower than LoRA: each step computes the norm of every adapted weight. The
     settings are those of :class:`LoRA`.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.DoRA(rank=4, targets="qkv"))
+    >>> adaptation.report().adapter
+    7296
     """
 
     name: ClassVar[str] = "dora"

@@ -213,6 +213,13 @@ class FacTTT(_FacT):
         targets: The adapted layers; ``"auto"`` is every linear layer of the blocks.
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.FacTTT(rank=4))
+    >>> adaptation.report().adapter
+    1472
     """
 
     name: ClassVar[str] = "fact_tt"
@@ -238,6 +245,13 @@ class FacTTK(_FacT):
         targets: The adapted layers; ``"auto"`` is every linear layer of the blocks.
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.FacTTK(rank=4))
+    >>> adaptation.report().adapter
+    816
     """
 
     name: ClassVar[str] = "fact_tk"

@@ -23,6 +23,13 @@ class Full(Method):
 
     This has to be chosen explicitly; all other methods train only the backbone parameters that they
     name.
+
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> report = lp.adapt(net, lp.Full()).report()
+    >>> report.trained == report.total
+    True
     """
 
     name: ClassVar[str] = "full"

@@ -77,6 +77,13 @@ class HF(PeftMethod):
         layers: The adapted blocks, such as ``"last:4"``.
         exclude: Modules to leave out.
         options: The settings of the tuner's config class.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.HF("loha", r=4))
+    >>> adaptation.report().adapter
+    43008
     """
 
     name: ClassVar[str] = "hf"

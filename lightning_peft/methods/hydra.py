@@ -79,6 +79,13 @@ class Hydra(ChildMethod):
         targets: The adapted layers; ``None`` is the output layers of attention and MLP.
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.Hydra(rank=2))
+    >>> adaptation.report().adapter
+    9264
     """
 
     name: ClassVar[str] = "hydra"

@@ -40,6 +40,13 @@ class IA3(PeftMethod):
         feedforward: The modules whose input is scaled instead.
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.IA3())
+    >>> adaptation.report().adapter
+    2304
     """
 
     name: ClassVar[str] = "ia3"

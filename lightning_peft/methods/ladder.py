@@ -103,6 +103,13 @@ class LadderSideTuning(ChildMethod):
 
     Attributes:
         reduction: Width of the backbone divided by that of the side network; the paper's 8.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.LadderSideTuning(reduction=4))
+    >>> adaptation.report().adapter
+    28086
     """
 
     name: ClassVar[str] = "ladder"

@@ -31,6 +31,13 @@ class LastBlocks(Method):
 
     Attributes:
         n: Number of blocks, counted from the end.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.LastBlocks(n=1))
+    >>> sorted({name.rpartition(".")[0] for name in adaptation.trained_names()})[:3]
+    ['blocks.5.attn.proj', 'blocks.5.attn.qkv', 'blocks.5.mlp.fc1']
     """
 
     name: ClassVar[str] = "last_blocks"

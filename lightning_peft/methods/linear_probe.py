@@ -24,6 +24,12 @@ class LinearProbe(Method):
     Alain and Bengio, "Understanding intermediate layers using linear classifier probes", 2017
     (https://arxiv.org/abs/1610.01644). Every method trains the head; this one trains nothing
     else, so a backbone in which no head is found is refused.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> lp.adapt(model, lp.LinearProbe()).trained_names()
+    ('head.weight', 'head.bias')
     """
 
     name: ClassVar[str] = "linear_probe"

@@ -58,6 +58,13 @@ class LoRA(PeftMethod):
         exclude: Modules to leave out.
         rslora: Scale by ``alpha / sqrt(rank)`` instead (https://arxiv.org/abs/2312.03732); with
             ``alpha=None`` the scale is 1 either way.
+
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> adaptation = lp.adapt(net, lp.LoRA(rank=2, alpha=4))
+    >>> [site.module for site in adaptation.sites], adaptation.report().adapter
+    (['0', '2'], 44)
     """
 
     name: ClassVar[str] = "lora"

@@ -36,6 +36,12 @@ class LoRAFA(LoRA):
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
         rslora: Scale by ``alpha / sqrt(rank)`` instead (https://arxiv.org/abs/2312.03732).
+
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> lp.adapt(net, lp.LoRAFA(rank=2)).report().adapter
+    20
     """
 
     name: ClassVar[str] = "lora_fa"

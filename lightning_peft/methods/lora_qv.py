@@ -103,6 +103,13 @@ class LoRAQV(ChildMethod):
         dropout: Probability of dropping an entry of an update's input, in [0, 1).
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.LoRAQV(rank=4))
+    >>> adaptation.report().adapter
+    6144
     """
 
     name: ClassVar[str] = "lora_qv"

@@ -33,6 +33,13 @@ class Norm(Method):
         targets: The trained normalisation layers.
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for everything.
         exclude: Modules to leave out.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.Norm(layers="last:1"), head=False)
+    >>> [name.removeprefix("blocks.5.") for name in adaptation.trained_names()]
+    ['norm1.weight', 'norm1.bias', 'norm2.weight', 'norm2.bias']
     """
 
     name: ClassVar[str] = "norm"

@@ -33,6 +33,16 @@ def register_method(cls: T) -> T:
 
     Raises:
         MethodError: If another class already has that name.
+
+    >>> import lightning_peft as lp
+    >>> try:
+    ...     @lp.register_method
+    ...     class Mine(lp.LoRA):
+    ...         name = "lora"
+    ... except lp.MethodError:
+    ...     print("refused: the name is taken")
+    ...
+    refused: the name is taken
     """
     standing = _METHODS.get(cls.name)
     if standing is not None and standing is not cls:

@@ -96,6 +96,13 @@ class RepAdapter(ChildMethod):
         dropout: Probability of dropping a unit of the bottleneck; the paper's 0.1.
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.RepAdapter(bottleneck=4))
+    >>> adaptation.report().adapter
+    5424
     """
 
     name: ClassVar[str] = "repadapter"

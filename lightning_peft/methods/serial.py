@@ -60,6 +60,13 @@ class Houlsby(ChildMethod):
         scale: Factor of the bottleneck's output.
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.Houlsby(bottleneck=4))
+    >>> adaptation.report().adapter
+    6960
     """
 
     name: ClassVar[str] = "houlsby"
@@ -116,6 +123,13 @@ class Pfeiffer(Houlsby):
         scale: Factor of the bottleneck's output.
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Modules to leave out.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.Pfeiffer(bottleneck=4))
+    >>> adaptation.report().adapter
+    3480
     """
 
     name: ClassVar[str] = "pfeiffer"

@@ -104,6 +104,13 @@ class SSF(ChildMethod):
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for everything.
         exclude: Modules to leave out.
         init_std: Standard deviation of the initial values.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.SSF())
+    >>> adaptation.report().adapter
+    7936
     """
 
     name: ClassVar[str] = "ssf"

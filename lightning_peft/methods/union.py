@@ -46,6 +46,11 @@ class Union(Method):
 
     Attributes:
         methods: The parts, as names or methods; nested unions are flattened.
+
+    >>> import lightning_peft as lp
+    >>> method = lp.LoRA(rank=4) + lp.BitFit()
+    >>> [part.name for part in method.methods]
+    ['lora', 'bitfit']
     """
 
     name: ClassVar[str] = "union"

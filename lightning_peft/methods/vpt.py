@@ -74,6 +74,13 @@ class VPTDeep(ChildMethod):
         dropout: Probability of dropping an entry of a prompt, in [0, 1).
         layers: The adapted blocks, such as ``"last:4"``; ``None`` for all.
         exclude: Blocks to leave out.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.VPTDeep(prompt_length=5))
+    >>> adaptation.report().adapter
+    1920
     """
 
     name: ClassVar[str] = "vpt_deep"
@@ -125,6 +132,13 @@ class VPTShallow(VPTDeep):
         layers: The prompts are present from the first to the last of these blocks; ``None`` for
             all.
         exclude: Blocks to leave out.
+
+    >>> import timm
+    >>> import lightning_peft as lp
+    >>> model = timm.create_model("test_vit", num_classes=3)
+    >>> adaptation = lp.adapt(model, lp.VPTShallow(prompt_length=5))
+    >>> adaptation.report().adapter
+    320
     """
 
     name: ClassVar[str] = "vpt_shallow"

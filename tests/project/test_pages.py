@@ -5,6 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
+
+import lightning_peft as lp
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -16,7 +19,7 @@ def pages():
     return module.PAGES
 
 
-@pytest.mark.parametrize("name", ["methods.md", "matrix.md", "states.md"])
+@pytest.mark.parametrize("name", pages())
 def test_the_page_is_current(name):
     written = (DOCS / name).read_text(encoding="utf-8")
     assert written == pages()[name](), f"run `python docs/make_pages.py`: {name} has gone stale"
@@ -33,3 +36,43 @@ def test_every_test_that_the_page_of_traps_names_is_there():
     ]
     assert not lost
     assert not re.findall(r"\|\s*\|\s*$", text, flags=re.M)  # no line without a test
+
+
+def test_every_test_that_the_page_of_promises_names_is_there():
+    text = (DOCS / "promises.md").read_text(encoding="utf-8")
+    contract = "".join(
+        path.read_text(encoding="utf-8") for path in (DOCS.parent / "tests/contract").glob("*.py")
+    )
+    named = re.findall(r"`(test_\w+)`", text)
+    assert len(named) > 7
+    assert [name for name in named if f"def {name}(" not in contract] == []
+    assert all((DOCS.parent / path).exists() for path in re.findall(r"`(tests/[\w/.]+)`", text))
+
+
+def nav(entries):
+    """Yield the files that a part of the navigation names."""
+    for entry in entries:
+        (target,) = entry.values() if isinstance(entry, dict) else (entry,)
+        if isinstance(target, str):
+            yield target
+        else:
+            yield from nav(target)
+
+
+def test_the_navigation_names_every_page_once():
+    # its tags build objects of the site's own environment, which is not here
+    text = re.sub(r"!!python\S+", "", (DOCS.parent / "mkdocs.yml").read_text(encoding="utf-8"))
+    named = [target for target in nav(yaml.safe_load(text)["nav"]) if "://" not in target]
+    here = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+    assert sorted(named) == sorted(here)
+
+
+def test_the_reference_has_every_public_name_once():
+    text = "".join(path.read_text(encoding="utf-8") for path in DOCS.glob("reference/*.md"))
+    assert sorted(re.findall(r"^::: lightning_peft\.(\w+)$", text, flags=re.M)) == lp.__all__
+
+
+@pytest.mark.parametrize("name", lp.__all__)
+def test_a_public_name_has_an_example(name):
+    # they are doctests, which the test command runs
+    assert ">>> " in (getattr(lp, name).__doc__ or ""), f"{name} has no example"

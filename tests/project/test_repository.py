@@ -15,6 +15,13 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
+MAY_WRITE = {
+    "docs.yml": {"publish": {"contents": "write"}},
+    # a token for the package index, in the job that does nothing but publish what another has built
+    "release.yml": {"publish": {"id-token": "write"}},
+}
+"""The jobs of workflows that may do more than read."""
+
 
 def read(name):
     return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
@@ -41,11 +48,10 @@ def test_a_workflow_pins_its_actions_and_may_only_read(path):
     assert [line for line in used if not pinned.fullmatch(line)] == []
     workflow = yaml.safe_load(text)
     assert workflow["permissions"] == {"contents": "read"}
-    more = {
-        name: job["permissions"] for name, job in workflow["jobs"].items() if "permissions" in job
-    }
-    # a token for the package index, in the job that does nothing but publish what another has built
-    assert more == ({"publish": {"id-token": "write"}} if path.stem == "release" else {})
+    more = {n: job["permissions"] for n, job in workflow["jobs"].items() if "permissions" in job}
+    assert more == MAY_WRITE.get(path.name, {})
+    for name in more:  # nobody but who may push a tag starts it
+        assert workflow["jobs"][name]["if"] == "startsWith(github.ref, 'refs/tags/v')"
 
 
 def test_a_release_is_started_by_a_person():

@@ -60,6 +60,16 @@ class ExportReport:
             that of the model, relative to the largest output; ``None`` if nothing was run.
         any_batch: Whether it takes any number of samples; only a graph may not.
         note: Why it differs from what one might expect; empty if it does not.
+
+    >>> import tempfile
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     report = lp.export_model(lp.adapt(net, "lora", rank=2), f"{directory}/net.safetensors")
+    ...
+    >>> report.format, report.merged
+    ('safetensors', True)
     """
 
     format: str
@@ -108,6 +118,17 @@ def export_model(
         AdapterFileError: If an adapter is to be written and it is merged.
         MethodError: If the adapter is switched off, or in another state in which this is refused.
         MissingExtraError: For ``"onnx"``, without its packages.
+
+    >>> import tempfile, torch
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     path = f"{directory}/net.safetensors"
+    ...     report = lp.export_model(lp.adapt(net, "lora"), path, example_inputs=torch.ones(2, 4))
+    ...
+    >>> report.output_difference
+    0.0
     """
     check_format(format)
     adaptation = model if isinstance(model, Adaptation) else find_adaptation(model)

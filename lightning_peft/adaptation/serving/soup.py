@@ -98,6 +98,16 @@ def average_updates(
     Raises:
         MethodError: If the method is not LoRA on linear layers or ungrouped convolutions.
         CheckpointError: As for :func:`soup`.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> adaptation = lp.adapt(net, "lora", rank=2)
+    >>> state = {name: tensor.clone() for name, tensor in adaptation.state_dict().items()}
+    >>> average, loss = lp.average_updates(adaptation, [state, state])
+    >>> average.keys() == state.keys(), loss
+    (True, 0.0)
     """
     layers = low_rank_layers(adaptation)
     averaged = soup(states, weights)
@@ -132,6 +142,11 @@ def greedy_soup(
 
     Raises:
         MethodError: If there is no candidate, not exactly one score for each, or none is finite.
+
+    >>> import lightning_peft as lp
+    >>> validated = {(1,): 0.90, (1, 0): 0.91, (1, 0, 2): 0.89}
+    >>> lp.greedy_soup([{}, {}, {}], [0.8, 0.9, 0.7], lambda members: validated[tuple(members)])
+    ([1, 0], 0.91)
     """
     if not states or len(states) != len(scores):
         raise MethodError(
@@ -177,6 +192,18 @@ def average_adapters(
             adapter is merged or in another state in which this is refused.
         BackboneMismatchError: If one of them was trained on another backbone.
         AdapterFileError: As for :func:`load_adapter`.
+
+    >>> import copy, tempfile
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     for name in "ab":
+    ...         lp.adapt(copy.deepcopy(net), "lora", rank=2).save(f"{directory}/{name}")
+    ...     adaptation = lp.average_adapters(net, [f"{directory}/a", f"{directory}/b"])
+    ...
+    >>> adaptation.method.rank
+    2
     """
     _shares(len(directories), weights)
     standing = find_adaptation(model)

@@ -51,6 +51,18 @@ class AdapterSwitch:
             the first; all of them are listed, with the differences.
         BackboneMismatchError: If one was trained on another backbone.
         MethodError: If there is no adapter, or the method cannot be applied to this model.
+
+    >>> import copy, tempfile, torch
+    >>> from torch import nn
+    >>> import lightning_peft as lp
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> with tempfile.TemporaryDirectory() as runs:
+    ...     for name in ("birds", "cars"):
+    ...         lp.adapt(copy.deepcopy(net), "lora", rank=2).save(f"{runs}/{name}")
+    ...     adapters = lp.AdapterSwitch(net, {n: f"{runs}/{n}" for n in ("birds", "cars")})
+    ...
+    >>> adapters(torch.ones(3, 4), ["birds", "cars", "birds"]).shape
+    torch.Size([3, 2])
     """
 
     def __init__(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-__all__ = ["main", "planned_steps"]
+__all__ = ["main", "planned_steps", "samples_of"]
 
 
 def main(args: Sequence[str]) -> int:
@@ -106,7 +106,7 @@ def _pictures(
     try:
         lines = []
         if not hasattr(datamodule, "texts"):  # texts have no pictures
-            before, after, names = _samples(datamodule, options.classes, options.variants)
+            before, after, names = samples_of(datamodule, options.classes, options.variants)
             title = "augmented as in training, differently each time"
             path = previews.samples(before, after, names, options.out / "samples.png", title=title)
             lines = [f"picture    {path}"]
@@ -196,7 +196,7 @@ def planned_steps(cfg: DictConfig, datamodule: Any, schedule: Any = None) -> Pla
     )  # fmt: skip
 
 
-def _samples(datamodule: Any, classes: int, variants: int) -> tuple[Tensor, Tensor, list[str]]:
+def samples_of(datamodule: Any, classes: int, variants: int) -> tuple[Tensor, Tensor, list[str]]:
     """Return the first image of each class, plain and augmented, with values in [0, 1]."""
     import torch
 

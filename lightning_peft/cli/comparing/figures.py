@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLOURS", "DOT", "PAGE", "SOFT", "Key", "hover", "log_axis", "markup",
-    "name_points", "new_figure", "save_figure", "series", "short", "style", "swatch",
+    "name_points", "new_figure", "save_figure", "series", "short", "style", "swatch", "with_keys",
 ]  # fmt: skip
 
 TEXT, SOFT, LINE, PAGE = "#1f2328", "#59636e", "#d1d9e0", "#ffffff"
@@ -111,7 +111,10 @@ def new_figure(
     Raises:
         MissingExtraError: If matplotlib is not installed.
     """
-    new: Figure = require("matplotlib.figure", "viz").Figure(figsize=(width, height), layout=layout)
+    require("matplotlib.figure", "viz")
+    from lightning_peft.cli.comparing.png import PngFigure
+
+    new: Any = PngFigure(figsize=(width, height), layout=layout)  # type: ignore[arg-type]
     return new, new.add_subplot()
 
 
@@ -127,6 +130,23 @@ def save_figure(figure: Figure, path: Path, keys: Sequence[Key] = ()) -> Path:
     Returns:
         The path.
     """
+    with_keys(figure, keys)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary)
+    return path
+
+
+@style()
+def with_keys(figure: Figure, keys: Sequence[Key]) -> Figure:
+    """Explain series beside a figure, which becomes wider.
+
+    Args:
+        figure: The figure.
+        keys: The mark and the name of each series; none changes nothing.
+
+    Returns:
+        The same figure.
+    """
     _clean_texts(figure)
     if keys:
         legend = figure.legend(
@@ -138,9 +158,7 @@ def save_figure(figure: Figure, path: Path, keys: Sequence[Key] = ()) -> Path:
         box = legend.get_window_extent()
         width, height = figure.get_size_inches()
         figure.set_size_inches(width + box.width / figure.dpi, max(height, box.height / figure.dpi))
-    with written_whole(path) as temporary:
-        figure.savefig(temporary)
-    return path
+    return figure
 
 
 @style()

@@ -19,6 +19,7 @@ from lightning_peft.cli.config.method_fields import REQUIRED, fields_of
 from lightning_peft.cli.config.paths import conf_dir
 
 __all__ = [
+    "all_groups",
     "choices",
     "default_choices",
     "experiment_settings",
@@ -185,7 +186,7 @@ def help_text(args: Sequence[str] = (), root: Path | None = None) -> str:
     parts = [INTRODUCTION, "\nCommands\n"]
     parts += [_entry(name, command.summary) for name, command in COMMANDS.items()]
     parts.append("\nGroups (* marks the default)\n")
-    for group in _all_groups(roots, defaults):
+    for group in all_groups(roots, defaults):
         parts.append(f"  {group}=\n")
         for name, comment in choices(roots, group).items():
             mark = "*" if defaults.get(group) == name else " "
@@ -244,7 +245,8 @@ def _first_comment(path: Path) -> str:
     return ""
 
 
-def _all_groups(roots: Sequence[Path], defaults: dict[str, str]) -> list[str]:
+def all_groups(roots: Sequence[Path], defaults: dict[str, str]) -> list[str]:
+    """Return the config groups, those of other directories after those of the defaults list."""
     named = {path.name for root in roots for path in root.iterdir() if any(path.glob("*.yaml"))}
     return [*defaults, *sorted(named - set(defaults) - {"hydra"})]
 

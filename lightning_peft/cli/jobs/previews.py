@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,7 +20,13 @@ from lightning_peft.cli.comparing.figures import (
 )
 from lightning_peft.lightning.schedules import Multiplier
 
-__all__ = ["learning_rate", "predictions", "samples"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "learning_rate", "learning_rate_figure", "predictions", "predictions_figure", "samples",
+    "samples_figure",
+]  # fmt: skip
 
 LEAST_PIXELS = 72
 """Smaller images are enlarged to at least this size, in pixels."""
@@ -30,21 +37,27 @@ MOST_LETTERS = 16
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 
 
-@style()
 def samples(
     before: Tensor, after: Tensor, class_names: Sequence[str], path: Path, *, title: str
 ) -> Path:
+    """Write the picture of :func:`samples_figure` to a PNG, and return its path."""
+    return save_figure(samples_figure(before, after, class_names, title=title), path)
+
+
+@style()
+def samples_figure(
+    before: Tensor, after: Tensor, class_names: Sequence[str], *, title: str
+) -> Figure:
     """Draw a row for each class: an image as it is, and augmented a few times.
 
     Args:
         before: Images in [0, 1], one for each row, ``(R, C, H, W)``.
         after: The same images augmented, ``(R, K, C, H, W)``.
         class_names: A name for each row.
-        path: The PNG to write.
         title: The title above the augmented images.
 
     Returns:
-        The path.
+        The figure.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -66,7 +79,7 @@ def samples(
     axes.text(side[1] / 2, -8, "as it is", ha="center", va="bottom", fontsize=8.5, color=SOFT)
     middle = side[1] + 3 * GAP + variants * (side[1] + GAP) / 2
     axes.text(middle, -8, title, ha="center", va="bottom", fontsize=8.5, color=SOFT)
-    return save_figure(drawn, path)
+    return drawn
 
 
 def _montage(before: Tensor, after: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -89,7 +102,6 @@ def _montage(before: Tensor, after: Tensor) -> tuple[Tensor, tuple[int, int]]:
     return canvas, (height, width)
 
 
-@style()
 def learning_rate(
     multiplier: Multiplier,
     rates: Mapping[str, float],
@@ -98,18 +110,30 @@ def learning_rate(
     title: str,
     begins: Mapping[str, int] | None = None,
 ) -> Path:
+    """Write the picture of :func:`learning_rate_figure` to a PNG, and return its path."""
+    drawn = learning_rate_figure(multiplier, rates, title=title, begins=begins)
+    return save_figure(drawn, path)
+
+
+@style()
+def learning_rate_figure(
+    multiplier: Multiplier,
+    rates: Mapping[str, float],
+    *,
+    title: str,
+    begins: Mapping[str, int] | None = None,
+) -> Figure:
     """Draw the learning rate at every step of a run.
 
     Args:
         multiplier: The schedule of the run.
         rates: The full learning rate of each parameter group, by the group's name.
-        path: The PNG to write.
         title: The title of the picture.
         begins: The step at which training of an initially frozen group begins, by its name: its
             line begins there, and the step is marked.
 
     Returns:
-        The path.
+        The figure.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -149,10 +173,9 @@ def learning_rate(
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
     axes.set_ylim(0, 1.15 * lr)
     axes.margins(x=0.02)
-    return save_figure(drawn, path)
+    return drawn
 
 
-@style()
 def predictions(
     images: Tensor,
     labels: Sequence[int],
@@ -162,6 +185,20 @@ def predictions(
     *,
     columns: int = 8,
 ) -> Path:
+    """Write the picture of :func:`predictions_figure` to a PNG, and return its path."""
+    drawn = predictions_figure(images, labels, probabilities, class_names, columns=columns)
+    return save_figure(drawn, path)
+
+
+@style()
+def predictions_figure(
+    images: Tensor,
+    labels: Sequence[int],
+    probabilities: Tensor,
+    class_names: Sequence[str],
+    *,
+    columns: int = 8,
+) -> Figure:
     """Draw images with their predictions, green if correct and red if wrong.
 
     Args:
@@ -169,11 +206,10 @@ def predictions(
         labels: The true class of each.
         probabilities: ``(N, classes)``.
         class_names: A name for each class.
-        path: The PNG to write.
         columns: Images in a row.
 
     Returns:
-        The path.
+        The figure.
 
     Raises:
         MissingExtraError: If matplotlib is not installed.
@@ -207,4 +243,4 @@ def predictions(
         )
     axes.set_xlim(0, width * columns)  # imshow has moved them
     axes.set_ylim(height * rows, 0)
-    return save_figure(drawn, path)
+    return drawn

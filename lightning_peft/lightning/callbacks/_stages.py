@@ -37,6 +37,9 @@ class Stage:
 
     Raises:
         ScheduleError: If the epoch or the rate is out of range.
+
+    >>> import lightning_peft as lp
+    >>> callback = lp.BackboneFreeze(unfreeze=[lp.Stage(2, "last:2", lr=1e-4), lp.Stage(5)])
     """
 
     epoch: int

@@ -71,6 +71,9 @@ class EfficiencyMonitor(pl.Callback):
 
     Attributes:
         report: The latest figures by name.
+
+    >>> import lightning_peft as lp
+    >>> callbacks = [lp.PEFT("lora"), lp.EfficiencyMonitor(flops=False)]
     """
 
     def __init__(self, *, flops: bool = True, verbose: bool = True) -> None:

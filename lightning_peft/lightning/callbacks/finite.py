@@ -17,7 +17,12 @@ __all__ = ["FiniteLoss", "NonFiniteLossError"]
 
 
 class NonFiniteLossError(PEFTError, RuntimeError):
-    """The loss is NaN or infinite."""
+    """The loss is NaN or infinite.
+
+    >>> import lightning_peft as lp
+    >>> issubclass(lp.NonFiniteLossError, RuntimeError)
+    True
+    """
 
 
 @dataclasses.dataclass
@@ -50,6 +55,9 @@ class FiniteLoss(pl.Callback):
         NonFiniteLossError: At the first loss that is not finite.
         CheckpointError: At a save of trained parameters that are not finite, or of buffers (such as
             BatchNorm statistics) with NaN.
+
+    >>> import lightning_peft as lp
+    >>> callbacks = [lp.PEFT("lora"), lp.FiniteLoss()]
     """
 
     def __init__(self) -> None:

@@ -47,6 +47,9 @@ class GracefulStop(pl.Callback):
     Raises:
         ValueError: If ``grace`` is not a positive number.
         Stopped: At the end of the step; it is a ``SystemExit`` with the exit status.
+
+    >>> import lightning_peft as lp
+    >>> callbacks = [lp.PEFT("lora"), lp.GracefulStop(grace=60)]
     """
 
     def __init__(self, grace: float = GRACE) -> None:

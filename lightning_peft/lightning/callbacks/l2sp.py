@@ -56,6 +56,9 @@ class L2SP(pl.Callback):
         MethodError: If the strength is out of range; at the start of fit also if nothing is trained
             in place, or the strategy shards parameters.
         CheckpointError: If a run is resumed from another starting point, or from a run without one.
+
+    >>> import lightning_peft as lp
+    >>> callbacks = [lp.PEFT("full"), lp.L2SP(strength=0.01)]
     """
 
     def __init__(self, strength: float = 0.01, backbone: str | None = None) -> None:

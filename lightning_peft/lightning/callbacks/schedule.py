@@ -30,6 +30,9 @@ class WarmupCosine(Schedule):
         replace: Whether to take the place of schedulers that ``configure_optimizers`` returns, in
             whatever form. The full rate is the one that the optimizer was made with, or the highest
             of a scheduler that overwrites it (``OneCycleLR``, ``CyclicLR``); a line says so.
+
+    >>> import lightning_peft as lp
+    >>> callbacks = [lp.PEFT("lora"), lp.WarmupCosine(warmup=0.1)]
     """
 
     kind: ClassVar[Kind] = "cosine"
@@ -48,6 +51,9 @@ class WarmupLinear(Schedule):
         replace: Whether to take the place of schedulers that ``configure_optimizers`` returns, in
             whatever form. The full rate is the one that the optimizer was made with, or the highest
             of a scheduler that overwrites it (``OneCycleLR``, ``CyclicLR``); a line says so.
+
+    >>> import lightning_peft as lp
+    >>> callbacks = [lp.PEFT("lora"), lp.WarmupLinear(warmup="10%")]
     """
 
     kind: ClassVar[Kind] = "linear"
@@ -67,6 +73,9 @@ class WarmupConstant(Schedule):
         replace: Whether to take the place of schedulers that ``configure_optimizers`` returns, in
             whatever form. The full rate is the one that the optimizer was made with, or the highest
             of a scheduler that overwrites it (``OneCycleLR``, ``CyclicLR``); a line says so.
+
+    >>> import lightning_peft as lp
+    >>> callbacks = [lp.PEFT("lora"), lp.WarmupConstant(warmup="500 steps")]
     """
 
     kind: ClassVar[Kind] = "constant"
@@ -112,6 +121,9 @@ class WarmupStableDecay(Schedule):
         replace: Whether to take the place of schedulers that ``configure_optimizers`` returns, in
             whatever form. The full rate is the one that the optimizer was made with, or the highest
             of a scheduler that overwrites it (``OneCycleLR``, ``CyclicLR``); a line says so.
+
+    >>> import lightning_peft as lp
+    >>> callbacks = [lp.PEFT("lora"), lp.WarmupStableDecay(warmup="2 epochs", decay=0.2)]
     """
 
     kind: ClassVar[Kind] = "warmup_stable_decay"

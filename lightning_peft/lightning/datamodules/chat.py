@@ -82,6 +82,13 @@ class ChatDataModule(SplitLoaders):
             of the file with their lines; at :meth:`setup`, if the template marks no answers, or no
             token of the training examples would be learned.
         MissingExtraError: If transformers is not installed.
+
+    >>> import lightning_peft as lp
+    >>> records = [{"prompt": f"{n} + {n}?", "completion": f"{2 * n}"} for n in range(20)]
+    >>> data = lp.ChatDataModule(backbone="byte_llama", records=records, max_length=128)
+    >>> data.setup("fit")
+    >>> sorted(next(iter(data.val_dataloader())))
+    ['attention_mask', 'input_ids', 'labels']
     """
 
     def __init__(

@@ -58,6 +58,12 @@ class DigitsDataModule(SplitLoaders):
         DataError: If the augmentation mirrors, which changes digits into other characters; or at
             :meth:`setup`, if a class has too few images.
         MissingExtraError: At :meth:`setup`, if scikit-learn is not installed.
+
+    >>> import lightning_peft as lp
+    >>> data = lp.DigitsDataModule(labels_per_class=5, val_per_class=0)
+    >>> data.setup("fit")
+    >>> len(data.train_dataloader().dataset)
+    50
     """
 
     num_classes = 10

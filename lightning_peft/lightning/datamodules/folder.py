@@ -86,6 +86,22 @@ class ImageFolderDataModule(SplitLoaders):
         DataError: At :meth:`prepare_data`, listing all problems: fewer than two classes, empty
             classes, classes that differ between the splits, unreadable images. At :meth:`setup`,
             if a class has too few images.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from PIL import Image
+    >>> import lightning_peft as lp
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     for name in ("cats", "dogs"):
+    ...         (Path(root) / name).mkdir()
+    ...         for red in range(10):
+    ...             colour = (20 * red, 0, ord(name[0]))
+    ...             Image.new("RGB", (8, 8), colour).save(f"{root}/{name}/{red}.png")
+    ...     data = lp.ImageFolderDataModule(root, "test_vit", flip=False)
+    ...     data.setup("fit")
+    ...     data.class_names
+    ...
+    ('cats', 'dogs')
     """
 
     def __init__(

@@ -92,6 +92,17 @@ class TextDataModule(SplitLoaders):
             there is no such tokeniser; at :meth:`prepare_data`, listing all problems of the file;
             at :meth:`setup`, if a class has too few texts.
         MissingExtraError: If transformers is not installed, or `datasets` for its directory.
+
+    >>> from tokenizers import Tokenizer, models
+    >>> from transformers import PreTrainedTokenizerFast
+    >>> import lightning_peft as lp
+    >>> words = Tokenizer(models.WordLevel({"?": 0, "good": 1, "bad": 2}, unk_token="?"))
+    >>> tokeniser = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="?", unk_token="?")
+    >>> texts = {"texts": ["good", "bad"], "labels": ["+", "-"], "splits": ["train", "train"]}
+    >>> data = lp.TextDataModule(backbone=tokeniser, max_length=8, val_fraction=0, **texts)
+    >>> data.setup("fit")
+    >>> data.class_names
+    ('+', '-')
     """  # noqa: E501
 
     def __init__(

@@ -77,6 +77,9 @@ class VTABDataModule(SplitLoaders):
         DataError: If there is no such task or phase; at :meth:`prepare_data`, listing all problems:
             missing lists, malformed lines, missing images, lists whose sizes do not match; for a
             split that the phase does not have.
+
+    >>> import lightning_peft as lp
+    >>> data = lp.VTABDataModule("vtab-1k", "cifar", phase="choose")
     """
 
     def __init__(

@@ -78,6 +78,9 @@ class CausalLM(LanguageModule):
             model reads, or no token is learned; at the start of a fit with packing, if packed
             examples see each other in this model.
         MissingExtraError: If transformers is not installed.
+
+    >>> import lightning_peft as lp
+    >>> module = lp.CausalLM("byte_llama", pretrained=False, lr=2e-4)
     """
 
     kind: ClassVar[str] = "language"

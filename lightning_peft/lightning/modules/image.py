@@ -69,6 +69,12 @@ class ImageClassifier(ClassifierModule, ImageModule):
         DataError: If timm has no such backbone, a value is out of its range, or the number of
             class names differs from the classes; at :meth:`setup` or the first batch, if the data
             has other classes than the head, or if a callback monitors a metric of the test set.
+
+    >>> import torch
+    >>> import lightning_peft as lp
+    >>> module = lp.ImageClassifier("test_vit", num_classes=3, pretrained=False)
+    >>> module(torch.zeros(2, 3, 160, 160)).shape
+    torch.Size([2, 3])
     """  # noqa: E501
 
     def __init__(

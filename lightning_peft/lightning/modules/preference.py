@@ -99,6 +99,9 @@ class PreferenceModule(LanguageModule):
         MethodError: At the start of a fit, if the model has no adapter, or one that cannot be
             switched off.
         MissingExtraError: If transformers is not installed.
+
+    >>> import lightning_peft as lp
+    >>> module = lp.PreferenceModule("byte_llama", pretrained=False, beta=0.1)
     """
 
     kind: ClassVar[str] = "preference"

@@ -55,6 +55,12 @@ class ImageRegressor(RegressorModule, ImageModule):
         DataError: If a value is out of its range; at :meth:`setup`, if the data has other numbers
             than the head, their mean and deviation are not known, or a callback monitors a metric
             of the test set.
+
+    >>> import torch
+    >>> import lightning_peft as lp
+    >>> module = lp.ImageRegressor("test_vit", num_outputs=2, pretrained=False)
+    >>> module(torch.zeros(3, 3, 160, 160)).shape
+    torch.Size([3, 2])
     """  # noqa: E501
 
     def __init__(

@@ -58,6 +58,12 @@ class TextClassifier(ClassifierModule):
             class names differs from the classes; at :meth:`setup` or the first batch, if the data
             has other classes than the head, or if a callback monitors a metric of the test set.
         MissingExtraError: If transformers is not installed.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> import lightning_peft as lp
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    >>> encoder = BertModel(BertConfig(vocab_size=16, num_labels=3, num_attention_heads=2, **sizes))
+    >>> module = lp.TextClassifier(encoder, num_classes=3)
     """
 
     noun: ClassVar[str] = "texts"
