@@ -70,6 +70,12 @@ class Seq2SeqLM(LanguageModule):
             first batch, if the tokeniser does not fit the embedding, sequences are longer than the
             model reads, or no token is learned.
         MissingExtraError: If transformers is not installed.
+
+    >>> from transformers import T5Config, T5ForConditionalGeneration
+    >>> import lightning_peft as lp
+    >>> sizes = {"d_model": 8, "d_ff": 8, "d_kv": 4, "num_layers": 1, "num_heads": 2}
+    >>> model = T5ForConditionalGeneration(T5Config(vocab_size=16, **sizes))
+    >>> module = lp.Seq2SeqLM(model)
     """  # noqa: E501
 
     kind: ClassVar[str] = "seq2seq"

@@ -54,6 +54,12 @@ class TextRegressor(RegressorModule):
             the data has other numbers than the head, their mean and deviation are not known, or a
             callback monitors a metric of the test set.
         MissingExtraError: If transformers is not installed.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> import lightning_peft as lp
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    >>> encoder = BertModel(BertConfig(vocab_size=16, num_labels=1, num_attention_heads=2, **sizes))
+    >>> module = lp.TextRegressor(encoder)
     """
 
     noun: ClassVar[str] = "texts"

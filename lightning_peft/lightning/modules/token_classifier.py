@@ -64,6 +64,12 @@ class TokenClassifier(ReadyModule):
             the first batch, if the data has other tags than the head, or their names are not known;
             if a callback monitors a metric of the test set.
         MissingExtraError: If transformers is not installed, or seqeval to measure entities.
+
+    >>> from transformers import BertConfig, BertModel
+    >>> import lightning_peft as lp
+    >>> sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    >>> encoder = BertModel(BertConfig(vocab_size=16, num_labels=3, num_attention_heads=2, **sizes))
+    >>> module = lp.TokenClassifier(encoder, class_names=["O", "B-PER", "I-PER"])
     """  # noqa: E501
 
     noun: ClassVar[str] = "texts"
