@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import os
@@ -10,15 +9,17 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_peft.data.csv_table import read_table
+from lightning_peft.data.file_names import column_hint, near_file_in
 from lightning_peft.data.image_files import Label
+from lightning_peft.data.split_names import SPLITS, known_splits, split_of
 from lightning_peft.errors import DataError, near, shown
 from lightning_peft.evaluation.metric_names import Task
 from lightning_peft.evaluation.outputs import check_task
 
-__all__ = ["LabelsFile", "find_labels", "read_column", "read_labels"]
+__all__ = ["SPLITS", "LabelsFile", "find_labels", "read_column", "read_labels"]
 
 FILE, SPLIT = "file", "split"
-SPLITS = ("train", "val", "test")
 SEPARATOR = "|"
 MOST_TOLD = 20
 
@@ -70,11 +71,13 @@ def read_labels(
     task: Task | None = None,
     columns: Sequence[str] | None = None,
     key: str = FILE,
+    encoding: str | None = None,
 ) -> LabelsFile:
     """Read a labels file, and find out the kind of its labels.
 
-    It has a header with ``file`` (paths below ``root``), optionally ``split`` (``train``, ``val``,
-    ``test``), and labels: one column of words is classes; one column in which ``|`` separates words
+    Commas, semicolons or tabs separate its columns. It has a header with ``file`` (paths below
+    ``root``), optionally ``split`` (``train``, ``val``, ``test``, and what else such folders are
+    called), and labels: one column of words is classes; one column in which ``|`` separates words
     is several labels an image (an empty cell is none); several columns of 0 and 1 are the same;
     one or several columns of numbers are regression. One column of whole numbers may be either:
     ``task`` has to say which.
@@ -85,6 +88,7 @@ def read_labels(
         task: The kind of labels, instead of finding it.
         columns: The columns that hold labels; all others but ``key`` and ``split`` by default.
         key: The column of the files or texts.
+        encoding: As for :func:`~lightning_peft.data.csv_table.read_table`.
 
     Returns:
         Its content.
@@ -95,8 +99,10 @@ def read_labels(
     """
     if task is not None:
         check_task(task)
-    header, rows = _rows(path)
+    header, rows = read_table(path, key=key, encoding=encoding)
     problems = _header_problems(header, columns, key)
+    if root is not None and key not in header:
+        problems[0] += column_hint(header, rows, root)
     if not rows:
         problems.append("it has no line after the header")
     if problems:
@@ -113,23 +119,24 @@ def read_labels(
         names, labels, wrong = _classes(cells, chosen, found)
     if problems + wrong:
         raise _refusal(path, problems + wrong)
-    splits = tuple(row[SPLIT] for row in rows) if SPLIT in header else ()
+    splits = tuple(str(split_of(row[SPLIT])) for row in rows) if SPLIT in header else ()
     keys = tuple(row[key] for row in rows)
     noun = "images" if root is not None else "texts"
     return LabelsFile(path, found, names, keys, tuple(labels), splits, noun)
 
 
-def read_column(path: Path, column: str) -> list[str]:
+def read_column(path: Path, column: str, encoding: str | None = None) -> list[str]:
     """Read one column of a CSV file, such as texts without labels.
 
     Args:
         path: The file.
         column: Its name in the header.
+        encoding: As for :func:`~lightning_peft.data.csv_table.read_table`.
 
     Raises:
         DataError: If the column is missing or has empty cells; all are listed.
     """
-    header, rows = _rows(path)
+    header, rows = read_table(path, key=column, encoding=encoding)
     problems = []
     if column not in header:
         problems.append(f"it has no column '{column}' in its first line. {near(column, header)}")
@@ -140,20 +147,6 @@ def read_column(path: Path, column: str) -> list[str]:
     if problems:
         raise _refusal(path, problems, f"a column '{column}'")
     return [row[column] for row in rows]
-
-
-def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restkey="", restval="", strict=True)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            rows = [{name: row[name].strip() for name in header} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"Expected a CSV file of labels or texts in UTF-8, got {path}: {error}"
-        ) from error
-    return header, rows
 
 
 def _header_problems(header: Sequence[str], columns: Sequence[str] | None, key: str) -> list[str]:
@@ -182,6 +175,7 @@ def _row_problems(
     cells: Sequence[Sequence[str]],
 ) -> list[str]:
     found = []
+    near_file = near_file_in(root or Path())
     first: dict[str, int] = {}
     for line, row in enumerate(rows, 2):
         name = row[key]
@@ -196,11 +190,11 @@ def _row_problems(
         elif root is not None and _leads_out(root, name):
             found.append(f"line {line}: expected a file below {root}, got {name}")
         elif root is not None and not (root / name).is_file():
-            found.append(f"line {line}: missing file {root / name}")
+            found.append(f"line {line}: missing file {root / name}{near_file(name)}")
         first.setdefault(name, line)
         split = row.get(SPLIT, SPLITS[0])
-        if split not in SPLITS:
-            found.append(f"line {line}: split '{split}'. {near(split, SPLITS)}")
+        if split_of(split) is None:
+            found.append(f"line {line}: split '{split}'. {near(split.lower(), known_splits())}")
     return found
 
 

@@ -10,6 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.commands.command import add_calibrated, run_command
+from lightning_peft.cli.commands.image_inputs import (
+    Asked,
+    asked_images,
+    asked_in_a_table,
+    is_table,
+)
 from lightning_peft.cli.config.devices import device_of
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.paths import no_directory
@@ -39,16 +45,18 @@ def main(args: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="lightning-peft predict",
-        description="Predict the class, the labels or the numbers of each image below a folder, or "
-        "of each text of a CSV file, with the model of a run. Images and texts are prepared as in "
-        "its evaluation. A run on language writes a text after each prompt of a file.",
+        description="Predict the class, the labels or the numbers of images, or of each text of a "
+        "CSV file, with the model of a run. Images and texts are prepared as in its evaluation. A "
+        "run on language writes a text after each prompt of a file.",
     )
     parser.add_argument("run", type=Path, help="the directory of a run")
     parser.add_argument(
         "data",
         type=Path,
-        help="a folder of images, or of folders of images; for a run on texts, a CSV file with the "
-        "same column of texts; for one on language, a JSONL, CSV or text file of prompts",
+        nargs="+",
+        help="images, folders of them, patterns such as 'photos/*.jpg', or a CSV file with a "
+        "column of files; for a run on texts, a CSV file with the same column of texts; for one on "
+        "language, a JSONL, CSV or text file of prompts",
     )
     parser.add_argument(
         "--out",
@@ -76,6 +84,7 @@ def _serve(options: argparse.Namespace) -> int:
     from lightning_peft.cli.jobs.served_language import is_of_language
 
     if is_of_language(options.run):
+        options.data = _one(options.data, "a file of prompts")
         from lightning_peft.cli.commands.generate_texts import answer_prompts
 
         if options.max_new_tokens is None:
@@ -103,11 +112,9 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
         )
         if value < least
     ]
-    paths: list[Path] = []
-    if not options.data.exists():
-        problems.append(f"expected a folder of images or a CSV file of texts, got {options.data}")
-    elif options.data.is_dir() and not (paths := _image_files(options.data)):
-        problems.append(f"there is no image below {options.data}")
+    tables = any(is_table(path) and path.is_file() for path in options.data)
+    asked = Asked() if tables else asked_images(options.data)
+    problems += asked.problems
     problems += _no_output(options.out)
     try:
         device = device_of(options.device)
@@ -125,7 +132,9 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
     if served.num_classes is not None:  # there are no more classes to show
         options.top = min(options.top, served.num_classes)
     if served.text_column is None:
-        keys, found = _images(served, paths, options)
+        if tables:
+            asked = asked_in_a_table(_one(options.data, "one CSV file of images"), served)
+        keys, found = _images(served, asked, options)
     else:
         keys, found = _texts(served, options)
     unread: list[Prediction] = []
@@ -141,10 +150,12 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
     return unread
 
 
-def _image_files(folder: Path) -> list[Path]:
-    from lightning_peft.adaptation.serving.predicting import image_files
-
-    return image_files(folder)
+def _one(words: Sequence[Path], wanted: str) -> Path:
+    if len(words) > 1:
+        raise ConfigError(
+            [f"expected {wanted}, got {len(words)} words: {words[0]}, {words[1]} ..."]
+        )
+    return words[0]
 
 
 def _no_output(out: str) -> list[str]:
@@ -159,24 +170,27 @@ def _no_output(out: str) -> list[str]:
 
 
 def _images(
-    served: Served, paths: Sequence[Path], options: argparse.Namespace
+    served: Served, asked: Asked, options: argparse.Namespace
 ) -> tuple[list[str], Iterator[Prediction]]:
     """Return the names of the images, and their predictions."""
     from lightning_peft.adaptation.serving.predicting import predict_files
+    from lightning_peft.data.listing import not_read
 
-    if served.preprocessing is None or not paths:
-        raise ConfigError([f"expected a folder of images, as the run had, got {options.data}"])
+    if served.decoding is None or not asked.paths:
+        raise ConfigError([f"expected images, as the run had, got {options.data[0]}"])
+    if told := not_read(asked.others):
+        print(f"lightning-peft: {printable(told)}", file=sys.stderr)
     found = predict_files(
         served.backbone,
-        paths,
-        mode=served.preprocessing.pil_mode,
+        asked.paths,
+        decoding=served.decoding,
         transform=served.transform,
         top=options.top,
         batch_size=options.batch,
         num_workers=options.workers,
         outputs=served.outputs,
     )
-    return [path.relative_to(options.data).as_posix() for path in paths], found
+    return asked.names, found
 
 
 def _texts(served: Served, options: argparse.Namespace) -> tuple[list[str], Iterator[Prediction]]:
@@ -184,9 +198,10 @@ def _texts(served: Served, options: argparse.Namespace) -> tuple[list[str], Iter
     from lightning_peft.adaptation.serving.predicting import predict_texts
     from lightning_peft.data.labels_file import read_column
 
-    if not options.data.is_file():
-        raise ConfigError([f"expected a CSV file of texts, as the run had, got {options.data}"])
-    texts = read_column(options.data, str(served.text_column))
+    path = _one(options.data, "a CSV file of texts")
+    if not path.is_file():
+        raise ConfigError([f"expected a CSV file of texts, as the run had, got {path}"])
+    texts = read_column(path, str(served.text_column), served.encoding)
     found = predict_texts(
         served.backbone,
         texts,

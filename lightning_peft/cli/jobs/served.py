@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lightning_peft.backbones.data_config import DataConfig
+    from lightning_peft.data.decode import Decoding
 
 __all__ = [
     "FACTS",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 FACTS = "serving.json"
+
+FILE = "file"
+"""The column of images in a CSV file, unless the run names another."""
 
 MOST_CLASSES = 1_000_000
 """More would only ask for memory."""
@@ -57,12 +61,16 @@ class Served:
     Attributes:
         backbone: The adapted backbone; images to logits.
         preprocessing: How its images are prepared; ``None`` if it reads texts.
-        transform: A PIL image in ``preprocessing.pil_mode`` to a tensor ``(C, H, W)``; where it
+        transform: A PIL image as ``decoding`` makes it to a tensor ``(C, H, W)``; where it
             reads texts, a list of them to the backbone's keyword arguments.
         class_names: The name of each class, label or number, if known.
         outputs: How the backbone's outputs are read.
         text_column: The column of texts in a CSV file, if it reads texts.
         num_classes: The number of classes, labels or numbers, if known.
+        decoding: How image files are read; ``None`` if it reads texts.
+        file_column: The column of images in a CSV file.
+        image_root: The folder of the images that it was trained on, if known.
+        encoding: The encoding of a CSV file, if the run names one.
     """
 
     backbone: nn.Module
@@ -72,6 +80,10 @@ class Served:
     outputs: Outputs = field(default_factory=Outputs)
     text_column: str | None = None
     num_classes: int | None = None
+    decoding: Decoding | None = None
+    file_column: str = FILE
+    image_root: Path | None = None
+    encoding: str | None = None
 
 
 def write_facts(directory: Path, datamodule: Any, outputs: Outputs | None = None) -> None:
@@ -209,7 +221,22 @@ def _load(directory: Path, cfg: Any, facts: Mapping[str, Any], outputs: Outputs)
         outputs=outputs,
         text_column=getattr(datamodule, "text_column", None),
         num_classes=facts["num_classes"],
+        decoding=_decoding(datamodule, preprocessing),
+        file_column=getattr(datamodule, "file_column", None) or FILE,
+        image_root=getattr(datamodule, "root", None),
+        encoding=getattr(datamodule, "encoding", None),
     )
+
+
+def _decoding(datamodule: Any, preprocessing: DataConfig | None) -> Decoding | None:
+    """Return how the run reads image files, in the mode that its backbone takes."""
+    from lightning_peft.data.decode import Decoding
+
+    if preprocessing is None:
+        return None
+    own = getattr(datamodule, "decoding", None)
+    value_range = own.value_range if isinstance(own, Decoding) else None
+    return Decoding(preprocessing.pil_mode, value_range)
 
 
 def _unfinished(directory: Path) -> str:
@@ -332,7 +359,13 @@ def load_with_backbone(
     backbone = backbone_of(module)[1]
     load_adapter(backbone, directory)
     preprocessing = data_config(backbone)
-    return Served(backbone.eval(), preprocessing, preprocessing.eval_transform(), None)
+    return Served(
+        backbone.eval(),
+        preprocessing,
+        preprocessing.eval_transform(),
+        None,
+        decoding=_decoding(None, preprocessing),
+    )
 
 
 def _classes(tensors: Mapping[str, Tensor], head: Sequence[str]) -> int | None:
