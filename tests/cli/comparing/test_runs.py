@@ -115,6 +115,7 @@ def test_runs_are_read_in_the_order_of_their_numbers(tmp_path, run):
 CHOOSE = {
     *("_target_", "root", "labels", "label_columns", "text_column", "task", "phase", "seed"),
     *("labels_per_class", "train_on", "val_fraction", "val_per_class", "test_fraction"),
+    *("file_column", "encoding"),
 }
 """Keys of the shipped data modules that say which images there are, and what their labels are."""
 
