@@ -96,8 +96,10 @@ def _missing(key: str, path: Path, wanted: str, found: bool) -> Iterator[str]:
     got = "which is something else" if path.exists() else "which does not exist"
     parent = path.parent
     beside = sorted(os.listdir(parent)) if parent.is_dir() and not path.exists() else []
-    hint = f" {near(path.name, beside)}" if beside else f" It is looked for in {Path.cwd()}."
-    yield f"{key}: expected {wanted}, got {path}, {got}.{hint}"
+    hint = near(path.name, beside)
+    if not hint.startswith("Did you mean"):
+        hint = f"It is looked for in {Path.cwd()}."
+    yield f"{key}: expected {wanted}, got {path}, {got}. {hint}"
 
 
 def _without(key: str, module: str, extra: str) -> Iterator[str]:
