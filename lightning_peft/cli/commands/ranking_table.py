@@ -73,7 +73,9 @@ def _print_table(ranking: Ranking, console: Console) -> None:
     word = longest_word(_shown(row.label) for row in ranking.rows)
 
     def build(shown: Sequence[str], label_width: int | None) -> Table:
-        lacking = left_out([name for name in every if name not in shown], "--out DIR: ranking.csv")
+        lacking = left_out(
+            [name for name in every if name not in shown], "ranking.csv of --out DIR"
+        )
         table = Table(
             box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left",
             caption=f"{caption} {lacking}".strip(),

@@ -20,6 +20,7 @@ def backbone_facts(cfg: Any, module: Any, datamodule: Any) -> BackboneFacts:
     """
     from lightning_peft.anatomy.backbone import backbone_of
     from lightning_peft.errors import PEFTError
+    from lightning_peft.evaluation.efficiency import count_parameters
 
     try:
         peft = (cfg.get("callbacks") or {}).get("peft") or {}
@@ -29,7 +30,7 @@ def backbone_facts(cfg: Any, module: Any, datamodule: Any) -> BackboneFacts:
     name = cfg.model.get("backbone")
     return {
         "name": name if isinstance(name, str) else type(backbone).__name__,
-        "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+        "parameters": count_parameters(backbone).total,
         "input": input_of(datamodule),
     }
 

@@ -69,7 +69,7 @@ def when_to_validate(cfg: DictConfig, datamodule: Any) -> dict[str, Any]:
         trained = len(training.dataset) / len(training)
         validated = limited(len(validation), trainer.get("limit_val_batches"))
         validated = min(validated * validation.batch_size, len(validation.dataset))
-    except (AttributeError, TypeError, ZeroDivisionError):  # data of another kind
+    except Exception:  # data of another kind, which the trainer asks once more
         return each_epoch
     if not validated or interval(trained, validated, None) <= batches:
         return each_epoch
