@@ -1,5 +1,7 @@
 """What is seen in image files of every kind, and that all ways to read them see the same."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -203,5 +205,6 @@ def test_a_plugin_adds_its_suffix(tmp_path, monkeypatch):
         assert (np.asarray(decode(tmp_path / "a.heic", RGB)) == scene()).all()
     finally:
         monkeypatch.undo()
+        sys.modules.pop("pillow_heif", None)
         for cached in caches:
             cached.cache_clear()

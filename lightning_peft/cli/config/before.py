@@ -95,10 +95,12 @@ def _missing(key: str, path: Path, wanted: str, found: bool) -> Iterator[str]:
         return
     got = "which is something else" if path.exists() else "which does not exist"
     parent = path.parent
-    beside = sorted(os.listdir(parent)) if parent.is_dir() and not path.exists() else []
-    hint = near(path.name, beside)
-    if not hint.startswith("Did you mean"):
-        hint = f"It is looked for in {Path.cwd()}."
+    names = sorted(os.listdir(parent)) if parent.is_dir() and not path.exists() else []
+    kind = os.path.splitext(path.name)[1]  # for a folder there are folders to choose from
+    beside = [
+        n for n in names if os.path.splitext(n)[1] == kind and (kind or (parent / n).is_dir())
+    ]
+    hint = near(path.name, beside) if beside else f"It is looked for in {Path.cwd()}."
     yield f"{key}: expected {wanted}, got {path}, {got}. {hint}"
 
 

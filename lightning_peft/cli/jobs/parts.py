@@ -93,7 +93,7 @@ def build(
     """
     from hydra.utils import instantiate
 
-    from lightning_peft.cli.jobs.validating import when_to_validate
+    from lightning_peft.cli.jobs.validating import of_the_last_weights, when_to_validate
     from lightning_peft.lightning.checkpoint_io import write_whole_checkpoints
 
     with _building("data"):
@@ -111,6 +111,7 @@ def build(
         facts = backbone_facts(cfg, module, datamodule)
     if cfg.calibrate is not None:
         check_calibration(module, has_validation)
+    when = when_to_validate(cfg, datamodule if has_validation else None)
     callbacks: list[Any] = []
     loggers: list[Any] = []
     for group, found in (("callbacks", callbacks), ("logger", loggers)):
@@ -118,7 +119,8 @@ def build(
         for name, node in sorted((cfg[group] or {}).items(), key=lambda item: item[0] != "peft"):
             if node is not None:
                 with _building(f"{group}.{name}"):
-                    found.append(instantiate(node, _convert_="all"))
+                    more = of_the_last_weights(node, when)
+                    found.append(instantiate(node, _convert_="all", **more))
     loggers = [forgiving(logger) for logger in loggers]
     callbacks = [*first_callbacks, *callbacks, *more_callbacks]
     for callback in callbacks:
@@ -132,11 +134,6 @@ def build(
                 ]
             )
     with _building("trainer"):
-        when: dict[str, Any] = {"limit_val_batches": 0}
-        if has_validation:
-            when = when_to_validate(cfg, datamodule)
-        elif "check_val_every_n_epoch" in cfg.trainer:
-            when["check_val_every_n_epoch"] = 1
         trainer = instantiate(
             cfg.trainer, callbacks=callbacks, logger=loggers or False, _convert_="all", **when
         )

@@ -6,6 +6,7 @@ With few labels an epoch is a step or two, and a validation after each would be 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig
@@ -14,7 +15,7 @@ from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.jobs.length import limited, planned_steps
 from lightning_peft.lightning.namespace import pl
 
-__all__ = ["Validations", "interval", "when_to_validate"]
+__all__ = ["Validations", "interval", "of_the_last_weights", "when_to_validate"]
 
 SHARE = 5
 """Of this many parts of the training time, validation takes less than one."""
@@ -54,12 +55,15 @@ def when_to_validate(cfg: DictConfig, datamodule: Any) -> dict[str, Any]:
 
     Args:
         cfg: The composed config of a job.
-        datamodule: The data, set up, with a validation split.
+        datamodule: The data, set up; None if it has no validation split.
     """
     trainer = cfg.trainer
+    none = {"limit_val_batches": 0} if datamodule is None else {}
     if "check_val_every_n_epoch" not in trainer or trainer.check_val_every_n_epoch is not None:
-        return {}
-    each_epoch = {"check_val_every_n_epoch": 1}
+        return none
+    each_epoch = {"check_val_every_n_epoch": 1, **none}
+    if datamodule is None:
+        return each_epoch
     chosen = trainer.get("val_check_interval") is not None
     if chosen or getattr(datamodule, "steps_per_epoch", None) is not None:
         return each_epoch
@@ -82,6 +86,26 @@ def when_to_validate(cfg: DictConfig, datamodule: Any) -> dict[str, Any]:
         "check_val_every_n_epoch": None,
         "val_check_interval": interval(trained, validated, total),
     }
+
+
+def of_the_last_weights(node: Any, when: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the argument with which a checkpoint without a metric keeps the last weights.
+
+    Lightning writes it with each validation, if these are not at the ends of epochs, and then not
+    at the end of the run.
+
+    Args:
+        node: The config of a callback.
+        when: As from :func:`when_to_validate`.
+    """
+    if when.get("check_val_every_n_epoch", 1) is not None:
+        return {}
+    if not str(node.get("_target_")).endswith(".ModelCheckpoint"):
+        return {}
+    chosen = ("monitor", "every_n_train_steps", "train_time_interval", "save_on_train_epoch_end")
+    if any(node.get(name) is not None for name in chosen):
+        return {}
+    return {"save_on_train_epoch_end": True}
 
 
 class Validations(pl.Callback):

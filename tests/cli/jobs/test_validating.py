@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from lightning_peft.cli.jobs.validating import interval, when_to_validate
+from lightning_peft.cli.jobs.validating import interval, of_the_last_weights, when_to_validate
 
 
 @pytest.mark.parametrize("total", [None, 20, 97, 100, 250, 251, 1000])
@@ -91,14 +91,14 @@ def test_a_run_says_what_it_trains_and_when_it_validates(train, tmp_path):
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
     words = (
         *("data=folder", "data.root=images", "data.labels_per_class=1", "data.num_workers=0"),
-        *("data.val_per_class=3", "trainer.max_steps=40", "data.flip_safe=true"),
+        *("data.val_per_class=3", "trainer.max_steps=37", "data.flip_safe=true"),
     )
     status, out, err = train(*words, "hydra.run.dir=run")
     assert status == 0, err
     lines = err.splitlines()
     start = lines.index("lora on vit_tiny_patch16_224 (7.84 k parameters, 24x24 gray)")
     assert lines[start + 1] == (
-        "images: 2 to train, 6 to validate, 6 to test; validates every 20 steps"
+        "images: 2 to train, 6 to validate, 6 to test; validates every 18 steps"
     )
     rows = [line.split() for line in out.splitlines()]
     assert ["backbone", "vit_tiny_patch16_224"] in rows
@@ -107,6 +107,23 @@ def test_a_run_says_what_it_trains_and_when_it_validates(train, tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["backbone"]["input"] == "24x24 gray"
     assert 0 < summary["seconds"]["validation"] < summary["seconds"]["fit"]
-    # 20 does not end an epoch, so the last weights are kept at the end of the last one
+    # the last validation was at step 36, and the last weights are those of the end
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=False)
-    assert last["global_step"] == 40
+    assert last["global_step"] == 37
+
+
+@pytest.mark.parametrize(
+    ("node", "when", "expected"),
+    [
+        ({"monitor": None}, {"check_val_every_n_epoch": None}, {"save_on_train_epoch_end": True}),
+        ({"monitor": "val/accuracy"}, {"check_val_every_n_epoch": None}, {}),
+        ({"every_n_train_steps": 5}, {"check_val_every_n_epoch": None}, {}),
+        ({"save_on_train_epoch_end": False}, {"check_val_every_n_epoch": None}, {}),
+        ({}, EACH, {}),
+        ({}, {}, {}),
+    ],
+)
+def test_a_checkpoint_without_a_metric_is_of_the_last_weights(node, when, expected):
+    target = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    assert of_the_last_weights(target | node, when) == expected
+    assert of_the_last_weights({"_target_": "lightning_peft.L2SP"} | node, when) == {}
