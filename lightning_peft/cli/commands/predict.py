@@ -1,4 +1,4 @@
-"""Serve ``lightning-peft predict``: predict a folder of images, or texts, with a run."""
+"""Serve ``lightning-peft predict``: predict images, or texts, with a run."""
 
 from __future__ import annotations
 
