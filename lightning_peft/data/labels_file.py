@@ -17,7 +17,7 @@ from lightning_peft.errors import DataError, near, shown
 from lightning_peft.evaluation.metric_names import Task
 from lightning_peft.evaluation.outputs import check_task
 
-__all__ = ["SPLITS", "LabelsFile", "find_labels", "read_column", "read_labels"]
+__all__ = ["SPLITS", "LabelsFile", "find_labels", "read_labels"]
 
 FILE, SPLIT = "file", "split"
 SEPARATOR = "|"
@@ -123,30 +123,6 @@ def read_labels(
     keys = tuple(row[key] for row in rows)
     noun = "images" if root is not None else "texts"
     return LabelsFile(path, found, names, keys, tuple(labels), splits, noun)
-
-
-def read_column(path: Path, column: str, encoding: str | None = None) -> list[str]:
-    """Read one column of a CSV file, such as texts without labels.
-
-    Args:
-        path: The file.
-        column: Its name in the header.
-        encoding: As for :func:`~lightning_peft.data.csv_table.read_table`.
-
-    Raises:
-        DataError: If the column is missing or has empty cells; all are listed.
-    """
-    header, rows = read_table(path, key=column, encoding=encoding)
-    problems = []
-    if column not in header:
-        problems.append(f"it has no column '{column}' in its first line. {near(column, header)}")
-    elif not rows:
-        problems.append("it has no line after the header")
-    else:
-        problems += [f"line {i}: no {column}" for i, row in enumerate(rows, 2) if not row[column]]
-    if problems:
-        raise _refusal(path, problems, f"a column '{column}'")
-    return [row[column] for row in rows]
 
 
 def _header_problems(header: Sequence[str], columns: Sequence[str] | None, key: str) -> list[str]:
@@ -283,11 +259,11 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _refusal(path: Path, problems: Sequence[str], what: str = "labels") -> DataError:
+def _refusal(path: Path, problems: Sequence[str]) -> DataError:
     lines = [f"  {problem}" for problem in problems[:MOST_TOLD]]
     if len(problems) > MOST_TOLD:
         lines.append(f"  and {len(problems) - MOST_TOLD} more")
     listed = "\n".join(lines)
     return DataError(
-        f"{path} cannot serve as {what}, for {len(problems)} reason(s); correct them:\n{listed}"
+        f"{path} cannot serve as labels, for {len(problems)} reason(s); correct them:\n{listed}"
     )

@@ -108,7 +108,7 @@ def asked_in_a_table(path: Path, served: Served) -> Asked:
     Raises:
         DataError: If the file lacks the column of the names.
     """
-    from lightning_peft.data.labels_file import read_column
+    from lightning_peft.data.csv_table import read_column
 
     names = read_column(path, served.file_column, served.encoding)
     places = [path.parent, Path(), *([served.image_root] if served.image_root else [])]

@@ -196,7 +196,7 @@ def _images(
 def _texts(served: Served, options: argparse.Namespace) -> tuple[list[str], Iterator[Prediction]]:
     """Return the texts, and their predictions."""
     from lightning_peft.adaptation.serving.predicting import predict_texts
-    from lightning_peft.data.labels_file import read_column
+    from lightning_peft.data.csv_table import read_column
 
     path = _one(options.data, "a CSV file of texts")
     if not path.is_file():
