@@ -1,7 +1,7 @@
 """Write scikit-learn's handwritten digits as a folder of images, a directory for each class.
 
     python examples/digits_as_folders.py digits
-    lightning-peft data=folder data.root=digits data.labels_per_class=10
+    lightning-peft model=glyph_vit data=folder data.root=digits data.labels_per_class=10
 
 It stands for your own folder of images; docs/walk.md starts from it.
 """

@@ -127,7 +127,7 @@ def decoded_name(paths: Sequence[str], how: str) -> str:
     facts = [(os.path.abspath(path), (found := os.stat(path)).st_mtime_ns, found.st_size)
              for path in paths]  # fmt: skip
     libraries = [version("pillow"), version("torchvision"), version("timm")]
-    content = json.dumps([1, libraries, how, facts]).encode()
+    content = json.dumps([2, libraries, how, facts]).encode()
     return f"{hashlib.sha256(content).hexdigest()[:32]}.pixels"
 
 

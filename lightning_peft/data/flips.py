@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_peft.data.decode import Decoding, open_image
+
 __all__ = ["FlipConfusion", "flip_confusions", "thumbnails", "warning_text"]
 
 SIDE = 16
@@ -80,19 +82,24 @@ def flip_confusions(images: Tensor, labels: Tensor) -> list[FlipConfusion]:
     return sorted(found, key=lambda item: -item.share)
 
 
-def thumbnails(paths: Sequence[str], labels: Sequence[int]) -> tuple[Tensor, Tensor]:
+def thumbnails(
+    paths: Sequence[str],
+    labels: Sequence[int],
+    value_range: tuple[float, float] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Read small gray images of a few files of each class, spread over them.
 
     Args:
         paths: Image files; one that cannot be read is left out.
         labels: The class of each file.
+        value_range: As for :class:`~lightning_peft.data.decode.Decoding`.
 
     Returns:
         Images ``(N, 1, 16, 16)`` in [0, 1] and labels ``(N,)``; at most 400, and 40 of a class.
     """
-    from PIL import Image
     from torchvision.transforms.v2.functional import pil_to_tensor
 
+    decoding = Decoding("L", value_range)
     members: dict[int, list[str]] = {}
     for path, label in zip(paths, labels, strict=True):
         members.setdefault(label, []).append(path)
@@ -103,9 +110,9 @@ def thumbnails(paths: Sequence[str], labels: Sequence[int]) -> tuple[Tensor, Ten
         files = members[label]
         for path in files[:: -(-len(files) // most)]:
             try:
-                with Image.open(path) as image:
+                with open_image(path) as image:
                     image.draft("L", (4 * SIDE, 4 * SIDE))  # JPEG: decodes a fraction of it
-                    small: Any = image.convert("L").resize((SIDE, SIDE))
+                    small: Any = decoding(image).resize((SIDE, SIDE))
             except Exception:  # the check of the files reports the error
                 continue
             images.append(pil_to_tensor(small).float() / 255)

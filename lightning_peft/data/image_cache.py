@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_peft.data.decode import Decoding, size_of
 from lightning_peft.data.decoded import DecodedImages, Shape, decoded_name
 from lightning_peft.data.image_files import ImageTransform
 from lightning_peft.evaluation.efficiency import human_bytes
@@ -36,7 +37,7 @@ class ImageCache:
         self._made: dict[str, DecodedImages | None] = {}
 
     def of(
-        self, split: str, paths: Sequence[str], transform: ImageTransform, mode: str
+        self, split: str, paths: Sequence[str], transform: ImageTransform, decoding: Decoding
     ) -> DecodedImages | None:
         """Find or create the file of a list of images.
 
@@ -44,7 +45,7 @@ class ImageCache:
             split: Their split: test images are read once, so no temporary file is created for them.
             paths: The image files.
             transform: Their transform; the result of its first part is kept.
-            mode: The PIL mode to read them in.
+            decoding: How they are read.
 
         Returns:
             The decoded images; ``None`` if nothing is kept, or if there is not enough space: a
@@ -54,10 +55,12 @@ class ImageCache:
         off = self.directory is None and not self.temporary
         if off or once or not paths:
             return None
-        name = decoded_name(paths, f"{mode} {transform.how}")
+        name = decoded_name(paths, f"{decoding} {transform.how}")
         if name not in self._made:
             shape = transform.shape
-            shapes = [shape] * len(paths) if shape else [_shape(path, mode) for path in paths]
+            shapes = (
+                [shape] * len(paths) if shape else [_shape(path, decoding.mode) for path in paths]
+            )
             self._made[name] = self._make(name, shapes)
         return self._made[name]
 
@@ -100,11 +103,8 @@ def _remove(directory: Path, owner: int) -> None:
 
 def _shape(path: str, mode: str) -> Shape:
     """Return the shape of an image from its header; an empty shape if it is broken."""
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
-            width, height = image.size
+        width, height = size_of(path)
     except Exception:  # the error is raised when it is read
         return 0, 0, 0
     return len(mode), height, width

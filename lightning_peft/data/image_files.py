@@ -12,9 +12,9 @@ from torch.utils.data import Dataset
 
 from lightning_peft.backbones.data_config import DataConfig
 from lightning_peft.data.augment import Augment
+from lightning_peft.data.decode import Decoding, decode
 from lightning_peft.data.decoded import DecodedImages, Shape
 from lightning_peft.data.sampling import Draw
-from lightning_peft.errors import DataError
 from lightning_peft.system.randomness import seeded
 
 __all__ = ["ImageFiles", "ImageTransform", "Label", "evaluation_transform", "training_transform"]
@@ -50,7 +50,7 @@ class ImageFiles(Dataset[tuple[Tensor, Any]]):
     Args:
         paths: Image files.
         labels: The label of each: a class, a number, or several numbers (a float tensor).
-        mode: PIL mode to read them in, ``"L"`` or ``"RGB"``.
+        decoding: How they are read.
         transform: The transform of each. For an index that is a :class:`Draw`, it is seeded by
             (seed, epoch, position).
         seed: Seed of the transform.
@@ -62,14 +62,14 @@ class ImageFiles(Dataset[tuple[Tensor, Any]]):
         paths: Sequence[str],
         labels: Sequence[Label],
         *,
-        mode: str,
+        decoding: Decoding,
         transform: ImageTransform,
         seed: int = 0,
         decoded: DecodedImages | None = None,
     ) -> None:
         self.paths = paths
         self.labels = labels
-        self.mode = mode
+        self.decoding = decoding
         self.transform = transform
         self.seed = seed
         self.decoded = decoded
@@ -97,17 +97,7 @@ class ImageFiles(Dataset[tuple[Tensor, Any]]):
         return label if isinstance(label, int) else torch.tensor(label, dtype=torch.float32)
 
     def _read(self, index: int) -> Any:
-        from PIL import Image
-
-        path = self.paths[index]
-        try:
-            with Image.open(path) as image:
-                return image.convert(self.mode)
-        except Exception as error:
-            raise DataError(
-                f"Expected a readable image, got {path}: {type(error).__name__}: {error}. Remove "
-                "or repair it; verify='decode' finds all such files before training."
-            ) from error
+        return decode(self.paths[index], self.decoding)
 
 
 def evaluation_transform(config: DataConfig) -> ImageTransform:

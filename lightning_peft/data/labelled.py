@@ -4,38 +4,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Sequence
 
 from lightning_peft.data.image_files import Label
 from lightning_peft.data.labels_file import SPLITS, LabelsFile
 from lightning_peft.data.splits import divide
 from lightning_peft.errors import DataError
 
-__all__ = ["counted", "divided", "mean_and_deviation", "splits_of"]
-
-
-def splits_of(
-    table: LabelsFile, root: Path, **options: Any
-) -> dict[str, tuple[list[str], list[Any]]]:
-    """Split labelled images.
-
-    Args:
-        table: The labels.
-        root: The folder of the images.
-        **options: As for :func:`divided`.
-
-    Returns:
-        Paths and labels of each split.
-
-    Raises:
-        DataError: As for :func:`divided`.
-    """
-    return {
-        name: ([str(root / table.files[i]) for i in part], [table.labels[i] for i in part])
-        for name, part in divided(table, **options).items()
-    }
+__all__ = ["counted", "divided", "mean_and_deviation"]
 
 
 def divided(
@@ -45,6 +21,8 @@ def divided(
     val_fraction: float,
     seed: int,
     labels_per_class: int | None,
+    val_per_class: int | None = None,
+    repeats: Collection[int] = (),
 ) -> dict[str, list[int]]:
     """Split labelled items as the file says, or by hash if it does not say.
 
@@ -56,6 +34,9 @@ def divided(
         val_fraction: Fraction of the training items for validation, if no line says ``val``.
         seed: Seed of the choice of validation and training items.
         labels_per_class: Training items of each class.
+        val_per_class: Validation items of each class instead of a fraction, if no line says
+            ``val``.
+        repeats: Indices of items that are left out of what is divided.
 
     Returns:
         The indices of each split.
@@ -73,7 +54,8 @@ def divided(
         )
     every = range(len(table.files))
     given = table.splits or ("train",) * len(table.files)
-    pool, keys = [i for i in every if given[i] == "train"], table.keys
+    pool = [i for i in every if given[i] == "train" and i not in repeats]
+    keys = table.keys
     if not pool:
         raise DataError(f"Expected training {noun}, got none with split 'train' in {table.path}.")
     strata = [int(table.labels[i]) if classes else 0 for i in pool]
@@ -91,6 +73,7 @@ def divided(
         labels_per_class=labels_per_class,
         class_names=table.names if classes else (f"all {noun}",),
         noun=noun,
+        val_per_class=0 if "val" in given else val_per_class,
     )
     chosen = {name: [pool[k] for k in part] for name, part in parts.items()}
     for name in SPLITS[1:]:

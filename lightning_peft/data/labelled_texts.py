@@ -41,7 +41,7 @@ def read_texts(
 
     See :func:`labelled_texts` for the arguments and errors.
     """
-    return labelled_texts(read_table(path), task=task, columns=columns, key=key, pair=pair)
+    return labelled_texts(read_table(path, key), task=task, columns=columns, key=key, pair=pair)
 
 
 def labelled_texts(

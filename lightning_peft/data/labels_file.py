@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 from collections import Counter
@@ -10,7 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning_peft.data.csv_table import read_table
+from lightning_peft.data.file_names import column_hint, near_file_in
 from lightning_peft.data.label_kinds import MOST_TOLD, found_task, read_cells
+from lightning_peft.data.split_names import SPLITS, known_splits, split_of
 from lightning_peft.errors import DataError, near
 from lightning_peft.evaluation.metric_names import Task
 from lightning_peft.evaluation.outputs import check_task
@@ -18,7 +20,6 @@ from lightning_peft.evaluation.outputs import check_task
 __all__ = ["SPLITS", "LabelsFile", "find_labels", "read_labels"]
 
 FILE, SPLIT = "file", "split"
-SPLITS = ("train", "val", "test")
 KEPT = ("path", "task", "names", "noun")
 """The fields of a table that are no lists of its items."""
 
@@ -90,11 +91,14 @@ def read_labels(
     *,
     task: Task | None = None,
     columns: Sequence[str] | None = None,
+    key: str = FILE,
+    encoding: str | None = None,
 ) -> LabelsFile:
     """Read a labels file, and find out the kind of its labels.
 
-    It has a header with ``file`` (paths below ``root``), optionally ``split`` (``train``, ``val``,
-    ``test``), and labels: one column of words is classes; one column in which ``|`` separates words
+    Commas, semicolons or tabs separate its columns. It has a header with ``file`` (paths below
+    ``root``), optionally ``split`` (``train``, ``val``, ``test``, and what else such folders are
+    called), and labels: one column of words is classes; one column in which ``|`` separates words
     is several labels an image (an empty cell is none); several columns of 0 and 1 are the same;
     one or several columns of numbers are regression. One column of whole numbers may be either:
     ``task`` has to say which.
@@ -103,7 +107,9 @@ def read_labels(
         path: The file.
         root: The folder of the images.
         task: The kind of labels, instead of finding it.
-        columns: The columns that hold labels; all others but ``file`` and ``split`` by default.
+        columns: The columns that hold labels; all others but ``key`` and ``split`` by default.
+        key: The column of the files.
+        encoding: As for :func:`~lightning_peft.data.csv_table.read_table`.
 
     Returns:
         Its content.
@@ -114,43 +120,31 @@ def read_labels(
     """
     if task is not None:
         check_task(task)
-    header, rows = _rows(path)
-    problems = _header_problems(header, columns)
+    header, rows = read_table(path, key=key, encoding=encoding)
+    problems = _header_problems(header, columns, key)
+    if key not in header:
+        problems[0] += column_hint(header, rows, root)
     if not rows:
         problems.append("it has no line after the header")
     if problems:
         raise _refusal(path, problems)
-    chosen = list(columns) if columns is not None else [n for n in header if n not in (FILE, SPLIT)]
+    chosen = list(columns) if columns is not None else [n for n in header if n not in (key, SPLIT)]
     cells = [[row[name] for name in chosen] for row in rows]
-    problems = _row_problems(rows, root)
+    problems = _row_problems(rows, root, key)
     found = task or found_task(cells, chosen, path)
     places = [f"line {number}" for number in range(2, len(rows) + 2)]
     names, labels, wrong = read_cells(cells, chosen, places, found)
     if problems + wrong:
         raise _refusal(path, problems + wrong)
-    splits = tuple(row[SPLIT] for row in rows) if SPLIT in header else ()
-    files = tuple(row[FILE] for row in rows)
+    splits = tuple(str(split_of(row[SPLIT])) for row in rows) if SPLIT in header else ()
+    files = tuple(row[key] for row in rows)
     return LabelsFile(path, found, names, files, tuple(labels), splits)
 
 
-def _rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restkey="", restval="", strict=True)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            rows = [{name: row[name].strip() for name in header} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"Expected a CSV file of labels or texts in UTF-8, got {path}: {error}"
-        ) from error
-    return header, rows
-
-
-def _header_problems(header: Sequence[str], columns: Sequence[str] | None) -> list[str]:
+def _header_problems(header: Sequence[str], columns: Sequence[str] | None, key: str) -> list[str]:
     found = []
-    if FILE not in header:
-        found.append(f"it has no column '{FILE}' in its first line. {near(FILE, header)}")
+    if key not in header:
+        found.append(f"it has no column '{key}' in its first line. {near(key, header)}")
     found += [
         f"column '{name}' appears {count} times"
         for name, count in Counter(header).items()
@@ -161,28 +155,29 @@ def _header_problems(header: Sequence[str], columns: Sequence[str] | None) -> li
         for name in columns or ()
         if name not in header
     ]
-    if not set(header) - {FILE, SPLIT} or (columns is not None and not columns):
+    if not set(header) - {key, SPLIT} or (columns is not None and not columns):
         found.append("it has no column of labels: add one, such as 'label'")
     return found
 
 
-def _row_problems(rows: Sequence[dict[str, str]], root: Path) -> list[str]:
+def _row_problems(rows: Sequence[dict[str, str]], root: Path, key: str) -> list[str]:
     found = []
+    near_file = near_file_in(root)
     first: dict[str, int] = {}
     for line, row in enumerate(rows, 2):
-        name = row[FILE]
+        name = row[key]
         if not name:
-            found.append(f"line {line}: no {FILE}")
+            found.append(f"line {line}: no {key}")
         elif name in first:
             found.append(f"line {line}: '{name}' is already in line {first[name]}")
         elif _leads_out(root, name):
             found.append(f"line {line}: expected a file below {root}, got {name}")
         elif not (root / name).is_file():
-            found.append(f"line {line}: missing file {root / name}")
+            found.append(f"line {line}: missing file {root / name}{near_file(name)}")
         first.setdefault(name, line)
         split = row.get(SPLIT, SPLITS[0])
-        if split not in SPLITS:
-            found.append(f"line {line}: split '{split}'. {near(split, SPLITS)}")
+        if split_of(split) is None:
+            found.append(f"line {line}: split '{split}'. {near(split.lower(), known_splits())}")
     return found
 
 
@@ -192,11 +187,11 @@ def _leads_out(root: Path, name: str) -> bool:
     return os.path.commonpath([top, os.path.abspath(os.path.join(top, name))]) != top
 
 
-def _refusal(path: Path, problems: Sequence[str], what: str = "labels") -> DataError:
+def _refusal(path: Path, problems: Sequence[str]) -> DataError:
     lines = [f"  {problem}" for problem in problems[:MOST_TOLD]]
     if len(problems) > MOST_TOLD:
         lines.append(f"  and {len(problems) - MOST_TOLD} more")
     listed = "\n".join(lines)
     return DataError(
-        f"{path} cannot serve as {what}, for {len(problems)} reason(s); correct them:\n{listed}"
+        f"{path} cannot serve as labels, for {len(problems)} reason(s); correct them:\n{listed}"
     )

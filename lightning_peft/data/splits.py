@@ -41,6 +41,7 @@ def few_labels(
     labels_per_class: int | None,
     class_names: Sequence[str],
     noun: str = "images",
+    test: Mapping[int, int] | None = None,
 ) -> tuple[list[int], list[int]]:
     """Select the validation images and then the labelled training images of each class.
 
@@ -50,6 +51,7 @@ def few_labels(
         labels_per_class: Number of training images of each class; None takes all that are left.
         class_names: Name of each class.
         noun: What the items are, for the message.
+        test: How many items of each class the test has already, for the message.
 
     Returns:
         The training and the validation indices, sorted and disjoint.
@@ -63,16 +65,20 @@ def few_labels(
     left = {label: len(found) - validation[label] for label, found in ranked.items()}
     short = {label: count for label, count in left.items() if count < wanted}
     if short:
+        tested = {label: 0 if test is None else test[label] for label in ranked}
         counts = ", ".join(
-            f"'{class_names[label]}' has {max(count, 0)} (of {len(ranked[label])}, "
-            f"{validation[label]} of them for validation)"
+            f"'{class_names[label]}' has {max(count, 0)} (of {len(ranked[label]) + tested[label]}, "
+            + (f"{tested[label]} of them for the test and " if tested[label] else "")
+            + f"{validation[label]} {'' if tested[label] else 'of them '}for validation)"
             for label, count in short.items()
         )
         most = min(left.values())
         advice = (
             f"Use at most labels_per_class={most}, or less validation."
             if most > 0
-            else f"Add {noun} to these classes, or use less validation."
+            else f"Add {noun} to these classes, or keep none of them for validation "
+            "(val_fraction=0, on the command line data.val_fraction=0) or for the test "
+            "(test_fraction=0, data.test_fraction=0)."
         )
         raise DataError(
             f"Expected {wanted} or more labelled training {noun} of each class, but {counts}. "
@@ -138,6 +144,7 @@ def divide(
         labels_per_class=labels_per_class,
         class_names=class_names,
         noun=noun,
+        test=cut,
     )
     return {"train": train, "val": val, "test": test}
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_peft.data import csv_table
 from lightning_peft.data.conversations import refused, rows_of
 from lightning_peft.errors import DataError, near, require
 
@@ -19,7 +19,7 @@ SPLITS = {"train": "train", "validation": "val", "val": "val", "dev": "val", "te
 
 JSON = (".jsonl", ".ndjson")
 CONLL = (".conll", ".bio", ".iob")
-SUFFIXES = (".csv", *JSON, *CONLL)
+SUFFIXES = (".csv", ".tsv", *JSON, *CONLL)
 PARTS = ("state.json", "dataset_dict.json")
 """One of these is in a directory that `datasets` has saved."""
 
@@ -41,15 +41,17 @@ class TextTable:
     places: Sequence[str]
 
 
-def read_table(path: Path) -> TextTable:
+def read_table(path: Path, column: str = "") -> TextTable:
     """Read a table of texts.
 
     Args:
-        path: A CSV file with a header; a JSONL file, with an object on every line; a CoNLL file
-            (``.conll``, ``.bio``, ``.iob``), with a word on every line, its tag at the end, and an
-            empty line after each sentence, whose columns are ``tokens`` and ``tags``; or a
+        path: A CSV file with a header (with commas, semicolons or tabs); a JSONL file, with an
+            object on every line; a CoNLL file (``.conll``, ``.bio``, ``.iob``), with a word on every
+            line, its tag at the end, and an empty line after each sentence, whose columns are
+            ``tokens`` and ``tags``; or a
             directory that ``save_to_disk`` of `datasets` has written, whose splits become the
             column ``split`` and whose class numbers become names. Files are in UTF-8.
+        column: A column that it should have, which tells what separates the columns of a CSV file.
 
     Returns:
         Its rows.
@@ -71,7 +73,7 @@ def read_table(path: Path) -> TextTable:
         return _lines(path)
     if path.suffix in CONLL:
         return _sentences(path)
-    return _csv(path)
+    return _csv(path, column)
 
 
 def is_saved(path: Path) -> bool:
@@ -86,17 +88,8 @@ def refusal(
     return refused(f"{beginning}{path}", problems, what)
 
 
-def _csv(path: Path) -> TextTable:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restkey="", restval="", strict=True)
-            header = [name.strip() for name in reader.fieldnames or ()]
-            reader.fieldnames = header
-            rows = [{name: row[name].strip() for name in header} for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(
-            f"Expected a CSV file of labels or texts in UTF-8, got {path}: {error}"
-        ) from error
+def _csv(path: Path, column: str) -> TextTable:
+    header, rows = csv_table.read_table(path, key=column)
     places = [f"line {number}" for number in range(2, len(rows) + 2)]
     return TextTable(path, tuple(header), rows, places)
 

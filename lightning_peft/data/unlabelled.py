@@ -25,7 +25,7 @@ def read_columns(path: Path, column: str, pair: str | None = None) -> list[str] 
     Raises:
         DataError: If a column is missing or has empty cells; all are listed.
     """
-    table = read_table(path)
+    table = read_table(path, column)
     wanted = [column, *([] if pair is None else [pair])]
     _check_columns(table, wanted)
     wrong = [
@@ -47,7 +47,7 @@ def read_words(path: Path, column: str) -> list[list[str]]:
     Raises:
         DataError: If the column is missing, or a row has no words; all are listed.
     """
-    table = read_table(path)
+    table = read_table(path, column)
     _check_columns(table, [column])
     found = [words_of(row.get(column)) for row in table.rows]
     wrong = [
@@ -61,7 +61,7 @@ def read_words(path: Path, column: str) -> list[list[str]]:
 
 
 def _check_columns(table: TextTable, wanted: list[str]) -> None:
-    where = " in its first line" if table.path.suffix == ".csv" else ""
+    where = " in its first line" if table.path.suffix in (".csv", ".tsv") else ""
     wrong = [
         f"it has no column '{name}'{where}. {near(name, table.columns)}"
         for name in wanted

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_peft.anatomy.forward import first_tensor
+from lightning_peft.data.decode import Decoding, open_image, why
 from lightning_peft.errors import DataError, some
 from lightning_peft.evaluation.outputs import Outputs
 
-__all__ = ["Prediction", "image_files", "predict_files", "predict_texts"]
+__all__ = ["Prediction", "predict_files", "predict_texts"]
 
 
 @dataclass(frozen=True)
@@ -41,45 +41,28 @@ class Prediction:
 
 class _Files(Dataset[tuple[int, Tensor | None, str]]):
     def __init__(
-        self, paths: Sequence[Path], mode: str, transform: Callable[[Any], Tensor]
+        self, paths: Sequence[Path], decoding: Decoding, transform: Callable[[Any], Tensor]
     ) -> None:
         self.paths = paths
-        self.mode = mode
+        self.decoding = decoding
         self.transform = transform
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | None, str]:
-        from PIL import Image
-
         try:
-            with Image.open(self.paths[index]) as image:
-                return index, self.transform(image.convert(self.mode)), ""
+            with open_image(self.paths[index]) as image:
+                return index, self.transform(self.decoding(image)), ""
         except Exception as error:  # a broken file can make PIL's decoders raise anything
-            return index, None, f"{type(error).__name__}: {error}"
-
-
-def image_files(root: Path) -> list[Path]:
-    """List the images below a folder, sorted; hidden files and folders are left out."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS
-
-    found = []
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(folder, name)
-            for name in files
-            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith(".")
-        ]
-    return sorted(found)
+            return index, None, why(error)
 
 
 def predict_files(
     model: nn.Module,
     paths: Sequence[Path],
     *,
-    mode: str,
+    decoding: Decoding,
     transform: Callable[[Any], Tensor],
     top: int = 1,
     batch_size: int = 64,
@@ -91,7 +74,7 @@ def predict_files(
     Args:
         model: Maps images ``(B, C, H, W)`` to outputs ``(B, K)``; in evaluation mode.
         paths: The files.
-        mode: PIL mode to read them in, ``"L"`` or ``"RGB"``.
+        decoding: How they are read, as in the training of the model.
         transform: Maps a PIL image to a tensor ``(C, H, W)``, as in the evaluation of the model.
         top: Number of classes to return for each.
         batch_size: Images at a time.
@@ -107,7 +90,7 @@ def predict_files(
     read = Outputs() if outputs is None else outputs
     device = next(model.parameters()).device
     loader: DataLoader[Any] = DataLoader(
-        _Files(paths, mode, transform),
+        _Files(paths, decoding, transform),
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=list,

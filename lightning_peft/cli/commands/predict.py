@@ -1,4 +1,4 @@
-"""Serve ``lightning-peft predict``: predict a folder of images, or texts, with a run."""
+"""Serve ``lightning-peft predict``: predict images, or texts, with a run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.commands.command import add_calibrated, run_command
 from lightning_peft.cli.commands.generate_texts import NEW_TOKENS, answer_prompts
+from lightning_peft.cli.commands.image_inputs import (
+    Asked,
+    asked_images,
+    asked_in_a_table,
+    is_table,
+)
 from lightning_peft.cli.config.devices import device_of
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.paths import no_directory
@@ -38,17 +44,19 @@ def main(args: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="lightning-peft predict",
-        description="Predict the class, the labels or the numbers of each image below a folder, or "
-        "of each text of a file, or the tags of its words, with the model of a run. Images and "
-        "texts are prepared as in its evaluation. A run on language writes a text after each "
-        "prompt of a file, and one on texts with targets a text for each text.",
+        description="Predict the class, the labels or the numbers of images, or of each text of a "
+        "file, or the tags of its words, with the model of a run. Images and texts are prepared as "
+        "in its evaluation. A run on language writes a text after each prompt of a file, and one "
+        "on texts with targets a text for each text.",
     )
     parser.add_argument("run", type=Path, help="the directory of a run")
     parser.add_argument(
         "data",
         type=Path,
-        help="a folder of images, or of folders of images; for a run on texts, a file with the "
-        "same columns of texts; for one on language, a JSONL, CSV or text file of prompts",
+        nargs="+",
+        help="images, folders of them, patterns such as 'photos/*.jpg', or a CSV file with a "
+        "column of files; for a run on texts, a file with the same columns of texts; for one on "
+        "language, a JSONL, CSV or text file of prompts",
     )
     parser.add_argument(
         "--out",
@@ -77,6 +85,7 @@ def _serve(options: argparse.Namespace) -> int:
     from lightning_peft.cli.jobs.served_language import is_of_language
 
     if is_of_language(options.run):
+        options.data = _one(options.data, "a file of prompts")
         answer_prompts(options)
         return 0
     if options.max_new_tokens is not None:
@@ -100,11 +109,9 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
         )
         if value < least
     ]
-    paths: list[Path] = []
-    if not options.data.exists():
-        problems.append(f"expected a folder of images or a file of texts, got {options.data}")
-    elif _holds_images(options.data) and not (paths := _image_files(options.data)):
-        problems.append(f"there is no image below {options.data}")
+    tables = any(is_table(path) and path.exists() for path in options.data)
+    asked = Asked() if tables else asked_images(options.data)
+    problems += asked.problems
     problems += _no_output(options.out)
     try:
         device = device_of(options.device)
@@ -122,12 +129,15 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
     if served.words is not None:
         from lightning_peft.cli.commands.tag_words import tag_words
 
+        options.data = _one(options.data, "a file of words")
         tag_words(served, options)
         return []
     if served.num_classes is not None:  # there are no more classes to show
         options.top = min(options.top, served.num_classes)
     if served.text_column is None:
-        keys, found = _images(served, paths, options)
+        if tables:
+            asked = asked_in_a_table(_one(options.data, "one CSV file of images"), served)
+        keys, found = _images(served, asked, options)
     else:
         keys, found = _texts(served, options)
     unread: list[Prediction] = []
@@ -143,17 +153,12 @@ def _predict(options: argparse.Namespace) -> list[Prediction]:
     return unread
 
 
-def _holds_images(path: Path) -> bool:
-    """Whether a path is a folder of images, and no directory of `datasets`."""
-    from lightning_peft.data.text_tables import is_saved
-
-    return path.is_dir() and not is_saved(path)
-
-
-def _image_files(folder: Path) -> list[Path]:
-    from lightning_peft.adaptation.serving.predicting import image_files
-
-    return image_files(folder)
+def _one(words: Sequence[Path], wanted: str) -> Path:
+    if len(words) > 1:
+        raise ConfigError(
+            [f"expected {wanted}, got {len(words)} words: {words[0]}, {words[1]} ..."]
+        )
+    return words[0]
 
 
 def _no_output(out: str) -> list[str]:
@@ -168,24 +173,27 @@ def _no_output(out: str) -> list[str]:
 
 
 def _images(
-    served: Served, paths: Sequence[Path], options: argparse.Namespace
+    served: Served, asked: Asked, options: argparse.Namespace
 ) -> tuple[list[str], Iterator[Prediction]]:
     """Return the names of the images, and their predictions."""
     from lightning_peft.adaptation.serving.predicting import predict_files
+    from lightning_peft.data.listing import not_read
 
-    if served.preprocessing is None or not paths:
-        raise ConfigError([f"expected a folder of images, as the run had, got {options.data}"])
+    if served.decoding is None or not asked.paths:
+        raise ConfigError([f"expected images, as the run had, got {options.data[0]}"])
+    if told := not_read(asked.others):
+        print(f"lightning-peft: {printable(told)}", file=sys.stderr)
     found = predict_files(
         served.backbone,
-        paths,
-        mode=served.preprocessing.pil_mode,
+        asked.paths,
+        decoding=served.decoding,
         transform=served.transform,
         top=options.top,
         batch_size=options.batch,
         num_workers=options.workers,
         outputs=served.outputs,
     )
-    return [path.relative_to(options.data).as_posix() for path in paths], found
+    return asked.names, found
 
 
 def _texts(served: Served, options: argparse.Namespace) -> tuple[list[str], Iterator[Prediction]]:
@@ -193,9 +201,10 @@ def _texts(served: Served, options: argparse.Namespace) -> tuple[list[str], Iter
     from lightning_peft.adaptation.serving.predicting import predict_texts
     from lightning_peft.data.unlabelled import read_columns
 
-    if _holds_images(options.data):
-        raise ConfigError([f"expected a file of texts, as the run had, got {options.data}"])
-    texts: Any = read_columns(options.data, str(served.text_column), served.pair_column)
+    path = _one(options.data, "a file of texts")
+    if not is_table(path):
+        raise ConfigError([f"expected a file of texts, as the run had, got {path}"])
+    texts: Any = read_columns(path, str(served.text_column), served.pair_column)
     found = predict_texts(
         served.backbone,
         texts,

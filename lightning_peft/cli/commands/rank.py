@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.commands.command import run_command
 from lightning_peft.cli.commands.ranking_table import as_json, print_ranking, write_ranking
+from lightning_peft.cli.config.before import check_before
 from lightning_peft.cli.config.devices import device_of
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.help import experiment_settings
@@ -139,10 +140,12 @@ def split_names(text: str) -> list[str]:
 
 
 def _rank(options: argparse.Namespace) -> tuple[Ranking, list[Agreement]]:
+    from omegaconf import OmegaConf
+
     own, overrides = _split(options.words)
-    for data, metric in WITHOUT_CLASSES.items():
-        if data in overrides:
-            raise ConfigError([_trained_instead(data, metric)])
+    for choice, metric in WITHOUT_CLASSES.items():
+        if choice in overrides:
+            raise ConfigError([_trained_instead(choice, metric)])
     budgets = {key: parse_count(key, own[key]) for key in OWN[1:] if key in own}
     noun: Noun = "texts" if TEXTS in overrides else "images"
     every = ["*"] if budgets and noun == "images" else []  # of Hugging Face there is no list
@@ -154,8 +157,11 @@ def _rank(options: argparse.Namespace) -> tuple[Ranking, list[Agreement]]:
             ["expected models=NAME,... or a budget such as max_parameters=30M. See: "
              "lightning-peft rank --help"]
         )  # fmt: skip
-    device = _check_flags(options)
     cfg = _compose(overrides)
+    if not OmegaConf.is_missing(cfg.data, "root"):  # before torch is imported
+        data = OmegaConf.to_container(cfg.data, resolve=True)
+        check_before({"data": data})
+    device = _check_flags(options)
 
     from lightning_peft.cli.config.quiet import quiet
     from lightning_peft.ranking import find_candidates, find_encoders, rank_candidates

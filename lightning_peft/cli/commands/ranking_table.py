@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_peft.cli.comparing.fitting import fitted, left_out, longest_word
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -21,6 +23,10 @@ MOST_TOLD = 8
 
 HEADINGS = {"probe": "probe", "knn": "5-NN", "logme": "LogME", "h_score": "H-score",
             "nleep": "NLEEP"}  # fmt: skip
+
+
+SPARE = ("h_score", "nleep", "logme", "knn")
+"""The scores that go first where a console is too narrow for all."""
 
 
 def print_ranking(ranking: Ranking, agreements: Sequence[Agreement], out: Path | None) -> None:
@@ -52,6 +58,7 @@ def print_ranking(ranking: Ranking, agreements: Sequence[Agreement], out: Path |
 def _print_table(ranking: Ranking, console: Console) -> None:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     from lightning_peft.ranking.sources import BACKBONES_OF
 
@@ -62,18 +69,31 @@ def _print_table(ranking: Ranking, console: Console) -> None:
         f"{ranking.folds} folds; first, how often it is the best of all when the {ranking.noun} "
         f"are resampled; 5-NN, leave-one-out accuracy. ms: forward, {each}, on this machine."
     )
-    table = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption=caption,
-        caption_justify="left",
-    )  # fmt: skip
-    table.add_column("", justify="right")
-    table.add_column("model", overflow="fold", min_width=12)
-    for name in ("probe", "first", *list(HEADINGS.values())[1:], "params", "ms"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for place, row in enumerate(ranking.rows, 1):
-        table.add_row(str(place), *_cells(row), style="bold" if place == 1 else None)
+    every = ["probe", "first", *list(HEADINGS.values())[1:], "params", "ms"]
+    word = longest_word(_shown(row.label) for row in ranking.rows)
+
+    def build(shown: Sequence[str], label_width: int | None) -> Table:
+        lacking = left_out(
+            [name for name in every if name not in shown], "ranking.csv of --out DIR"
+        )
+        table = Table(
+            box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, caption_justify="left",
+            caption=f"{caption} {lacking}".strip(),
+        )  # fmt: skip
+        table.add_column("", justify="right")
+        table.add_column("model", overflow="fold", min_width=word, width=label_width)
+        for name in shown:
+            table.add_column(name, justify="right", no_wrap=True)
+        for place, row in enumerate(ranking.rows, 1):
+            label, *cells = _cells(row)
+            found = dict(zip(every, cells, strict=True))
+            texts = (label, *(found[name] for name in shown))
+            table.add_row(str(place), *map(Text, texts), style="bold" if place == 1 else None)
+        return table
+
+    spare = [HEADINGS[name] for name in SPARE if name != ranking.by]
     console.print()
-    console.print(table)
+    console.print(fitted(build, every, [*spare, "ms", "first"], word, console.width)[0])
 
 
 def _cells(row: Row) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.commands.command import run_command
 from lightning_peft.cli.commands.example_tables import print_examples
@@ -15,14 +15,15 @@ from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.known import experiment_in, known_keys
 from lightning_peft.cli.config.paths import conf_dir, no_directory
 from lightning_peft.cli.config.task import LANGUAGE, fit_to_task
-from lightning_peft.cli.jobs.task import task_of
+from lightning_peft.cli.jobs.length import planned_steps
+from lightning_peft.cli.jobs.task import build_module, task_of
 from lightning_peft.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
-__all__ = ["main", "planned_steps", "samples_of"]
+__all__ = ["main", "samples_of"]
 
 
 def main(args: Sequence[str]) -> int:
@@ -69,12 +70,14 @@ def _show(options: argparse.Namespace) -> None:
     from hydra.utils import instantiate
     from rich.console import Console
 
+    from lightning_peft.cli.config.before import check_before
     from lightning_peft.cli.config.check import check_targets, check_values
     from lightning_peft.cli.config.quiet import quiet
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("config", ["name=show", f"output_dir={options.out}", *options.overrides])
     plain = check_values(cfg, known_keys(experiment_in(options.overrides)))
+    check_before({key: plain[key] for key in ("data", "model")})
     check_targets({key: plain[key] for key in ("data", "model", "method", "schedule", "trainer")})
     schedule = None if cfg.schedule is None else instantiate(cfg.schedule, _convert_="all")
     datamodule = instantiate(cfg.data, _convert_="all")
@@ -84,6 +87,7 @@ def _show(options: argparse.Namespace) -> None:
         datamodule.setup("test")
     fit_to_task(cfg, task_of(datamodule))
     console = Console()
+    console.print(_backbone(cfg, datamodule), markup=False, highlight=False, soft_wrap=True)
     if task_of(datamodule) in TABLES:
         print_texts(datamodule, console)
     elif task_of(datamodule) in LANGUAGE.values():
@@ -93,6 +97,23 @@ def _show(options: argparse.Namespace) -> None:
     lines = _pictures(cfg, datamodule, schedule, options)
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _backbone(cfg: DictConfig, datamodule: Any) -> str:
+    """Return the name of the backbone, its size and what it reads; no weights are loaded."""
+    import torch
+
+    from lightning_peft.cli.config.quiet import quiet
+    from lightning_peft.cli.jobs.backbone_facts import backbone_facts, input_of, told
+
+    try:
+        with quiet(), torch.device("meta"):
+            classes = getattr(datamodule, "num_classes", None)
+            module = build_module(cfg.model, classes, pretrained=False)
+        facts = backbone_facts(cfg, module, datamodule)
+    except Exception:  # a model of the user's own may not be built like this
+        facts = {"name": str(cfg.model.get("backbone")), "input": input_of(datamodule)}
+    return f"backbone: {facts['name']}" + (f" ({known})" if (known := told(facts)) else "")
 
 
 def _pictures(
@@ -142,58 +163,6 @@ def _pictures(
     except MissingExtraError as error:
         return [f"no picture: {error}"]
     return [*lines, f"picture    {path}"]
-
-
-class Planned(NamedTuple):
-    """How long a run will be, in optimizer steps on one device.
-
-    Attributes:
-        total: Steps of the whole run; ``None`` if it ends only when somebody stops it.
-        epoch: Steps of an epoch.
-    """
-
-    total: int | None
-    epoch: int
-
-
-def planned_steps(cfg: DictConfig, datamodule: Any, schedule: Any = None) -> Planned:
-    """Return how many optimizer steps a run on one device will make.
-
-    Args:
-        cfg: The composed config.
-        datamodule: The data, set up.
-        schedule: The schedule, which may define the number itself.
-
-    Returns:
-        The steps.
-
-    Raises:
-        ConfigError: If the schedule needs a run with a length, and neither steps nor epochs are
-            given.
-    """
-    trainer = cfg.trainer
-    batches = len(datamodule.train_dataloader())
-    limit = trainer.get("limit_train_batches")
-    if isinstance(limit, float):
-        batches = int(batches * limit)
-    elif limit is not None:
-        batches = min(batches, limit)
-    epoch = -(-batches // trainer.accumulate_grad_batches)
-    if getattr(schedule, "total_steps", None):
-        return Planned(int(schedule.total_steps), epoch)
-    found = []
-    if (trainer.get("max_steps") or -1) > 0:
-        found.append(trainer.max_steps)
-    if (trainer.get("max_epochs") or -1) > 0:
-        found.append(trainer.max_epochs * epoch)
-    if found:
-        return Planned(int(min(found)), epoch)
-    if schedule is not None and not schedule.needs_length():
-        return Planned(None, epoch)
-    raise ConfigError(
-        ["the run has no length: set trainer.max_steps or trainer.max_epochs, or "
-         "+schedule.total_steps"]
-    )  # fmt: skip
 
 
 def samples_of(datamodule: Any, classes: int, variants: int) -> tuple[Tensor, Tensor, list[str]]:

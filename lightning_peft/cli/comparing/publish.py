@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_peft.cli.comparing.comparison import Comparison, comparison_of
-from lightning_peft.cli.comparing.grids import grid_table
+from lightning_peft.cli.comparing.grids import grid_tables
 from lightning_peft.cli.comparing.runs import read_runs
 from lightning_peft.cli.comparing.swept import swept_numbers
 from lightning_peft.cli.comparing.tables import as_csv, as_json, comparison_table, more_grids
@@ -69,7 +69,8 @@ def publish(comparison: Comparison, output: Path) -> bool:
     console.print()
     console.print(comparison_table(comparison, console.width))
     for grid in more_grids(comparison):
-        console.print(grid_table(grid))
+        for table in grid_tables(grid, console.width):
+            console.print(table)
     for contrast in comparison.contrasts:
         console.print(told(contrast, comparison.metric), markup=False, highlight=False)
     for row in comparison.rows:

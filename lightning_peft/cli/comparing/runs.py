@@ -38,7 +38,7 @@ same."""
 PREPARED = frozenset(
     {
         *("backbone", "channels", "chat_template", "image_size", "interpolation", "max_length"),
-        *("mean", "prefix", "std"),
+        *("mean", "prefix", "std", "value_range"),
     }
 )
 """Keys of ``data`` that define how the same images are prepared for a backbone."""

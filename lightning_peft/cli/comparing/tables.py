@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.comparing.comparison import Comparison, Row, Spread
+from lightning_peft.cli.comparing.fitting import fitted, left_out, longest_word
 from lightning_peft.cli.comparing.grids import Grid
 from lightning_peft.cli.comparing.pareto import pareto_grid, pareto_json, pareto_set
 from lightning_peft.cli.comparing.significance import Contrast
@@ -22,8 +24,12 @@ __all__ = ["as_csv", "as_json", "comparison_table", "more_grids", "notes", "runs
 FORMAT = 3
 """The format of ``comparison.json``; it is raised when a key changes its meaning or its place."""
 
-WIDE = 100
-"""On a console with fewer columns, the names of the methods would break."""
+PEAK = "peak"
+
+SPARE = (PEAK, "checkpoint", "step", "total")
+"""The columns that go first where a console is too narrow for all."""
+
+FILE = "comparison.csv"
 
 QUANTITIES = {
     "accuracy": "",
@@ -116,7 +122,7 @@ def cells(row: Row, metric: str) -> list[str]:
 def columns(comparison: Comparison) -> list[str]:
     """Return the names of the columns of :func:`cells`."""
     metric = comparison.metric.replace("/", " ")
-    return [metric, "trained", "checkpoint", "step", "total", "peak"]
+    return [metric, "trained", "checkpoint", "step", "total", PEAK]
 
 
 def comparison_table(comparison: Comparison, width: int = 120) -> Table:
@@ -124,33 +130,43 @@ def comparison_table(comparison: Comparison, width: int = 120) -> Table:
 
     Args:
         comparison: The comparison.
-        width: The width of the console; a narrow one has no room for the peak memory.
+        width: The width of the console; a narrow one has no room for all columns.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        caption="\n".join(notes(comparison, with_memory=width >= WIDE)) or None,
-        caption_justify="left",
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    table.add_column("method", overflow="fold")
-    shown = columns(comparison)[: None if width >= WIDE else -1]
-    for name in shown:
-        table.add_column(name, justify="right", no_wrap=True)
+    every = columns(comparison)
     several = any(len(row.seeds) != 1 for row in comparison.shown if not row.baseline)
-    if several or any(row.failed or row.unfinished or row.pruned for row in comparison.shown):
-        table.add_column("runs", justify="right", no_wrap=True)
-    for row in comparison.shown:
-        texts = [row.label, *cells(row, comparison.metric)[: len(shown)], runs_of(row)][
-            : len(table.columns)
-        ]
-        style = "bold" if row is comparison.leader else "dim" if row.baseline else ""
-        table.add_row(*(Text(text) for text in texts), style=style)  # a label is no markup
-    return table
+    with_runs = several or any(
+        row.failed or row.unfinished or row.pruned for row in comparison.shown
+    )
+    word = longest_word(row.label for row in comparison.shown)
+
+    def build(shown: Sequence[str], label_width: int | None) -> Table:
+        lacking = [name for name in every if name not in shown]
+        told = notes(comparison, with_memory=PEAK in shown)
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            caption="\n".join([*told, *filter(None, [left_out(lacking, FILE)])]) or None,
+            caption_justify="left",
+            pad_edge=False,
+            collapse_padding=True,
+        )
+        table.add_column("method", overflow="fold", min_width=word, width=label_width)
+        for name in shown:
+            table.add_column(name, justify="right", no_wrap=True)
+        if with_runs:
+            table.add_column("runs", justify="right", no_wrap=True)
+        for row in comparison.shown:
+            found = dict(zip(every, cells(row, comparison.metric), strict=True))
+            texts = [row.label, *(found[name] for name in shown)]
+            texts += [runs_of(row)] if with_runs else []
+            style = "bold" if row is comparison.leader else "dim" if row.baseline else ""
+            table.add_row(*(Text(text) for text in texts), style=style)  # a label is no markup
+        return table
+
+    return fitted(build, every, SPARE, word, width)[0]
 
 
 def more_grids(comparison: Comparison) -> list[Grid]:

@@ -16,11 +16,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_peft.cli.config.errors import ConfigError, missing_value, nodes, of_an_experiment
+from lightning_peft.cli.config.proposals import ask_for_backbone
 from lightning_peft.cli.config.schema import type_problems
 from lightning_peft.cli.config.values import annotations_of, complaint
 from lightning_peft.errors import near
 
 __all__ = ["check_targets", "check_values", "target_problems"]
+
+IMAGES = "lightning_peft.ImageClassifier"
 
 _HYDRA_KEYS = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
 
@@ -41,7 +44,13 @@ def check_values(cfg: DictConfig, known: frozenset[str]) -> dict[str, Any]:
     # OmegaConf.missing_keys stops at the first interpolation of a missing value
     missing = [key for key, node in nodes(cfg) if node is not None and node._is_missing()]
     if missing:
-        raise ConfigError([missing_value(key) for key in missing])
+        asked = cfg.get("model") is not None and cfg.model.get("_target_") == IMAGES
+        raise ConfigError(
+            [
+                ask_for_backbone() if key == "model.backbone" and asked else missing_value(key)
+                for key in missing
+            ]
+        )
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     # `+shots=4` without the experiment that reads it would change nothing
     strays = [(key, of_an_experiment(key)) for key in sorted(plain.keys() - known)]

@@ -1,9 +1,9 @@
-"""Read the configs of this package, each file once, and add the settings of a method to its config.
+"""Read the configs of this package, each file once, and complete those that name only a class.
 
 ``conf/method/lora.yaml`` names the class and a learning rate. Hydra refuses a key that is not in
 the config (``method.rank=4``), so the fields of the class and their defaults are added when the
-file is read. A sweep composes its config anew for each job: parsing the same files again would take
-a third of that.
+file is read; ``conf/model/auto.yaml`` gets the backbone that is chosen. A sweep composes its config
+anew for each job: parsing the same files again would take a third of that.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from omegaconf import Container, DictConfig, OmegaConf
 
 from lightning_peft.cli.config.method_fields import fields_of
 from lightning_peft.cli.config.paths import conf_dir
+from lightning_peft.cli.config.proposals import AUTO, choose
 from lightning_peft.cli.config.schema import is_ours
 
 __all__ = ["ConfSource", "read_by_conf_source"]
 
 METHOD = "method"
 """The group whose choices are completed, and the key of the method in each."""
+
+MODEL = "model"
 
 HYDRAS = "pkg://hydra.conf"
 """Where Hydra's own configs are on a search path."""
@@ -55,8 +58,11 @@ class ConfSource(FileConfigSource):
             found: ConfigResult = pickle.loads(kept)
             return found
         found = super().load_config(config_path)
-        if config_path.strip("/").startswith(f"{METHOD}/"):
+        name = config_path.strip("/").removesuffix(".yaml")
+        if name.startswith(f"{METHOD}/"):
             _complete(found.config)
+        elif name == f"{MODEL}/{AUTO}" and isinstance(found.config, DictConfig):
+            found.config.backbone = choose()[0].name
         if stamp is not None:
             _READ[key] = stamp, pickle.dumps(found)
         return found

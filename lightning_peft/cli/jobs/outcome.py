@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_peft.adaptation.handle import find_adaptations
 from lightning_peft.cli.config.job_config import in_sweep
 from lightning_peft.cli.config.objectives import costs_of, names_of
+from lightning_peft.cli.jobs.backbone_facts import told
 from lightning_peft.cli.jobs.previews import predictions
 from lightning_peft.cli.jobs.served import write_facts
 from lightning_peft.cli.jobs.task import dataset_of, task_of
@@ -83,6 +84,7 @@ def leave_files(
             trial.directions if (trial := Trial.of_environment()) else (),
         ),
         **costs,
+        backbone=parts.backbone,
         steps=parts.trainer.global_step,
         images=_images(parts),
         monitor=best.monitor,
@@ -174,6 +176,7 @@ def result_table(summary: Mapping[str, Any], directory: Path) -> Table:
     """
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     from lightning_peft.cli.comparing.comparison import BASELINES
     from lightning_peft.cli.comparing.wording import duration, size
@@ -197,6 +200,9 @@ def result_table(summary: Mapping[str, Any], directory: Path) -> Table:
         table.add_row("temperature", f"{summary['temperature']:.3f}, fitted on validation")
     for name, value in summary["baselines"].items():
         table.add_row(BASELINES.get(name, name), f"{100 * value:.1f} %")
+    if backbone := summary.get("backbone"):
+        table.add_row("backbone", Text(backbone["name"]))
+        table.add_row("", Text(told(backbone)))
     parameters, seconds = summary["parameters"], summary["seconds"]
     share = f"{100 * parameters['share']:.2f} %"
     table.add_row(
@@ -205,7 +211,10 @@ def result_table(summary: Mapping[str, Any], directory: Path) -> Table:
     table.add_row("checkpoint", size(summary["bytes"]["checkpoint"]))
     if seconds.get("step"):
         table.add_row("step", duration(seconds["step"]))
-    table.add_row("total", duration(seconds["total"]))
+    total = duration(seconds["total"])
+    if seconds.get("validation"):
+        total += f", {duration(seconds['validation'])} of it validation"
+    table.add_row("total", total)
     table.add_row("files", str(directory))
     return table
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from lightning_peft.cli.config.errors import ConfigError, cause_of, explain
 from lightning_peft.cli.config.task import fit_to_task
+from lightning_peft.cli.jobs.backbone_facts import BackboneFacts, backbone_facts
 from lightning_peft.cli.jobs.loggers import forgiving
 from lightning_peft.cli.jobs.task import build_module, task_of
 
@@ -40,6 +41,7 @@ class Parts:
     datamodule: pl.LightningDataModule
     module: pl.LightningModule
     trainer: pl.Trainer
+    backbone: BackboneFacts = field(default_factory=dict)
 
 
 def check_calibration(module: Any, has_validation: bool) -> None:
@@ -73,12 +75,15 @@ def check_baselines(names: Sequence[str], datamodule: Any) -> None:
         )
 
 
-def build(cfg: DictConfig, more_callbacks: Sequence[Any] = ()) -> Parts:
+def build(
+    cfg: DictConfig, more_callbacks: Sequence[Any] = (), first_callbacks: Sequence[Any] = ()
+) -> Parts:
     """Build the data module, the module with the classes of the data, and the trainer.
 
     Args:
         cfg: The composed config; it is fitted to the task of the data.
         more_callbacks: Callbacks in addition to those of the config.
+        first_callbacks: Callbacks before those of the config.
 
     Returns:
         The parts.
@@ -88,6 +93,7 @@ def build(cfg: DictConfig, more_callbacks: Sequence[Any] = ()) -> Parts:
     """
     from hydra.utils import instantiate
 
+    from lightning_peft.cli.jobs.validating import of_the_last_weights, when_to_validate
     from lightning_peft.lightning.checkpoint_io import write_whole_checkpoints
 
     with _building("data"):
@@ -102,8 +108,10 @@ def build(cfg: DictConfig, more_callbacks: Sequence[Any] = ()) -> Parts:
     with _building("model"):
         fit_to_task(cfg, task_of(datamodule))
         module = build_module(cfg.model, getattr(datamodule, "num_classes", None))
+        facts = backbone_facts(cfg, module, datamodule)
     if cfg.calibrate is not None:
         check_calibration(module, has_validation)
+    when = when_to_validate(cfg, datamodule if has_validation else None)
     callbacks: list[Any] = []
     loggers: list[Any] = []
     for group, found in (("callbacks", callbacks), ("logger", loggers)):
@@ -111,9 +119,10 @@ def build(cfg: DictConfig, more_callbacks: Sequence[Any] = ()) -> Parts:
         for name, node in sorted((cfg[group] or {}).items(), key=lambda item: item[0] != "peft"):
             if node is not None:
                 with _building(f"{group}.{name}"):
-                    found.append(instantiate(node, _convert_="all"))
+                    more = of_the_last_weights(node, when)
+                    found.append(instantiate(node, _convert_="all", **more))
     loggers = [forgiving(logger) for logger in loggers]
-    callbacks += more_callbacks
+    callbacks = [*first_callbacks, *callbacks, *more_callbacks]
     for callback in callbacks:
         monitor = str(getattr(callback, "monitor", None))
         if monitor.startswith("val/") and not has_validation:
@@ -125,12 +134,11 @@ def build(cfg: DictConfig, more_callbacks: Sequence[Any] = ()) -> Parts:
                 ]
             )
     with _building("trainer"):
-        none = {} if has_validation else {"limit_val_batches": 0}
         trainer = instantiate(
-            cfg.trainer, callbacks=callbacks, logger=loggers or False, _convert_="all", **none
+            cfg.trainer, callbacks=callbacks, logger=loggers or False, _convert_="all", **when
         )
     write_whole_checkpoints(trainer.strategy)
-    return Parts(datamodule, module, trainer)
+    return Parts(datamodule, module, trainer, facts)
 
 
 @contextmanager

@@ -92,6 +92,19 @@ class StepProgress(pl.callbacks.ProgressBar):
             return
         self._update(trainer, outputs)
 
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Show that it validates, and how far it is."""
+        super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+        total = trainer.num_val_batches[dataloader_idx]
+        self._show(f"validates {batch_idx + 1}/{total}")
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show what was measured."""
         super().on_validation_end(trainer, pl_module)
@@ -119,9 +132,11 @@ class StepProgress(pl.callbacks.ProgressBar):
         value = trainer.callback_metrics.get(self.metric)
         if value is not None:
             self._figures["value"] = f"{self.metric.replace('/', ' ')} {float(value):.2f}"
-        self._progress.update(
-            self._task, completed=trainer.global_step, figures=" ".join(self._figures.values())
-        )
+        self._show(" ".join(self._figures.values()), completed=trainer.global_step)
+
+    def _show(self, figures: str, **more: Any) -> None:
+        if self._progress is not None:
+            self._progress.update(self._task, figures=figures, **more)
 
     def _stop(self) -> None:
         if self._progress is not None:

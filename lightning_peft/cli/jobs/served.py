@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from lightning_peft.backbones.data_config import DataConfig
+    from lightning_peft.data.decode import Decoding
 
 __all__ = [
     "FACTS",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 FACTS = "serving.json"
+
+FILE = "file"
+"""The column of images in a CSV file, unless the run names another."""
 
 MOST_CLASSES = 1_000_000
 """More would only ask for memory."""
@@ -57,7 +61,7 @@ class Served:
     Attributes:
         backbone: The adapted backbone; images to logits.
         preprocessing: How its images are prepared; ``None`` if it reads texts.
-        transform: A PIL image in ``preprocessing.pil_mode`` to a tensor ``(C, H, W)``; where it
+        transform: A PIL image as ``decoding`` makes it to a tensor ``(C, H, W)``; where it
             reads texts, a list of them to the backbone's keyword arguments.
         class_names: The name of each class, label or number, if known.
         outputs: How the backbone's outputs are read.
@@ -67,6 +71,10 @@ class Served:
         words: Lists of words to their tokens, if it tags words.
         tokenizer: The tokeniser, if it reads texts.
         base: The name or directory of the pretrained model, if it reads texts.
+        decoding: How image files are read; ``None`` if it reads texts.
+        file_column: The column of images in a CSV file.
+        image_root: The folder of the images that it was trained on, if known.
+        encoding: The encoding of a CSV file, if the run names one.
     """
 
     backbone: nn.Module
@@ -80,6 +88,10 @@ class Served:
     words: Callable[[Any], Any] | None = None
     tokenizer: Any = None
     base: str = ""
+    decoding: Decoding | None = None
+    file_column: str = FILE
+    image_root: Path | None = None
+    encoding: str | None = None
 
 
 def write_facts(directory: Path, datamodule: Any, outputs: Outputs | None = None) -> None:
@@ -223,7 +235,22 @@ def _load(directory: Path, cfg: Any, facts: Mapping[str, Any], outputs: Outputs)
         words=datamodule.tokenise_words if tagged else None,
         tokenizer=getattr(datamodule, "tokenizer", None),
         base=str(cfg.model.get("backbone")),
+        decoding=_decoding(datamodule, preprocessing),
+        file_column=getattr(datamodule, "file_column", None) or FILE,
+        image_root=getattr(datamodule, "root", None),
+        encoding=getattr(datamodule, "encoding", None),
     )
+
+
+def _decoding(datamodule: Any, preprocessing: DataConfig | None) -> Decoding | None:
+    """Return how the run reads image files, in the mode that its backbone takes."""
+    from lightning_peft.data.decode import Decoding
+
+    if preprocessing is None:
+        return None
+    own = getattr(datamodule, "decoding", None)
+    value_range = own.value_range if isinstance(own, Decoding) else None
+    return Decoding(preprocessing.pil_mode, value_range)
 
 
 def _unfinished(directory: Path) -> str:
@@ -346,7 +373,13 @@ def load_with_backbone(
     backbone = backbone_of(module)[1]
     load_adapter(backbone, directory)
     preprocessing = data_config(backbone)
-    return Served(backbone.eval(), preprocessing, preprocessing.eval_transform(), None)
+    return Served(
+        backbone.eval(),
+        preprocessing,
+        preprocessing.eval_transform(),
+        None,
+        decoding=_decoding(None, preprocessing),
+    )
 
 
 def _classes(tensors: Mapping[str, Tensor], head: Sequence[str]) -> int | None:

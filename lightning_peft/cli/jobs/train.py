@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_peft.cli.config.before import check_before
 from lightning_peft.cli.config.check import check_targets, check_values
-from lightning_peft.cli.config.job_config import experiment_of_job
+from lightning_peft.cli.config.job_config import experiment_of_job, in_sweep
 from lightning_peft.cli.config.known import known_keys
 from lightning_peft.cli.config.objectives import names_of
 from lightning_peft.cli.config.quiet import quiet
@@ -36,6 +37,7 @@ from lightning_peft.system.atomic import remove_leftovers
 if TYPE_CHECKING:
     from lightning_peft.cli.jobs.pruning import TrialPruning
     from lightning_peft.cli.jobs.resuming import Resuming
+    from lightning_peft.cli.jobs.validating import Validations
 
 __all__ = ["train"]
 
@@ -57,6 +59,7 @@ def train(cfg: DictConfig) -> float | list[float] | None:
         ConfigError: If the config cannot be run.
     """
     plain = check_values(cfg, known_keys(experiment_of_job()))
+    check_before(plain)
     trust = trust_of_jobs()
     if trust is not None:  # the job of a sweep that somebody else may have recorded
         refuse(Path(cfg.output_dir), list(problems_in(plain, trust.own)))
@@ -80,6 +83,8 @@ def _run(
 ) -> float | list[float] | None:
     from lightning_peft.cli.jobs.resuming import Resuming
     from lightning_peft.cli.jobs.shared_features import shared_features
+    from lightning_peft.cli.jobs.start_lines import StartLines, start_lines
+    from lightning_peft.cli.jobs.validating import Validations
 
     started = time.perf_counter()
     directory = Path(cfg.output_dir)
@@ -91,9 +96,16 @@ def _run(
     trial = Trial.of_environment()
     pruning = pruning_of(cfg, trial)
     resuming = Resuming(directory)
-    parts = build(cfg, [*shared_features(cfg), resuming, *([pruning] if pruning else [])])
+    validations = Validations()
+    first = [] if in_sweep() else [start := StartLines()]
+    more = [*shared_features(cfg), resuming, validations, *([pruning] if pruning else [])]
+    parts = build(cfg, more, first)
+    if first:
+        start.lines = tuple(start_lines(cfg, parts))
     with ending_ranks(parts.trainer):
-        return _run_parts(cfg, parts, trial, pruning, resuming, started, leave_files, leave_pruned)
+        return _run_parts(
+            cfg, parts, trial, pruning, resuming, validations, started, leave_files, leave_pruned
+        )
 
 
 def _run_parts(
@@ -102,6 +114,7 @@ def _run_parts(
     trial: Trial | None,
     pruning: TrialPruning | None,
     resuming: Resuming,
+    validations: Validations,
     started: float,
     leave_files: Callable[..., Any],
     leave_pruned: Callable[..., Any],
@@ -156,7 +169,11 @@ def _run_parts(
         )
     if not parts.trainer.is_global_zero:
         return None
-    seconds = {"fit": fitted - started, "total": time.perf_counter() - started}
+    seconds = {
+        "fit": fitted - started,
+        "validation": validations.seconds,
+        "total": time.perf_counter() - started,
+    }
     return told(leave_files(cfg, parts, best, metrics, seconds))
 
 
@@ -185,7 +202,5 @@ def _keep_temperature(path: Path, temperature: float) -> None:
 def _sweeper() -> Any:
     """Return the config of Hydra's sweeper if this job belongs to a sweep."""
     from hydra.core.hydra_config import HydraConfig
-
-    from lightning_peft.cli.config.job_config import in_sweep
 
     return OmegaConf.to_container(HydraConfig.get().sweeper) if in_sweep() else None

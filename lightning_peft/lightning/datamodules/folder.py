@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_peft.backbones.data_config import DataConfig, data_config
 from lightning_peft.data.augment import Augment, augmentation
+from lightning_peft.data.decode import Decoding
 from lightning_peft.data.flips import flip_confusions, thumbnails, warning_text
 from lightning_peft.data.image_cache import ImageCache
 from lightning_peft.data.image_files import (
@@ -20,10 +22,10 @@ from lightning_peft.data.image_files import (
     evaluation_transform,
     training_transform,
 )
-from lightning_peft.data.labelled import counted, mean_and_deviation, splits_of
-from lightning_peft.data.labels_file import LabelsFile, find_labels, read_labels
-from lightning_peft.data.scan import Folder, Verify, find_problems, read_folders, refuse, unreadable
-from lightning_peft.data.splits import divide
+from lightning_peft.data.labelled import counted, mean_and_deviation
+from lightning_peft.data.labelled_images import Files, LabelledImages, of_a_file, of_folders
+from lightning_peft.data.scan import refuse
+from lightning_peft.data.verify import Verify
 from lightning_peft.errors import DataError, near
 from lightning_peft.evaluation.metric_names import Task
 from lightning_peft.lightning.datamodules.loaders import SplitLoaders, workers
@@ -31,15 +33,17 @@ from lightning_peft.lightning.datamodules.loaders import SplitLoaders, workers
 __all__ = ["ImageFiles", "ImageFolderDataModule"]
 
 
-Files = dict[str, tuple[list[str], list[Any]]]
+log = logging.getLogger(__name__)
 
 
 class ImageFolderDataModule(SplitLoaders):
     """A folder of images, prepared by the backbone's own ``timm.data`` configuration.
 
     Two layouts of class folders are read. ``root/train/<class>/``, with ``root/val`` and
-    ``root/test`` if they exist; or ``root/<class>/``, from which a test set is split off that only
-    depends on ``test_fraction``.
+    ``root/test`` if they exist (also ``Train``, ``valid``, ``validation``, ``dev``, ``testing``, in
+    any case); or ``root/<class>/``, from which a test set is split off that only depends on
+    ``test_fraction``. Every format is read that Pillow decodes here, as a person sees it: see
+    :class:`~lightning_peft.data.decode.Decoding`. A warning counts the files that are not read.
     Without ``val``, a stratified part of the training images is used for validation. Images are
     ranked by a hash of their path, so a new file does not move others between splits.
 
@@ -57,7 +61,10 @@ class ImageFolderDataModule(SplitLoaders):
         backbone: The backbone for which images are prepared: a timm name, a model, a mapping or a
             :class:`DataConfig`; None is timm's default (224 pixels, ImageNet statistics).
         labels: A CSV file of labels, a path or below ``root``; None reads class folders.
-        label_columns: Its columns that hold labels; all except ``file`` and ``split`` by default.
+        label_columns: Its columns that hold labels; all except those of files and of splits by
+            default.
+        file_column: Its column of files.
+        encoding: Its encoding; None is UTF-8, or UTF-16 if it says so.
         task: ``"multiclass"``, ``"binary"``, ``"multilabel"`` or ``"regression"``; None infers
             it from the labels. ``"binary"`` is for two classes and a head with one output.
         labels_per_class: Training images of each class; None takes all.
@@ -75,7 +82,12 @@ class ImageFolderDataModule(SplitLoaders):
             does not). Switch it off if mirroring changes the class.
         flip_safe: Whether a mirrored image keeps its class. None examines mirrored images and
             warns if it seems not; True skips this, False forbids mirroring.
-        verify: How image files are checked before training; see :func:`unreadable`.
+        verify: How image files are checked before training; see
+            :func:`~lightning_peft.data.verify.unreadable`. Unless it is ``"none"``, files with the
+            same content are refused if their labels or splits differ, and of the others one is
+            used for training.
+        value_range: The values that are black and white in images with more levels than 256, such
+            as ``(0, 4095)``; None takes what their format says.
         cache: Keep training and validation images decoded, as bytes: True in a temporary file, a
             directory in files that later runs, ranks and jobs share (also the test images). The
             results are the same. It pays off if loading is slower than a step.
@@ -111,6 +123,8 @@ class ImageFolderDataModule(SplitLoaders):
         *,
         labels: str | Path | None = None,
         label_columns: Sequence[str] | None = None,
+        file_column: str | None = None,
+        encoding: str | None = None,
         task: Task | None = None,
         labels_per_class: int | None = None,
         val_fraction: float = 0.1,
@@ -125,6 +139,7 @@ class ImageFolderDataModule(SplitLoaders):
         flip: bool = True,
         flip_safe: bool | None = None,
         verify: Verify = "header",
+        value_range: Sequence[float] | None = None,
         cache: bool | str | Path = False,
         num_workers: int | None = None,
         pin_memory: bool | None = None,
@@ -144,12 +159,23 @@ class ImageFolderDataModule(SplitLoaders):
             wrong.append(f"a labels file for task='{task}', which folders do not have")
         if labels is not None and val_per_class is not None:
             wrong.append("no val_per_class with a labels file, which may assign val itself")
-        if labels is None and label_columns is not None:
-            wrong.append("a labels file for label_columns")
+        of_table = {
+            "label_columns": label_columns, "file_column": file_column, "encoding": encoding
+        }  # fmt: skip
+        if labels is None and (without := [name for name, v in of_table.items() if v is not None]):
+            wrong.append(f"a labels file for {' and '.join(without)}")
+        if value_range is not None and not (
+            len(value_range) == 2 and value_range[0] != value_range[1]
+        ):
+            wrong.append(f"value_range as two different numbers, got {list(value_range)}")
         if wrong:
             raise DataError("Expected " + "; ".join(wrong) + ".")
         self.root = Path(root)
         self.config = data_config(backbone, image_size=image_size)
+        self.decoding = Decoding(
+            self.config.pil_mode,
+            None if value_range is None else (float(value_range[0]), float(value_range[1])),
+        )
         flip = flip and flip_safe is not False
         self.augment = augment if callable(augment) else augmentation(augment, flip=flip)
         self.flip_safe = flip_safe
@@ -172,9 +198,11 @@ class ImageFolderDataModule(SplitLoaders):
         self.pin_memory = pin_memory
         self.labels = labels
         self.label_columns = None if label_columns is None else list(label_columns)
+        self.file_column = file_column
+        self.encoding = encoding
         self._task: Any = task
         self.files: Files = {}
-        self._looked_at_flips = False
+        self._checked = False
         """Paths and labels of each split, after :meth:`setup`."""
         self._class_names: tuple[str, ...] = ()
 
@@ -207,74 +235,62 @@ class ImageFolderDataModule(SplitLoaders):
         return mean_and_deviation(self.files["train"][1])
 
     def prepare_data(self) -> None:
-        """Check the labels and every image file; Lightning calls this once on each machine."""
-        if self.labels is not None:
-            table = self._table()
-            paths = [str(self.root / name) for name in table.files]
-            refuse(unreadable(paths, self.verify))
-            if table.task in ("multiclass", "binary"):
-                self._look_at_flips(paths, table.labels, table.names)
+        """Check the labels and every image file; Lightning calls this once on each machine.
+
+        What was checked is not checked again by the same object.
+        """
+        if self._checked:  # a trainer prepares the data for every fit, test and so on
             return
-        folders = read_folders(self.root)
-        paths = [path for folder in folders.values() for path in folder.paths]
-        refuse(find_problems(list(folders.values())) + unreadable(paths, self.verify))
-        train = folders["train"]
-        self._look_at_flips(train.paths, train.labels, train.class_names)
+        found = self._read()
+        refuse(found.find_problems(self.verify, self.decoding))
+        for note in found.notes:
+            log.warning(note)
+        if found.table.task in ("multiclass", "binary"):
+            self._look_at_flips(*found.training(), found.table.names)
+        self._checked = True
 
     def _look_at_flips(
         self, paths: Sequence[str], labels: Sequence[Any], names: Sequence[str]
     ) -> None:
         mirrors = isinstance(self.augment, Augment) and self.augment.flip
-        if not mirrors or self.flip_safe is not None or self._looked_at_flips:
+        if not mirrors or self.flip_safe is not None:
             return
-        self._looked_at_flips = True  # a trainer prepares the data for every fit, test and so on
-        if found := flip_confusions(*thumbnails(paths, labels)):
+        small = thumbnails(paths, labels, self.decoding.value_range)
+        if found := flip_confusions(*small):
             warnings.warn(warning_text(found, names), stacklevel=3)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the folders or the labels and choose the samples; a second call has no effect."""
         if self.files:
             return
-        options: Any = {
-            "seed": self.seed,
-            "val_fraction": self.val_fraction,
-            "test_fraction": self.test_fraction,
-            "labels_per_class": self.labels_per_class,
-        }
-        if self.labels is not None:
-            table = self._table()
-            files, names, task = splits_of(table, self.root, **options), table.names, table.task
-        else:
-            folders = read_folders(self.root)
-            refuse(find_problems(list(folders.values())))
-            names, task = folders["train"].class_names, self._task or "multiclass"
-            if task == "binary" and len(names) != 2:
-                raise DataError(
-                    f"Expected two class folders for task='binary', got {len(names)}: leave the "
-                    "task out."
-                )
-            files = self._from_folders(folders, options)
-        self.files, self._class_names, self._task = files, names, task
+        found = self._read()
+        refuse(found.problems)
+        repeats = [] if self.verify == "none" else found.repeats()
+        if repeats:
+            log.warning(
+                "%d of %d images are repeats and are dropped", len(repeats), len(found.paths)
+            )
+        self.files = found.divide(
+            repeats,
+            seed=self.seed,
+            val_fraction=self.val_fraction,
+            val_per_class=self.val_per_class,
+            test_fraction=self.test_fraction,
+            labels_per_class=self.labels_per_class,
+        )
+        self._class_names, self._task = found.table.names, found.table.task
 
-    def _from_folders(self, folders: Mapping[str, Folder], options: dict[str, Any]) -> Files:
-        train = folders["train"]
-        bare = train.root == self.root
-        options["test_fraction"] *= bare
-        options["val_fraction"] *= "val" not in folders
-        options["val_per_class"] = 0 if "val" in folders else self.val_per_class
-        parts = divide(train.labels, train.keys, class_names=train.class_names, **options)
-        files: Files = {
-            name: ([train.paths[i] for i in part], [train.labels[i] for i in part])
-            for name, part in parts.items()
-        }
-        for name in folders.keys() - {"train"}:
-            files[name] = (list(folders[name].paths), list(folders[name].labels))
-        return files
-
-    def _table(self) -> LabelsFile:
-        assert self.labels is not None
-        path = find_labels(self.labels, self.root)
-        return read_labels(path, self.root, task=self._task, columns=self.label_columns)
+    def _read(self) -> LabelledImages:
+        if self.labels is None:
+            return of_folders(self.root, self._task)
+        return of_a_file(
+            self.labels,
+            self.root,
+            task=self._task,
+            columns=self.label_columns,
+            file_column=self.file_column,
+            encoding=self.encoding,
+        )
 
     def images(self, split: str) -> ImageFiles:
         """Return the dataset of a split; ``"train"`` is augmented."""
@@ -290,10 +306,9 @@ class ImageFolderDataModule(SplitLoaders):
     def _images(self, split: str, transform: ImageTransform) -> ImageFiles:
         self.setup()
         paths, labels = self.files[split]
-        mode = self.config.pil_mode
-        decoded = self.cache.of(split, paths, transform, mode)
+        decoded = self.cache.of(split, paths, transform, self.decoding)
         options: Any = {"transform": transform, "seed": self.seed, "decoded": decoded}
-        return ImageFiles(paths, labels, mode=mode, **options)
+        return ImageFiles(paths, labels, decoding=self.decoding, **options)
 
     def eval_transform(self) -> Callable[[Any], Tensor]:
         """Build the evaluation transform: a PIL image in ``config.pil_mode`` to ``(C, H, W)``."""

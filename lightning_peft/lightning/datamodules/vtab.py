@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_peft.backbones.data_config import DataConfig, data_config
+from lightning_peft.data.decode import Decoding
 from lightning_peft.data.image_cache import ImageCache
 from lightning_peft.data.image_files import ImageFiles, evaluation_transform
 from lightning_peft.data.image_lists import ImageList, missing_images, read_list
@@ -184,14 +185,14 @@ class VTABDataModule(SplitLoaders):
         self.setup()
         found = self.lists.get(split)
         paths = () if found is None else found.images
-        transform, mode = evaluation_transform(self.config), self.config.pil_mode
+        transform, decoding = evaluation_transform(self.config), Decoding(self.config.pil_mode)
         return ImageFiles(
             paths,
             () if found is None else found.labels,
-            mode=mode,
+            decoding=decoding,
             transform=transform,
             seed=self.seed,
-            decoded=self.cache.of(split, paths, transform, mode),
+            decoded=self.cache.of(split, paths, transform, decoding),
         )
 
     def eval_transform(self) -> Callable[[Any], Tensor]:

@@ -7,13 +7,15 @@ from torch import nn
 
 import lightning_peft as lp
 from lightning_peft.adaptation.serving.predicting import predict_files, predict_texts
+from lightning_peft.data.decode import Decoding
 
 
 def test_a_model_that_computes_nothing_is_named(tmp_path):
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     model = nn.Linear(3, 2)
+    path, decoding = tmp_path / "a.png", Decoding("L")
     found = predict_files(
-        model, [tmp_path / "a.png"], mode="L", transform=lambda image: torch.ones(1, 4, 4)
+        model, [path], decoding=decoding, transform=lambda image: torch.ones(1, 4, 4)
     )
     with pytest.raises(lp.DataError, match=r"Linear computes an output of, got tensors of \(1, 1"):
         list(found)

@@ -19,6 +19,7 @@ from lightning_peft.cli.jobs import served
 from lightning_peft.cli.jobs.served import Served, load_run
 from lightning_peft.cli.runs.occupied import this_process
 from lightning_peft.cli.runs.summary import write_json
+from lightning_peft.data.decode import Decoding
 
 TINY = {"img_size": 24, "patch_size": 8, "in_chans": 1, "embed_dim": 16, "depth": 2, "num_heads": 2}
 
@@ -43,6 +44,44 @@ def plain_logits(weights, raw):
     large = torch.nn.functional.interpolate(raw, size=(24, 24), mode="bicubic").clamp(0, 1)
     with torch.no_grad():
         return model((large - 0.25) / 0.3)
+
+
+def check_what_may_be_asked_for(command, tmp_path, rows):
+    """Files, patterns and tables have the same predictions as their folder."""
+    (tmp_path / "images" / "some" / "notes.txt").touch()
+    (tmp_path / "images" / "some" / "._3.png").write_bytes(b"no image")
+    (tmp_path / "list.csv").write_text("split;file\ntest;some/1.png\ntest;some/deep/2.png\n")
+    (tmp_path / "list.csv").rename(tmp_path / "images" / "list.csv")
+    asked = {
+        ("images/some/3.png",): ["some/3.png"],
+        ("images/some/[1-3].png",): ["some/1.png", "some/3.png"],
+        ("images/some/3.png", "images/some/deep"): [
+            "some/3.png", *(f"some/deep/{k}.png" for k in (0, 2, 4))
+        ],
+        ("images/list.csv",): ["some/1.png", "some/deep/2.png"],
+    }  # fmt: skip
+    for words, names in asked.items():
+        status, _, err = command("predict", "run", *words, "--out", "q.csv")
+        assert status == 0, err
+        with (tmp_path / "q.csv").open() as file:
+            found = list(csv.DictReader(file))
+        prefix = "" if words == ("images/list.csv",) else "images/"
+        assert [row["path"] for row in found] == [prefix + name for name in names]
+        for row, name in zip(found, names, strict=True):
+            assert row["class"] == rows[name]["class"]
+            assert float(row["probability"]) == pytest.approx(float(rows[name]["probability"]))
+    _, _, err = command("predict", "run", "images/some/*", "--out", "q.csv")
+    assert "1 file not read: .txt 1" in err
+    _, _, err = command("predict", "run", "images", "--out", "q.csv")
+    assert "2 files not read: .csv 1, .txt 1" in err
+    for words, told in {
+        ("images/some/5.pgn",): "got images/some/5.pgn, which does not exist. Did you mean '5.png'",
+        ("images/*.gif",): "there is no image that fits images/*.gif",
+        ("images/list.csv", "images"): "expected one CSV file of images, got 2 words",
+    }.items():
+        status, _, err = command("predict", "run", *words)
+        assert status == 2
+        assert told in err
 
 
 def test_a_run_is_exported_and_predicts_as_timm_does_with_the_file(train, command, tmp_path):
@@ -77,6 +116,8 @@ def test_a_run_is_exported_and_predicts_as_timm_does_with_the_file(train, comman
     status, out, _ = command("predict", "run", "images")
     assert status == 1
     assert "some/deep/0.png" in out
+
+    check_what_may_be_asked_for(command, tmp_path, rows)
 
     # the adapter alone, with the backbone on the command line: here a random one, so another
     words = ("model=timm", "model.backbone=vit_tiny_patch16_224", "model.pretrained=false")
@@ -115,7 +156,7 @@ def test_an_adapter_directory_takes_its_backbone_from_the_command_line(command, 
         (["predict", ".", "nowhere", "--top", "0"], "--top of at least 1, got 0"),
         (
             ["predict", ".", "nowhere"],
-            "expected a folder of images or a file of texts, got nowhere",
+            "expected an image, a folder of images, a pattern, or a CSV file, got nowhere",
         ),
         (["predict", ".", "."], "there is no image below ."),
         (["predict", ".", ".", "--out", "."], "--out: expected a CSV file to write, got the dir"),
@@ -185,6 +226,7 @@ def test_no_more_classes_are_told_than_there_are(command, tmp_path, monkeypatch,
         lambda image: pil_to_tensor(image) / 255,
         ("a", "b", "c"),
         num_classes=known,
+        decoding=Decoding("L"),
     )
     monkeypatch.setattr(served, "load_run", lambda *args, **kwargs: found)
     top = "20" if known else "3"

@@ -24,6 +24,7 @@ def folder(tmp_path):
         for i in range(count):
             pixels = random.integers(0, 256, (20, 30, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "images" / name / f"{i}.png")
+    (tmp_path / "images" / "cat" / "notes.txt").touch()
     return tmp_path / "images"
 
 
@@ -41,14 +42,16 @@ def test_show_leaves_two_pictures_and_prints_the_label_budget(command, tmp_path)
     assert "uneven" not in out
 
 
-def test_show_a_folder_says_where_its_classes_are_uneven(command, folder):
-    words = (f"data.root={folder}", "data.backbone=glyph_vit", "data.num_workers=0")
-    status, out, err = command("show", "data=folder", *words, "schedule=none", "--variants", "2")
+def test_show_a_folder_says_where_its_classes_are_uneven(command, folder, caplog):
+    words = (f"data.root={folder}", "data.num_workers=0", "schedule=none")
+    status, out, err = command("show", "data=folder", "model=glyph_vit", *words, "--variants", "2")
     assert status == 0, err
     assert "uneven: the largest class has 9.7 times the images of the smallest" in out
     assert "always answering 'dog'" in out
     assert "the learning rate is 0.003 at every step" in out
     assert "schedule.png" not in out
+    assert "backbone: glyph_vit (1.29 M parameters, 24x24 gray)" in out
+    assert caplog.messages == ["1 file not read: .txt 1"]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import io
 import pytest
 
 from lightning_peft.cli.comparing.comparison import comparison_of
-from lightning_peft.cli.comparing.grids import grid_table
+from lightning_peft.cli.comparing.grids import grid_tables
 from lightning_peft.cli.comparing.pareto import pareto_grid, pareto_json, pareto_set
 from lightning_peft.cli.comparing.report import report_page
 from lightning_peft.cli.comparing.runs import read_runs
@@ -68,7 +68,7 @@ def test_the_pareto_set_of_runs(tmp_path, run):
         [0.9, 500.0],
         [0.8, 100.0],
     ]
-    table = lines_of(grid_table(pareto_grid(found)))
+    table = lines_of(*grid_tables(pareto_grid(found)))
     assert "Pareto set: 3 of 4 runs" in table[0]
     assert "lora, seed 3" in table[4]
     assert "95.0 %" in table[4]

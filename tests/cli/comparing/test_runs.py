@@ -116,6 +116,7 @@ CHOOSE = {
     *("_target_", "root", "labels", "label_columns", "text_column", "task", "phase", "seed"),
     *("labels_per_class", "train_on", "val_fraction", "val_per_class", "test_fraction"),
     *("pair_column", "max_target_length"),  # what is cut is not measured
+    *("file_column", "encoding"),
 }
 """Keys of the shipped data modules that say which images there are, and what their labels are."""
 

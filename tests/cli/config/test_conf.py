@@ -25,7 +25,7 @@ NEEDED = {  # what has no default, and what is interpolated from Hydra's own par
     "model=timm": ["model.backbone=vit_tiny_patch16_224"],
     "method=hf": ["method.tuner=loha"],
     "method=union": ["method.methods=[lora,bitfit]"],
-    "data=folder": ["data.root=images"],
+    "data=folder": ["data.root=images", "model.backbone=vit_tiny_patch16_224"],
     "data=text": ["model.backbone=some-encoder", "data.root=reviews.csv"],
     "data=chat": ["data.root=chats.jsonl"],
     "data=tokens": ["model.backbone=some-encoder", "data.root=words.jsonl"],

@@ -14,7 +14,8 @@ from lightning_peft.cli.config.paths import conf_dir
 FILES = sorted(
     str(path.relative_to(conf_dir()).with_suffix(""))
     for path in conf_dir().rglob("*.yaml")
-    if path.parent.name != "method"  # completed, which test_conf.py compares with the classes
+    # completed, which test_conf.py compares with the classes and test_proposals.py with a choice
+    if path.parent.name != "method" and path.stem != "auto"
 )
 
 

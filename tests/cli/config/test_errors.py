@@ -33,7 +33,7 @@ from lightning_peft.errors import MethodError
             "Did you mean '16-mixed'",
         ),
         (
-            ["model=timm"],
+            ["model=text"],
             "model.backbone needs a value: add model.backbone=... to the command line.",
         ),
         (["method=hf"], "method.tuner needs a value: add method.tuner=... to the command line."),

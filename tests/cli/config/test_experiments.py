@@ -44,7 +44,8 @@ def test_few_shot_draws_are_nested_and_the_test_set_is_always_the_same(seed):
 
 
 def test_few_shot_takes_a_folder_as_well():
-    cfg = composed("experiment=few_shot", "data=folder", "data.root=images", "shots=4")
+    words = ("data=folder", "data.root=images", "model=glyph_vit", "shots=4")
+    cfg = composed("experiment=few_shot", *words)
     data = instantiate(cfg.data, _convert_="all")
     assert (data.labels_per_class, data.val_per_class) == (4, 0)
     assert cfg.trainer.limit_val_batches == 0

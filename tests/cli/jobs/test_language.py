@@ -134,7 +134,7 @@ def test_what_a_run_would_see_is_shown(command, examples):
     ("words", "match"),
     [
         (("data.root=pairs.jsonl",), "which has pairs of answers .*Choose model=preference."),
-        (("data.root=none.jsonl",), "none.jsonl, which is not one. Known: chats"),
+        (("data.root=none.jsonl",), "none.jsonl, which does not exist. Known: chats"),
         (("data.train_on=some",), "expected 'answers' or 'all', got 'some'"),
         (("callbacks.peft=null", "data.root=pairs.jsonl", "model=preference"),
          "expected a model with one adapter"),

@@ -143,7 +143,7 @@ def test_the_whole_way(train, command, images, tmp_path, kind):
 def test_show_and_rank(command, images, kind, told):
     words = ("data=folder", f"data.root={images}", f"data.labels={kind}.csv", "data.num_workers=0",
              "data.flip_safe=true")  # fmt: skip
-    status, out, err = command("show", *words)
+    status, out, err = command("show", "model=glyph_vit", *words)
     assert status == 0, err
     assert "images: 29 train, 3 val, 8 test" in out
     assert told in out

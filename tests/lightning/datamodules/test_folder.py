@@ -4,7 +4,7 @@ import timm
 import torch
 from PIL import Image
 
-from lightning_peft.data import scan
+from lightning_peft.data import verify
 from lightning_peft.data.augment import Augment
 from lightning_peft.data.sampling import Draw
 from lightning_peft.errors import DataError
@@ -15,7 +15,7 @@ GRAY = {"input_size": (1, 12, 12), "mean": (0.25,), "std": (0.3,), "crop_pct": 1
 
 def write(folder, n, size=(15, 15)):
     folder.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(len(folder.name))
+    random = np.random.default_rng(list(str(folder).encode()))  # no two folders share an image
     for i in range(n):
         pixels = random.integers(0, 256, (*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
@@ -194,10 +194,10 @@ def test_a_truncated_jpeg_is_found_by_decoding_or_when_it_is_loaded(bare):
         path
     )
     path.write_bytes(path.read_bytes()[:1500])
-    module(bare).prepare_data()  # its header is fine
-    with pytest.raises(DataError, match=r"(?s)for 1 reason.*half.jpg: OSError"):
-        module(bare, verify="decode").prepare_data()
-    data = module(bare, val_fraction=0, test_fraction=0)
+    for how in ("header", "decode"):
+        with pytest.raises(DataError, match=r"(?s)for 1 reason.*half.jpg: OSError"):
+            module(bare, verify=how).prepare_data()
+    data = module(bare, verify="none", val_fraction=0, test_fraction=0)
     with pytest.raises(
         DataError, match=r"readable image, got .*half.jpg: OSError.*verify='decode'"
     ):
@@ -205,14 +205,15 @@ def test_a_truncated_jpeg_is_found_by_decoding_or_when_it_is_loaded(bare):
 
 
 def test_many_files_show_progress(bare, monkeypatch, capsys):
-    monkeypatch.setattr(scan, "_PROGRESS_ABOVE", 50)
+    monkeypatch.setattr(verify, "_PROGRESS_ABOVE", 50)
     module(bare).prepare_data()
     assert "Checking 60 images" in capsys.readouterr().out
 
 
 def test_more_labels_than_there_are(bare):
     with pytest.raises(
-        DataError, match=r"8 or more.*'cat' has 7 \(of 8, 1 of them.*at most labels_per_class=7"
+        DataError,
+        match=r"8 or more.*'cat' has 7 \(of 10, 2 of them for the test and 1.*labels_per_class=7",
     ):
         module(bare, labels_per_class=8).setup()
 
@@ -220,8 +221,16 @@ def test_more_labels_than_there_are(bare):
 def test_too_few_images_to_split(tmp_path):
     write(tmp_path / "a", 2)
     write(tmp_path / "b", 9)
-    with pytest.raises(DataError, match=r"'a' has 0 \(of 1, 1 of them for validation\).*to these"):
+    with pytest.raises(
+        DataError,
+        match=r"'a' has 0 \(of 2, 1 of them for the test and 1 for validation\).*to these.*"
+        r"data.val_fraction=0\).*data.test_fraction=0\)",
+    ):
         module(tmp_path).setup()
+    (tmp_path / "a" / "1.png").unlink()
+    data = module(tmp_path, val_fraction=0, test_fraction=0)
+    data.setup()
+    assert data.class_counts("train") == [1, 9]
 
 
 def test_all_wrong_arguments_at_once(tmp_path):
