@@ -82,7 +82,7 @@ def frozen_features(task: Task) -> np.ndarray:
         module: Any = module_of(task, "full", Setting(1e-3))
         first = draw(task, 1, seed=0)  # the data of a run have an item of each class
         everything = [*first, *sorted({*task.pool, *task.test} - {*first})]
-        data: Any = data_of(task, first, everything[len(first):], "val", seed=0, steps=6)
+        data: Any = data_of(task, first, everything[len(first) :], "val", seed=0, steps=6)
         data.prepare_data()
         data.setup("fit")
         batches = [*data.plain_dataloader("train"), *data.val_dataloader()]
@@ -105,7 +105,5 @@ class _Body(nn.Module):
         setattr(model, head, nn.Identity())
 
     def forward(self, inputs: Any) -> Tensor:
-        found: Tensor = (
-            self.model(inputs) if isinstance(inputs, Tensor) else self.model(**inputs)
-        )
+        found: Tensor = self.model(inputs) if isinstance(inputs, Tensor) else self.model(**inputs)
         return found

@@ -62,7 +62,12 @@ def jobs(seeds: int = 5) -> Iterator[Job]:
         methods = trained_methods(task)
         core[task] = [*baselines, *(name for name in methods if name in CORE)]
         others[task] = [name for name in methods if name not in CORE]
-    for methods, budgets in ((core, (25, 10)), (others, (25, 10)), (core, (100,)), (others, (100,))):
+    for methods, budgets in (
+        (core, (25, 10)),
+        (others, (25, 10)),
+        (core, (100,)),
+        (others, (100,)),
+    ):
         for budget in budgets:
             for task in TASKS:
                 for method in methods[task]:
@@ -108,9 +113,9 @@ def matching(words: Sequence[str], job: Job) -> bool:
     Raises:
         DataError: If a word is none of these.
     """
-    known = {task: "task" for task in TASKS}
+    known = dict.fromkeys(TASKS, "task")
     known |= {name: "method" for task in TASKS for name in trained_methods(task)}
-    known |= {name: "method" for name in BASELINES}
+    known |= dict.fromkeys(BASELINES, "method")
     known |= {str(budget): "budget" for budget in BUDGETS}
     if wrong := [word for word in words if word not in known]:
         raise DataError(f"Expected {', '.join(known)} after --only, got {', '.join(wrong)}.")

@@ -1,8 +1,8 @@
 """Run the evidence: ``python -m benchmarks.evidence.run``; a second call goes on where it stopped.
 
-    --only cells lora full 25      some tasks, methods or label budgets
-    --processes 2                  runs at the same time, of one thread each
-    --list                         what is still to do, and about how long it takes
+--only cells lora full 25      some tasks, methods or label budgets
+--processes 2                  runs at the same time, of one thread each
+--list                         what is still to do, and about how long it takes
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,9 @@ class Runner:
         means = {key: statistics.fmean(values) for key, values in known.items()}
         found = 0.0
         for job in todo:
-            guess = 2.0 if job.method in BASELINES else means.get((job.task, "", ""), GUESS[job.task])
+            guess = (
+                2.0 if job.method in BASELINES else means.get((job.task, "", ""), GUESS[job.task])
+            )
             found += means.get((job.task, job.method, job.kind), guess)
         return found
 
@@ -172,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     asked = [job for job in jobs() if matching(options.only, job)]
     store = Store(options.out, RECIPE)
-    runner = Runner(store)
+    runner = Runner(store, say=partial(print, flush=True))
     if options.list:
         done = store.done()
         left = [job for job in asked if job.key not in done]
@@ -188,11 +191,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _warm_up(runner: Runner, names: Sequence[str]) -> None:
     """Import and load what every run needs, before the processes are made."""
     import peft  # noqa: F401
-    import timm  # noqa: F401
     import sklearn.feature_extraction.text
     import sklearn.linear_model
     import sklearn.neighbors
     import sklearn.pipeline  # noqa: F401
+    import timm  # noqa: F401
     import torch
     import transformers
 

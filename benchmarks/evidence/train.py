@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 
 import lightning_peft as lp
 from benchmarks.evidence.methods import Setting
