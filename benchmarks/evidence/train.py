@@ -117,6 +117,7 @@ def train(
         "last_loss": statistics.fmean(kept[-5:]) if kept else None,
         "largest_loss": max(kept) if kept else None,
         "stopped": stopped,
+        "steps": len(kept),
         **figures,
         "all_cpu_seconds": round(time.process_time() - cpu, 3),
     }
