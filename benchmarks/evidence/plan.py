@@ -62,14 +62,10 @@ def jobs(seeds: int = 5) -> Iterator[Job]:
         methods = trained_methods(task)
         core[task] = [*baselines, *(name for name in methods if name in CORE)]
         others[task] = [name for name in methods if name not in CORE]
-    for methods, budgets in (
-        (core, (25, 10)),
-        (others, (25, 10)),
-        (core, (100,)),
-        (others, (100,)),
-    ):
-        for budget in budgets:
-            for task in TASKS:
+    few, many = (25, 10), (100,)
+    for methods, budgets in ((core, few), (others, few), (core, many), (others, many)):
+        for task in TASKS:
+            for budget in budgets:
                 for method in methods[task]:
                     yield from _cell(task, method, budget, seeds)
 

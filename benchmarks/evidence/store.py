@@ -53,9 +53,10 @@ class Store:
         self.lines = [_line(path, number, text) for number, text in enumerate(others, 2)]
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Append a run."""
-        self._write(line)
-        self.lines.append(dict(line))
+        """Append a run, its numbers with six digits."""
+        short = {name: _short(value) for name, value in line.items()}
+        self._write(short)
+        self.lines.append(short)
 
     def done(self) -> set[tuple[Any, ...]]:
         """Return the keys of all runs in the file."""
@@ -69,6 +70,10 @@ class Store:
             os.fsync(file)
         finally:
             os.close(file)
+
+
+def _short(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _line(path: Path, number: int, text: str) -> dict[str, Any]:
