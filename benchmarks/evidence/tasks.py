@@ -105,7 +105,7 @@ def check(task: Task) -> None:
     if len(task.items) != len(task.labels):
         wrong.append(f"{len(task.items)} items with {len(task.labels)} labels")
     for split in ("pool", "test"):
-        found = {task.labels[i] for i in getattr(task, split)}
+        found = {task.labels[i] for i in getattr(task, split) if i < len(task.labels)}
         if missing := sorted(set(range(len(task.classes))) - found):
             wrong.append(f"no {', '.join(task.classes[i] for i in missing)} in the {split}")
     known = {task.items[i] for i in task.pool} & {task.items[i] for i in task.test}
