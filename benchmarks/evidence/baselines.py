@@ -25,6 +25,7 @@ def fit(
     drawn: Sequence[int],
     measured: Sequence[int],
     features: np.ndarray | None = None,
+    further: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Fit a baseline and measure it.
 
@@ -35,6 +36,7 @@ def fit(
         drawn: The labelled items.
         measured: The items to measure on.
         features: Features of all items ``(N, D)``; not needed for words.
+        further: Items from elsewhere to measure on as well.
 
     Returns:
         The metrics.
@@ -57,14 +59,19 @@ def fit(
         inputs = features
         model = make_pipeline(StandardScaler(), LogisticRegression(C=setting.rate, max_iter=5000))
     model.fit(inputs[list(drawn)], labels[list(drawn)])
-    truth, found = labels[list(measured)], model.predict(inputs[list(measured)])
-    shares = model.predict_proba(inputs[list(measured)])
-    return {
-        "accuracy": float(accuracy_score(truth, found)),
-        "balanced_accuracy": float(balanced_accuracy_score(truth, found)),
-        "f1": float(f1_score(truth, found, average="macro")),
-        "loss": float(log_loss(truth, shares, labels=range(len(task.classes)))),
-    }
+
+    def measured_on(items: Sequence[int]) -> dict[str, float]:
+        truth, found = labels[list(items)], model.predict(inputs[list(items)])
+        shares = model.predict_proba(inputs[list(items)])
+        return {
+            "accuracy": float(accuracy_score(truth, found)),
+            "balanced_accuracy": float(balanced_accuracy_score(truth, found)),
+            "f1": float(f1_score(truth, found, average="macro")),
+            "loss": float(log_loss(truth, shares, labels=range(len(task.classes)))),
+        }
+
+    elsewhere = measured_on(further) if further else {}
+    return measured_on(measured) | {f"elsewhere_{name}": v for name, v in elsewhere.items()}
 
 
 def _words() -> Any:
@@ -81,7 +88,7 @@ def frozen_features(task: Task) -> np.ndarray:
         quiet()
         module: Any = module_of(task, "full", Setting(1e-3))
         first = draw(task, 1, seed=0)  # the data of a run have an item of each class
-        everything = [*first, *sorted({*task.pool, *task.test} - {*first})]
+        everything = [*first, *sorted({*task.pool, *task.test, *task.elsewhere} - {*first})]
         data: Any = data_of(task, first, everything[len(first) :], "val", seed=0, steps=6)
         data.prepare_data()
         data.setup("fit")

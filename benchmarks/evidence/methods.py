@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 __all__ = ["BASELINES", "CORE", "Setting", "settings", "trained_methods"]
 
@@ -22,12 +22,14 @@ class Setting:
         own: The method's own setting in words, or ``""``.
         method: Arguments of the method.
         module: Arguments of the classifier.
+        batchnorm: What becomes of the statistics of BatchNorm.
     """
 
     rate: float
     own: str = ""
     method: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     module: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    batchnorm: Literal["frozen", "held", "train"] = "frozen"
 
     def __str__(self) -> str:
         return f"{self.rate:.2g}" + (f", {self.own}" if self.own else "")
@@ -36,6 +38,7 @@ class Setting:
 RANK: dict[str, Any] = {"own": "rank 2", "method": {"rank": 2}}
 SMALL: dict[str, Any] = {"own": "width 2", "method": {"bottleneck": 2}}
 HEAD: dict[str, Any] = {"own": "head at 0.01", "module": {"head_lr": 1e-2}}
+HELD: dict[str, Any] = {"own": "statistics held", "batchnorm": "held"}
 DECAY: dict[str, Any] = {"own": "layer decay 0.8", "module": {"layer_decay": 0.8}}
 
 _RATES: dict[str, tuple[float, dict[str, Any]]] = {
@@ -48,7 +51,6 @@ _RATES: dict[str, tuple[float, dict[str, Any]]] = {
     "dora": (3e-3, RANK),
     "bitfit": (3e-3, HEAD),
     "ia3": (1e-2, HEAD),
-    "hf:ia3": (1e-2, HEAD),
     "ssf": (3e-3, HEAD),
     "conv_adapter": (3e-3, {"own": "width 1/16", "method": {"reduction": 16}}),
     "houlsby": (3e-3, SMALL),
@@ -64,12 +66,11 @@ _RATES: dict[str, tuple[float, dict[str, Any]]] = {
 """The rate of each method's file in ``conf/method``, and what is its own."""
 
 _ONLY = {
-    "cells": {"hf:ia3", "conv_adapter", "hf:loha", "hf:lokr"},
+    "cells": {"conv_adapter", "hf:loha", "hf:lokr"},
     "reviews": {"ia3", "houlsby", "adapter_plus", "repadapter", "lora_qv"},
 }
 
-CORE = ("lora", "full", "linear_probe", "norm", "lp_ft", "last_blocks", "dora", "bitfit", "ia3",
-        "hf:ia3")  # fmt: skip
+CORE = ("lora", "full", "linear_probe", "norm", "lp_ft", "last_blocks", "dora", "bitfit", "ia3")
 """What is measured first."""
 
 BASELINES = {
@@ -87,11 +88,13 @@ def trained_methods(task: str) -> list[str]:
     return [name for name in _RATES if name not in other - _ONLY[task]]
 
 
-def settings(method: str) -> list[Setting]:
-    """Return the candidates of a method or a baseline."""
+def settings(method: str, task: str) -> list[Setting]:
+    """Return the candidates of a method or a baseline on a task."""
     if method == "nearest_neighbours":
         return [Setting(1), Setting(3), Setting(5)]
     if method in BASELINES:
         return [Setting(0.1), Setting(1), Setting(10)]
     rate, own = _RATES[method]
+    if task == "cells" and method in ("full", "lp_ft", "norm"):  # a network with BatchNorm
+        own = HELD
     return [Setting(rate), Setting(rate / 10), Setting(rate / 3, **own)]

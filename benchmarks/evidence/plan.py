@@ -71,7 +71,7 @@ def jobs(seeds: int = 5) -> Iterator[Job]:
 
 
 def _cell(task: str, method: str, budget: int, seeds: int) -> Iterator[Job]:
-    for number in range(len(settings(method))):
+    for number in range(len(settings(method, task))):
         for fold in range(FOLDS):
             yield Job("choose", task, method, budget, 0, number, fold)
     for seed in range(seeds):
@@ -88,7 +88,7 @@ def chosen(lines: Iterable[Mapping[str, Any]], job: Job) -> int | None:
         same = (line.get("task"), line.get("method"), line.get("budget"))
         if line.get("kind") == "choose" and same == (job.task, job.method, job.budget):
             found.setdefault(int(line["setting"]), []).append(line)
-    count = len(settings(job.method))
+    count = len(settings(job.method, job.task))
     if any(len(found.get(number, ())) < FOLDS for number in range(count)):
         return None
 

@@ -43,13 +43,15 @@ def measure(job: Job, setting: int, tasks: dict[str, Any]) -> dict[str, Any]:
     if job.kind == "choose":
         assert job.fold is not None
         drawn, measured = folds(task, drawn)[job.fold]
-    one = settings(job.method)[setting]
+    one = settings(job.method, job.task)[setting]
+    further = task.elsewhere if job.kind == "final" else ()
     if job.method in BASELINES:
         features = None if job.method == "bag_of_words" else frozen_features(task)
-        found = fit(task, job.method, one, drawn, measured, features)
+        found = fit(task, job.method, one, drawn, measured, features, further=further)
     else:
         split = "test" if job.kind == "final" else "val"
-        found = train(task, job.method, one, drawn, measured, seed=job.seed, split=split)
+        where = {"seed": job.seed, "split": split, "further": further}
+        found = train(task, job.method, one, drawn, measured, **where)
     return {"settings": str(one), "labelled": len(drawn), **found}
 
 

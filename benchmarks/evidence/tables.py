@@ -48,7 +48,7 @@ def choices(lines: Lines, task: str, methods: Sequence[str], budgets: Sequence[i
     def row(name: str, budget: int) -> str:
         best = chosen(lines, Job("final", task, name, budget, 0))
         texts = []
-        for number in range(len(settings(name))):
+        for number in range(len(settings(name, task))):
             wanted = ("choose", task, name, budget, number)
             found = [line["balanced_accuracy"] for line in lines if _choice(line) == wanted]
             text = f"{100 * statistics.fmean(found):.0f}" if len(found) == FOLDS else "-"
@@ -56,7 +56,7 @@ def choices(lines: Lines, task: str, methods: Sequence[str], budgets: Sequence[i
         return ", ".join(texts)
 
     table = _table(methods, budgets, row)
-    words = ["settings", "---", *("; ".join(map(str, settings(name))) for name in methods)]
+    words = ["settings", "---", *("; ".join(map(str, settings(name, task))) for name in methods)]
     return [_with(line, word) for line, word in zip(table, words, strict=True)]
 
 

@@ -30,16 +30,19 @@ _DIGESTS = {
 }
 """SHA-256 of labels.csv, and of the archive of reviews."""
 
-TEST_MODULES = ((120, 240), (960, 1140), (1614, 1674), (1894, 1964), (2276, 2336), (2444, 2504))
-"""The cells that are tested, by their line in labels.csv: whole photovoltaic modules.
+NEW_MODULES = ((120, 240), (960, 1140), (1614, 1674), (1894, 1964), (2276, 2336), (2444, 2504))
+"""Photovoltaic modules of which no cell is labelled, by their lines in labels.csv.
 
 Cells of a module follow each other and look alike: two cells with a correlation above 0.9 (32x32
 pixels, less the mean image of the cell's type) lie 12 lines apart in the median, and the largest
 correlation across a line drops below 0.65 every 60 or 72 cells.
 """
 
+TESTED = 400
+"""Cells of the other modules that are tested: the first of a fixed random order."""
+
 ALIKE = 0.85
-"""A cell of the pool that correlates more than this with one of the test is left out."""
+"""A cell of the pool that correlates more than this with a tested one is left out."""
 
 SAME_TEXT = 0.8
 """The same for reviews, by the cosine of their TF-IDF of 4 and 5 characters."""
@@ -56,6 +59,7 @@ class Task:
         classes: Their names.
         pool: Indices of items that may be drawn for training.
         test: Indices of items that are tested, and nothing else.
+        elsewhere: Indices of items from elsewhere that are tested, too: cells of other modules.
         left_out: How many were taken from the pool since they look like one of the test.
     """
 
@@ -65,6 +69,7 @@ class Task:
     classes: tuple[str, ...]
     pool: tuple[int, ...]
     test: tuple[int, ...]
+    elsewhere: tuple[int, ...] = ()
     left_out: int = 0
 
 
@@ -100,7 +105,8 @@ def check(task: Task) -> None:
         DataError: Listing all that is wrong.
     """
     wrong = []
-    if both := set(task.pool) & set(task.test):
+    tested = {*task.test, *task.elsewhere}
+    if both := set(task.pool) & tested:
         wrong.append(f"{len(both)} items in the pool and in the test")
     if len(task.items) != len(task.labels):
         wrong.append(f"{len(task.items)} items with {len(task.labels)} labels")
@@ -108,7 +114,7 @@ def check(task: Task) -> None:
         found = {task.labels[i] for i in getattr(task, split) if i < len(task.labels)}
         if missing := sorted(set(range(len(task.classes))) - found):
             wrong.append(f"no {', '.join(task.classes[i] for i in missing)} in the {split}")
-    known = {task.items[i] for i in task.pool} & {task.items[i] for i in task.test}
+    known = {task.items[i] for i in task.pool} & {task.items[i] for i in tested}
     if known:
         wrong.append(f"{len(known)} items of the test that are in the pool again")
     if wrong:
@@ -163,10 +169,11 @@ def _cells() -> Task:
     rows = [line.split() for line in _same("cells", root / "labels.csv").decode().splitlines()]
     paths = [str(root / row[0]) for row in rows]
     types = np.array([row[2] for row in rows])
-    test = [i for low, high in TEST_MODULES for i in range(low, high)]
-    tested = set(test)
-    pool = [i for i in range(len(rows)) if i not in tested]
-    near = _correlations(paths, types, pool, test).max(axis=1) > ALIKE
+    new = [i for low, high in NEW_MODULES for i in range(low, high)]
+    others = np.array(sorted(set(range(len(rows))) - set(new)))
+    order = np.random.default_rng(0).permutation(others)
+    test, pool = sorted(order[:TESTED].tolist()), sorted(order[TESTED:].tolist())
+    near = _correlations(paths, types, pool, [*test, *new]).max(axis=1) > ALIKE
     kept = [i for i, drop in zip(pool, near, strict=True) if not drop]
     return Task(
         name="cells",
@@ -175,6 +182,7 @@ def _cells() -> Task:
         classes=("functional", "defective"),
         pool=tuple(kept),
         test=tuple(test),
+        elsewhere=tuple(new[::2]),
         left_out=int(near.sum()),
     )
 

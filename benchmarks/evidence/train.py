@@ -18,14 +18,14 @@ import lightning.pytorch as pl
 import lightning_peft as lp
 from benchmarks.evidence.methods import Setting
 from benchmarks.evidence.models import LITE, encoder_folder, lite_weights, make, sentence_model
-from benchmarks.evidence.tasks import Task
+from benchmarks.evidence.tasks import TESTED, Task
 
 __all__ = ["RECIPE", "WORK", "data_of", "module_of", "train"]
 
 WORK = Path("build/evidence")
 
 RECIPE: dict[str, dict[str, int]] = {
-    "cells": {"steps": 60, "batch": 16, "pixels": 112, "seeds": 5},
+    "cells": {"steps": 60, "batch": 16, "pixels": 112, "tested": TESTED, "seeds": 5},
     "reviews": {"steps": 60, "batch": 8, "tokens": 96, "seeds": 5},
 }
 EPOCHS = 6
@@ -53,6 +53,7 @@ def train(
     *,
     seed: int,
     split: str,
+    further: Sequence[int] = (),
     steps: int | None = None,
 ) -> dict[str, Any]:
     """Train once and measure.
@@ -65,6 +66,7 @@ def train(
         measured: The items to measure on.
         seed: Seed of the head, of the order of batches and of the augmentation.
         split: ``"test"``, or ``"val"`` in cross-validation.
+        further: Items from elsewhere to measure on as well.
         steps: Steps of training, if not those of the recipe.
 
     Returns:
@@ -110,9 +112,14 @@ def train(
         },
     }  # fmt: skip
     found = (trainer.test if split == "test" else trainer.validate)(module, data, verbose=False)[0]
+    elsewhere = {}
+    if further:
+        other = data_of(task, drawn, further, "test", seed=seed, steps=steps)
+        elsewhere = trainer.test(module, other, verbose=False)[0]
     kept = losses.values
     return {
         **{name: found.get(f"{split}/{name}") for name in METRICS if f"{split}/{name}" in found},
+        **{f"elsewhere_{n}": v for n in METRICS if (v := elsewhere.get(f"test/{n}")) is not None},
         "first_loss": statistics.fmean(kept[:5]) if kept else None,
         "last_loss": statistics.fmean(kept[-5:]) if kept else None,
         "largest_loss": max(kept) if kept else None,
@@ -127,18 +134,15 @@ def callbacks_of(method: str, setting: Setting) -> list[Any]:
     """Return the callbacks that make a method of a classifier that trains everything."""
     if method == "lp_ft":
         stage = lp.Stage(epoch=EPOCHS // 2, layers="all", lr=setting.rate)
-        return [lp.BackboneFreeze(unfreeze=[stage])]
+        return [lp.BackboneFreeze(unfreeze=[stage], batchnorm=setting.batchnorm)]
     if method == "linear_probe":
         return [lp.PEFT("linear_probe", backbone_dropout="eval"), lp.FeatureCache()]
-    if method == "last_blocks":
-        # dropout in what is frozen would leave nothing to keep
-        return [lp.PEFT("last_blocks", **setting.method)]
     if method == "scratch":
         return [lp.PEFT("full")]
     name, _, tuner = method.partition(":")
     if tuner:
         return [lp.PEFT(lp.HF(tuner, **setting.method))]
-    return [lp.PEFT(name, **setting.method)]
+    return [lp.PEFT(name, batchnorm=setting.batchnorm, **setting.method)]
 
 
 def module_of(task: Task, method: str, setting: Setting) -> pl.LightningModule:
