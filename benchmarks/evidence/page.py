@@ -102,6 +102,18 @@ def _task(lines: Lines, found: Found, task: str) -> Iterator[str]:
     yield ""
     yield from differences(found, task, methods, budgets)
     yield ""
+    new = cells(lines, "elsewhere_")
+    if any(key[0] == task for key in new):
+        yield f"### {TITLES[task]}: new modules"
+        yield ""
+        yield f"{metric} of the same networks on cells of modules of which nothing was labelled:"
+        yield ""
+        yield from scores(new, task, methods, budgets)
+        yield ""
+        yield "Minus full fine-tuning:"
+        yield ""
+        yield from differences(new, task, methods, budgets)
+        yield ""
     yield f"### {TITLES[task]}: what it cost"
     yield ""
     yield "Medians over the tested runs. *Memory* is what a process grew by while it trained; a"

@@ -68,17 +68,25 @@ class Costs:
     runs: int
 
 
-def cells(lines: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int, str], Cell]:
-    """Collect the tested runs by task, labels and method."""
+def cells(lines: Iterable[Mapping[str, Any]], prefix: str = "") -> dict[tuple[str, int, str], Cell]:
+    """Collect the tested runs by task, labels and method.
+
+    Args:
+        lines: The results.
+        prefix: ``"elsewhere_"`` for what was measured on items from elsewhere.
+
+    Returns:
+        The cells; runs without such a measurement are left out.
+    """
     found: dict[tuple[str, int, str], list[Mapping[str, Any]]] = {}
     for line in lines:
-        if line["kind"] == "final":
+        if line["kind"] == "final" and f"{prefix}accuracy" in line:
             found.setdefault((line["task"], line["budget"], line["method"]), []).append(line)
     return {
         key: Cell(
             *key,
-            scores={line["seed"]: 100 * float(line[HEADLINE[key[0]]]) for line in runs},
-            accuracies={line["seed"]: 100 * float(line["accuracy"]) for line in runs},
+            scores={line["seed"]: 100 * float(line[prefix + HEADLINE[key[0]]]) for line in runs},
+            accuracies={line["seed"]: 100 * float(line[f"{prefix}accuracy"]) for line in runs},
             setting=Counter(line["settings"] for line in runs).most_common(1)[0][0],
         )
         for key, runs in found.items()
