@@ -89,7 +89,7 @@ $(EVIDENCE)/.installed: benchmarks/evidence/requirements.txt benchmarks/evidence
 evidence: $(EVIDENCE)/.installed ## Compare methods on real models and data with few labels
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/build/bytecode-evidence \
 		$(EVIDENCE)/bin/python -W ignore -m benchmarks.evidence.run $(ARGS)
-	$(EVIDENCE)/bin/python -m benchmarks.evidence.page
+	if [ -f benchmarks/results/evidence.jsonl ]; then $(EVIDENCE)/bin/python -m benchmarks.evidence.page; fi
 
 # such as ARGS='--only "decoder.*Vera"'; peft's tests come from its source release, into build
 test-peft: setup ## Run the configurations of peft's own tests through peft and this package

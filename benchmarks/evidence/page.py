@@ -46,10 +46,13 @@ def _page(lines: Lines) -> Iterator[str]:
     found = cells(lines)
     yield "## What was found"
     yield ""
-    yield from _findings(found)
-    yield ""
-    yield "The best adapter was picked by the figures that are shown, which flatters it. Where an"
-    yield "interval includes 0, five seeds do not tell which of the two is better."
+    if findings := [*_findings(found)]:
+        yield from findings
+        yield ""
+        yield "The best adapter was picked by the figures that are shown, which flatters it. Where"
+        yield "an interval includes 0, five seeds do not tell which of the two is better."
+    else:
+        yield "Nothing yet: no adapter and full fine-tuning were both tested."
     yield ""
     for task in TASKS:
         if any(key[0] == task for key in found):
