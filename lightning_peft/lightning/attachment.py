@@ -92,7 +92,7 @@ class Attachment:
     backbone: str | None = None
     head: str | tuple[str, ...] | Literal[False] | None = None
     also_train: tuple[str, ...] = ()
-    batchnorm: Literal["frozen", "train"] = "frozen"
+    batchnorm: Literal["frozen", "held", "train"] = "frozen"
     backbone_dropout: Literal["train", "eval"] = "train"
     strict_backbone: bool = True
     memory: Memory | None = None

@@ -27,7 +27,8 @@ class Norm(Method):
     2023 (https://arxiv.org/abs/2304.01917); for BatchNorm networks: Frankle et al., "Training
     BatchNorm and Only BatchNorm", 2021 (https://arxiv.org/abs/2003.00152). The identity at step 0;
     costs nothing at inference. A BatchNorm whose scale and shift are both trained also updates its
-    running statistics, as in full fine-tuning.
+    running statistics, as in full fine-tuning, unless ``batchnorm="held"`` keeps them: with few
+    labels those of small batches are worse than the pretrained ones.
 
     Attributes:
         targets: The trained normalisation layers.

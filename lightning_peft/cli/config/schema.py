@@ -155,7 +155,7 @@ class PEFT:
 
     backbone: str | None
     also_train: str | list[str]
-    batchnorm: Literal["frozen", "train"]
+    batchnorm: Literal["frozen", "held", "train"]
     backbone_dropout: Literal["train", "eval"]
     add_to_optimizer: bool | float
     checkpoints: Literal["slim", "full", "merged"]

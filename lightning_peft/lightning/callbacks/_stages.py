@@ -168,8 +168,9 @@ class Freezing:
             modes = plan.adaptation.batchnorm, "train"  # the adaptation decides about its dropout
         else:
             modes = self.batchnorm, self.backbone_dropout
-        released = set(due)
-        for names, held in ((plan.norms, modes[0] == "frozen"), (plan.others, modes[1] == "eval")):
+        now = set(due)
+        norms = plan.norms, modes[0] != "train", now if modes[0] == "frozen" else set()
+        for names, held, released in (norms, (plan.others, modes[1] == "eval", now)):
             for name, stage in names.items():
                 module = plan.backbone.get_submodule(name)
                 if stage in released and held and is_held(module):

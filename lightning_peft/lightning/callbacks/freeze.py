@@ -55,8 +55,8 @@ class BackboneFreeze(pl.Callback):
             an error.
         head: The backbone's own head, which is trained: ``None`` finds it, names or globs select
             it, ``False`` means that there is none.
-        batchnorm: ``"frozen"`` keeps the statistics of BatchNorm layers until their stage is due;
-            ``"train"`` lets them change.
+        batchnorm: ``"frozen"`` keeps the statistics of BatchNorm layers until their stage is due,
+            ``"held"`` also from then on; ``"train"`` lets them change.
         backbone_dropout: ``"train"`` keeps the dropout of the frozen part on; ``"eval"`` keeps it
             off until its stage is due.
         unfreeze: The stages: :class:`Stage`, or mappings with its fields.
@@ -72,14 +72,14 @@ class BackboneFreeze(pl.Callback):
         backbone: str | None = None,
         *,
         head: str | Sequence[str] | Literal[False] | None = None,
-        batchnorm: Literal["frozen", "train"] = "frozen",
+        batchnorm: Literal["frozen", "held", "train"] = "frozen",
         backbone_dropout: Literal["train", "eval"] = "train",
         unfreeze: Iterable[Stage | Mapping[str, Any]] = (),
     ) -> None:
         problems = [
             f"expected {name} to be one of {options}, got {value!r}"
             for name, value, options in (
-                ("batchnorm", batchnorm, ("frozen", "train")),
+                ("batchnorm", batchnorm, ("frozen", "held", "train")),
                 ("backbone_dropout", backbone_dropout, ("train", "eval")),
             )
             if value not in options

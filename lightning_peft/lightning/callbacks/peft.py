@@ -61,8 +61,9 @@ class PEFT(pl.Callback):
             that there is none. Layers outside the backbone belong to the module and stay as they
             are.
         also_train: Names or globs of more modules or parameters of the backbone to train in full.
-        batchnorm: ``"frozen"`` keeps the statistics of frozen BatchNorm layers; ``"train"`` lets
-            them change.
+        batchnorm: ``"frozen"`` keeps the statistics of frozen BatchNorm layers, ``"held"`` those
+            of all, trained ones too, which a few labels cannot estimate; ``"train"`` lets all
+            change.
         backbone_dropout: ``"train"`` puts the backbone into training mode for ``fit``, so that its
             dropout is on (models from ``from_pretrained`` are in evaluation mode and Lightning
             keeps it); ``"eval"`` keeps the backbone's own dropout off.
@@ -112,7 +113,7 @@ class PEFT(pl.Callback):
         backbone: str | None = None,
         head: str | Sequence[str] | Literal[False] | None = None,
         also_train: str | Sequence[str] = (),
-        batchnorm: Literal["frozen", "train"] = "frozen",
+        batchnorm: Literal["frozen", "held", "train"] = "frozen",
         backbone_dropout: Literal["train", "eval"] = "train",
         strict_backbone: bool = True,
         memory: Memory | None = None,

@@ -161,3 +161,11 @@ def test_the_demo_is_a_sweep_without_being_told():
 def test_the_flags_say_whether_other_commands_are_sweeps(words):
     with initialize_config_dir(str(ROOT), version_base="1.3"):
         assert compose("config", list(words), return_hydra_config=True).hydra.mode is None
+
+
+def test_norm_keeps_statistics_and_a_word_changes_them_for_every_callback():
+    cfg = composed("method=norm")
+    assert cfg.callbacks.peft.batchnorm == "held"
+    assert composed().callbacks.peft.batchnorm == "frozen"
+    cfg = composed("method=lp_ft", "batchnorm=held")
+    assert [cfg.callbacks[name].batchnorm for name in ("peft", "freeze")] == ["held", "held"]

@@ -89,7 +89,7 @@ def test_an_annotation_that_cannot_be_evaluated_hides_no_other():
         ),
         (
             {"callbacks": {"peft": {"_target_": "lightning_peft.PEFT", "batchnorm": "frozn"}}},
-            "callbacks.peft.batchnorm: expected 'frozen' or 'train', got 'frozn'. Did you mean 'fr",
+            "callbacks.peft.batchnorm: expected 'frozen' or 'held' or 'train', got 'fro",
         ),
     ],
     ids=["seed", "trainer", "optimizer", "baselines", "method", "schedule", "callback"],

@@ -146,7 +146,7 @@ def test_an_adapter_after_the_freezing_is_refused():
         (
             lambda: BackboneFreeze(batchnorm="eval", backbone_dropout="frozen"),
             MethodError,
-            r"batchnorm to be one of \('frozen', 'train'\), got 'eval'; .*dropout .* got 'frozen'",
+            r"batchnorm to be one of \('frozen', 'held', 'train'\), got 'eval'; .* got 'frozen'",
         ),
     ],
 )

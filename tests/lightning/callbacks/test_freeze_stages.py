@@ -43,6 +43,16 @@ def test_a_stage_at_epoch_0_trains_from_the_start():
     assert record.changed == [HEAD | names(net, "net.blocks.1.", "net.blocks.2.", "net.norm.")]
 
 
+def test_held_batchnorm_does_not_learn_its_statistics_in_its_stage_either():
+    net = seeded(resnet)
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    freeze = BackboneFreeze(batchnorm="held", unfreeze=[Stage(1)])
+    trainer(freeze, max_epochs=3, limit_val_batches=1).fit(net)
+    changed = {n for n, t in net.state_dict().items() if not torch.equal(before[n], t)}
+    assert any(name.endswith("bn1.weight") for name in changed)
+    assert not any("running" in name or "tracked" in name for name in changed)
+
+
 def test_batchnorm_learns_from_its_stage_on():
     net = seeded(resnet)
     statistics = []

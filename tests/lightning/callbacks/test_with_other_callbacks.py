@@ -104,6 +104,22 @@ def test_frozen_batchnorm_is_bit_equal_after_training_and_modes_survive_validati
     assert not torch.equal(module.net.bn1.running_mean, before["net.bn1.running_mean"])
 
 
+@pytest.mark.parametrize("method", ["full", "norm"])
+def test_held_batchnorm_keeps_its_statistics_though_it_is_trained(
+    tmp_path: Path, method: str
+) -> None:
+    module = Classifier("resnet")
+    before = state_of(module)
+    peft = lp.PEFT(method, batchnorm="held")
+    trainer(tmp_path, peft, max_epochs=2).fit(module, images(), images())
+    changed = differing(before, state_of(module))
+    assert "net.bn1.weight" in changed
+    assert not any("running" in name or "tracked" in name for name in changed)
+    saved = lp.find_adaptation(module.net).state_names()
+    assert "bn1.weight" in saved
+    assert "bn1.running_mean" not in saved
+
+
 def test_a_backbone_in_eval_mode_is_put_into_training_mode_and_dropout_can_be_kept_off(
     tmp_path: Path,
 ) -> None:

@@ -1,0 +1,178 @@
+"""Write ``docs/evidence.md`` and its pictures: ``python -m benchmarks.evidence.page``.
+
+``--check`` says whether the page is current, ``--results`` takes another file of results.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.evidence.methods import BASELINES
+from benchmarks.evidence.pictures import draw_costs, draw_labels
+from benchmarks.evidence.plan import BUDGETS, jobs
+from benchmarks.evidence.store import Store
+from benchmarks.evidence.summary import HEADLINE, ROOM, against, cells, costs
+from benchmarks.evidence.tables import Found, Lines, choices, differences, paid, scores, told
+from benchmarks.evidence.tasks import TASKS
+from benchmarks.evidence.train import RECIPE
+
+__all__ = ["main", "page"]
+
+DOCS = Path("docs")
+RESULTS = Path("benchmarks/results/evidence.jsonl")
+ABOUT = Path(__file__).with_name("about.md")
+TITLES = {"cells": "Solar cells", "reviews": "Drug reviews"}
+METRIC = {"balanced_accuracy": "Balanced accuracy", "f1": "Macro F1"}
+
+
+def page(lines: Lines) -> str:
+    """Return the page for these results."""
+    return "\n".join(_page(lines)) + "\n"
+
+
+def _page(lines: Lines) -> Iterator[str]:
+    images, texts = RECIPE["cells"], RECIPE["reviews"]
+    words = {"pixels": images["pixels"], "tokens": texts["tokens"], "steps": images["steps"]}
+    about = ABOUT.read_text(encoding="utf-8")
+    yield about.format(**words, batch=images["batch"], texts=texts["batch"])
+    asked = sum(1 for _ in jobs())
+    hours = sum(line.get("all_cpu_seconds", 0) for line in lines) / 3600
+    yield f"{len(lines):,} of {asked:,} runs are in these figures: {hours:.1f} hours of one core."
+    if len(lines) < asked:
+        yield "What was not measured yet is left out, or its cell says how many seeds it has."
+    yield ""
+    found = cells(lines)
+    yield "## What was found"
+    yield ""
+    if findings := [*_findings(found)]:
+        yield from findings
+        yield ""
+        yield "The best adapter was picked by the figures that are shown, which flatters it. Where"
+        yield "an interval includes 0, five seeds do not tell which of the two is better."
+    else:
+        yield "Nothing yet: no adapter and full fine-tuning were both tested."
+    yield ""
+    for task in TASKS:
+        if any(key[0] == task for key in found):
+            yield from _task(lines, found, task)
+
+
+def _findings(found: Found) -> Iterator[str]:
+    for task in TASKS:
+        for budget in sorted(BUDGETS):
+            here = {m: c for (t, b, m), c in found.items() if (t, b) == (task, budget)}
+            tests = {test.first: told(test) for test in against(found, task, budget)}
+            adapters = [cell for name, cell in here.items() if name not in ROOM]
+            if not adapters or not tests:
+                continue
+            best = max(adapters, key=lambda cell: cell.mean)
+            yield (
+                f"- **{TITLES[task]}, {budget} labels a class.** Full fine-tuning reaches "
+                f"{here['full'].mean:.1f}. The best of {len(adapters)} adapters, `{best.method}`, "
+                f"is {tests[best.method]} from it"
+                + "".join(
+                    f"; {words} {tests[name]}"
+                    for name, words in (("lora", "`lora`"), ("linear_probe", "the linear probe"))
+                    if name in tests and name != best.method
+                )
+                + "."
+            )
+            simple = [cell for name, cell in here.items() if name in BASELINES]
+            if simple:
+                ahead = max(simple, key=lambda cell: cell.mean)
+                yield (
+                    f"  Without training, {ahead.method.replace('_', ' ')} reaches "
+                    f"{ahead.mean:.1f}."
+                )
+
+
+def _task(lines: Lines, found: Found, task: str) -> Iterator[str]:
+    mine = {key: cell for key, cell in found.items() if key[0] == task}
+    budgets = [budget for budget in sorted(BUDGETS) if any(key[1] == budget for key in mine)]
+    methods = sorted({key[2] for key in mine}, key=lambda name: -_best(mine, name))
+    metric = METRIC[HEADLINE[task]]
+    yield f"## {TITLES[task]}"
+    yield ""
+    yield f"{metric} in percent, mean and interval over the seeds; in brackets the accuracy."
+    yield ""
+    yield from scores(found, task, methods, budgets)
+    yield ""
+    yield f"![{metric} against labels](evidence_{task}_labels.png)"
+    yield ""
+    yield "Minus full fine-tuning, in points, with the 95 % interval and Holm's p:"
+    yield ""
+    yield from differences(found, task, methods, budgets)
+    yield ""
+    new = cells(lines, "elsewhere_")
+    if any(key[0] == task for key in new):
+        yield f"### {TITLES[task]}: new modules"
+        yield ""
+        yield f"{metric} of the same networks on cells of modules of which nothing was labelled:"
+        yield ""
+        yield from scores(new, task, methods, budgets)
+        yield ""
+        yield "Minus full fine-tuning:"
+        yield ""
+        yield from differences(new, task, methods, budgets)
+        yield ""
+    yield f"### {TITLES[task]}: what it cost"
+    yield ""
+    yield "Medians over the tested runs. *Memory* is what a process grew by while it trained; a"
+    yield "step and a run, its test included, are in seconds of one processor core."
+    yield ""
+    spent = costs(lines, task)
+    yield from paid(spent)
+    yield ""
+    if spent:
+        yield f"![{metric} against trained parameters](evidence_{task}_costs.png)"
+        yield ""
+    yield f"### {TITLES[task]}: what was chosen"
+    yield ""
+    yield "Balanced accuracy in cross-validation of each setting (a rate, and the method's own), in"
+    yield "percent; the chosen one is bold."
+    yield ""
+    yield from choices(lines, task, methods, budgets)
+    yield ""
+
+
+def _best(mine: Found, method: str) -> float:
+    return max(cell.mean for key, cell in mine.items() if key[2] == method)
+
+
+def _pictures(lines: Lines, docs: Path) -> None:
+    found = cells(lines)
+    for task in TASKS:
+        counts = {b: sum(key[:2] == (task, b) for key in found) for b in BUDGETS}
+        if not any(counts.values()):
+            continue
+        draw_labels(found, task, docs / f"evidence_{task}_labels.png")
+        if spent := costs(lines, task):
+            most = max(counts, key=lambda budget: counts[budget])
+            draw_costs(found, spent, task, most, docs / f"evidence_{task}_costs.png")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page and its pictures, or say whether the page is current."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--docs", type=Path, default=DOCS, help="the folder to write to")
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    options = parser.parse_args(argv)
+    if not options.results.exists():
+        parser.error(f"expected results in {options.results}, which is missing: make evidence")
+    lines = Store(options.results, RECIPE).lines
+    written, path = page(lines), options.docs / "evidence.md"
+    if options.check:
+        current = path.exists() and path.read_text(encoding="utf-8") == written
+        if not current:
+            print(f"{path} has gone stale: run `python -m benchmarks.evidence.page`")
+        return int(not current)
+    path.write_text(written, encoding="utf-8")
+    _pictures(lines, options.docs)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
