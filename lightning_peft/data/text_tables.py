@@ -49,7 +49,8 @@ def read_table(path: Path, column: str = "") -> TextTable:
             object on every line; a CoNLL file (``.conll``, ``.bio``, ``.iob``), with a word and its
             tag on every line and an empty line after each sentence, whose columns are ``tokens``
             and ``tags``; or a directory that ``save_to_disk`` of `datasets` has written, whose
-            splits become the column ``split`` and whose class numbers become names. Files are in UTF-8.
+            splits become the column ``split`` and whose class numbers become names. Files are in
+            UTF-8.
         column: A column that it should have, which tells what separates the columns of a CSV file.
 
     Returns:
