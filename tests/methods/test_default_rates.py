@@ -22,7 +22,7 @@ BACKBONES = {
     "glyph_vit": sorted({*lp.list_methods()} - {"conv_adapter", "hf", "union"}),
     "test_efficientnet": CONVOLUTIONAL,
 }
-QUICK = {("glyph_vit", "ia3"), ("test_efficientnet", "lora"), ("test_efficientnet", "norm")}
+QUICK = {("test_efficientnet", "norm")}
 
 
 def pairs():

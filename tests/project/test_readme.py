@@ -59,14 +59,18 @@ def test_the_commands_run_one_after_the_other(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["digits_as_folders.py", "digits"])
     runpy.run_path(str(ROOT / "examples" / "digits_as_folders.py"), run_name="__main__")
+    if steps == 4:  # fewer images and steps, the same words otherwise
+        for folder in (tmp_path / "digits").iterdir():
+            for path in sorted(folder.glob("*.png"))[30:]:
+                path.unlink()
     for line in BLOCKS[3][1].replace("\\\n", " ").splitlines():
         program, *words = shlex.split(line, comments=True)
         assert program == "lightning-peft"
-        if steps == 4:  # fewer images and steps, the same words otherwise
+        if steps == 4:
             more = ["data.labels_per_class=2"] if "data=folder" in words else []
             limits = ["bootstrap=0", "trainer.limit_test_batches=1"] if "-m" in words else []
             words = [word.replace("max_steps=100", "max_steps=4") for word in words]
             words += [*more, *limits]
         assert main(words) == 0, capfd.readouterr().err
     assert (tmp_path / "sweep" / "report.html").is_file()
-    assert len((tmp_path / "predictions.csv").read_text().splitlines()) > 100
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) > 20

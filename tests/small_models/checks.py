@@ -28,6 +28,9 @@ __all__ = ["CHECKS", "Line", "measure"]
 CHECKS = ("trained", "loss", "resume", "files", "peft", "merge", "dense", "generate")
 _CLOSE = 1e-4
 """The largest difference, as a part of the largest number: rounding, and no more."""
+_PACKED = 0.02
+"""By as much bitsandbytes may be off: without gradients it packs codes of layers that have no
+adapter, and computes in bfloat16 (0.005 for such a Llama or Mamba-2 without any adapter)."""
 
 
 @dataclass(frozen=True)
@@ -367,7 +370,9 @@ class _Checks:
         parts = float((found[0] == wanted[0]).float().mean())
         if self.line.base == "int8" and whose == "merged":  # its inputs are no longer rounded
             return f"ok: {parts:.0%} of the tokens"
-        if parts < 1 or not _apart(found[1], wanted[1]) < 10 * _CLOSE:
-            apart = _apart(found[1], wanted[1])
+        apart = _apart(found[1], wanted[1])
+        if self.line.base == "nf4" and whose == "merged" and 10 * _CLOSE <= apart < _PACKED:
+            return f"ok: {parts:.0%} of the tokens, logits {apart:.1g} off"
+        if parts < 1 or not apart < 10 * _CLOSE:
             raise Wrong(f"{whose}: {parts:.0%} of the tokens are the same, logits {apart:.1g} off")
         return None

@@ -186,7 +186,7 @@ def test_what_cannot_be_run(command, files, words, match):
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (("predict", "run", "none.jsonl"), "a folder of images or a file of texts, got none.jsonl"),
+        (("predict", "run", "none.jsonl"), "got none.jsonl, which does not exist"),
         (("plan", "data=tokens", "data.root=words.jsonl", "model.backbone=base", "--tokens", "25"),
          "at most the 24 that"),
     ],

@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from optuna.trial import TrialState
@@ -161,6 +162,7 @@ def kill_everywhere(directory):
     print(count)
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_wherever_it_was_killed(process, tmp_path):
     module = f"tests.cli.sweeps.search.{Path(__file__).stem}"
     code = f"import {module} as killed; killed.kill_everywhere(killed.Path.cwd())"
