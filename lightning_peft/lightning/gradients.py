@@ -25,9 +25,15 @@ class GradientWatch:
     gets zeros as long as ``B`` is zero, and everything does behind a head of zeros, until the first
     step with a learning rate above zero. So zeros count for a site as a whole, in two steps after
     such a step.
+
+    Args:
+        goes_on: Whether the run is one that goes on. Its first steps were behind it when it was
+            stopped, and zeros in two steps in the middle of a run (of a router of experts) are no
+            reason not to continue.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, goes_on: bool = False) -> None:
+        self._goes_on = goes_on
         self._looks = 0
         self._absent: set[str] = set()
         self._moved = 0
@@ -53,7 +59,7 @@ class GradientWatch:
             self._looks += 1
             if self._looks == watched:
                 _refuse(adaptations, self._absent, "no gradient")
-        if optimizers <= self._moved < optimizers + watched:
+        if optimizers <= self._moved < optimizers + watched and not self._goes_on:
             zeros = set(_sites_of_zeros(adaptations))
             self._zeros = zeros if self._zeros is None else self._zeros & zeros
             if self._moved == optimizers + watched - 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import lightning as L
 import peft
 import pytest
@@ -61,6 +63,16 @@ def test_what_is_multiplied_by_zero_is_named(method: object) -> None:
         fit(Task(Net(factor=0.0)), method)
     assert "net.first" not in str(error.value)
     assert fit(Task(Net(factor=0.0)), method, check_gradients=False).global_step == 8
+
+
+def test_zeros_in_the_middle_of_a_run_do_not_keep_it_from_going_on(tmp_path: Path) -> None:
+    method = lp.LoRA(rank=2, targets=["first", "second"])
+    trainer = quiet_trainer(lp.PEFT(method, head="head"), max_epochs=1)
+    trainer.fit(Task(Net(factor=1.0)))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = quiet_trainer(lp.PEFT(method, head="head"), max_epochs=2)
+    again.fit(Task(Net(factor=0.0)), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert again.global_step == 16
 
 
 @pytest.mark.parametrize("warmup", [0, 3])

@@ -183,7 +183,6 @@ class PEFT(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check that the adapter will be trained, and put the backbone into training mode."""
-        self._watch = GradientWatch()
         measure_on_data(trainer, pl_module)
         adaptations = find_adaptations(pl_module)
         for asked, word in (
@@ -210,6 +209,7 @@ class PEFT(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell the method the length of a run that goes on (AdaLoRA)."""
         refuse_frozen(find_adaptations(pl_module))
+        self._watch = GradientWatch(goes_on=trainer.global_step > 0)
         self._drive_steppers.on_train_start(trainer, pl_module)
         if self.check_identity:
             self._identity.begin(trainer, pl_module)
