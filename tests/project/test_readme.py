@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import runpy
 import shlex
@@ -42,9 +43,12 @@ def test_the_script_prints_what_it_says(
     path = tmp_path / "script.py"
     path.write_text(script.replace("max_epochs=20", f"max_epochs={epochs}"), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(path), run_name="__main__")
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    monkeypatch.setattr(log, "handlers", [caplog.handler])
+    with caplog.at_level(logging.INFO, logger=log.name):  # a test before may have quietened it
+        runpy.run_path(str(path), run_name="__main__")
     captured = capfd.readouterr()
-    text = captured.out + captured.err + caplog.text  # a test before may have moved the log
+    text = captured.out + captured.err + caplog.text
     for line in printed.splitlines()[:4]:
         assert line.removesuffix("...") in text
     if epochs == 20:  # measured; another processor rounds otherwise
