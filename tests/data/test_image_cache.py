@@ -143,6 +143,7 @@ def test_a_directory_that_cannot_be_made_is_told(root, tmp_path):
         assert module(root, tmp_path / "file" / "pixels").images("val").decoded is None
 
 
+@pytest.mark.slow
 def test_temporary_files_go_with_their_owner_and_hold_no_test_images(root, monkeypatch, tmp_path):
     monkeypatch.setattr(image_cache.tempfile, "tempdir", str(tmp_path))
     data = module(root, True)

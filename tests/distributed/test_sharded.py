@@ -116,6 +116,7 @@ def fit_once(directory: Path) -> None:
         leave(module, directory / f"{name}.pt")
 
 
+@pytest.mark.slow
 def test_sharded_training_equals_training_on_one_process(tmp_path: Path) -> None:
     run_ranks(2, fit_once, tmp_path)
     for name, settings in SHARDED_METHODS.items():

@@ -18,7 +18,7 @@ def fuzz(monkeypatch: pytest.MonkeyPatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize("files", [30, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("files", [15, pytest.param(300, marks=pytest.mark.slow)])
 def test_spoiled_files_load_or_are_refused_and_nothing_else_happens(fuzz, files: int) -> None:
     report = fuzz(files=files, seed=7)
     assert report["findings"] == []

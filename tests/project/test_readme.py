@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import runpy
 import shlex
@@ -35,20 +34,17 @@ def test_every_block_is_known() -> None:
 
 
 @pytest.mark.parametrize("epochs", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_the_script_prints_what_it_says(
-    epochs: int, monkeypatch, tmp_path: Path, capfd, caplog
-) -> None:
+def test_the_script_prints_what_it_says(epochs: int, monkeypatch, tmp_path: Path, capfd) -> None:
     script, printed = BLOCKS[1][1], BLOCKS[2][1]
     assert script.count("max_epochs=20") == 1
     path = tmp_path / "script.py"
     path.write_text(script.replace("max_epochs=20", f"max_epochs={epochs}"), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    monkeypatch.setattr(log, "handlers", [caplog.handler])
-    with caplog.at_level(logging.INFO, logger=log.name):  # a test before may have quietened it
-        runpy.run_path(str(path), run_name="__main__")
+    said: list[str] = []  # not from the log, which tests before may have quietened
+    monkeypatch.setattr("lightning_peft.lightning.told.say", said.append)
+    runpy.run_path(str(path), run_name="__main__")
     captured = capfd.readouterr()
-    text = captured.out + captured.err + caplog.text
+    text = captured.out + captured.err + said[0]
     for line in printed.splitlines()[:4]:
         assert line.removesuffix("...") in text
     if epochs == 20:  # measured; another processor rounds otherwise
@@ -65,7 +61,7 @@ def test_the_commands_run_one_after_the_other(
     runpy.run_path(str(ROOT / "examples" / "digits_as_folders.py"), run_name="__main__")
     if steps == 4:  # fewer images and steps, the same words otherwise
         for folder in (tmp_path / "digits").iterdir():
-            for path in sorted(folder.glob("*.png"))[30:]:
+            for path in sorted(folder.glob("*.png"))[12:]:
                 path.unlink()
     for line in BLOCKS[3][1].replace("\\\n", " ").splitlines():
         program, *words = shlex.split(line, comments=True)
@@ -77,4 +73,4 @@ def test_the_commands_run_one_after_the_other(
             words += [*more, *limits]
         assert main(words) == 0, capfd.readouterr().err
     assert (tmp_path / "sweep" / "report.html").is_file()
-    assert len((tmp_path / "predictions.csv").read_text().splitlines()) > 20
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) > 10

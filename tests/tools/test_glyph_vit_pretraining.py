@@ -32,6 +32,7 @@ def test_muon_moves_by_a_semi_orthogonal_matrix() -> None:
     assert bool((weight * weight.grad).sum() < 0)  # downhill
 
 
+@pytest.mark.slow
 def test_the_script_writes_a_release_that_loads(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     for name in ("one", "two"):
