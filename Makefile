@@ -30,7 +30,9 @@ TEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)
 test: lint ## Run every check
 	$(TEST) -m "not slow"
 
+# the extra datasets comes only here: with its pandas every import of scikit-learn takes a second more
 test-all: lint ## Run every check, the slow tests included
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --constraint constraints.txt --editable '.[datasets]'
 	$(TEST)
 
 # such as ARGS='--threads 1 --select tests/caching'
