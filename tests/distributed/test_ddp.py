@@ -109,7 +109,8 @@ def fit_every_method(world: int, directory) -> None:
     (directory / f"{trainer.global_rank}.json").write_text(json.dumps(differing))
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
 def test_no_method_leaves_a_parameter_unused_or_ranks_apart(world, tmp_path):
     run_ranks(world, fit_every_method, world, tmp_path)
     assert len(ON_THE_VIT) > 20

@@ -111,6 +111,7 @@ def test_the_interval_is_scipys():
     assert found[0] < right.mean() < found[1]
 
 
+@pytest.mark.slow
 def test_the_interval_of_an_area_is_scipys():
     from sklearn.metrics import roc_auc_score
 

@@ -75,6 +75,7 @@ def test_a_recipe_differs_in_its_habits_alone(name, ends):
     assert rest == ends["none"][1] == ends["all"][1]
 
 
+@pytest.mark.slow
 def test_a_sweep_over_recipes_runs_as_the_page_says(train, tmp_path):
     words = ("-m", "experiment=habits_none,habits_schedule", "seed=0", "hydra.sweep.dir=sweep")
     short = ("trainer.max_steps=2", "data.steps_per_epoch=1", "trainer.limit_test_batches=1")

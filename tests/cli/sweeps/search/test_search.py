@@ -164,6 +164,7 @@ def test_a_pruned_job_whose_sweep_was_killed_is_not_run_again(train, tmp_path):
     assert figures(where) == before
 
 
+@pytest.mark.slow
 def test_several_objectives_end_in_the_pareto_set(train, tmp_path):
     where = tmp_path / "search"
     words = ("objective=[val/loss,trained_parameters]", "hydra/sweeper/sampler=nsgaii")
