@@ -59,6 +59,12 @@ def _page(lines: Lines) -> Iterator[str]:
             yield from _task(lines, found, task)
 
 
+def _of(adapters: Sequence[object]) -> str:
+    return (
+        f"The best of {len(adapters)} adapters" if len(adapters) > 1 else "The only adapter so far"
+    )
+
+
 def _findings(found: Found) -> Iterator[str]:
     for task in TASKS:
         for budget in sorted(BUDGETS):
@@ -70,7 +76,7 @@ def _findings(found: Found) -> Iterator[str]:
             best = max(adapters, key=lambda cell: cell.mean)
             yield (
                 f"- **{TITLES[task]}, {budget} labels a class.** Full fine-tuning reaches "
-                f"{here['full'].mean:.1f}. The best of {len(adapters)} adapters, `{best.method}`, "
+                f"{here['full'].mean:.1f}. {_of(adapters)}, `{best.method}`, "
                 f"is {tests[best.method]} from it"
                 + "".join(
                     f"; {words} {tests[name]}"
