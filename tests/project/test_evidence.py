@@ -211,7 +211,7 @@ def test_the_page_says_what_the_results_say(tmp_path):
 
 
 def test_the_page_needs_results(tmp_path, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="^2$"):
         pages.main(["--results", str(tmp_path / "none.jsonl")])
     assert "which is missing: make evidence" in capsys.readouterr().err
 
