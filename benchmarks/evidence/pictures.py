@@ -116,6 +116,10 @@ def _overview_of_a_task(
             elinewidth=0.8,
             label=f"{budget} labels a class",
         )
+        simple = found.get((task, budget, "logistic_regression"))
+        if simple is not None:
+            score.axhline(simple.mean, color=f"C{place}", linestyle=":", linewidth=1)
+    score.plot([], [], ":", color="gray", linewidth=1, label="logistic regression, frozen features")
     for place, name in enumerate(sorted(spent, key=lambda name: spent[name].trained)):
         x, y = spent[name].trained, spent[name].memory / 1e6
         memory.plot([x], [y], "ok", markersize=4)
