@@ -16,7 +16,7 @@ from unittest import mock
 ROOT = Path(__file__).parents[2]
 STUB = ROOT / "lightning_peft" / "__init__.pyi"
 IMPORT = re.compile(r"^from (\S+) import (?:\(\s*)?(\w+) as \2\b", flags=re.M)
-GENERATED = "`python docs/make_pages.py` generates this page"
+GENERATED = "(`python docs/make_pages.py` generates this page"
 
 
 class Page(NamedTuple):
@@ -30,7 +30,7 @@ class Page(NamedTuple):
 NAMES = {
     "adapting": Page(
         "Adapting a model",
-        "What works on any `nn.Module`, with or without Lightning.",
+        "What works on any `nn.Module`, with or without Lightning: [how to](../pytorch.md).",
         ("adaptation.", "kernels"),
     ),
     "methods": Page(
@@ -41,7 +41,7 @@ NAMES = {
     ),
     "callbacks": Page(
         "Callbacks and checkpoints",
-        "What goes into a `Trainer`, and what loads what it wrote.",
+        "What goes into a `Trainer`, and what loads what it wrote: [how to](../callback.md).",
         (
             "lightning.callbacks.",
             "lightning.checkpoint_io",
@@ -51,12 +51,12 @@ NAMES = {
     ),
     "modules": Page(
         "Modules",
-        "LightningModules for a backbone and its task. Your own needs none of them.",
+        "LightningModules for a backbone and its task. A module of your own needs none of them.",
         ("lightning.modules.",),
     ),
     "data": Page(
         "Data",
-        "Data modules and augmentation.",
+        "Data modules and augmentation, for [images](../images.md) and [texts](../text.md).",
         ("lightning.datamodules.", "data.", "caching."),
     ),
     "plots": Page(
@@ -66,7 +66,7 @@ NAMES = {
     ),
     "errors": Page(
         "Errors",
-        "What the package refuses it refuses with one of these, before anything has changed; the "
+        "The package refuses bad input with one of these errors, before anything has changed. The "
         "message says what was expected, what was given and what to do.",
         ("errors",),
     ),
@@ -94,7 +94,7 @@ def names_page(name: str) -> str:
         "",
         page.about,
         "",
-        f"{GENERATED} from `lightning_peft/__init__.pyi`.",
+        f"{GENERATED} from `lightning_peft/__init__.pyi`.)",
     ]
     for public_name in here:
         lines += ["", f"::: lightning_peft.{public_name}"]
@@ -114,8 +114,9 @@ def _commands() -> Iterator[str]:
 
     yield "# Commands"
     yield ""
-    yield f"{GENERATED} from `lightning-peft COMMAND --help`."
-    yield "[Configs](configs.md) has the groups, choices and settings of training."
+    yield "What each command prints for `--help`. [The command line](../command-line.md) shows"
+    yield "when to use which, and [Configs](configs.md) has the groups, choices and settings of"
+    yield f"training. {GENERATED}.)"
     for name, command in COMMANDS.items():
         if name == "train":
             continue
@@ -144,10 +145,9 @@ def _configs() -> Iterator[str]:
     defaults = helps.default_choices(root)
     yield "# Configs"
     yield ""
-    yield f"{GENERATED} from `conf/`. A choice is made with `GROUP=CHOICE` and a value is set with"
-    yield "`KEY=VALUE`; `lightning-peft --cfg job` prints the composed config, and"
-    yield "`lightning-peft method=lora --help` the settings of a method. Every choice below is a"
-    yield "file `conf/GROUP/CHOICE.yaml`, and **bold** is the default."
+    yield "Every group, choice and setting of a training. [The command"
+    yield "line](../command-line.md) shows how to use them. Every choice below is a file"
+    yield f"`conf/GROUP/CHOICE.yaml`, and **bold** is the default. {GENERATED} from `conf/`.)"
     yield ""
     yield "## Settings"
     yield ""
@@ -177,10 +177,8 @@ def _configs() -> Iterator[str]:
     yield ""
     yield "## Regularisation"
     yield ""
-    yield "| key | what |"
-    yield "|---|---|"
-    for key, text in helps.REGULARISERS.items():
-        yield f"| `{key}` | {_cell(text)} |"
+    yield "The keys, their defaults and sources are in [Regularisation and"
+    yield "schedules](../regularisation.md)."
     yield ""
     yield "## Flags"
     yield ""
@@ -196,7 +194,7 @@ def _cell(text: str) -> str:
 
 def tutorial_page(path: Path) -> str:
     """Build a page from a notebook: its text, and its code."""
-    told = f"This page is the notebook `{path.relative_to(ROOT).as_posix()}`, which a test runs."
+    told = f"(This page is the notebook `{path.relative_to(ROOT).as_posix()}`, which a test runs.)"
     parts = []
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         text = "".join(cell["source"])

@@ -50,12 +50,12 @@ def _page(results: dict[str, Any]) -> Iterator[str]:
     total = {s: sum(found["counts"][s] for found in lists.values()) for s in STATUS}
     yield "# The configurations of peft's own tests"
     yield ""
-    yield f"`make test-peft` takes the source release of `peft` {results['peft']} from the package"
-    yield "index, reads the lists of configurations out of its tests, and runs each through"
-    yield "`lp.adapt(model, config)` and through `peft.get_peft_model(model, config)`, on the same"
-    yield "small model with the same weights (the hub's tiny models are built from transformers'"
-    yield "configs: `tests/peft_suite/models.py`). It writes this page (`python -m"
-    yield "tests.peft_suite.page`)."
+    yield "Does this package do what `peft` does? Each configuration that the tests of `peft`"
+    yield f"{results['peft']} list runs through `lp.adapt(model, config)` and through"
+    yield "`peft.get_peft_model(model, config)`, on the same small model with the same weights"
+    yield "(the hub's tiny models are built from transformers' configs:"
+    yield "`tests/peft_suite/models.py`). (`make test-peft` takes the tests from `peft`'s"
+    yield "source release and writes this page.)"
     yield ""
     yield "| list | equal | refused | different | `peft` fails |"
     yield "|---|---|---|---|---|"
@@ -63,7 +63,7 @@ def _page(results: dict[str, Any]) -> Iterator[str]:
         yield f"| {LISTS[part][0]} | {' | '.join(str(found['counts'][s]) for s in STATUS)} |"
     yield f"| all | {' | '.join(str(total[s]) for s in STATUS)} |"
     yield ""
-    yield "Equal is a configuration of which all of this holds, up to rounding:"
+    yield "A configuration is *equal* if all of this holds, up to rounding:"
     yield ""
     for told in CHECKS.values():
         yield f"- {told}."
@@ -74,7 +74,7 @@ def _page(results: dict[str, Any]) -> Iterator[str]:
     for status, title in (
         ("different", "Different"),
         ("refused", "Refused"),
-        ("equal", "Equal, with a word"),
+        ("equal", "Equal, with a remark"),
         ("peft fails", "Where `peft` itself fails"),
     ):
         rows = [(p, n, r) for p, n, r in _rows(lists) if r["status"] == status]

@@ -14,7 +14,7 @@ EXCEPTIONS = {
     *("Data2VecVisionForImageClassification", "PerceiverForImageClassificationLearned"),
     "Nemotron3DiarizationForAudioFrameClassification",
 }
-"""The classes of docs/backbone.md whose head is another than ``from_pretrained`` would say."""
+"""The classes of docs/heads.md whose head is another than ``from_pretrained`` would say."""
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import lightning_peft as lp
+from lightning_peft.cli.config.help import REGULARISERS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -47,6 +48,11 @@ def test_every_test_that_the_page_of_promises_names_is_there():
     assert len(named) > 7
     assert [name for name in named if f"def {name}(" not in contract] == []
     assert all((DOCS.parent / path).exists() for path in re.findall(r"`(tests/[\w/.]+)`", text))
+
+
+def test_the_page_of_regularisation_has_every_key_of_the_help():
+    text = (DOCS / "regularisation.md").read_text(encoding="utf-8")
+    assert [key for key in REGULARISERS if f"`{key}`" not in text] == []
 
 
 def nav(entries):

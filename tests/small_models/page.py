@@ -65,14 +65,13 @@ def _page(found: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield "# Small models of transformers"
     yield ""
     names = {key.partition("/")[0] for key in known}
-    yield "`make test-models` builds small models of the architectures of transformers from their"
-    yield 'configs, with random weights, and trains each with `callbacks=[PEFT("lora")]` in a'
-    yield "Lightning trainer on the CPU: once in float32, and once each as `from_pretrained`"
-    yield "quantises it with bitsandbytes to 4 bits (nf4) and to 8. It writes this page (`python -m"
-    yield f"tests.small_models.page`) from what is measured: {len(names)} models,"
-    yield f"{len(known)} of {len(lines())} lines; an empty cell is not measured yet."
-    yield "Rows *and experts* are those with"
-    yield '`targets=["auto", "experts"]`.'
+    yield "Look here whether LoRA has been tried on your architecture of transformers. Small"
+    yield "models are built from their configs, with random weights, and trained with"
+    yield '`callbacks=[PEFT("lora")]` in a Lightning trainer on the CPU: once in float32, and'
+    yield "once each as `from_pretrained` quantises them with bitsandbytes to 4 bits (nf4) and"
+    yield f"to 8. Measured are {len(names)} models, {len(known)} of {len(lines())} lines; an"
+    yield 'empty cell is not measured yet. Rows *and experts* are those with `targets=["auto",'
+    yield '"experts"]`. (`make test-models` writes this page.)'
     yield ""
     yield "| | " + " | ".join(BASES) + " |"
     yield "|---" * (len(BASES) + 1) + "|"

@@ -16,7 +16,7 @@ __all__ = ["main", "page"]
 PAGE = Path(__file__).parents[2] / "docs" / "wild.md"
 STATUS = {
     "one line": "works with the one line",
-    "with words": "works with more words, which a message or the documentation gave",
+    "with words": "works with more settings, which a message or the documentation names",
     "refused": "refused",
     "wrong": "wrong",
     "not run": "not run",
@@ -60,24 +60,25 @@ def _page(lines: list[dict[str, Any]]) -> Iterator[str]:
     yield "# One callback on modules of other people"
     yield ""
     packages = len({line["package"] for line in lines})
-    yield "`make test-wild` makes an environment of its own (`tests/wild/constraints.txt`), builds"
-    yield "modules of published packages, small and without pretrained weights, and trains each on"
-    yield 'made-up data with `callbacks=[PEFT("lora")]`. It writes this page (`python -m'
-    yield f"tests.wild.page`) from what is measured: {len(lines)} modules of {packages} packages."
+    yield "Does one callback work on a LightningModule that knows nothing of it? Here are"
+    yield f"{len(lines)} modules of {packages} published packages, built small and without"
+    yield 'pretrained weights, and trained on made-up data with `callbacks=[PEFT("lora")]`.'
+    yield "(`make test-wild` makes an environment of their own, `tests/wild/constraints.txt`,"
+    yield "and writes this page.)"
     yield ""
     for status, told in STATUS.items():
         if counts[status]:
-            yield f"- **{counts[status]}** {told}"
+            yield f"- **{counts[status]}** {told.replace('works', 'work')}"
     yield ""
     yield "Where a message proposes a setting, such as `backbone='encoder'`, the suite takes it"
-    yield "literally and goes on. Asked of each module:"
+    yield "literally and goes on. What is checked for each module:"
     yield ""
     yield "| check | what has to hold |"
     yield "|---|---|"
     for name, told in CHECKS.items():
         yield f"| {name} | {told} |"
     yield ""
-    yield "| package | module | result | trained | what else is to be known |"
+    yield "| package | module | result | trained | remarks |"
     yield "|---|---|---|---|---|"
     for line in lines:
         yield (

@@ -44,10 +44,9 @@ def main(args: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="lightning-peft predict",
-        description="Predict the class, the labels or the numbers of images, or of each text of a "
-        "file, or the tags of its words, with the model of a run. Images and texts are prepared as "
-        "in its evaluation. A run on language writes a text after each prompt of a file, and one "
-        "on texts with targets a text for each text.",
+        description="Predict with the model of a run. For images it predicts the class, the labels "
+        "or the numbers; for texts the same, the tags of their words, or the text to write; a "
+        "language model answers prompts. Images and texts are prepared as in the run's evaluation.",
     )
     parser.add_argument("run", type=Path, help="the directory of a run")
     parser.add_argument(
@@ -55,15 +54,15 @@ def main(args: Sequence[str]) -> int:
         type=Path,
         nargs="+",
         help="images, folders of them, patterns such as 'photos/*.jpg', or a CSV file with a "
-        "column of files; for a run on texts, a file with the same columns of texts; for one on "
-        "language, a JSONL, CSV or text file of prompts",
+        "column of files; for texts, a file with the columns of the run's data; for a language "
+        "model, a JSONL, CSV or text file of prompts",
     )
     parser.add_argument(
         "--out",
         default="-",
         metavar="CSV",
-        help="file to write (for a run on language or on words also .jsonl); '-' prints the first "
-        "rows (default)",
+        help="file to write (for a language model or tagged words also .jsonl); '-' prints the "
+        "first rows (default)",
     )
     parser.add_argument("--top", type=int, default=1, help="classes per image; 1 by default")
     parser.add_argument("--batch", type=int, default=64, help="batch size; 64 by default")
@@ -73,8 +72,8 @@ def main(args: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--max-new-tokens", type=int, default=None, metavar="N",
-        help=f"for a run on language, the most tokens of a text; {NEW_TOKENS} by default, and for "
-        "one on texts with targets as in its evaluation",
+        help=f"the most tokens that are written for each text: for a language model {NEW_TOKENS} "
+        "by default, for data=seq2seq as in the run's evaluation",
     )  # fmt: skip
     add_calibrated(parser)
     add_trust(parser)

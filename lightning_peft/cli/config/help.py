@@ -153,7 +153,7 @@ def method_settings(path: Path) -> Iterator[Setting]:
     """
     text = path.read_text(encoding="utf-8")
     for rate in re.findall(r"^lr: (\S+)", text, flags=re.M):
-        yield Setting("lr", rate, "the learning rate that the method brings along")
+        yield Setting("lr", rate, "the learning rate that suits the method")
     block = re.split(r"^(?! )", text.partition("\nmethod:\n")[2], maxsplit=1, flags=re.M)[0]
     written = dict(re.findall(r"^  (\w+): (\S+)", block, flags=re.M))
     fields = fields_of(written.pop("_target_", "").removeprefix("lightning_peft."))

@@ -30,6 +30,6 @@ COMMANDS: dict[str, Command] = {
     "continue": Command("commands.continuing", "resume an interrupted sweep"),
     "soup": Command("commands.soup", "average the best checkpoints of runs"),
     "export": Command("commands.export", "write a trained model for serving"),
-    "predict": Command("commands.predict", "predict images, or texts"),
+    "predict": Command("commands.predict", "predict images or texts, or answer prompts"),
     "compare": Command("commands.compare", "compare runs: table, tests, pictures, report"),
 }

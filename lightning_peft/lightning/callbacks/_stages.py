@@ -29,7 +29,7 @@ class Stage:
 
     Attributes:
         epoch: The first epoch, from 0, that trains it.
-        layers: Its blocks, as for a method: ``"last:2"``, ``"3:6"``, an index or several. The last
+        layers: Its blocks, as for a method: ``"last:2"``, ``"2-5"``, an index or several. The last
             block includes the layers after it (a final norm). ``"all"`` is everything, including
             the stem. Parameters of an earlier stage are not part of a later one.
         lr: The full learning rate of its parameters; ``None`` keeps the rate of their group. A
