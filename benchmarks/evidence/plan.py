@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ __all__ = ["BUDGETS", "FOLDS", "Job", "chosen", "jobs", "matching"]
 
 BUDGETS = (25, 10, 100)
 FOLDS = 2
+
+CLASSES = {"cells": 2, "reviews": 3}
+FELL = 0.95
+"""A training loss above this share of that of chance, log K, at the end of a run has not fallen."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +86,8 @@ def _cell(task: str, method: str, budget: int, seeds: int) -> Iterator[Job]:
 def chosen(lines: Iterable[Mapping[str, Any]], job: Job) -> int | None:
     """Return the setting that cross-validation chose for a job, or None if it is not finished.
 
-    The highest mean balanced accuracy over the folds; of equal ones the lowest loss.
+    The highest mean balanced accuracy over the folds; of equal ones the lowest loss. A setting with
+    which the training loss did not fall in one of the folds comes behind all others.
     """
     found: dict[int, list[Mapping[str, Any]]] = {}
     for line in lines:
@@ -92,11 +98,17 @@ def chosen(lines: Iterable[Mapping[str, Any]], job: Job) -> int | None:
     if any(len(found.get(number, ())) < FOLDS for number in range(count)):
         return None
 
-    def worth(number: int) -> tuple[float, float]:
+    chance = math.log(CLASSES[job.task])
+
+    def fell(line: Mapping[str, Any]) -> bool:
+        last = line.get("last_loss")  # what is not trained has none
+        return last is None or _number(last) < FELL * chance
+
+    def worth(number: int) -> tuple[bool, float, float]:
         folds = found[number]
         score = sum(line["balanced_accuracy"] for line in folds) / len(folds)
         loss = sum(_number(line["loss"]) for line in folds) / len(folds)
-        return round(score, 9), -loss
+        return all(map(fell, folds)), round(score, 9), -loss
 
     return max(range(count), key=worth)
 

@@ -141,6 +141,10 @@ def test_the_choice_takes_the_best_mean_and_of_equal_ones_the_lowest_loss():
     assert chosen(lines, job) == 1
     assert chosen([*lines, line(2, 0, 0.9, 9.0)], job) == 2
     assert chosen(lines, Job("final", "cells", "lora", 25, 3)) is None
+    flat = [
+        row | {"last_loss": 0.69 if row["setting"] == 1 and row["fold"] else 0.1} for row in lines
+    ]
+    assert chosen(flat, job) == 0, "with the best one the loss did not fall in a fold"
 
 
 def finals(scores, task="cells", budget=10):
