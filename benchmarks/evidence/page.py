@@ -43,8 +43,9 @@ def _page(lines: Lines) -> Iterator[str]:
     yield about.format(**words, batch=images["batch"], texts=texts["batch"])
     asked = sum(1 for _ in jobs())
     hours = sum(line.get("all_cpu_seconds", 0) for line in lines) / 3600
-    yield f"{len(lines):,} of {asked:,} runs are in these figures: {hours:.1f} hours of one core."
-    if len(lines) < asked:
+    runs = sum(line["kind"] in ("choose", "final") for line in lines)  # and no replaced ones
+    yield f"{runs:,} of {asked:,} runs are in these figures: {hours:.1f} hours of one core."
+    if runs < asked:
         yield "What was not measured yet is left out, or its cell says how many seeds it has."
     yield ""
     found = cells(lines)
