@@ -1,4 +1,4 @@
-"""The order of the runs: a first look at everything with three seeds, then the other seeds."""
+"""The order of the runs: a first look at everything with a few seeds, then the other seeds."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from lightning_peft.errors import DataError
 __all__ = ["KINDS", "jobs", "matching"]
 
 KINDS = ("habits", "rank")
-FIRST, ALL, RANKED = 3, 5, 3
-"""Seeds of the first look, of the habits in all, and of the ranking."""
+FIRST = {"habits": 3, "rank": 2}
+ALL = {"habits": 5, "rank": 3}
+"""Seeds of the first look, and in all."""
 
 
 def jobs() -> Iterator[Job]:
     """Return all jobs in order: seed by seed, so that what is there is paired."""
     for task in TASKS:
-        yield from _habits(task, range(FIRST))
-        for seed in range(RANKED):
-            for name in CANDIDATES[task]:
-                yield Job("rank", task, name, LABELS, seed)
-    for seed in range(FIRST, ALL):
+        for kind in KINDS:
+            yield from _seeds(kind, task, range(FIRST[kind]))
+    for kind in reversed(KINDS):
         for task in TASKS:
-            yield from _habits(task, [seed])
+            yield from _seeds(kind, task, range(FIRST[kind], ALL[kind]))
 
 
-def _habits(task: str, seeds: Sequence[int]) -> Iterator[Job]:
+def _seeds(kind: str, task: str, seeds: Sequence[int]) -> Iterator[Job]:
     for seed in seeds:
-        for name in recipes(task):
-            yield Job("habits", task, name, LABELS, seed)
+        for name in recipes(task) if kind == "habits" else CANDIDATES[task]:
+            yield Job(kind, task, name, LABELS, seed)
 
 
 def matching(words: Sequence[str], job: Job) -> bool:
