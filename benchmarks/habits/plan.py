@@ -13,25 +13,24 @@ from lightning_peft.errors import DataError
 __all__ = ["KINDS", "jobs", "matching"]
 
 KINDS = ("habits", "rank")
-FIRST = {"habits": 3, "rank": 2}
-ALL = {"habits": 5, "rank": 3}
-"""Seeds of the first look, and in all."""
+FIRST = 3
+SEEDS = {"habits": 5, "rank": 3}
+"""Seeds of the first look, and of each kind in all."""
 
 
 def jobs() -> Iterator[Job]:
     """Return all jobs in order: seed by seed, so that what is there is paired."""
-    for task in TASKS:
-        for kind in KINDS:
-            yield from _seeds(kind, task, range(FIRST[kind]))
-    for kind in reversed(KINDS):
+    for seeds in (range(FIRST), range(FIRST, max(SEEDS.values()))):
         for task in TASKS:
-            yield from _seeds(kind, task, range(FIRST[kind], ALL[kind]))
+            for seed in seeds:
+                for kind in KINDS:
+                    if seed < SEEDS[kind]:
+                        yield from _all(kind, task, seed)
 
 
-def _seeds(kind: str, task: str, seeds: Sequence[int]) -> Iterator[Job]:
-    for seed in seeds:
-        for name in recipes(task) if kind == "habits" else CANDIDATES[task]:
-            yield Job(kind, task, name, LABELS, seed)
+def _all(kind: str, task: str, seed: int) -> Iterator[Job]:
+    for name in recipes(task) if kind == "habits" else CANDIDATES[task]:
+        yield Job(kind, task, name, LABELS, seed)
 
 
 def matching(words: Sequence[str], job: Job) -> bool:
