@@ -53,11 +53,12 @@ def of_ranking(of: Measured, title: str) -> Iterator[str]:
     ahead = [NAMES[one.score] for one in others if one.ahead_interval[0] > 0]
     behind = [NAMES[one.score] for one in others if one.ahead_interval[1] < 0]
     low, high = default.interval
+    reached = of.reached.mean(0)
     yield (
         f"- **{title}, {len(of.names)} models.** The default of `rank`, the probe, orders them "
         f"with a tau of {default.tau:+.2f} ({low:+.2f} to {high:+.2f}) and puts models first that "
-        f"reach {default.picked:.1f}; the best reaches {of.reached.mean(0).max():.1f}, the mean of all "
-        f"{of.reached.mean():.1f}."
+        f"reach {default.picked:.1f}; the best reaches {reached.max():.1f}, the mean of all "
+        f"{reached.mean():.1f}."
     )
     if best is not default:
         low, high = best.ahead_interval
