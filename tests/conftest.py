@@ -3,6 +3,8 @@
 import gc
 import os
 
+import pytest
+
 gc.disable()  # until the tests are collected: what is imported stays
 
 import torch  # noqa: E402
@@ -35,3 +37,22 @@ def pytest_collection_finish():
 def pytest_sessionfinish():
     """Let everything be freed at the end, as it would have been."""
     gc.unfreeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc):
+    """Make no slow cases where they would only be deselected: they are three quarters of all."""
+    if metafunc.config.option.markexpr != "not slow":
+        return
+    own = metafunc.definition.own_markers
+    for place, mark in enumerate(own):
+        if mark.name != "parametrize" or not callable(mark.kwargs.get("ids", str)):
+            continue
+        names, values, *rest = mark.args
+        quick = [value for value in values if not _is_slow(value)]
+        if quick:
+            own[place] = pytest.mark.parametrize(names, quick, *rest, **mark.kwargs).mark
+
+
+def _is_slow(value):
+    return any(mark.name == "slow" for mark in getattr(value, "marks", ()))

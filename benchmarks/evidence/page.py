@@ -9,8 +9,9 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.evidence.heads import heads
 from benchmarks.evidence.methods import BASELINES
-from benchmarks.evidence.pictures import draw_costs, draw_labels
+from benchmarks.evidence.pictures import draw_costs, draw_labels, draw_overview
 from benchmarks.evidence.plan import BUDGETS, jobs
 from benchmarks.evidence.store import Store
 from benchmarks.evidence.summary import HEADLINE, ROOM, against, cells, costs
@@ -22,6 +23,9 @@ __all__ = ["main", "page"]
 
 DOCS = Path("docs")
 RESULTS = Path("benchmarks/results/evidence.jsonl")
+HEAD_OF_TIMM = Path("benchmarks/results/evidence_head_of_timm.jsonl")
+"""The cells once more, with the new head as timm draws it."""
+
 ABOUT = Path(__file__).with_name("about.md")
 TITLES = {"cells": "Solar cells", "reviews": "Drug reviews"}
 METRIC = {"balanced_accuracy": "Balanced accuracy", "f1": "Macro F1"}
@@ -57,6 +61,9 @@ def _page(lines: Lines) -> Iterator[str]:
     for task in TASKS:
         if any(key[0] == task for key in found):
             yield from _task(lines, found, task)
+    if HEAD_OF_TIMM.exists():
+        before = {"cells": RECIPE["cells"] | {"head": 1}, "reviews": RECIPE["reviews"]}
+        yield from heads(cells(Store(HEAD_OF_TIMM, before).lines), found)
 
 
 def _of(adapters: Sequence[object]) -> str:
@@ -157,6 +164,9 @@ def _pictures(lines: Lines, docs: Path) -> None:
         if spent := costs(lines, task):
             most = max(counts, key=lambda budget: counts[budget])
             draw_costs(found, spent, task, most, docs / f"evidence_{task}_costs.png")
+    spent = {task: of for task in TASKS if (of := costs(lines, task))}
+    if spent:
+        draw_overview(found, spent, docs / "evidence.png")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Two pictures of a task: score against labels, and score against trained parameters."""
+"""Pictures: score against labels, score and memory against trained parameters."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from typing import Any
 
 from benchmarks.evidence.methods import BASELINES
 from benchmarks.evidence.summary import ROOM, Cell, Costs, interval
+from benchmarks.evidence.tables import name_of
 
-__all__ = ["draw_costs", "draw_labels"]
+__all__ = ["draw_costs", "draw_labels", "draw_overview"]
 
+TITLES = {
+    "cells": "Solar cells, EfficientNet-Lite0 of ImageNet",
+    "reviews": "Drug reviews, MiniLM sentence encoder",
+}
 WORDS = {"cells": "balanced accuracy, %", "reviews": "macro F1, %"}
 SHOWN = ("lora", "dora", "norm", "bitfit", "full", "lp_ft", "last_blocks", "linear_probe",
          "scratch", "logistic_regression", "bag_of_words")  # fmt: skip
@@ -67,6 +72,69 @@ def draw_costs(
     axes.set_xscale("log")
     axes.set_xlabel(f"trained parameters (circles: adapters), {budget} labels a class")
     _finish(figure, axes, task, path)
+
+
+def draw_overview(found: Found, costs: Mapping[str, Mapping[str, Costs]], path: Path) -> None:
+    """Draw score and memory against trained parameters, a column for each task.
+
+    Args:
+        found: The cells.
+        costs: The costs of each method, by task.
+        path: The file of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(costs) + 0.6, 5.2), layout="constrained")
+    grid = figure.subplots(
+        2, len(costs), sharex="col", squeeze=False, gridspec_kw={"height_ratios": (3, 2)}
+    )
+    for (score, memory), (task, spent) in zip(grid.T, costs.items(), strict=True):
+        _overview_of_a_task(found, task, spent, score, memory)
+        score.set_title(TITLES[task], fontsize=10)
+    for axes in grid.flat:
+        axes.grid(alpha=0.3, linewidth=0.5)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
+def _overview_of_a_task(
+    found: Found, task: str, spent: Mapping[str, Costs], score: Any, memory: Any
+) -> None:
+    for place, budget in enumerate((10, 25)):
+        names = [name for name in spent if (task, budget, name) in found]
+        if not names:
+            continue
+        values = [list(found[task, budget, name].scores.values()) for name in names]
+        score.errorbar(
+            [spent[name].trained * 1.06 ** (2 * place - 1) for name in names],  # side by side
+            [sum(of) / len(of) for of in values],
+            yerr=[interval(of) for of in values],
+            fmt="os"[place],
+            color=f"C{place}",
+            markersize=4.5,
+            elinewidth=0.8,
+            label=f"{budget} labels a class",
+        )
+    for place, name in enumerate(sorted(spent, key=lambda name: spent[name].trained)):
+        x, y = spent[name].trained, spent[name].memory / 1e6
+        memory.plot([x], [y], "ok", markersize=4)
+        up = place % 2 == 0
+        memory.annotate(
+            name_of(name).strip("`").replace(" fine-tuning", ""),
+            (x, y),
+            xytext=(0, 6 if up else -6),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if up else "top",
+            fontsize=8,
+        )
+    memory.set_xscale("log")
+    memory.margins(x=0.12, y=0.3)
+    memory.set_xlabel("trained parameters")
+    memory.set_ylabel("memory of training, MB")
+    score.set_ylabel(WORDS[task])
+    score.legend(fontsize=8, frameon=False, loc="lower right")
 
 
 def _figure() -> tuple[Any, Any]:

@@ -8,12 +8,11 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_peft.errors import DataError, near
+from lightning_peft.errors import DataError
 
-__all__ = ["read_column", "read_table"]
+__all__ = ["read_table"]
 
 DELIMITERS = (",", ";", "\t")
-MOST_TOLD = 20
 
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -54,35 +53,6 @@ def read_table(
         return header, [{name: row[name].strip() for name in header} for row in reader]
     except csv.Error as error:
         raise DataError(f"Expected a CSV file of labels or texts, got {path}: {error}") from error
-
-
-def read_column(path: Path, column: str, encoding: str | None = None) -> list[str]:
-    """Read one column of a CSV file, such as texts without labels.
-
-    Args:
-        path: The file.
-        column: Its name in the header.
-        encoding: As for :func:`read_table`.
-
-    Raises:
-        DataError: If the column is missing or has empty cells; all are listed.
-    """
-    header, rows = read_table(path, key=column, encoding=encoding)
-    problems = []
-    if column not in header:
-        problems.append(f"it has no column '{column}' in its first line. {near(column, header)}")
-    elif not rows:
-        problems.append("it has no line after the header")
-    else:
-        problems += [f"line {i}: no {column}" for i, row in enumerate(rows, 2) if not row[column]]
-    if problems:
-        more = [f"and {len(problems) - MOST_TOLD} more"] if len(problems) > MOST_TOLD else []
-        listed = "\n".join(f"  {problem}" for problem in [*problems[:MOST_TOLD], *more])
-        raise DataError(
-            f"{path} cannot serve as a column '{column}', for {len(problems)} reason(s); correct "
-            f"them:\n{listed}"
-        )
-    return [row[column] for row in rows]
 
 
 def _text(path: Path, encoding: str | None) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning_peft.data.label_kinds import SEPARATOR, found_task, order, read_cells
-from lightning_peft.data.labels_file import SPLITS, LabelsFile
+from lightning_peft.data.labels_file import LabelsFile
+from lightning_peft.data.split_names import known_splits, split_of
 from lightning_peft.data.text_tables import SPLIT, TextTable, read_table, refusal
 from lightning_peft.errors import near, shown, some
 from lightning_peft.evaluation.metric_names import TASKS
@@ -36,12 +37,14 @@ def read_texts(
     columns: Sequence[str] | None = None,
     key: str = "text",
     pair: str | None = None,
+    encoding: str | None = None,
 ) -> LabelsFile:
     """Read a file of texts with :func:`~lightning_peft.data.text_tables.read_table`.
 
-    See :func:`labelled_texts` for the arguments and errors.
+    See there and :func:`labelled_texts` for the arguments and errors.
     """
-    return labelled_texts(read_table(path, key), task=task, columns=columns, key=key, pair=pair)
+    table = read_table(path, key, encoding)
+    return labelled_texts(table, task=task, columns=columns, key=key, pair=pair)
 
 
 def labelled_texts(
@@ -96,7 +99,7 @@ def labelled_texts(
         found_as, names, labels, wrong = _labels(table, chosen, task)
     if problems + wrong:
         raise refusal(table.path, problems + wrong)
-    splits = tuple(row[SPLIT] for row in table.rows) if SPLIT in table.columns else ()
+    splits = tuple(map(str, map(_split, table.rows))) if SPLIT in table.columns else ()
     pairs = () if pair is None else tuple(text_of(row.get(pair)) for row in table.rows)
     found = LabelsFile(table.path, found_as, names, texts, labels, splits, "texts", pairs, words)
     if found_as in TASKS and (wrong := _contradictions(found, table.places)):
@@ -159,10 +162,16 @@ def _of_rows(table: TextTable, key: str, pair: str | None, tagged: bool) -> list
                 found.append(f"{place}: expected a text as {name}, got {shown(value, 40)}")
             elif not tagged and not text_of(value):
                 found.append(f"{place}: no {name}")
-        if SPLIT in table.columns and (split := row.get(SPLIT)) not in SPLITS:
-            hint = near(str(split), SPLITS)
-            found.append(f"{place}: split {shown('' if split is None else split, 40)}. {hint}")
+        if SPLIT in table.columns and _split(row) is None:
+            split = "" if row.get(SPLIT) is None else row[SPLIT]
+            hint = near(str(split).lower(), known_splits())
+            found.append(f"{place}: split {shown(split, 40)}. {hint}")
     return found
+
+
+def _split(row: Mapping[str, Any]) -> str | None:
+    """Return the split of a row; None if its cell means none."""
+    return split_of(row[SPLIT]) if isinstance(row.get(SPLIT), str) else None
 
 
 def _labels(

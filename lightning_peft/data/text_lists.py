@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_peft.data.labelled_texts import LABEL, labelled_texts, table_of_lists
-from lightning_peft.data.labels_file import SPLITS, LabelsFile
+from lightning_peft.data.labels_file import LabelsFile
+from lightning_peft.data.split_names import known_splits, split_of
 from lightning_peft.errors import DataError, near, shown
 
 __all__ = ["from_lists", "listed", "parted", "without_repeats"]
@@ -99,8 +100,12 @@ def listed(
         for i, text in enumerate([*texts, *pairs])
         if not isinstance(text, str) or not text.strip()
     ]
-    for split in sorted(set(splits or ()) - set(SPLITS)):
-        wrong.append(f"split '{split}'. {near(split, SPLITS)}")
+    meant = {split: split_of(split) if isinstance(split, str) else None for split in splits or ()}
+    wrong += [
+        f"split {shown(split, 40)}. {near(str(split).lower(), known_splits())}"
+        for split, found in meant.items()
+        if found is None
+    ]
     numbers = bool(labels) and all(isinstance(label, int) for label in labels)
     if not numbers and not all(isinstance(label, str) for label in labels):
         wrong.append("expected labels that are all names or all numbers, got both or others")
@@ -118,7 +123,8 @@ def listed(
         raise DataError("Unusable lists: " + "; ".join([*wrong[:MOST_TOLD], *more]) + ".")
     numbered = tuple(int(v) if numbers else names.index(str(v)) for v in labels)
     return LabelsFile(
-        Path("lists"), task or "multiclass", names, tuple(texts), numbered, tuple(splits or ()),
+        Path("lists"), task or "multiclass", names, tuple(texts), numbered,
+        tuple(str(meant[split]) for split in splits or ()),
         "texts", tuple(pairs),
     )  # fmt: skip
 

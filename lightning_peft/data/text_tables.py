@@ -9,13 +9,12 @@ from typing import Any
 
 from lightning_peft.data import csv_table
 from lightning_peft.data.conversations import refused, rows_of
+from lightning_peft.data.split_names import known_splits, split_of
 from lightning_peft.errors import DataError, near, require
 
 __all__ = ["SPLIT", "SUFFIXES", "TextTable", "is_saved", "read_table", "refusal"]
 
 SPLIT = "split"
-SPLITS = {"train": "train", "validation": "val", "val": "val", "dev": "val", "test": "test"}
-"""What the splits of a `datasets` directory are called here."""
 
 JSON = (".jsonl", ".ndjson")
 CONLL = (".conll", ".bio", ".iob")
@@ -41,7 +40,7 @@ class TextTable:
     places: Sequence[str]
 
 
-def read_table(path: Path, column: str = "") -> TextTable:
+def read_table(path: Path, column: str = "", encoding: str | None = None) -> TextTable:
     """Read a table of texts.
 
     Args:
@@ -49,9 +48,10 @@ def read_table(path: Path, column: str = "") -> TextTable:
             object on every line; a CoNLL file (``.conll``, ``.bio``, ``.iob``), with a word and its
             tag on every line and an empty line after each sentence, whose columns are ``tokens``
             and ``tags``; or a directory that ``save_to_disk`` of `datasets` has written, whose
-            splits become the column ``split`` and whose class numbers become names. Files are in
-            UTF-8.
+            splits become the column ``split`` and whose class numbers become names.
         column: A column that it should have, which tells what separates the columns of a CSV file.
+        encoding: The encoding of a CSV file; None is UTF-8, or UTF-16 if it begins with the mark of
+            that. All others are in UTF-8.
 
     Returns:
         Its rows.
@@ -73,7 +73,7 @@ def read_table(path: Path, column: str = "") -> TextTable:
         return _lines(path)
     if path.suffix in CONLL:
         return _sentences(path)
-    return _csv(path, column)
+    return _csv(path, column, encoding)
 
 
 def is_saved(path: Path) -> bool:
@@ -88,8 +88,8 @@ def refusal(
     return refused(f"{beginning}{path}", problems, what)
 
 
-def _csv(path: Path, column: str) -> TextTable:
-    header, rows = csv_table.read_table(path, key=column)
+def _csv(path: Path, column: str, encoding: str | None) -> TextTable:
+    header, rows = csv_table.read_table(path, key=column, encoding=encoding)
     places = [f"line {number}" for number in range(2, len(rows) + 2)]
     return TextTable(path, tuple(header), rows, places)
 
@@ -151,17 +151,18 @@ def _saved(path: Path) -> TextTable:
             f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
         ) from error
     parts = dict(found) if isinstance(found, datasets.DatasetDict) else {None: found}
-    unknown = sorted(set(parts) - {None} - set(SPLITS))
+    splits = {name: None if name is None else split_of(name) for name in parts}
+    unknown = sorted(name for name, split in splits.items() if name is not None and split is None)
     if unknown:
         raise DataError(
             f"Expected the splits train, validation and test in {path}, got {unknown[0]!r}. "
-            f"{near(unknown[0], SPLITS)} Rename or remove it."
+            f"{near(unknown[0], known_splits())} Rename or remove it."
         )
     rows: list[dict[str, Any]] = []
     places: list[str] = []
     columns: dict[str, None] = {}
     for name, part in parts.items():
-        beside = {} if name is None else {SPLIT: SPLITS[name]}
+        beside = {} if name is None else {SPLIT: splits[name]}
         columns |= dict.fromkeys((*part.column_names, *beside))
         named = {key: _names(feature) for key, feature in part.features.items()}
         for index, row in enumerate(part):

@@ -1,4 +1,4 @@
-"""Texts, pairs of texts or words to predict, in a file that may have labels or not."""
+"""What to predict, in a file that may have labels or not: texts, pairs, words, names of images."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from lightning_peft.errors import near, shown
 __all__ = ["read_columns", "read_words"]
 
 
-def read_columns(path: Path, column: str, pair: str | None = None) -> list[str] | list[list[str]]:
-    """Read a column of texts, or two.
+def read_columns(
+    path: Path, column: str, pair: str | None = None, encoding: str | None = None
+) -> list[str] | list[list[str]]:
+    """Read a column of texts or of names of files, or two columns.
 
     Args:
         path: A file or directory, as for :func:`~lightning_peft.data.text_tables.read_table`.
         column: The column of the texts.
         pair: The column of the second texts, if there are two.
+        encoding: The encoding of a CSV file, as there.
 
     Returns:
         The texts, or a list of both for each.
@@ -25,7 +28,7 @@ def read_columns(path: Path, column: str, pair: str | None = None) -> list[str] 
     Raises:
         DataError: If a column is missing or has empty cells; all are listed.
     """
-    table = read_table(path, column)
+    table = read_table(path, column, encoding)
     wanted = [column, *([] if pair is None else [pair])]
     _check_columns(table, wanted)
     wrong = [
@@ -41,13 +44,13 @@ def read_columns(path: Path, column: str, pair: str | None = None) -> list[str] 
     return [[text_of(row[name]) for name in wanted] for row in table.rows]
 
 
-def read_words(path: Path, column: str) -> list[list[str]]:
+def read_words(path: Path, column: str, encoding: str | None = None) -> list[list[str]]:
     """Read a column of lists of words; a text is taken at its spaces.
 
     Raises:
         DataError: If the column is missing, or a row has no words; all are listed.
     """
-    table = read_table(path, column)
+    table = read_table(path, column, encoding)
     _check_columns(table, [column])
     found = [words_of(row.get(column)) for row in table.rows]
     wrong = [
@@ -68,7 +71,7 @@ def _check_columns(table: TextTable, wanted: list[str]) -> None:
         if name not in table.columns
     ]
     if not wrong and not table.rows:
-        wrong.append("it has no line with a text")
+        wrong.append("it has no line after the header" if where else "it has no row")
     if wrong:
         raise refusal(table.path, wrong, _what(wanted))
 

@@ -9,6 +9,7 @@ from torch import nn
 from lightning_peft.adaptation.handle import Adaptation, find_adaptations
 from lightning_peft.adaptation.newness import looks_new
 from lightning_peft.adaptation.outline import outline, parts_of, some, warning_of
+from lightning_peft.anatomy.wide import wide_layers
 from lightning_peft.lightning.module_checkpoints import ATTACHMENT
 from lightning_peft.lightning.namespace import pl
 from lightning_peft.lightning.said import say
@@ -45,6 +46,12 @@ def tell(
         f"parameters trained ({report.share:.2%})" + _told_of(adaptation.held),
         *found.lines(),
         *(f"without an adapter: {line}" for line in adaptation.left_out),
+        *(
+            f"not certain: '{name}' starts with weights {times:.0f} times as large as nn.Linear's, "
+            "as timm draws them in many models where there are few classes. If it is new, the "
+            "first losses are large: call its reset_parameters() first"
+            for name, times in wide_layers(adaptation.model, adaptation.head).items()
+        ),
         *around(pl_module, adaptation.model),
         *(
             f"no adapter in '{twin}', frozen and of the same class: its weights are others. A loop "

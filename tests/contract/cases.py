@@ -52,12 +52,9 @@ def _own() -> list[Case]:
 
 def _tuners() -> list[Case]:
     return [
-        Case(
-            backbone,
-            _with_targets(lp.HF(name, **tuners.SETTINGS.get(name, {})), backbone),
-            tuners.label(name),
-        )
+        Case(backbone, _with_targets(method, backbone), tuners.label(name))
         for name in tuners.TUNERS
+        for method in [lp.HF(name, **tuners.SETTINGS.get(name, {}))]
         for backbone in EVERYWHERE
     ]
 

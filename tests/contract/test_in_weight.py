@@ -62,7 +62,7 @@ def of_peft(model: nn.Module) -> list[Any]:
 
 # the code of torch's recurrent layers is not compiled at all
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@sampled("lora-attention", of=[c for c in IN_WEIGHT if c.backbone != "lstm"])
+@sampled(of=[c for c in IN_WEIGHT if c.backbone != "lstm"])
 def test_it_is_compiled_in_one_graph(case: Case) -> None:
     model, adaptation, inputs, expected = ready(case)
     slopes = gradients(model, case)

@@ -62,9 +62,16 @@ def epochs(data, count=2):
     return [tensor for batch in found for tensor in batch]
 
 
-@pytest.mark.parametrize("augment", AUGMENTED)
 @pytest.mark.parametrize(
-    ("num_workers", "kept"), [(0, "temporary"), (0, "directory"), (2, "directory")]
+    ("num_workers", "kept", "augment"),
+    [
+        (0, "temporary", "fitted"),
+        (0, "directory", "fitted"),
+        (0, "directory", "cropped"),
+        (2, "directory", "fitted"),
+        pytest.param(0, "temporary", "cropped", marks=pytest.mark.slow),
+        pytest.param(2, "directory", "cropped", marks=pytest.mark.slow),
+    ],
 )
 def test_the_batches_are_the_same_and_images_are_decoded_once(
     root, tmp_path, read, augment, num_workers, kept

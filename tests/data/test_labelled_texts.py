@@ -67,6 +67,22 @@ def test_every_kind_of_file_holds_the_same_pairs(tmp_path):
         assert read_columns(path, "text", "other") == [[r["text"], r["other"]] for r in ROWS]
 
 
+def test_splits_are_called_what_people_call_them_and_a_table_may_be_in_another_encoding(tmp_path):
+    names = ("Train", "training", "Valid", "dev")
+    rows = [row | {"split": name, "label": "Bär"[: 3 - i % 2]} for i, (row, name) in
+            enumerate(zip(ROWS, names, strict=True))]  # fmt: skip
+    path = table(tmp_path / "a.csv", rows)
+    path.write_bytes(path.read_text().encode("cp1252"))
+    found = read_texts(path, columns=["label"], pair="other", encoding="cp1252")
+    assert found.names == ("Bä", "Bär")
+    assert found.splits == ("train", "train", "val", "val")
+    texts, labels = [row["text"] for row in ROWS], [row["label"] for row in ROWS]
+    assert from_lists(texts, labels, names, task=None).splits == found.splits
+    assert read_columns(path, "label", encoding="cp1252") == [row["label"] for row in rows]
+    with pytest.raises(DataError, match=r"in UTF-8, got .*data.encoding=.*such as cp1252"):
+        read_texts(path, columns=["label"], pair="other")
+
+
 def test_tagged_words_of_every_kind_of_file_are_the_same(tmp_path):
     spaced = [{k: " ".join(v) for k, v in row.items()} for row in WORDS]
     (tmp_path / "a.conll").write_text(

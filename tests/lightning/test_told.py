@@ -96,6 +96,26 @@ def test_a_frozen_part_that_looks_new_is_a_warning_that_names_the_way_out(said):
         said(Module(), lp.BackboneFreeze("net", head=False))
 
 
+def test_a_new_head_with_large_weights_is_told(caplog):
+    class Classifier(Module):
+        def __init__(self):
+            super().__init__()
+            self.net = timm.create_model("test_efficientnet", num_classes=2)
+
+        def training_step(self, batch, batch_idx):
+            return self.net(batch[0]).square().mean()
+
+    caplog.set_level(logging.INFO)
+    loader = DataLoader(TensorDataset(torch.rand(2, 3, 160, 160)), batch_size=2)
+    for head, told in ((None, True), ("as torch draws it", False)):
+        module = Classifier()
+        if head:
+            module.net.classifier.reset_parameters()
+        caplog.clear()
+        quiet_trainer(lp.PEFT("lora", rank=1), max_steps=1).fit(module, loader)
+        assert ("not certain: 'classifier' starts with weights" in caplog.text) is told
+
+
 @pytest.mark.parametrize("weights", ["random", "pretrained", "full"])
 def test_random_weights_that_no_checkpoint_holds_are_said(said, tmp_path, weights) -> None:
     module = Module(pretrained=weights == "pretrained")

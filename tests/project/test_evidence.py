@@ -10,6 +10,7 @@ from scipy import stats
 
 from benchmarks.evidence import page as pages
 from benchmarks.evidence import train as training
+from benchmarks.evidence.heads import heads
 from benchmarks.evidence.methods import Setting, settings, trained_methods
 from benchmarks.evidence.models import renamed
 from benchmarks.evidence.plan import Job, chosen, jobs, matching
@@ -202,12 +203,23 @@ def test_the_page_says_what_the_results_say(tmp_path):
     assert f"| `lora` | 69.8 ± {half:.1f} (69.8) |" in text
     assert "| `lora` | 10 | 0.00 MB | 1 MB | 0.533 s | 40.0 s |" in text
     assert costs(store.lines, "cells")["lora"].step == 32 / 60  # the median of five seeds
-    for name in ("labels", "costs"):
-        assert (tmp_path / f"evidence_cells_{name}.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("_cells_labels", "_cells_costs", ""):
+        assert (tmp_path / f"evidence{name}.png").read_bytes().startswith(b"\x89PNG")
     assert pages.main([*arguments, "--check"]) == 0
     store.add(finals({"dora": [0.5]})[0])
     assert pages.main([*arguments, "--check"]) == 1
     assert "1 seed" in pages.page(store.lines)
+
+
+def test_both_first_heads_are_compared_seed_by_seed():
+    timm = cells(finals({"lora": SCORES["norm"], "full": SCORES["full"]}))
+    text = "\n".join(heads(timm, cells(finals({"lora": SCORES["lora"], "dora": [0.5] * 5}))))
+    result = stats.ttest_rel(*(100 * np.array(SCORES[name]) for name in ("lora", "norm")))
+    low, high = result.confidence_interval(0.95)
+    told = f"+8.4 ({low:+.1f} to {high:+.1f}, p = {result.pvalue:.2g})"
+    assert f"| `lora`, 10 a class | 61.4 | 69.8 | {told} |" in text
+    assert text.count("10 a class") == 1  # only what was measured both ways
+    assert [*heads(timm, {})] == []
 
 
 def test_the_page_needs_results(tmp_path, capsys):

@@ -37,6 +37,7 @@ def batches_for(candidate):
     return data.plain_dataloader("train")
 
 
+@pytest.mark.slow
 def test_pretrained_is_the_best_by_every_score_and_degraded_beats_random(degraded):
     order = [minilm(), degraded, f"{minilm()}:random"]
     ranked = rank_candidates(find_encoders(order[::-1]), batches_for, noun="texts")

@@ -135,7 +135,7 @@ def _describe(config: Any, served: ServedLanguage) -> None:
 
 def _facts(served: ServedLanguage, out: Path) -> list[str]:
     """Write how the outputs of classes or numbers are read; return a line for each fact."""
-    from lightning_peft.cli.jobs.served import FACTS
+    from lightning_peft.cli.jobs.serving_facts import FACTS
     from lightning_peft.cli.runs.summary import write_json
 
     if served.outputs is None:

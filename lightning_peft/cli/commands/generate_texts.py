@@ -76,7 +76,7 @@ def answer_prompts(options: argparse.Namespace) -> None:
     with quiet():
         served = load_language_run(options.run, trust_of(options))
     if served.task == "seq2seq":
-        prompts = list(read_columns(options.data, served.text_column))
+        prompts = list(read_columns(options.data, served.text_column, encoding=served.encoding))
     if options.max_new_tokens is None:
         options.max_new_tokens = served.max_new_tokens or NEW_TOKENS
     served.backbone.to(device)

@@ -108,9 +108,10 @@ def asked_in_a_table(path: Path, served: Served) -> Asked:
     Raises:
         DataError: If the file lacks the column of the names.
     """
-    from lightning_peft.data.csv_table import read_column
+    from lightning_peft.data.unlabelled import read_columns
 
-    names = read_column(path, served.file_column, served.encoding)
+    found = read_columns(path, served.file_column, encoding=served.encoding)
+    names = [str(name) for name in found]
     places = [path.parent, Path(), *([served.image_root] if served.image_root else [])]
     paths = [
         next((place / name for place in places if (place / name).is_file()), path.parent / name)

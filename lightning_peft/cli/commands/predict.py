@@ -204,7 +204,7 @@ def _texts(served: Served, options: argparse.Namespace) -> tuple[list[str], Iter
     path = _one(options.data, "a file of texts")
     if not is_table(path):
         raise ConfigError([f"expected a file of texts, as the run had, got {path}"])
-    texts: Any = read_columns(path, str(served.text_column), served.pair_column)
+    texts: Any = read_columns(path, str(served.text_column), served.pair_column, served.encoding)
     found = predict_texts(
         served.backbone,
         texts,

@@ -228,7 +228,7 @@ def _write(
     """Write the files that make `export` and `predict` accept the directory as a run."""
     from omegaconf import OmegaConf
 
-    from lightning_peft.cli.jobs.served import write_facts
+    from lightning_peft.cli.jobs.serving_facts import write_facts
 
     adaptation.save(out / "adapter")
     write_facts(out, parts.datamodule, getattr(parts.module, "outputs", None))

@@ -37,7 +37,7 @@ def tag_words(served: Served, options: argparse.Namespace) -> None:
 
     if options.top != 1:
         raise ConfigError(["--top: a run on words gives each word one tag. Leave it out."])
-    words = read_words(options.data, str(served.text_column))
+    words = read_words(options.data, str(served.text_column), served.encoding)
     names = served.class_names
     found = [
         [None if k is None else (str(k) if names is None else names[k]) for k in row]

@@ -42,6 +42,9 @@ NOISE = (
 
 LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric")
 
+# when peft is imported, and no layer is quantised: that a kernel for 4 bits is not installed
+OF_AN_IMPORT = "bitsandbytes.backends.cpu.ops"
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -51,12 +54,16 @@ def quiet() -> Iterator[None]:
     for logger in loggers:
         logger.handlers[:] = []  # they write everything to the console
         logger.propagate = True
+    importing = logging.getLogger(OF_AN_IMPORT)
+    level = importing.level
+    importing.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             for pattern in NOISE:
                 warnings.filterwarnings("ignore", message=pattern)
             yield
     finally:
+        importing.setLevel(level)
         for logger, handlers, propagate in before:
             logger.handlers[:] = handlers
             logger.propagate = propagate

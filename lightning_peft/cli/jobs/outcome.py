@@ -16,7 +16,7 @@ from lightning_peft.cli.config.job_config import in_sweep
 from lightning_peft.cli.config.objectives import costs_of, names_of
 from lightning_peft.cli.jobs.backbone_facts import told
 from lightning_peft.cli.jobs.previews import predictions
-from lightning_peft.cli.jobs.served import write_facts
+from lightning_peft.cli.jobs.serving_facts import write_facts
 from lightning_peft.cli.jobs.task import dataset_of, task_of
 from lightning_peft.cli.runs.summary import told_objectives, write_summary
 from lightning_peft.cli.runs.trial import Trial

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.config.errors import ConfigError, explain
 from lightning_peft.cli.config.paths import conf_dir
-from lightning_peft.cli.config.task import LANGUAGE
-from lightning_peft.cli.jobs.task import build_module, task_of
+from lightning_peft.cli.jobs.serving_facts import FACTS, outputs_of, read_facts
+from lightning_peft.cli.jobs.task import build_module
 from lightning_peft.cli.runs.recorded import recorded_config
-from lightning_peft.cli.runs.summary import write_json
 from lightning_peft.cli.trust.words import NOBODY, Trust
-from lightning_peft.errors import shown
 from lightning_peft.evaluation.outputs import Outputs
-from lightning_peft.files.plain_file import NotPlainError, check_plain, read_text
+from lightning_peft.files.plain_file import check_plain
 from lightning_peft.files.writing import CONFIG_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -28,30 +25,10 @@ if TYPE_CHECKING:
     from lightning_peft.backbones.data_config import DataConfig
     from lightning_peft.data.decode import Decoding
 
-__all__ = [
-    "FACTS",
-    "Served",
-    "built_again",
-    "described_by",
-    "load_run",
-    "load_with_backbone",
-    "write_facts",
-]
-
-FACTS = "serving.json"
+__all__ = ["Served", "built_again", "described_by", "load_run", "load_with_backbone"]
 
 FILE = "file"
 """The column of images in a CSV file, unless the run names another."""
-
-MOST_CLASSES = 1_000_000
-"""More would only ask for memory."""
-
-FITS: Mapping[str, Callable[[Any], bool]] = {
-    "num_classes": lambda n: isinstance(n, int) and 0 < n <= MOST_CLASSES,
-    "class_names": lambda names: names is None or isinstance(names, list),
-    "preprocessing": lambda config: config is None or isinstance(config, Mapping),
-}
-"""The keys that the file must have, and a check of each value."""
 
 
 @dataclass
@@ -94,30 +71,6 @@ class Served:
     encoding: str | None = None
 
 
-def write_facts(directory: Path, datamodule: Any, outputs: Outputs | None = None) -> None:
-    """Write the facts about the data that serving needs, since the data may not be there then.
-
-    Args:
-        directory: The run's directory.
-        datamodule: What the run was trained on.
-        outputs: How the outputs of the module are read; for a user's own module a softmax turns
-            logits into probabilities.
-    """
-    config = getattr(datamodule, "config", None)
-    names = getattr(datamodule, "class_names", None)
-    if (task := task_of(datamodule)) in LANGUAGE.values():
-        write_json(directory / FACTS, {"task": task})
-        return
-    facts = {
-        "task": task,
-        "num_classes": datamodule.num_classes,
-        "class_names": None if names is None else [str(name) for name in names],
-        "preprocessing": None if config is None else asdict(config),
-        "outputs": (outputs or Outputs()).to_dict(),
-    }
-    write_json(directory / FACTS, facts)
-
-
 def load_run(directory: Path, *, calibrated: bool | None = None, trust: Trust = NOBODY) -> Served:
     """Load the model of a run from its adapter, or from its best checkpoint if it has none.
 
@@ -146,9 +99,9 @@ def load_run(directory: Path, *, calibrated: bool | None = None, trust: Trust = 
                 f"{' and without '.join(missing)}.{_unfinished(directory)}"
             ]
         )
-    facts = _read_facts(directory / FACTS)
+    facts = read_facts(directory / FACTS)
     cfg = recorded_config(directory, trust)
-    outputs = _outputs(facts.get("outputs"), cfg, directory, calibrated)
+    outputs = outputs_of(facts.get("outputs"), cfg, directory, calibrated)
     if told := _unfinished(directory):  # of a run that had ended, and was resumed for longer
         print(f"lightning-peft:{told} This is the model of its earlier end.", file=sys.stderr)
     with described_by(directory):
@@ -265,65 +218,6 @@ def _unfinished(directory: Path) -> str:
         f" The run in {directory} is not finished ({run.status}): lightning-peft continue resumes "
         "a sweep, resume=DIR/checkpoints/last.ckpt a single run."
     )
-
-
-def _read_facts(path: Path) -> Mapping[str, Any]:
-    """Read the file of :func:`write_facts`.
-
-    Raises:
-        ConfigError: If the file is cut off, or written by another program.
-    """
-    try:
-        found = json.loads(read_text(path))
-        task = found.get("task") if isinstance(found, Mapping) else None
-        if task in LANGUAGE.values():
-            raise ConfigError(
-                [f"{path.parent}: expected a run that predicts classes or numbers, got one on "
-                 "language. lightning-peft predict and export serve it."]
-            )  # fmt: skip
-    except (NotPlainError, ConfigError):
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        found, wrong = {}, [f"it is not JSON ({error})"]
-    else:
-        found = found if isinstance(found, Mapping) else {}
-        wrong = [
-            f"{key} is {shown(found[key], 40)}" if key in found else f"it has no {key}"
-            for key, fits in FITS.items()
-            if key not in found or not fits(found[key])
-        ]
-        names = found.get("class_names")
-        if not wrong and names is not None and len(names) != found["num_classes"]:
-            wrong.append(f"there are {len(names)} class_names for {found['num_classes']} classes")
-    if wrong:
-        raise ConfigError(
-            [
-                f"{path}: expected the facts that a finished run leaves, but {', '.join(wrong)}. "
-                "Restore the file, or train the run again."
-            ]
-        )
-    return found
-
-
-def _outputs(found: Any, cfg: Any, directory: Path, calibrated: bool | None) -> Outputs:
-    """Return how the outputs are read, with or without the temperature."""
-    outputs = Outputs.from_dict(found)
-    if calibrated is None:
-        return outputs
-    if not calibrated:
-        return replace(outputs, temperature=1.0)
-    if outputs.task == "regression":
-        why = "it predicts numbers, which have no probabilities"
-    elif cfg.get("calibrate") is None:
-        why = (
-            "it was trained without calibrate=temperature, which fits one on the validation "
-            "images after training"
-        )
-    elif outputs.temperature == 1:
-        why = f"its {FACTS} has none, so another version or another program wrote it"
-    else:
-        return outputs
-    raise ConfigError([f"--calibrated: {directory} has no temperature: {why}. Leave it out."])
 
 
 def _prepared(

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.cli.config.task import LANGUAGE
-from lightning_peft.cli.jobs.served import FACTS, Served, built_again, described_by
+from lightning_peft.cli.jobs.served import Served, built_again, described_by
+from lightning_peft.cli.jobs.serving_facts import FACTS
 from lightning_peft.cli.jobs.task import build_module
 from lightning_peft.cli.runs.recorded import recorded_config
 from lightning_peft.cli.trust.words import Trust
@@ -48,6 +49,7 @@ class ServedLanguage:
         generation: More arguments of ``generate``, the same.
         class_names: The names of its outputs, if it has such.
         outputs: How its outputs are read, if it has classes or numbers.
+        encoding: The encoding of a CSV file, if the run names one.
     """
 
     backbone: nn.Module
@@ -60,6 +62,7 @@ class ServedLanguage:
     generation: Mapping[str, Any] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     outputs: Outputs | None = None
+    encoding: str | None = None
 
 
 def is_of_language(directory: Path) -> bool:
@@ -118,6 +121,7 @@ def _load(directory: Path, cfg: DictConfig) -> ServedLanguage:
         generation=plain(written.get("generation") or {}),
         text_column=getattr(datamodule, "text_column", "text"),
         tokenise=getattr(datamodule, "tokenise", None),
+        encoding=getattr(datamodule, "encoding", None),
     )
 
 

@@ -26,8 +26,9 @@ from lightning_peft.data.labelled import counted, mean_and_deviation
 from lightning_peft.data.labelled_images import Files, LabelledImages, of_a_file, of_folders
 from lightning_peft.data.scan import refuse
 from lightning_peft.data.verify import Verify
-from lightning_peft.errors import DataError, near
+from lightning_peft.errors import DataError
 from lightning_peft.evaluation.metric_names import Task
+from lightning_peft.lightning.datamodules.folder_checks import check_arguments
 from lightning_peft.lightning.datamodules.loaders import SplitLoaders, workers
 
 __all__ = ["ImageFiles", "ImageFolderDataModule"]
@@ -145,31 +146,13 @@ class ImageFolderDataModule(SplitLoaders):
         pin_memory: bool | None = None,
     ) -> None:
         super().__init__()
-        fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
-        wrong = [
-            f"{name} in [0, 1), got {value}"
-            for name, value in fractions.items()
-            if not 0 <= value < 1
-        ]
-        if val_per_class is not None and val_per_class < 0:
-            wrong.append(f"val_per_class of 0 or more, got {val_per_class}")
-        if verify not in (levels := ("header", "decode", "none")):
-            wrong.append(f"verify as one of {levels}, got '{verify}': {near(verify, levels)}")
-        if labels is None and task not in (None, "multiclass", "binary"):
-            wrong.append(f"a labels file for task='{task}', which folders do not have")
-        if labels is not None and val_per_class is not None:
-            wrong.append("no val_per_class with a labels file, which may assign val itself")
-        of_table = {
-            "label_columns": label_columns, "file_column": file_column, "encoding": encoding
-        }  # fmt: skip
-        if labels is None and (without := [name for name, v in of_table.items() if v is not None]):
-            wrong.append(f"a labels file for {' and '.join(without)}")
-        if value_range is not None and not (
-            len(value_range) == 2 and value_range[0] != value_range[1]
-        ):
-            wrong.append(f"value_range as two different numbers, got {list(value_range)}")
-        if wrong:
-            raise DataError("Expected " + "; ".join(wrong) + ".")
+        check_arguments(
+            labels, task,
+            fractions={"val_fraction": val_fraction, "test_fraction": test_fraction},
+            val_per_class=val_per_class, verify=verify, value_range=value_range,
+            of_table={"label_columns": label_columns, "file_column": file_column,
+                      "encoding": encoding},
+        )  # fmt: skip
         self.root = Path(root)
         self.config = data_config(backbone, image_size=image_size)
         self.decoding = Decoding(

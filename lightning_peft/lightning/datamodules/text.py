@@ -37,7 +37,7 @@ class TextDataModule(SplitLoaders):
 
     A file is CSV with a header, JSONL, CoNLL, or a directory of `datasets`
     (:func:`~lightning_peft.data.text_tables.read_table`), with ``text``, optionally ``split``
-    (``train``, ``val``, ``test``), and labels. One column of words is classes, words separated by
+    (``train``, ``val``, ``test``, and what else these are called), and labels. One column of words is classes, words separated by
     ``|`` or a list are several labels of a text, numbers with a fraction are for a regression.
 
     | task | texts | labels | for |
@@ -70,6 +70,7 @@ class TextDataModule(SplitLoaders):
         pair_column: The column of the second texts, such as the hypothesis of a premise.
         label_columns: The columns of the labels; by default ``label`` of a JSONL file or a
             directory that has it, or all except those of texts and ``split``.
+        encoding: The encoding of a CSV file; None is UTF-8, or UTF-16 if it says so.
         task: One of the table; None infers it, except for ``"seq2seq"``. ``"binary"`` is for two
             classes and a head with one output.
         labels_per_class: Training texts of each class; None takes all.
@@ -116,6 +117,7 @@ class TextDataModule(SplitLoaders):
         text_column: str = "text",
         pair_column: str | None = None,
         label_columns: Sequence[str] | None = None,
+        encoding: str | None = None,
         task: str | None = None,
         labels_per_class: int | None = None,
         val_fraction: float = 0.1,
@@ -148,6 +150,7 @@ class TextDataModule(SplitLoaders):
         self.text_column = text_column
         self.pair_column = pair_column
         self.label_columns = None if label_columns is None else list(label_columns)
+        self.encoding = encoding
         self.labels_per_class = labels_per_class
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
@@ -174,7 +177,7 @@ class TextDataModule(SplitLoaders):
                 assert self.root is not None
                 found = read_texts(
                     self.root, task=self._task, columns=self.label_columns, key=self.text_column,
-                    pair=self.pair_column,
+                    pair=self.pair_column, encoding=self.encoding,
                 )  # fmt: skip
             self._table = without_repeats(found)
         return self._table

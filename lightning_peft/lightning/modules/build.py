@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_peft.anatomy.wide import narrowed
 from lightning_peft.backbones.data_config import check_timm_name
 from lightning_peft.errors import DataError
 
@@ -21,6 +22,9 @@ def build_backbone(
     regularisers: Mapping[str, float],
 ) -> nn.Module:
     """Build the backbone, or check the given one.
+
+    A new head of timm starts with weights as ``nn.Linear`` draws them, or smaller ones
+    (:mod:`lightning_peft.anatomy.wide`).
 
     Args:
         backbone: A timm name or a module.
@@ -63,7 +67,8 @@ def build_backbone(
         if not refused:
             raise
         raise DataError(f"timm's '{backbone}' takes no {refused}: leave it out.") from error
-    return model
+    own = getattr(model, "pretrained_cfg", {}).get("num_classes")
+    return model if pretrained and own == num_classes else narrowed(model)
 
 
 def mixing(mixup: float, cutmix: float, num_classes: int) -> Callable[..., Any] | None:

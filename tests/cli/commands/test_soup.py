@@ -91,6 +91,7 @@ def test_the_best_checkpoints_of_one_run_are_averaged(train, command, tmp_path):
     assert status == 0, err
 
 
+@pytest.mark.slow
 def test_a_greedy_soup_of_settings_is_not_worse_than_the_best_of_them(rates, command, tmp_path):
     status, _, err = command("soup", str(rates), "--greedy")
     assert status == 0, err

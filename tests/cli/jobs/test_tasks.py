@@ -68,7 +68,7 @@ def with_and_without(command, images, tmp_path, kind):
 
 @pytest.mark.parametrize(
     "kind",
-    [k if k != "binary" else pytest.param(k, marks=pytest.mark.slow) for k in LABELS],
+    [pytest.param(k, marks=pytest.mark.slow) if k in ("binary", "classes") else k for k in LABELS],
 )
 def test_the_whole_way(train, command, images, tmp_path, kind):
     words = (f"data.root={images}", f"data.labels={kind}.csv", "output_dir=run")

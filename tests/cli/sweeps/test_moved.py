@@ -78,6 +78,7 @@ def test_a_sweep_that_lies_elsewhere_goes_on_with_its_best_checkpoint(
     assert result(tmp_path / "a" / "b" / "renamed" / JOB) == whole
 
 
+@pytest.mark.slow
 def test_a_run_that_lies_elsewhere_goes_on_with_its_best_checkpoint(
     train, command, tmp_path, interrupt
 ):

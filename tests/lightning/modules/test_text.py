@@ -207,13 +207,9 @@ def accuracy_on_unseen_nouns(directory, method, lr, pretrained=True):
     return scores["test/accuracy"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("method", "lr"),
-    [
-        ("lora", 3e-3),
-        pytest.param("bitfit", 3e-3, marks=pytest.mark.slow),
-        pytest.param("linear_probe", 3e-2, marks=pytest.mark.slow),
-    ],
+    ("method", "lr"), [("lora", 3e-3), ("bitfit", 3e-3), ("linear_probe", 3e-2)]
 )
 def test_with_few_labels_a_pretrained_encoder_knows_nouns_that_it_was_not_trained_on(
     directory, method, lr

@@ -79,12 +79,9 @@ def test_a_search_runs_and_goes_on_with_the_same_command(train, tmp_path):
     assert len({trial.params["lr"] for trial in trials(where)}) == 4, "nothing is proposed twice"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "more",
-    [
-        pytest.param((), id="in a file"),
-        pytest.param((MEMORY,), id="in memory", marks=pytest.mark.slow),
-    ],
+    "more", [pytest.param((), id="in a file"), pytest.param((MEMORY,), id="in memory")]
 )
 def test_an_interrupted_search_goes_on_to_its_number_of_trials(train, tmp_path, interrupt, more):
     words = (*SEARCH, "hydra.sweeper.n_trials=3", "hydra.sweeper.params.method=bitfit", *more)
@@ -151,6 +148,7 @@ def test_a_hopeless_trial_is_pruned_and_is_neither_failed_nor_finished(train, tm
     assert figures(where) == before
 
 
+@pytest.mark.slow
 def test_a_pruned_job_whose_sweep_was_killed_is_not_run_again(train, tmp_path):
     assert train(*PRUNED)[0] == 0
     where = tmp_path / "search"
