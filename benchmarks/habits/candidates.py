@@ -9,6 +9,7 @@ from torch import nn
 from benchmarks.evidence.models import lite_weights, sentence_model
 from benchmarks.evidence.tasks import Task
 from benchmarks.evidence.train import RECIPE, WORK
+from lightning_peft.anatomy.wide import narrowed
 
 __all__ = ["CANDIDATES", "build", "data_changes", "is_random"]
 
@@ -86,5 +87,4 @@ def _network(classes: int, name: str, level: int | None, pretrained: bool) -> nn
     if level is not None:
         model.prune_intermediate_layers(indices=[level], prune_norm=True, prune_head=True)
         model.reset_classifier(classes, "avg")
-    found: nn.Module = model
-    return found
+    return narrowed(model)

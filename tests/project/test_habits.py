@@ -298,6 +298,13 @@ def test_a_cut_encoder_has_the_first_layers(monkeypatch):
     assert torch.allclose(found, wanted.mean(1))
 
 
+def test_a_candidates_head_starts_as_that_of_a_ready_module():
+    for level in (None, 1):
+        model = models._network(2, "test_efficientnet", level, False)
+        wide = torch.nn.Linear(model.num_features, 2)
+        assert model.get_classifier().weight.std() < 2 * wide.weight.std()
+
+
 def test_candidates_see_images_as_they_expect_them():
     assert data_changes("reviews", "minilm@3") == {}
     assert data_changes("cells", "glyph_vit:random") == {
