@@ -49,9 +49,7 @@ def measure(job: Job, setting: int, tasks: Mapping[str, Any]) -> dict[str, Any]:
 def fine_tune(
     task: Task, recipe: str, drawn: Sequence[int], *, seed: int, steps: int | None = None
 ) -> dict[str, Any]:
-    """Train with the habits of a recipe and measure.
-
-    LoRA on the pretrained model; of random weights everything is trained.
+    """Train LoRA with the habits of a recipe and measure.
 
     Args:
         task: The task.
@@ -120,8 +118,6 @@ def _scores(
 
 def _adapter(habits: frozenset[str]) -> Any:
     dropout = "train" if "regular" in habits else "eval"
-    if "model" not in habits:
-        return lp.PEFT("full", backbone_dropout=dropout)
     rate = REGULAR["dropout"] if "regular" in habits else 0.0
     return lp.PEFT("lora", backbone_dropout=dropout, dropout=rate)
 
