@@ -83,15 +83,17 @@ def _page(lines: Lines) -> Iterator[str]:
     for task, found in rankings.items():
         yield f"## {TITLES[task]}: choosing the pretrained model"
         yield ""
-        seeds = f"{len(found.seeds)} seeds" if len(found.seeds) > 1 else "one seed"
-        yield f"{METRIC[HEADLINE[task]]} after fine-tuning in percent, with its interval over"
-        yield f"{seeds}, and the scores of the frozen features, means over the seeds (probe and"
-        yield "5-NN in percent):"
+        count = len(found.seeds)
+        over = f"over {count} seeds" if count > 1 else "of one seed"
+        yield f"{METRIC[HEADLINE[task]]} after fine-tuning in percent, {over}, and the scores of"
+        yield "the frozen features, means over the seeds (probe and 5-NN in percent):"
         yield ""
         yield from ranked(found)
         yield ""
         yield "Kendall's tau of each score with this, with 95 % intervals; *its first reaches* is"
-        yield "what fine-tuning makes of the model that the score puts first:"
+        yield "what fine-tuning makes of the model that the score puts first."
+        if count == 1:
+            yield "With one seed, the intervals know nothing of the chance of a seed."
         yield ""
         yield from foretold(found)
         yield ""

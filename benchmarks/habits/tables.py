@@ -15,7 +15,7 @@ from benchmarks.habits.summary import (
     seeds_of,
     worth,
 )
-from lightning_peft.cli.comparing.significance import Contrast
+from lightning_peft.cli.comparing.significance import FEWEST, Contrast
 
 __all__ = ["NAMES", "checkpoints", "foretold", "name_of", "ranked", "scores", "told", "values"]
 
@@ -128,7 +128,8 @@ def _score(name: str, value: float) -> str:
 
 def _spread(found: Mapping[int, float]) -> str:
     mean = statistics.fmean(found.values())
-    return f"{mean:.1f} ± {interval(list(found.values())):.1f}" if len(found) > 1 else f"{mean:.1f}"
+    few = len(found) < FEWEST  # of which an interval says nothing
+    return f"{mean:.1f}" if few else f"{mean:.1f} ± {interval(list(found.values())):.1f}"
 
 
 def _elsewhere(lines: Lines, task: str) -> bool:
