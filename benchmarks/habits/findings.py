@@ -22,15 +22,14 @@ LEVEL = 0.05
 def of_habits(lines: Lines, task: str, title: str) -> Iterator[str]:
     """Say what the pretrained model is worth, which other habits show, and which do not."""
     found = worth(lines, task)
-    sides = ("alone", "left out")
+    sides = ("alone", "beside the others")
     first = [f"{told(one)} {side}" for side, one in zip(sides, found["model"], strict=True)
              if one.difference is not None]  # fmt: skip
     if first:
         yield f"- **{title}.** The pretrained model is worth {' and '.join(first)}."
+    others = {habit: pair for habit, pair in found.items() if habit != "model"}
     shown, not_shown = [], []
-    for habit, pair in found.items():
-        if habit == "model":
-            continue
+    for habit, pair in others.items():
         clear = [
             f"{HABITS[habit]} {side} is worth {told(one)}"
             for side, one in zip(sides, pair, strict=True)
@@ -43,6 +42,13 @@ def of_habits(lines: Lines, task: str, title: str) -> Iterator[str]:
         yield f"  Shown: {'; '.join(shown)}."
     if not_shown:
         yield f"  No difference is shown by {_and(not_shown)}."
+    tested = [one for pair in others.values() for one in pair if one.interval]
+    if tested:
+        halves = sorted((one.interval[1] - one.interval[0]) / 2 for one in tested if one.interval)
+        yield (
+            f"  With {min(one.count for one in tested)} seeds the intervals of these are "
+            f"±{halves[0]:.1f} to ±{halves[-1]:.1f} points: what is smaller could not show."
+        )
 
 
 def of_ranking(of: Measured, title: str) -> Iterator[str]:

@@ -25,7 +25,7 @@ Lines = Sequence[Mapping[str, Any]]
 RANKED_BY = ("probe", *SCORES, "parameters")
 """The default of ``rank`` first; the number of parameters is none of its scores."""
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 
 EVALUATED = ("model_evaluate", "all", "not_augment", "not_regular", "not_schedule")
 """Runs on the pretrained model that hold items out."""

@@ -42,21 +42,19 @@ def name_of(recipe: str) -> str:
 
 
 def told(one: Contrast) -> str:
-    """Return a difference with its interval, its p and, if they are not five, its seeds."""
+    """Return a difference with its interval and its p, or with its seeds if they are too few."""
     if one.difference is None:
         return ""
-    seeds = "1 seed" if one.count == 1 else f"{one.count} seeds"
     if one.p_holm is None:
-        return f"{one.difference:+.1f} ({seeds})"
+        return f"{one.difference:+.1f} ({one.count} seed{'s' * (one.count > 1)})"
     low, high = one.interval or (one.difference, one.difference)
-    few = f", {seeds}" if one.count < 5 else ""
-    return f"{one.difference:+.1f} ({low:+.1f} to {high:+.1f}, p = {one.p_holm:.2g}{few})"
+    return f"{one.difference:+.1f} ({low:+.1f} to {high:+.1f}, p = {one.p_holm:.2g})"
 
 
 def values(lines: Lines, task: str) -> Iterator[str]:
     """Return the table of what each habit is worth."""
     new = _elsewhere(lines, task)
-    yield "| habit | alone | left out |" + (" alone, new modules | left out, new modules |" * new)
+    yield "| habit | alone | left out |" + " alone, new modules | left out, new modules |" * new
     yield "|---|---|---|" + "---|---|" * new
     here, away = worth(lines, task), worth(lines, task, "elsewhere_") if new else {}
     for habit, pair in here.items():

@@ -82,7 +82,7 @@ def test_tau_and_its_interval_are_those_of_scipy():
     assert tau(scores, reached, counts, np.zeros((1, 1), int))[0] == pytest.approx(expected)
     assert np.isnan(tau(scores * 0, reached, every, np.zeros((1, 1), int)))[0]
     of = Measured(tuple("abcdefghijkl"), (0,), {"probe": scores, "knn": -scores}, reached)
-    first, other = agreement(of, resamples=4000)
+    first, other = agreement(of, resamples=2000)
     theirs = stats.bootstrap(
         (scores[0], reached[0]),
         lambda x, y: stats.kendalltau(x, y).statistic,
@@ -127,7 +127,7 @@ def made_up(task="cells", seeds=5):
                 more |= {f"last_weights_{n}": score - 0.03 for n in ("f1", "balanced_accuracy")}
                 more |= {f"by_loss_{n}": score + 0.01 for n in ("f1", "balanced_accuracy")}
             found.append(a_line("habits", task, recipe, seed, score, **more))
-        for place, name in enumerate(CANDIDATES[task]):
+        for place, name in enumerate(CANDIDATES[task] if seed < 3 else ()):
             scores = {f"score_{n}": place + rng.normal(0, 2) for n in
                       ("knn", "logme", "h_score", "nleep", "parameters")}  # fmt: skip
             found.append(
@@ -235,6 +235,7 @@ def tiny(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_all_habits_are_taken_and_the_chosen_weights_are_tested(tiny, monkeypatch):
     modules, seen, loaded = [], {}, []
     build, data, test = work._classifier, work.data_of, work._test
