@@ -15,7 +15,7 @@ from benchmarks.evidence.train import RECIPE, WORK, data_of, module_of, quiet
 from lightning_peft.ranking.features import extract
 from lightning_peft.system.atomic import written_whole
 
-__all__ = ["fit", "frozen_features"]
+__all__ = ["Body", "fit", "frozen_features"]
 
 
 def fit(
@@ -93,7 +93,7 @@ def frozen_features(task: Task) -> np.ndarray:
         data.prepare_data()
         data.setup("fit")
         batches = [*data.plain_dataloader("train"), *data.val_dataloader()]
-        found = extract(_Body(module.backbone), batches, "cpu").values.numpy()
+        found = extract(Body(module.backbone), batches, "cpu").values.numpy()
         values = np.zeros((len(task.items), found.shape[1]), dtype=np.float32)
         values[everything] = found
         with written_whole(path) as aside, aside.open("wb") as file:
@@ -102,7 +102,7 @@ def frozen_features(task: Task) -> np.ndarray:
     return kept
 
 
-class _Body(nn.Module):
+class Body(nn.Module):
     """A classifier without its head."""
 
     def __init__(self, model: nn.Module) -> None:

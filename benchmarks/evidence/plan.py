@@ -51,7 +51,9 @@ class Job:
         return key_of({**dataclasses.asdict(self), **({} if self.kind == "choose" else FINAL)})
 
     def __str__(self) -> str:
-        what = f"seed {self.seed}" if self.kind == "final" else f"choice {self.setting}.{self.fold}"
+        what = (
+            f"choice {self.setting}.{self.fold}" if self.kind == "choose" else f"seed {self.seed}"
+        )
         return f"{self.task} {self.budget} a class, {self.method}, {what}"
 
 

@@ -23,7 +23,7 @@ from benchmarks.evidence.methods import BASELINES, settings
 from benchmarks.evidence.plan import Job, chosen, jobs, matching
 from benchmarks.evidence.store import Store
 
-__all__ = ["RESULTS", "Runner", "main", "measure"]
+__all__ = ["RESULTS", "Runner", "clock", "main", "measure", "warm_up"]
 
 RESULTS = Path("benchmarks/results/evidence.jsonl")
 
@@ -62,12 +62,17 @@ class Runner:
         store: The results.
         work: Turns a job and the number of a setting into a line.
         say: Takes a line of progress.
+        choose: Returns the number of the setting of a run by the results so far; None if they do
+            not say yet.
     """
 
-    def __init__(self, store: Store, work: Any = measure, say: Any = print) -> None:
+    def __init__(
+        self, store: Store, work: Any = measure, say: Any = print, choose: Any = chosen
+    ) -> None:
         self.store = store
         self.work = work
         self.say = say
+        self.choose = choose
         self.tasks: dict[str, Any] = {}
         self.failed: list[str] = []
 
@@ -102,7 +107,7 @@ class Runner:
                 self.store.add(line)
                 left = self.seconds([*todo, *(one for one, *_ in running.values())])
                 self.say(
-                    f"{finished} of {total}, {_clock(left / processes)} left  "
+                    f"{finished} of {total}, {clock(left / processes)} left  "
                     f"{job}: {line['balanced_accuracy']:.3f} ({took:.0f} s)"
                 )
 
@@ -124,7 +129,7 @@ class Runner:
 
     def _ready(self, todo: Sequence[Job]) -> tuple[Job, int] | None:
         for job in todo:
-            number = job.setting if job.kind == "choose" else chosen(self.store.lines, job)
+            number = job.setting if job.kind == "choose" else self.choose(self.store.lines, job)
             if number is not None:
                 return job, number
         return None
@@ -158,7 +163,7 @@ def _received(receiver: Connection) -> dict[str, Any] | None:
     return found
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{minutes // 60}:{minutes % 60:02d} h"
 
@@ -181,16 +186,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.list:
         done = store.done()
         left = [job for job in asked if job.key not in done]
-        print(f"{len(left)} of {len(asked)} runs left, {_clock(runner.seconds(left))} on one core")
+        print(f"{len(left)} of {len(asked)} runs left, {clock(runner.seconds(left))} on one core")
         return 0
-    _warm_up(runner, sorted({job.task for job in asked}))
+    warm_up(runner, sorted({job.task for job in asked}))
     runner.run(asked, options.processes)
     for line in runner.failed:
         print(f"failed: {line}")
     return min(len(runner.failed), 100)
 
 
-def _warm_up(runner: Runner, names: Sequence[str]) -> None:
+def warm_up(runner: Runner, names: Sequence[str]) -> None:
     """Import and load what every run needs, before the processes are made."""
     import peft  # noqa: F401
     import sklearn.feature_extraction.text

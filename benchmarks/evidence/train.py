@@ -20,7 +20,7 @@ from benchmarks.evidence.methods import Setting
 from benchmarks.evidence.models import LITE, encoder_folder, lite_weights, make, sentence_model
 from benchmarks.evidence.tasks import TESTED, Task
 
-__all__ = ["RECIPE", "WORK", "data_of", "module_of", "train"]
+__all__ = ["METRICS", "RECIPE", "WORK", "Losses", "data_of", "module_of", "quiet", "train"]
 
 WORK = Path("build/evidence")
 
@@ -175,10 +175,27 @@ def data_of(
     *,
     seed: int,
     steps: int,
+    held: Sequence[int] = (),
+    **changes: Any,
 ) -> pl.LightningDataModule:
-    """Build the data of a run: some items for training, others for measuring."""
+    """Build the data of a run: some items for training, others for measuring.
+
+    Args:
+        task: The task.
+        drawn: The items to train on.
+        measured: The items to measure on.
+        split: ``"test"`` or ``"val"``: what the measured items are.
+        seed: Seed of the order and of the augmentation.
+        steps: Steps of the run.
+        held: Items of the split ``"val"`` besides.
+        **changes: Other arguments of the data module.
+
+    Returns:
+        The data.
+    """
     recipe = RECIPE[task.name]
-    rows = [(i, "train") for i in drawn] + [(i, split) for i in measured]
+    rows = [(i, "train") for i in drawn] + [(i, "val") for i in held]
+    rows += [(i, split) for i in measured]
     options: dict[str, Any] = {
         "seed": seed,
         "batch_size": recipe["batch"],
@@ -188,13 +205,12 @@ def data_of(
         "val_fraction": 0.0,
     }
     if task.name == "reviews":
+        options |= {"backbone": str(encoder_folder()), "max_length": recipe["tokens"]}
         return lp.TextDataModule(
-            backbone=str(encoder_folder()),
             texts=[task.items[i] for i, _ in rows],
             labels=[task.classes[task.labels[i]] for i, _ in rows],
             splits=[name for _, name in rows],
-            max_length=recipe["tokens"],
-            **options,
+            **options | changes,
         )
     from lightning_peft.lightning.datamodules.folder import ImageFolderDataModule
 
@@ -206,17 +222,15 @@ def data_of(
         lines.writerows(
             [Path(task.items[i]).name, task.classes[task.labels[i]], name] for i, name in rows
         )
-    return ImageFolderDataModule(
-        root,
-        LITE,
-        labels=file.resolve(),
-        image_size=recipe["pixels"],
-        augment=lp.Augment(flip=True),
-        flip_safe=True,  # a mirrored cell is a cell
-        verify="none",
-        cache=WORK / "decoded",
-        **options,
-    )
+    options |= {
+        "backbone": LITE,
+        "image_size": recipe["pixels"],
+        "augment": lp.Augment(flip=True),
+        "flip_safe": True,  # a mirrored cell is a cell
+        "verify": "none",
+        "cache": WORK / "decoded",
+    }
+    return ImageFolderDataModule(root, labels=file.resolve(), **options | changes)
 
 
 def quiet() -> None:
