@@ -52,8 +52,10 @@ def bytes_of(name: str, base: nn.Module, variant: str) -> dict[str, int]:
     model = build(name, base, variant)
     batch = _batch(name)
     step, optimizer = stepping(model, batch, rates(variant))
-    step()  # the first one makes the optimizer's state
     trained = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trained:  # as they are after a first step, which makes the optimizer's state
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
     itself = tensor_bytes([*model.parameters(), *model.buffers()])
     state = [p.grad for p in trained], list(optimizer.state.values())
     before = tensor_bytes([*model.parameters(), *model.buffers(), *state, batch])

@@ -11,7 +11,7 @@ from torch import nn
 import lightning_peft as lp
 from benchmarks.resources.models import MODELS, Model
 
-__all__ = ["TRAINERS", "build", "method_of", "methods", "rates", "variants"]
+__all__ = ["OF_PEFT", "TRAINERS", "build", "method_of", "methods", "rates", "variants"]
 
 EIGHT = ("full", "linear_probe", "last_blocks", "lora", "dora", "ia3", "bitfit", "houlsby")
 

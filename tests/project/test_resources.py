@@ -9,9 +9,11 @@ import torch
 
 from benchmarks.evidence.store import Store
 from benchmarks.resources import measure
+from benchmarks.resources import page as pages
 from benchmarks.resources.__main__ import Runner
-from benchmarks.resources.models import MODELS, Model, images, loss_of, sentences, texts
+from benchmarks.resources.models import MODELS, RECIPE, Model, images, loss_of, sentences, texts
 from benchmarks.resources.plan import KEYS, Job, jobs, matching
+from benchmarks.resources.summary import Spread, ratio, to_a_loss
 from benchmarks.resources.variants import build, methods, variants
 from lightning_peft.errors import DataError
 
@@ -148,3 +150,61 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
     lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
     assert [(line["kind"], line["round"]) for line in lines] == [("time", 0), ("bytes", None)]
     assert said[-1].startswith("1 of 1, about 0 min left  vit_b16, bytes, lora")
+
+
+def made_up():
+    """Return results in which every figure is known."""
+    about = {"processor": "Abacus", "torch": "1", "timm": "2", "transformers": "3", "peft": "4"}
+    yield {"kind": "about", "model": "", "took": 0.0, **about, "lightning": "5"}
+    for number in range(3):
+        seconds = {"full": 2.0 * (number + 1), "lora": number + 1.0 + 0.2 * number}
+        more = {"peft lora": 2.0 * seconds["lora"], "Trainer, full": 2 * seconds["full"]}
+        yield {"kind": "time", "model": "bert_base", "round": number, "seconds": seconds | more}
+    for variant, one in (("full", 1000), ("lora", 10), ("peft lora", 10)):
+        beyond = {"full": 8000, "lora": 2000, "peft lora": 4000}[variant]
+        sizes = {"trained": one, "total": 1000, "peak": beyond + 4000, "beyond": beyond}
+        files = {"optimizer": 8 * one, "file": 4 * one, "checkpoint": 12 * one}
+        yield {"kind": "bytes", "model": "bert_base", "variant": variant, **sizes, **files}
+    for number, steps in enumerate((10, 20)):
+        seconds = {"full": 10.0, "lora": 5.0, "ia3": 9.0}
+        found = {"full": steps, "lora": 2 * steps, "ia3": 7 if number else None}
+        line = {"model": "glyph_vit", "round": number, "steps": found, "seconds": seconds}
+        yield {"kind": "loss", **line}
+
+
+def test_ratios_are_within_a_round_and_quartiles_among_the_values():
+    found = ratio(list(made_up()), "bert_base", "lora")
+    # 1/2, 2.2/4, 3.4/6
+    assert (found.median, found.count) == (0.55, 3)
+    assert found.low == pytest.approx((0.5 + 0.55) / 2)
+    assert str(found) == "0.55 (0.53–0.56)"
+    assert Spread.of([]) is None
+    assert str(Spread.of([1])) == "1.00"
+    assert ratio(list(made_up()), "bert_base", "dora") is None
+
+
+def test_a_loss_that_was_missed_is_in_no_mean():
+    steps, taken = to_a_loss(list(made_up()), "glyph_vit")["ia3"]
+    assert steps == [7]
+    assert taken.median == 0.9
+
+
+def test_the_page_has_what_was_measured_and_says_what_is_missing(tmp_path):
+    pytest.importorskip("matplotlib")
+    store = Store(tmp_path / "results.jsonl", RECIPE, KEYS)
+    for line in made_up():
+        store.add(line)
+    where = ["--results", str(store.path), "--docs", str(tmp_path)]
+    assert pages.main(where) == 0
+    text = (tmp_path / "resources.md").read_text(encoding="utf-8")
+    assert "| `lora` | 10 | 0.55 (0.53–0.56) | 0.50 | 0.25 | 80 B | 40 B | 120 B |" in text
+    assert "| BERT-base size | 0.50 (0.50–0.50) | 0.50 | – | – | – | – |" in text
+    assert "| Trainer, full | 2.00 (2.00–2.00) |" in text
+    assert "| `ia3` | 7 (1 of 2 did not) | 0.90 |" in text
+    assert "optimizer's state is 100 times" in text
+    assert "measurements are still missing" in text
+    assert "an Abacus, with torch 1" in text
+    assert (tmp_path / "resources.png").stat().st_size > 1000
+    assert pages.main([*where, "--check"]) == 0
+    (tmp_path / "resources.md").write_text("old")
+    assert pages.main([*where, "--check"]) == 1
