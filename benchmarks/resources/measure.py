@@ -25,10 +25,12 @@ MEAN_OF = 3
 """The loss that is to be reached is the mean over this many last steps."""
 
 
-def stepping(model: nn.Module, batch: Batch, rate: float) -> tuple[Callable[[], float], Any]:
+def stepping(
+    model: nn.Module, batch: Batch, rate: float, fused: bool | None = None
+) -> tuple[Callable[[], float], Any]:
     """Return a training step with AdamW, which returns its loss, and the optimizer."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=rate)
+    optimizer = torch.optim.AdamW(trained, lr=rate, fused=fused)
 
     def step() -> float:
         optimizer.zero_grad()
@@ -44,10 +46,10 @@ def bytes_of(name: str, base: nn.Module, variant: str) -> dict[str, int]:
     """Count the bytes of a variant, which do not depend on the machine's load.
 
     Returns:
-        Parameters (``trained``, ``total``); of the second step, in bytes, ``peak``, everything that
-        is there at its largest moment, and ``beyond``, less the model itself; ``optimizer``, its
-        state; ``file``, what is saved of a trained model; ``checkpoint``, what Lightning writes to
-        go on from.
+        Parameters (``trained``, ``total``); of a step that is not the first, in bytes, ``peak``,
+        everything that is there at its largest moment, and ``beyond``, less the model itself;
+        ``optimizer``, its state; ``file``, what is saved of a trained model; ``checkpoint``, what
+        Lightning writes to go on from.
     """
     model = build(name, base, variant)
     batch = _batch(name)
@@ -56,11 +58,10 @@ def bytes_of(name: str, base: nn.Module, variant: str) -> dict[str, int]:
     for parameter in trained:  # as they are after a first step, which makes the optimizer's state
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
+    optimizer.zero_grad()  # what was allocated before it is recorded is not seen to go
     itself = tensor_bytes([*model.parameters(), *model.buffers()])
-    state = [p.grad for p in trained], list(optimizer.state.values())
-    before = tensor_bytes([*model.parameters(), *model.buffers(), *state, batch])
-    del state
-    peak = before + allocated(step)
+    state = list(optimizer.state.values())
+    peak = tensor_bytes([*model.parameters(), *model.buffers(), state, batch]) + allocated(step)
     total = {id(p): p.numel() for p in model.parameters()}
     with tempfile.TemporaryDirectory() as folder:
         saved = _saved(model, variant, Path(folder))
@@ -93,7 +94,8 @@ class Steps:
             if variant in TRAINERS:
                 self.timers[variant] = seconds_of_trainer(name, base, variant, batch)
             else:
-                step, _ = stepping(build(name, base, variant), batch, rates(variant))
+                net, fused = build(name, base, variant), variant.endswith(", fused") or None
+                step, _ = stepping(net, batch, rates(variant), fused)
                 self.timers[variant] = _timed(step)
             self.timers[variant]()  # what is made at the first call only
 

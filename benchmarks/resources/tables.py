@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from benchmarks.resources.models import MODELS
 from benchmarks.resources.summary import Lines, ratio, rounds, sizes, to_a_loss
-from benchmarks.resources.variants import OF_PEFT, TRAINERS, variants
+from benchmarks.resources.variants import OF_PEFT, TRAINERS, methods, variants
 from lightning_peft.evaluation.efficiency import human_bytes
 
 __all__ = ["against_full", "against_peft", "findings", "losses", "timed_models", "trainers"]
@@ -48,7 +48,8 @@ def against_full(lines: Lines, model: str) -> Iterator[str]:
             cells[2] = f"{statistics.median(one['full'] for one in taken):.2f} s"
         return cells
 
-    names = [name for name in variants(model, "bytes") if time_or_bytes(lines, model, name)]
+    every = dict.fromkeys(("full", "full, fused", *variants(model, "bytes")))
+    names = [name for name in every if time_or_bytes(lines, model, name)]
     yield from _table(heads, (row(name) for name in names))
 
 
@@ -76,7 +77,7 @@ def against_peft(lines: Lines) -> Iterator[str]:
 
 def trainers(lines: Lines) -> Iterator[str]:
     """Yield the table of the trainers, to full fine-tuning in the plain loop."""
-    names = ("lora", "peft lora", *TRAINERS)
+    names = ("full, fused", "lora", "peft lora", *TRAINERS)
     models = [m for m in timed_models(lines) if ratio(lines, m, TRAINERS[0]) is not None]
 
     def row(variant: str) -> Sequence[str]:
@@ -119,6 +120,21 @@ def findings(lines: Lines) -> Iterator[str]:
             f"- **`{name}`** takes {_range(times)} of the time of full fine-tuning and "
             f"{_range(peaks)} of its memory; the optimizer's state is {_range(states, 0)} times "
             f"smaller, a checkpoint to go on from {_range(files, 0)} times."
+        )
+    more = [
+        f"`{name}` on {MODELS[m].title} ({found.median:.2f})"
+        for m in models
+        for name in methods(m)
+        if (found := ratio(lines, m, name)) and found.low > 1
+    ]
+    if more:
+        yield f"- **Longer than full fine-tuning** take {', '.join(more)}."
+    quick = [found.median for m in models if (found := ratio(lines, m, "full, fused"))]
+    if quick:
+        yield (
+            f"- **AdamW in one kernel** (`fused=True`) takes {_range(quick)} of the time of full "
+            "fine-tuning with torch's default: where so few rows meet so many weights, the "
+            "optimizer is a good part of a step. Full fine-tuning at its best is that."
         )
     for name in OF_PEFT:
         times = [found.median for m in models if (found := ratio(lines, m, name, f"peft {name}"))]

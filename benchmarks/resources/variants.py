@@ -48,8 +48,10 @@ def variants(model: str, kind: str) -> tuple[str, ...]:
     if kind == "loss":
         return own
     of_peft = (f"peft {name}" for name in OF_PEFT if name in own)
-    trainers = TRAINERS if kind == "time" and model in TEXTS else ()
-    return (*own, "lora, low", *of_peft, *trainers)
+    found = (*own, "lora, low", *of_peft)
+    if kind == "time":
+        found = (*found, "full, fused", *(TRAINERS if model in TEXTS else ()))
+    return found
 
 
 def method_of(model: str, variant: str) -> Any:
@@ -72,7 +74,7 @@ def build(model: str, base: nn.Module, variant: str) -> nn.Module:
     found = _sharing(base)
     if variant.startswith("peft "):
         found = _by_peft(MODELS[model], found, _sites(model, found, variant))
-    elif variant != "full":
+    elif _method(variant) != "full":
         memory = "low" if variant.endswith(", low") else "default"
         lp.adapt(found, method_of(model, variant), memory=memory)
     for parameter in found.parameters():
@@ -82,7 +84,7 @@ def build(model: str, base: nn.Module, variant: str) -> nn.Module:
 
 
 def _method(variant: str) -> str:
-    return variant.removeprefix("peft ").removesuffix(", low")
+    return variant.removeprefix("peft ").removesuffix(", low").removesuffix(", fused")
 
 
 def _sharing(base: nn.Module) -> nn.Module:
