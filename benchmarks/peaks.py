@@ -18,7 +18,7 @@ def allocated(step: Callable[[], object]) -> int:
 
     Returns:
         The largest sum of bytes that were allocated and not freed, from the beginning of the step.
-        What is freed of that which was there before counts as less than nothing.
+        That something was freed which had been allocated before is not seen.
     """
     gc.collect()
     gc.disable()  # what is older must not be let go while this is counted

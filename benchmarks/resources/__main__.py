@@ -2,6 +2,7 @@
 
 --only vit_b16 time            some models, or some of time, bytes and loss
 --rounds 7                     rounds of steps
+--variants full lora           in these rounds, some of the variants
 --list                         what is still to do
 """
 
@@ -24,6 +25,7 @@ from typing import Any
 from benchmarks.evidence.store import Store
 from benchmarks.resources.models import MODELS, RECIPE
 from benchmarks.resources.plan import KEYS, ROUNDS, Job, jobs, matching
+from benchmarks.resources.variants import variants
 
 __all__ = ["RESULTS", "Runner", "main"]
 
@@ -31,9 +33,14 @@ RESULTS = Path("benchmarks/results/resources.jsonl")
 
 
 class Measured:
-    """Measures a job; what the jobs of a model share is made once."""
+    """Measures a job; what the jobs of a model share is made once.
 
-    def __init__(self) -> None:
+    Args:
+        only: The variants to time, if not all.
+    """
+
+    def __init__(self, only: Sequence[str] = ()) -> None:
+        self.only = only
         self.name, self.base, self.steps = "", None, None
 
     def __call__(self, job: Job) -> dict[str, Any]:
@@ -48,7 +55,7 @@ class Measured:
             torch.manual_seed(0)
             self.name, self.base = job.model, MODELS[job.model].make()
         if job.kind == "time":
-            self.steps = self.steps or measure.Steps(job.model, self.base)
+            self.steps = self.steps or measure.Steps(job.model, self.base, self.only)
             taken = measure.seconds_of_round(self.steps, job.round)
             return {"seconds": {name: round(value, 5) for name, value in taken.items()}}
         self.steps = None
@@ -123,12 +130,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", default=[], help="models; time, bytes, loss")
     parser.add_argument("--rounds", type=int, default=ROUNDS["time"], help="of steps")
+    parser.add_argument("--variants", nargs="+", default=[], help="to time, of those of a model")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--list", action="store_true", help="say what is left, and stop")
     options = parser.parse_args(argv)
     asked = [job for job in jobs({**ROUNDS, "time": options.rounds}) if matching(options.only, job)]
+    every = {name for model in MODELS for name in variants(model, "time")}
+    if wrong := sorted(set(options.variants) - every):
+        parser.error(f"expected variants among {', '.join(sorted(every))}, got {', '.join(wrong)}")
     store = Store(options.out, RECIPE, KEYS)
-    runner = Runner(store, Measured(), lambda line: print(line, flush=True))
+    runner = Runner(store, Measured(options.variants), lambda line: print(line, flush=True))
     done = store.done()
     if options.list:
         todo = [job for job in asked if job.key not in done]

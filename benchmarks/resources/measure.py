@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,15 @@ class Steps:
     Args:
         name: The model.
         base: It, without an adapter.
-        only: Of its variants, these.
+        only: Of its variants, these; none for all.
     """
 
-    def __init__(self, name: str, base: nn.Module, only: Iterable[str] | None = None) -> None:
+    def __init__(self, name: str, base: nn.Module, only: Sequence[str] = ()) -> None:
         self.timers: dict[str, Callable[[], float]] = {}
         batch = _batch(name)
-        for variant in variants(name, "time") if only is None else only:
+        for variant in variants(name, "time"):
+            if only and variant not in only:
+                continue
             if variant in TRAINERS:
                 self.timers[variant] = seconds_of_trainer(name, base, variant, batch)
             else:
