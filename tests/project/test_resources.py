@@ -10,7 +10,7 @@ import torch
 from benchmarks.evidence.store import Store
 from benchmarks.resources import measure
 from benchmarks.resources import page as pages
-from benchmarks.resources.__main__ import Runner
+from benchmarks.resources.__main__ import Runner, main
 from benchmarks.resources.models import MODELS, RECIPE, Model, images, loss_of, sentences, texts
 from benchmarks.resources.plan import KEYS, Job, jobs, matching
 from benchmarks.resources.summary import Spread, ratio, to_a_loss
@@ -131,6 +131,16 @@ def test_jobs_have_keys_of_their_own_and_can_be_chosen():
     assert all(len(set(methods(name))) == 8 for name in MODELS)
     with pytest.raises(DataError, match=r"Expected vit_b16, .*, got resnet\."):
         matching(["resnet"], every[0])
+
+
+def test_variants_that_are_none_are_refused_and_some_can_be_timed_alone(tiny, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        main(["--variants", "lora", "full fused", "--out", str(tmp_path / "never.jsonl")])
+    assert "expected variants among Lightning, lora, " in (said := capsys.readouterr().err)
+    assert said.endswith("got full fused\n")
+    assert not list(tmp_path.iterdir())
+    steps = measure.Steps("bert_base", tiny("bert_base"), ["full", "full, fused"])
+    assert list(steps.timers) == ["full", "full, fused"]
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path):
