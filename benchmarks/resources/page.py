@@ -83,7 +83,7 @@ def _page(lines: Lines) -> Iterator[str]:
     yield "This package to `peft`: below 1, it takes less. `dora` and `ia3` have the layers of"
     yield "`peft` here, too, and cost the same; `lora` has a forward and backward pass of its own"
     yield "([speed](speed.md)). On EfficientNet-Lite0 a part of the difference is that frozen"
-    yield "BatchNorms keep their statistics here; with `peft` alone they compute those of each batch."
+    yield "BatchNorms keep their statistics here; with `peft` alone they take those of each batch."
     yield ""
     yield from against_peft(lines)
     yield ""
