@@ -48,14 +48,8 @@ def vit(pixels: int) -> nn.Module:
 
 
 def convnext() -> nn.Module:
-    """Return a small ConvNeXt, whose 1 x 1 convolutions are linear layers."""
+    """Return a small ConvNeXt, whose MLPs are 1 x 1 convolutions."""
     return timm.create_model("convnext_atto", depths=(1, 1, 2, 1), num_classes=10)
-
-
-def convnext_conv() -> nn.Module:
-    """Return the same with 1 x 1 convolutions."""
-    options = {"depths": (1, 1, 2, 1), "conv_mlp": True, "num_classes": 10}
-    return timm.create_model("convnext_atto", **options)
 
 
 def lite() -> nn.Module:
@@ -98,7 +92,6 @@ def cases() -> dict[str, Case]:
     small = lambda: torch.randn(2, 3, 64, 64)  # noqa: E731
     for rank in (8, 32):
         found[f"convnext, rank {rank}"] = (convnext, small, rank, single)
-        found[f"convnext, 1 x 1 convolutions, rank {rank}"] = (convnext_conv, small, rank, single)
         found[f"lite, rank {rank}"] = (lite, small, rank, single)
     words = lambda: torch.randint(1000, (2, 64))  # noqa: E731
     for name, make, given in (("vit", lambda: vit(96), lambda: torch.randn(8, 3, 96, 96)),
