@@ -100,6 +100,7 @@ def test_bytes_add_up(tiny):
     assert lora["checkpoint"] < full["checkpoint"] / 20
 
 
+@pytest.mark.slow  # it imports the Trainer
 @pytest.mark.filterwarnings("ignore:.*:UserWarning", "ignore:.*:FutureWarning")
 def test_every_variant_is_timed_in_every_round(tiny):
     pytest.importorskip("accelerate")
