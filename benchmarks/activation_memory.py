@@ -20,11 +20,11 @@ from pathlib import Path
 
 import torch
 from figures import write_figures
+from peaks import allocated
 from rich.console import Console
 from rich.table import Table
 from steps import CHOICES, batch_of, forward_and_backward, variants
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from lightning_peft.evaluation.efficiency import human_bytes
 
@@ -47,16 +47,7 @@ def peak_of(model: nn.Module, step: Callable[[], None]) -> int:
         The largest sum of bytes that were allocated and not freed, from the beginning of the step.
     """
     model.zero_grad(set_to_none=True)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        step()
-    assert record.profiler is not None
-    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
-    events.sort(key=lambda event: event.start_ns())
-    held = peak = 0
-    for event in events:
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    return allocated(step)
 
 
 def measured(options: argparse.Namespace) -> dict[str, dict[str, float]]:

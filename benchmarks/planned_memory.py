@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from figures import write_figures
+from peaks import allocated
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 
 import lightning_peft as lp
 from lightning_peft.adaptation.training_step import training_step
@@ -102,20 +101,7 @@ def measured_peak(model: nn.Module, inputs: Any) -> int:
     gradients, state = [p.grad for p in trained], list(optimizer.state.values())
     before = tensor_bytes([*model.parameters(), *model.buffers(), gradients, state, inputs])
     del gradients, state
-    gc.collect()
-    gc.disable()  # what is older must not be let go while this is counted
-    try:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-            training_step(model, inputs, optimizer)
-    finally:
-        gc.enable()
-    assert record.profiler is not None
-    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return before + peak
+    return before + allocated(lambda: training_step(model, inputs, optimizer))
 
 
 def compared(make: Callable[..., Made], size: int, method: str, **changes: Any) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ __all__ = ["Store", "key_of"]
 KEYS = ("kind", "task", "method", "budget", "seed", "setting", "fold")
 
 
-def key_of(line: Mapping[str, Any]) -> tuple[Any, ...]:
+def key_of(line: Mapping[str, Any], keys: Sequence[str] = KEYS) -> tuple[Any, ...]:
     """Return what identifies a run."""
-    return tuple(line.get(name) for name in KEYS)
+    return tuple(line.get(name) for name in keys)
 
 
 class Store:
@@ -26,13 +26,14 @@ class Store:
     Args:
         path: The file, which is made if there is none.
         recipe: What all runs have in common.
+        keys: The entries of a line that identify it.
 
     Raises:
         DataError: If the file is of another recipe, or a line in it is none of this kind.
     """
 
-    def __init__(self, path: Path, recipe: Mapping[str, Any]) -> None:
-        self.path = path
+    def __init__(self, path: Path, recipe: Mapping[str, Any], keys: Sequence[str] = KEYS) -> None:
+        self.path, self.keys = path, tuple(keys)
         self.lines: list[dict[str, Any]] = []
         path.parent.mkdir(parents=True, exist_ok=True)
         text = path.read_text(encoding="utf-8") if path.exists() else ""
@@ -60,7 +61,7 @@ class Store:
 
     def done(self) -> set[tuple[Any, ...]]:
         """Return the keys of all runs in the file."""
-        return {key_of(line) for line in self.lines}
+        return {key_of(line, self.keys) for line in self.lines}
 
     def _write(self, line: Mapping[str, Any]) -> None:
         data = (json.dumps(line) + "\n").encode()

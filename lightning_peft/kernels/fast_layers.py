@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -20,6 +21,15 @@ SMALL = 200_000
 
 At about this size, an autograd function in Python costs as much time on a CPU as it saves in passes
 over memory: ``benchmarks/small_layers.py``.
+"""
+
+SMALL_CONVOLUTION = 400_000
+"""The same for a convolution, whose kernels gain less: ``benchmarks/never_slower.py``."""
+
+HEAVY = 1.5
+"""Values that a convolution reads and writes for each of its weights, below which it is small too.
+
+The weights are read and written for every ``W + s B A``, however few places there are.
 """
 
 _PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -96,14 +106,28 @@ def _is_hooked(part: nn.Module) -> bool:
 
 
 def _is_small(layer: Any, x: Tensor) -> bool:
-    """Whether the input is so small that the plain forward is as fast."""
-    if (
-        x.device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or _rebuilds(layer) not in ("default", "high")
-    ):
+    """Whether the input of a linear layer is so small that the plain forward is as fast."""
+    if not _may_be_small(layer, x):
         return False
     return x.numel() + x.numel() // x.shape[-1] * layer.out_features < SMALL
+
+
+def _is_small_convolution(layer: Any, x: Tensor) -> bool:
+    """The same for a convolution."""
+    if not _may_be_small(layer, x):
+        return False
+    base = layer.base_layer
+    written = x.numel() // x.shape[1] // math.prod(base.stride) * base.out_channels
+    return x.numel() + written < max(SMALL_CONVOLUTION, HEAVY * base.weight.numel())
+
+
+def _may_be_small(layer: Any, x: Tensor) -> bool:
+    return (
+        x.is_cpu
+        and not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()  # a trace would record the size
+        and _rebuilds(layer) in ("default", "high")
+    )
 
 
 def _dropout(layer: Any, name: str) -> float:
@@ -130,11 +154,12 @@ def fast_classes() -> dict[type, type]:
 
         def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             """The fast forward; otherwise that of ``peft``."""
-            name = None if args or kwargs else _active(self, self.lora_A)
-            base = self.base_layer
-            if name is None or _is_small(self, x):
+            few = bool(args or kwargs) or _is_small(self, x)
+            name = None if few else _active(self, self.lora_A)
+            if name is None:
                 result: Tensor = super().forward(x, *args, **kwargs)
                 return result
+            base = self.base_layer
             return low_rank_linear(
                 x,
                 base.weight if isinstance(base, nn.Linear) else base.weight.T,
@@ -168,10 +193,11 @@ def fast_classes() -> dict[type, type]:
 
             def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
                 """The fast forward; otherwise that of ``peft``."""
-                name = None if args or kwargs else _active(self, self.lora_A)
                 base = self.base_layer
                 unbatched = x.dim() != base.weight.dim()
-                if name is None or unbatched or _dropout(self, name):
+                few = bool(args or kwargs) or unbatched or _is_small_convolution(self, x)
+                name = None if few else _active(self, self.lora_A)
+                if name is None or _dropout(self, name):
                     result: Tensor = super().forward(x, *args, **kwargs)
                     return result
                 return low_rank_conv(

@@ -148,11 +148,10 @@ class _LowRank(torch.autograd.Function):
                 given, mask = torch.native_dropout(x, dropout, True)
             out, hidden = updated(x, weight, bias, down, up, scale, given)
             trains_a = ctx.needs_input_grad[3]
-            # x is kept for A, so x A^T is cheaper to recompute than to keep
-            if trains_a:
-                hidden = None
-            elif hidden is None:
-                hidden = F.linear(x, down)
+            if trains_a and not ctx.merges:
+                hidden = None  # x is kept for A, so x A^T is cheaper to recompute than to keep
+            elif hidden is None and not trains_a:
+                hidden = F.linear(x, down)  # otherwise there are few rows: it is no larger than A
         kept = x if trains_a and recipe is None else None
         if recipe is not None:
             made_from = recipe.with_tensors(made_from).kept
@@ -166,6 +165,8 @@ class _LowRank(torch.autograd.Function):
         weight, _, a, b, mask, hidden, x, *made_from = ctx.saved_tensors
         takes_x, _, _, needs_a, needs_b, _, _, _, *goes_through = ctx.needs_input_grad
         refuse_second(x is None and (needs_a or needs_b))
+        if x is not None and torch.is_grad_enabled():
+            hidden = None  # what is kept has no history for a second derivative
         needs_x = takes_x or any(goes_through)
         down, up = a.to(grad.dtype), b.to(grad.dtype)
         grad_x = grad_a = grad_b = None

@@ -10,6 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import lightning_peft as lp
+from lightning_peft.kernels import fast_layers
 from lightning_peft.kernels.convolution import Geometry, low_rank_conv
 from tests.kernels.test_low_rank import result, same
 
@@ -114,6 +115,58 @@ def test_other_convolutions_say_why_they_stay(base, reason):
     done = lp.accelerate(adapted(base))
     assert not done.fast
     assert reason in str(done)
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    calls = []
+
+    def counted(x, *args, **options):
+        calls.append(tuple(x.shape))
+        return low_rank_conv(x, *args, **options)
+
+    monkeypatch.setattr(fast_layers, "low_rank_conv", counted)
+    return calls
+
+
+READ_AND_WRITTEN = 2 * 4 * 6 * 6 + 2 * 6 * 3 * 3
+WEIGHTS = 6 * 4 * 3 * 3
+
+
+@pytest.mark.parametrize(
+    ("small", "heavy", "fast"),
+    [
+        (READ_AND_WRITTEN, 0, True),
+        (READ_AND_WRITTEN + 1, 0, False),
+        (0, READ_AND_WRITTEN / WEIGHTS, True),
+        (0, (READ_AND_WRITTEN + 1) / WEIGHTS, False),
+    ],
+)
+def test_with_little_to_do_peft_is_as_fast(monkeypatch, taken, small, heavy, fast):
+    monkeypatch.setattr(fast_layers, "SMALL_CONVOLUTION", small)
+    monkeypatch.setattr(fast_layers, "HEAVY", heavy)
+    plain = adapted(nn.Conv2d(4, 6, 3, stride=2, padding=1))
+    model = copy.deepcopy(plain)
+    lp.accelerate(model)
+    x = torch.randn(2, 4, 6, 6)
+    same(model, plain, x)
+    assert bool(taken) is fast
+    lp.accelerate(model, memory="low")  # asked for memory, it is not left to peft
+    model(x)
+    assert taken
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.torch.jit:FutureWarning", "ignore:.torch.jit:DeprecationWarning"
+)
+def test_a_small_convolution_can_be_traced(monkeypatch):
+    monkeypatch.setattr(fast_layers, "SMALL_CONVOLUTION", 10**6)
+    plain = adapted(nn.Conv2d(4, 6, 3))
+    model = copy.deepcopy(plain)
+    lp.accelerate(model)
+    traced = torch.jit.trace(model, torch.randn(2, 4, 5, 5))  # without a warning about its size
+    x = torch.randn(3, 4, 7, 7)
+    torch.testing.assert_close(traced(x), plain(x))
 
 
 def test_an_image_without_a_batch_is_left_to_peft():

@@ -12,5 +12,6 @@ from lightning_peft.kernels import fast_layers
 def nothing_too_small() -> Iterator[None]:
     """Take the fast forward on the CPU, however little there is to do."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fast_layers, "SMALL", 0)
+        for name in ("SMALL", "SMALL_CONVOLUTION", "HEAVY"):
+            patch.setattr(fast_layers, name, 0)
         yield

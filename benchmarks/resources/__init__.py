@@ -1,0 +1,1 @@
+"""What a training step costs on the models that people take: ``python -m benchmarks.resources``."""
