@@ -68,7 +68,7 @@ def test_a_plan_for_texts_is_what_adapting_does(command, reviews, tmp_path):
     words = ("plan", "data=text", "data.root=reviews.csv", "model.backbone=encoder", "--json")
     words = (*words, "method=lora", "method.rank=4", "--classes", "2")
     found = {}
-    for flags in (("--batch", "3", "--tokens", "7"), ("--batch", "6", "--tokens", "7"), ()):
+    for flags in (("--batch", "30", "--tokens", "7"), ("--batch", "60", "--tokens", "7"), ()):
         status, out, err = command(*words, *flags)
         assert status == 0, err
         found[flags] = json.loads(out)
@@ -81,7 +81,7 @@ def test_a_plan_for_texts_is_what_adapting_does(command, reviews, tmp_path):
     assert twice["memory"]["activations"] == pytest.approx(2 * once["memory"]["activations"], 0.01)
     # the tiny encoder reads 24 tokens, and 32 texts a step are the default
     ratio = whole["memory"]["activations"] / once["memory"]["activations"]
-    assert ratio > 32 * 24 / (3 * 7), "attention grows with the square of the tokens"
+    assert ratio > 32 * 24 / (30 * 7), "attention grows with the square of the tokens"
     assert once["memory"]["optimizer"] < once["full"]["optimizer"]
 
 
