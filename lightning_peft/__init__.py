@@ -15,7 +15,7 @@ from typing import Any
 from lightning_peft.backbones._register import register_when_timm_is_imported
 from lightning_peft.moved import find_moved_modules
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _IMPORT = re.compile(r"^from (\S+) import (?:\(\s*)?(\w+) as \2\b", flags=re.MULTILINE)
 _STUB = Path(__file__).with_name("__init__.pyi").read_text(encoding="utf-8")
