@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from scipy import stats
 from benchmarks.evidence import page as pages
 from benchmarks.evidence import train as training
 from benchmarks.evidence.heads import heads
-from benchmarks.evidence.methods import Setting, settings, trained_methods
+from benchmarks.evidence.methods import BASELINES, Setting, settings, trained_methods
 from benchmarks.evidence.models import renamed
 from benchmarks.evidence.plan import Job, chosen, jobs, matching
 from benchmarks.evidence.run import Runner
@@ -213,6 +214,22 @@ def test_the_page_says_what_the_results_say(tmp_path):
     store.add(finals({"dora": [0.5]})[0])
     assert pages.main([*arguments, "--check"]) == 1
     assert "1 seed" in pages.page(store.lines)
+
+
+def test_the_readme_says_what_the_results_say():
+    readme = " ".join((Path(__file__).parents[2] / "README.md").read_text("utf-8").split())
+    results = Path(__file__).parents[2] / "benchmarks" / "results" / "evidence.jsonl"
+    found = cells(Store(results, training.RECIPE).lines)
+    for task, budget in (("cells", 10), ("cells", 25), ("reviews", 25)):
+        here = {name: cell.mean for (t, b, name), cell in found.items() if (t, b) == (task, budget)}
+        (test,) = [one for one in against(found, task, budget) if one.first == "lora"]
+        low, high = test.interval
+        untrained = max(mean for name, mean in here.items() if name in BASELINES)
+        row = f"{here['lora']:.1f} | {here['full']:.1f} | {test.difference:+.1f} ({low:+.1f} to "
+        row += f"{high:+.1f}) | {here['linear_probe']:.1f} | {untrained:.1f} |"
+        assert row in readme
+        if budget == 10:
+            assert f"corrected p = {test.p_holm:.2g}" in readme
 
 
 def test_both_first_heads_are_compared_seed_by_seed():
