@@ -22,17 +22,19 @@ OWN = 2.0
 """A new head of ours with weights of more times those of ``nn.Linear`` is drawn again."""
 
 TOLD = 10.0
-"""Of anybody's head this is told: trained heads have 2 to 5 times."""
+"""Of anybody's head this is told: that of an EfficientNet-Lite0 of ImageNet has 4 times."""
 
 
 def times_linear(layer: nn.Module) -> float:
     r"""Return how many times as large the weights of a layer are as ``nn.Linear`` draws them.
 
     The standard deviation of a weight ``(K, D, ...)`` in units of :math:`1 / \sqrt{3 D}`; 0 for a
-    layer without a matrix of floats.
+    layer without a plain matrix of floats.
     """
     weight = getattr(layer, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.ndim < 2 or weight.is_meta:
+    if not isinstance(weight, torch.Tensor) or type(weight) not in (torch.Tensor, nn.Parameter):
+        return 0.0  # sharded, or quantised
+    if weight.ndim < 2 or weight.is_meta:
         return 0.0
     if not weight.is_floating_point() or weight.numel() < 2:
         return 0.0
