@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.current import stale
 from benchmarks.evidence.heads import heads
 from benchmarks.evidence.methods import BASELINES
 from benchmarks.evidence.pictures import draw_costs, draw_labels, draw_overview
@@ -182,10 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = Store(options.results, RECIPE).lines
     written, path = page(lines), options.docs / "evidence.md"
     if options.check:
-        current = path.exists() and path.read_text(encoding="utf-8") == written
-        if not current:
-            print(f"{path} has gone stale: run `python -m benchmarks.evidence.page`")
-        return int(not current)
+        return stale(path, written, "python -m benchmarks.evidence.page")
     path.write_text(written, encoding="utf-8")
     _pictures(lines, options.docs)
     return 0

@@ -12,7 +12,7 @@ from benchmarks.evidence.store import key_of
 from benchmarks.evidence.tasks import TASKS
 from lightning_peft.errors import DataError
 
-__all__ = ["BUDGETS", "FOLDS", "Job", "chosen", "jobs", "matching"]
+__all__ = ["BUDGETS", "FOLDS", "Job", "chosen", "fits", "jobs", "matching"]
 
 BUDGETS = (25, 10, 100)
 FOLDS = 2
@@ -127,6 +127,20 @@ def matching(words: Sequence[str], job: Job) -> bool:
     known |= {name: "method" for task in TASKS for name in trained_methods(task)}
     known |= dict.fromkeys(BASELINES, "method")
     known |= {str(budget): "budget" for budget in BUDGETS}
+    return fits(words, known, job)
+
+
+def fits(words: Sequence[str], known: Mapping[str, str], job: Any) -> bool:
+    """Whether a job has one of the words of each attribute that words are given for.
+
+    Args:
+        words: What is asked for.
+        known: The attribute of a job that each word belongs to.
+        job: The job.
+
+    Raises:
+        DataError: If a word is not known.
+    """
     if wrong := [word for word in words if word not in known]:
         raise DataError(f"Expected {', '.join(known)} after --only, got {', '.join(wrong)}.")
     kinds: dict[str, set[str]] = {}

@@ -171,20 +171,36 @@ def clock(seconds: float) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--only", nargs="+", default=[], help="tasks, methods, label budgets")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = options_of(parser, argv, RESULTS, "tasks, methods, label budgets", processes=2)
+    from benchmarks.evidence.train import RECIPE
+
+    asked = [job for job in jobs() if matching(options.only, job)]
+    runner = Runner(Store(options.out, RECIPE), say=partial(print, flush=True))
+    return carry_out(runner, asked, options)
+
+
+def options_of(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    results: Path,
+    only: str,
+    processes: int,
+) -> argparse.Namespace:
+    """Read the options that such a command has, and keep the libraries offline and quiet."""
+    parser.add_argument("--only", nargs="+", default=[], help=only)
+    parser.add_argument("--processes", type=int, default=processes)
+    parser.add_argument("--out", type=Path, default=results)
     parser.add_argument("--list", action="store_true", help="say what is left, and stop")
     options = parser.parse_args(argv)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is installed
     os.environ.setdefault("TQDM_DISABLE", "1")
-    from benchmarks.evidence.train import RECIPE
+    return options
 
-    asked = [job for job in jobs() if matching(options.only, job)]
-    store = Store(options.out, RECIPE)
-    runner = Runner(store, say=partial(print, flush=True))
+
+def carry_out(runner: Runner, asked: Sequence[Any], options: argparse.Namespace) -> int:
+    """Run what was asked for, or list what is left; return the exit status."""
     if options.list:
-        done = store.done()
+        done = runner.store.done()
         left = [job for job in asked if job.key not in done]
         print(f"{len(left)} of {len(asked)} runs left, {clock(runner.seconds(left))} on one core")
         return 0

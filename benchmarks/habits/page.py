@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.current import stale
 from benchmarks.evidence.page import METRIC, TITLES
 from benchmarks.evidence.store import Store
 from benchmarks.evidence.summary import HEADLINE
@@ -114,10 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"expected results in {options.results}, which is missing: make habits")
     written, path = page(Store(options.results, COMMON).lines), options.page
     if options.check:
-        current = path.exists() and path.read_text(encoding="utf-8") == written
-        if not current:
-            print(f"{path} has gone stale: run `python -m benchmarks.habits.page`")
-        return int(not current)
+        return stale(path, written, "python -m benchmarks.habits.page")
     path.write_text(written, encoding="utf-8")
     return 0
 

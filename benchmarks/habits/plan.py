@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from benchmarks.evidence.plan import Job
+from benchmarks.evidence.plan import Job, fits
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.habits.candidates import CANDIDATES
 from benchmarks.habits.recipes import LABELS, recipes
-from lightning_peft.errors import DataError
 
 __all__ = ["KINDS", "jobs", "matching"]
 
@@ -43,9 +42,4 @@ def matching(words: Sequence[str], job: Job) -> bool:
     """
     known = dict.fromkeys(TASKS, "task") | dict.fromkeys(KINDS, "kind")
     known |= {name: "method" for task in TASKS for name in (*recipes(task), *CANDIDATES[task])}
-    if wrong := [word for word in words if word not in known]:
-        raise DataError(f"Expected {', '.join(known)} after --only, got {', '.join(wrong)}.")
-    kinds: dict[str, set[str]] = {}
-    for word in words:
-        kinds.setdefault(known[word], set()).add(word)
-    return all(str(getattr(job, kind)) in asked for kind, asked in kinds.items())
+    return fits(words, known, job)

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from benchmarks.current import stale
 from benchmarks.evidence.store import Store
 from benchmarks.resources.models import MODELS, RECIPE
 from benchmarks.resources.pictures import draw
@@ -135,10 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lines = Store(options.results, RECIPE, KEYS).lines
     written, path = page(lines), options.docs / "resources.md"
     if options.check:
-        current = path.exists() and path.read_text(encoding="utf-8") == written
-        if not current:
-            print(f"{path} has gone stale: run `python -m benchmarks.resources.page`")
-        return int(not current)
+        return stale(path, written, "python -m benchmarks.resources.page")
     path.write_text(written, encoding="utf-8")
     draw(lines, options.docs / "resources.png")
     return 0

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks.evidence.plan import fits
 from benchmarks.evidence.store import key_of
 from benchmarks.resources.models import MODELS
 from benchmarks.resources.variants import variants
-from lightning_peft.errors import DataError
 
 __all__ = ["KEYS", "KINDS", "ROUNDS", "Job", "jobs", "matching"]
 
@@ -65,9 +65,5 @@ def matching(words: Sequence[str], job: Job) -> bool:
     Raises:
         DataError: If a word is neither.
     """
-    known = [*MODELS, *KINDS]
-    if wrong := [word for word in words if word not in known]:
-        raise DataError(f"Expected {', '.join(known)} after --only, got {', '.join(wrong)}.")
-    of_models = [word for word in words if word in MODELS]
-    of_kinds = [word for word in words if word in KINDS]
-    return (not of_models or job.model in of_models) and (not of_kinds or job.kind in of_kinds)
+    known = dict.fromkeys(MODELS, "model") | dict.fromkeys(KINDS, "kind")
+    return fits(words, known, job)

@@ -135,7 +135,7 @@ def test_jobs_have_keys_of_their_own_and_can_be_chosen():
 
 
 def test_variants_that_are_none_are_refused_and_some_can_be_timed_alone(tiny, capsys, tmp_path):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="^2$"):
         main(["--variants", "lora", "full fused", "--out", str(tmp_path / "never.jsonl")])
     assert "expected variants among Lightning, lora, " in (said := capsys.readouterr().err)
     assert said.endswith("got full fused\n")
