@@ -161,8 +161,9 @@ def test_pairs_and_numbers(encoder):
         [one for one, _ in held], [other for _, other in held], padding=True, return_tensors="pt"
     )
     assert torch.equal(inputs["input_ids"], wanted["input_ids"])
+    torch.manual_seed(0)  # a correlation needs predictions that differ
     module = lp.TextRegressor(encoder, lr=1e-2)
-    trainer = quiet_trainer(lp.PEFT("lora", rank=2), max_epochs=2)
+    trainer = quiet_trainer(lp.PEFT("lora", rank=2), max_epochs=8)
     trainer.fit(module, data)
     (found,) = trainer.test(module, data, verbose=False)
     called = trainer.predict(module, data)[0]["predictions"]
@@ -288,7 +289,8 @@ def test_texts_that_the_model_cannot_read_are_refused_before_the_first_step(enco
         quiet_trainer(max_steps=1).fit(lp.TextClassifier(model), data())
     trainer = quiet_trainer(max_epochs=1, limit_val_batches=0)
     trainer.fit(lp.TextClassifier(model), data(max_length=limit))
-    with pytest.raises((IndexError, RuntimeError)):  # the limit is that of the model itself
+    # the limit is that of the model itself
+    with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)|must match"):
         model(input_ids=torch.ones(1, limit + 1).long())
     words, tags = [["heard", "a"], ["a", "the"]] * 2, [["O", "B-A"], ["O", "O"]] * 2
     tagger = transformers.BertForTokenClassification(transformers.BertConfig(**config.to_dict()))
