@@ -1,0 +1,144 @@
+"""Training data in folds: loaders of what a short run trains on, and of what it is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+from lightning_peft.data.sampling import Draw, train_loader
+from lightning_peft.errors import DataError
+from lightning_peft.lightning.datamodules.loaders import SplitLoaders
+from lightning_peft.system.randomness import generator
+
+__all__ = ["Fold", "in_folds"]
+
+
+class Fold(NamedTuple):
+    """The loaders of a fold.
+
+    Attributes:
+        train: Of the samples outside the fold, as in training.
+        measured: Of those in it, as in evaluation where the data tells both apart.
+    """
+
+    train: DataLoader[Any]
+    measured: DataLoader[Any]
+
+
+class _Part(Dataset[Any]):
+    """Some samples of a dataset that takes a :class:`Draw` as index, alone or several at once."""
+
+    def __init__(self, samples: Any, indices: Sequence[int]) -> None:
+        self.samples, self.indices = samples, list(indices)
+        if hasattr(samples, "__getitems__"):
+            self.__getitems__ = lambda several: samples.__getitems__([*map(self._index, several)])
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.samples[self._index(index)]
+
+    def _index(self, index: Any) -> Any:
+        if isinstance(index, Draw):
+            return index._replace(image=self.indices[index.image])
+        return self.indices[index]
+
+
+def in_folds(data: Any, folds: int, seed: int) -> list[Fold]:
+    """Divide training data into folds, with as much of each class in every fold.
+
+    Args:
+        data: A data module, which is set up, or the loader of the training data.
+        folds: Their number.
+        seed: Seed of the division.
+
+    Returns:
+        The folds.
+
+    Raises:
+        DataError: If the data has no number of samples, or too few.
+    """
+    if isinstance(data, SplitLoaders):
+        training, plain = (data._samples("train", training=flag) for flag in (True, False))
+        options = data._options() | {"num_workers": 0, "persistent_workers": False}
+
+        def fold_of(inside: list[int], outside: list[int]) -> Fold:
+            train = train_loader(
+                _Part(training, outside),
+                trainer=None,
+                seed=data.seed,
+                batch_size=min(data.batch_size, len(outside)),
+                steps_per_epoch=None,
+                **options,
+            )
+            part = _Part(plain, inside)
+            return Fold(train, DataLoader(part, batch_size=data.eval_batch_size, **options))
+    else:
+        loader = data if isinstance(data, DataLoader) else data.train_dataloader()
+        training = _samples_of(loader)
+        common = {"collate_fn": loader.collate_fn, "pin_memory": loader.pin_memory}
+
+        def fold_of(inside: list[int], outside: list[int]) -> Fold:
+            size = min(loader.batch_size or 1, len(outside))
+            order = generator("order", seed)
+            return Fold(
+                DataLoader(
+                    Subset(training, outside), size, shuffle=True, generator=order, **common
+                ),
+                DataLoader(Subset(training, inside), loader.batch_size or 1, **common),
+            )
+
+    place = _places(training, folds, seed)
+    return [
+        fold_of(
+            [index for index, at in enumerate(place) if at == fold],
+            [index for index, at in enumerate(place) if at != fold],
+        )
+        for fold in range(folds)
+    ]
+
+
+def _samples_of(loader: Any) -> Any:
+    """Return the dataset of a loader, if it can be divided."""
+    samples = getattr(loader, "dataset", None)
+    if samples is None or isinstance(samples, IterableDataset) or not hasattr(samples, "__len__"):
+        raise DataError(
+            "Expected training data with a length, so that parts of it can be held out, got "
+            f"{type(loader).__name__} over {type(samples).__name__}: give the rate as a number."
+        )
+    return samples
+
+
+def _places(samples: Any, folds: int, seed: int) -> list[int]:
+    """Return the fold of each sample."""
+    count = len(samples)
+    if count < 2 * folds:
+        raise DataError(
+            f"Expected at least {2 * folds} training samples for {folds} folds, got {count}: give "
+            "the rate as a number."
+        )
+    classes = _classes_of(samples, count)
+    place = [0] * count
+    taken: dict[Any, int] = {}
+    for index in torch.randperm(count, generator=generator("folds", seed)).tolist():
+        kind = classes[index]
+        # a class begins where the one before it ended, so that small classes fill all folds
+        place[index] = taken.setdefault(kind, len(taken)) % folds
+        taken[kind] += 1
+    return place
+
+
+def _classes_of(samples: Any, count: int) -> list[Any]:
+    """Return the class of each sample if the dataset tells it, otherwise the same for all."""
+    for name in ("labels", "targets"):
+        found = getattr(samples, name, None)
+        if found is None or not hasattr(found, "__len__") or len(found) != count:
+            continue
+        values = found.tolist() if isinstance(found, torch.Tensor) else list(found)
+        if all(isinstance(value, int | str) or hasattr(value, "item") for value in values):
+            return [value.item() if hasattr(value, "item") else value for value in values]
+    return [None] * count
