@@ -11,7 +11,7 @@ import numpy as np
 
 import lightning_peft as lp
 from benchmarks.evidence.tasks import Task, draw, load
-from benchmarks.evidence.train import data_of
+from benchmarks.evidence.train import EPOCHS, data_of
 from benchmarks.habits import candidates
 
 __all__ = ["LABELS", "NETWORKS", "STEPS", "Network"]
@@ -38,28 +38,35 @@ class Network:
     model: str
     told: str
 
-    def data(self, tasks: Mapping[str, Task], seed: int) -> pl.LightningDataModule:
+    def data(
+        self, tasks: Mapping[str, Task], seed: int, steps: int = STEPS
+    ) -> pl.LightningDataModule:
         """Return the labelled items of a seed for training, and others for validation."""
         if self.task == "digits":
-            data: Any = lp.DigitsDataModule(LABELS, 30, seed=seed, augment="light")
+            data: Any = lp.DigitsDataModule(
+                LABELS, 30, seed=seed, augment="light", steps_per_epoch=max(1, steps // EPOCHS)
+            )
         else:
             task = tasks.get(self.task) or load(self.task)
             drawn = draw(task, LABELS, seed)
             others = sorted(set(task.pool) - set(drawn))
             held = np.random.default_rng([seed, 1]).permutation(others)[:HELD].tolist()
             changes = candidates.data_changes(self.task, self.model)
-            data = data_of(task, drawn, held, "val", seed=seed, steps=STEPS, **changes)
+            data = data_of(task, drawn, held, "val", seed=seed, steps=steps, **changes)
         data.prepare_data()
         data.setup("fit")
         return data
 
-    def module(self, tasks: Mapping[str, Task], rate: float) -> pl.LightningModule:
+    def module(
+        self, tasks: Mapping[str, Task], rate: float, pretrained: bool = True
+    ) -> pl.LightningModule:
         """Return a classifier with a new head, whose values follow the global random state."""
         if self.task == "digits":
-            return lp.ImageClassifier(self.model, 10, lr=rate)
+            return lp.ImageClassifier(self.model, 10, lr=rate, pretrained=pretrained)
         task = tasks.get(self.task) or load(self.task)
         kind: Any = lp.ImageClassifier if self.task == "cells" else lp.TextClassifier
-        return kind(candidates.build(task, self.model), len(task.classes), lr=rate)
+        model = self.model if pretrained else f"{self.model}:random"
+        return kind(candidates.build(task, model), len(task.classes), lr=rate)
 
 
 NETWORKS = {

@@ -1,6 +1,6 @@
 """Try the rates: ``python -m benchmarks.rates.run``; a second call goes on where it stopped.
 
---only lora full minilm    some networks or methods
+--only lora full minilm    some networks, methods or kinds (choose, falls)
 --processes 2              runs at the same time, of one thread each
 --list                     what is still to do, and about how long it takes
 """
@@ -21,6 +21,7 @@ from benchmarks.evidence.plan import Job, fits
 from benchmarks.evidence.run import Runner, carry_out, options_of
 from benchmarks.evidence.store import Store
 from benchmarks.evidence.train import quiet
+from benchmarks.rates import falls as falling
 from benchmarks.rates.networks import LABELS, NETWORKS, STEPS
 from lightning_peft.lightning.rates.folds import Fold, in_folds
 from lightning_peft.lightning.rates.trials import RateTrial, tried
@@ -44,6 +45,8 @@ LARGE = ("lite1", "lite2")
 
 SEEDS = 1
 
+KINDS = ("choose", "falls")
+
 FOLDS = 2
 RECIPE = {"steps": STEPS, "labels": LABELS, "rates": RATES, "folds": FOLDS}
 
@@ -61,10 +64,15 @@ def jobs() -> Iterator[Job]:
                         continue
                     for number in range(len(RATES[method])):
                         yield Job("choose", network, method, LABELS, seed, number)
+    for network in NETWORKS:
+        for method in falling.METHODS:
+            yield Job("falls", network, method, LABELS, 0)
 
 
 def measure(job: Job, setting: int, tasks: dict[str, Any]) -> dict[str, Any]:
     """Train with a rate on all labelled items and on halves of them, and measure."""
+    if job.kind == "falls":
+        return falling.falls(job.task, job.method, tasks)
     quiet()
     network, rate = NETWORKS[job.task], RATES[job.method][setting]
 
@@ -97,10 +105,12 @@ def _told(trial: RateTrial, prefix: str) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    options = options_of(parser, argv, RESULTS, "networks, methods", processes=1)
-    known = dict.fromkeys(NETWORKS, "task") | dict.fromkeys(RATES, "method")
+    options = options_of(parser, argv, RESULTS, "networks, methods, kinds", processes=1)
+    known = dict.fromkeys(NETWORKS, "task") | dict.fromkeys((*RATES, *falling.METHODS), "method")
+    known |= dict.fromkeys(KINDS, "kind")
     asked = [job for job in jobs() if fits(options.only, known, job)]
-    runner = Runner(Store(options.out, RECIPE), measure, partial(print, flush=True))
+    store = Store(options.out, RECIPE)
+    runner = Runner(store, measure, partial(print, flush=True), choose=lambda lines, job: 0)
     return carry_out(runner, asked, options, lambda job: NETWORKS[job.task].task)
 
 

@@ -16,6 +16,10 @@ from lightning_peft.system.randomness import generator
 __all__ = ["Fold", "in_folds"]
 
 
+MOST_HELD = 512
+"""The most samples that a run is measured on; the others of its fold are trained on."""
+
+
 class Fold(NamedTuple):
     """The loaders of a fold.
 
@@ -64,7 +68,7 @@ def in_folds(data: Any, folds: int, seed: int) -> list[Fold]:
     """
     if isinstance(data, SplitLoaders):
         training, plain = (data._samples("train", training=flag) for flag in (True, False))
-        options = data._options() | {"num_workers": 0, "persistent_workers": False}
+        options: dict[str, Any] = data._options() | {"num_workers": 0, "persistent_workers": False}
 
         def fold_of(inside: list[int], outside: list[int]) -> Fold:
             train = train_loader(
@@ -80,7 +84,7 @@ def in_folds(data: Any, folds: int, seed: int) -> list[Fold]:
     else:
         loader = data if isinstance(data, DataLoader) else data.train_dataloader()
         training = _samples_of(loader)
-        common = {"collate_fn": loader.collate_fn, "pin_memory": loader.pin_memory}
+        common: dict[str, Any] = {"collate_fn": loader.collate_fn, "pin_memory": loader.pin_memory}
 
         def fold_of(inside: list[int], outside: list[int]) -> Fold:
             size = min(loader.batch_size or 1, len(outside))
@@ -114,7 +118,7 @@ def _samples_of(loader: Any) -> Any:
 
 
 def _places(samples: Any, folds: int, seed: int) -> list[int]:
-    """Return the fold of each sample."""
+    """Return the fold that each sample is measured in, or ``folds`` if it is only trained on."""
     count = len(samples)
     if count < 2 * folds:
         raise DataError(
@@ -122,11 +126,12 @@ def _places(samples: Any, folds: int, seed: int) -> list[int]:
             "the rate as a number."
         )
     classes = _classes_of(samples, count)
-    place = [0] * count
+    place = [folds] * count
     taken: dict[Any, int] = {}
-    for index in torch.randperm(count, generator=generator("folds", seed)).tolist():
+    order = torch.randperm(count, generator=generator("folds", seed)).tolist()
+    for index in order[: folds * MOST_HELD]:
         kind = classes[index]
-        # a class begins where the one before it ended, so that small classes fill all folds
+        # classes begin in different folds, so that small ones do not all fill the first
         place[index] = taken.setdefault(kind, len(taken)) % folds
         taken[kind] += 1
     return place

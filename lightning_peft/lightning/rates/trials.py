@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_peft.errors import DataError
 from lightning_peft.evaluation.calibration import fit_temperature
@@ -23,6 +22,8 @@ from lightning_peft.lightning.namespace import pl
 from lightning_peft.lightning.rates.folds import Fold
 
 __all__ = ["Build", "RateTrial", "tried"]
+
+SPEAKERS = ("lightning.pytorch", "pytorch_lightning", "lightning_peft")
 
 Build = Callable[[float], tuple[pl.LightningModule, Sequence[pl.Callback]]]
 """Returns a new module, and new callbacks, for a rate."""
@@ -95,7 +96,7 @@ def tried(
     found: list[Any] = []
     logged: dict[str, list[float]] = {}
     for fold in folds:
-        with isolate_rng(), _quiet():
+        with pl.utilities.seed.isolate_rng(), _quiet():
             pl.seed_everything(seed, verbose=False)
             module, callbacks = build(rate)
             losses = _Losses()
@@ -157,7 +158,7 @@ def _pooled(found: Sequence[Any]) -> float:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep what the short runs say to themselves: the run that follows says it again."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning_peft")]
+    loggers = [logging.getLogger(name) for name in SPEAKERS]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

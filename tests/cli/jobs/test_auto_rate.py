@@ -1,0 +1,123 @@
+"""``lr=auto``: found once, recorded, kept by what goes on, and refused where it cannot be."""
+
+import json
+
+import pytest
+from omegaconf import OmegaConf
+
+import lightning_peft as lp
+from lightning_peft.cli.config.auto_rate import AUTO, found_in, start_of
+from lightning_peft.lightning.rates.search import grid
+from tests.cli.conftest import TINY
+
+SHORT = (
+    *TINY,
+    "trainer.max_steps=3",
+    "trainer.accelerator=cpu",
+    "test=false",
+    "data.labels_per_class=4",
+    "data.val_per_class=2",
+)
+
+
+def read(directory):
+    return OmegaConf.load(directory / "config.yaml"), json.loads(
+        (directory / "rate.json").read_text()
+    )
+
+
+def test_a_rate_is_found_on_the_training_data_and_recorded(command, tmp_path, one_thread):
+    status, _, err = command("lr=auto", *SHORT, "hydra.run.dir=run")
+    assert status == 0, err
+    cfg, found = read(tmp_path / "run")
+    assert cfg.lr == cfg.optimizer.lr == cfg.model.lr == found["rate"]
+    assert (found["asked"], found["steps"], found["folds"]) == (AUTO, 3, 2)
+    tried = [trial["rate"] for trial in found["trials"]]
+    assert {start_of("lora"), found["rate"]} <= set(tried) <= set(grid(1e-3)[0])
+    assert min(found["trials"], key=lambda trial: trial["loss"])["rate"] == found["rate"]
+    for line in (
+        "lr=auto: each rate is tried on two halves of the training data, 3 steps each",
+        "  rate 0.003: held-out loss ",
+        f"lr=auto: {found['rate']:g}, found in ",
+    ):
+        assert line in err
+    status, _, err = command("lr=auto", *SHORT, "hydra.run.dir=run", "optimizer.weight_decay=0.3")
+    assert status != 0
+    assert "optimizer.weight_decay was 0.01, now 0.3. Choose another" in err
+    assert "lr was" not in err  # it is the one that was found
+    # what the command does is what the function does with the same parts
+    data = lp.DigitsDataModule(4, 2, backbone="glyph_vit", augment="light", steps_per_epoch=25)
+    data.setup("fit")
+    same = {"drop_path": 0.0, "weight_decay": 0.01, "pretrained": False}
+    kwargs = OmegaConf.to_container(cfg.model.backbone_kwargs)
+
+    def build(rate):
+        module = lp.ImageClassifier(
+            "vit_tiny_patch16_224", 10, lr=rate, backbone_kwargs=kwargs, **same
+        )
+        return module, [lp.PEFT("lora"), lp.WarmupCosine(0.1)]
+
+    options = {"accelerator": "cpu", "gradient_clip_val": 1.0}
+    again = lp.find_rate(build, data, start=3e-3, steps=3, trainer=options)
+    assert [trial.loss for trial in again.trials] == pytest.approx(
+        [trial["loss"] for trial in found["trials"]], rel=1e-4
+    )
+
+
+def test_a_sweep_that_goes_on_keeps_the_rates_that_were_found(command, tmp_path, undrawn):
+    words = ("-m", "lr=auto", "seed=0,1", *SHORT, "method=linear_probe", "hydra.sweep.dir=sweep")
+    status, out, err = command(*words)
+    assert status == 0, err
+    first, second = sorted((tmp_path / "sweep").glob("*_seed*"))
+    before = read(first)[1]
+    # the second job was killed before its first checkpoint, after its search
+    kept = {**read(second)[1], "rate": 0.5}
+    (second / "rate.json").write_text(json.dumps(kept))
+    cfg = read(second)[0]
+    text = (second / "config.yaml").read_text().replace(f"lr: {cfg.lr}", "lr: 0.5")
+    (second / "config.yaml").write_text(text)
+    summary = json.loads((second / "summary.json").read_text())
+    (second / "summary.json").write_text(json.dumps({**summary, "status": "interrupted"}))
+    for name in ("last", "best"):
+        (second / "checkpoints" / f"{name}.ckpt").unlink()
+    status, out, err = command(*words)
+    assert status == 0, err
+    assert read(first)[1] == before
+    assert read(second)[1]["rate"] == read(second)[0].lr == 0.5
+    assert json.loads((second / "summary.json").read_text())["status"] == "completed"
+    # one row for both, whatever their rates are
+    status, out, err = command("compare", "sweep", "--json")
+    (row,) = json.loads(out)["rows"]
+    assert row["seeds"] == [0, 1]
+
+
+def test_what_cannot_be_found_is_refused_at_once(command, tmp_path):
+    status, _, err = command(
+        "lr=auto", *SHORT, "optimizer.lr=0.1", "trainer.devices=2", "method=lp_ft"
+    )
+    assert status != 0
+    assert "lr=auto: expected optimizer.lr to follow lr, got 0.1" in err
+    assert "lr=auto: expected one device, got trainer.devices=2" in err
+    assert "lr=auto: expected a run without stages, got callbacks.freeze.unfreeze" in err
+    status, _, err = command("lr=fast", *SHORT)
+    assert status != 0
+    assert "lr: expected a number, got 'fast'" in err
+
+
+def test_commands_that_train_nothing_show_where_the_search_begins(command):
+    status, out, err = command("show", "lr=auto", "method=linear_probe")
+    assert status == 0, err
+    assert "lr=auto: found when the run begins; shown with 0.01, which its search tries" in out
+    status, out, err = command("plan", "lr=auto", "method=bitfit")
+    assert status == 0, err
+    assert "bitfit" in out.lower()
+
+
+def test_a_file_that_is_none_of_ours_is_no_rate(tmp_path):
+    assert found_in(tmp_path) is None
+    for text in ("", "[]", '{"rate": null}', '{"rate": -1}', '{"other": 1}'):
+        (tmp_path / "rate.json").write_text(text)
+        assert found_in(tmp_path) is None
+    (tmp_path / "rate.json").write_text('{"rate": 0.003}')
+    assert found_in(tmp_path) == 0.003
+    assert start_of("full") == start_of("no_such_method") == 1e-3
