@@ -38,7 +38,12 @@ START = 1e-3
 
 def asks_for_a_search(cfg: Any) -> bool:
     """Whether the rate of a config is to be found."""
-    return cfg.get("lr") == AUTO
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return bool(cfg.get("lr") == AUTO)
+    except OmegaConfBaseException:  # it needs a value that is missing, which the checks tell
+        return False
 
 
 def start_of(method: str | None) -> float:
