@@ -95,6 +95,6 @@ def settings(method: str, task: str) -> list[Setting]:
     if method in BASELINES:
         return [Setting(0.1), Setting(1), Setting(10)]
     rate, own = _RATES[method]
-    if task == "cells" and method in ("full", "lp_ft", "norm"):  # a network with BatchNorm
+    if task != "reviews" and method in ("full", "lp_ft", "norm"):  # a network with BatchNorm
         own = HELD
     return [Setting(rate), Setting(rate / 10), Setting(rate / 3, **own)]

@@ -15,8 +15,9 @@ __all__ = ["draw_costs", "draw_labels", "draw_overview"]
 TITLES = {
     "cells": "Solar cells, EfficientNet-Lite0 of ImageNet",
     "reviews": "Drug reviews, MiniLM sentence encoder",
+    "types": "Solar cells by type, EfficientNet-Lite0 of ImageNet",
 }
-WORDS = {"cells": "balanced accuracy, %", "reviews": "macro F1, %"}
+WORDS = {"cells": "balanced accuracy, %", "reviews": "macro F1, %", "types": "balanced accuracy, %"}
 SHOWN = ("lora", "dora", "norm", "bitfit", "full", "lp_ft", "last_blocks", "linear_probe",
          "scratch", "logistic_regression", "bag_of_words")  # fmt: skip
 """What the picture of labels shows: more lines could not be told apart."""
