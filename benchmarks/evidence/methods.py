@@ -85,7 +85,7 @@ on the TF-IDF of words and pairs of words."""
 def trained_methods(task: str) -> list[str]:
     """Return the methods that are trained on a task, the core first."""
     other = set().union(*(names for name, names in _ONLY.items() if name != task))
-    return [name for name in _RATES if name not in other - _ONLY[task]]
+    return [name for name in _RATES if name not in other - _ONLY.get(task, set())]
 
 
 def settings(method: str, task: str) -> list[Setting]:
