@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from lightning_peft.data.sampling import Draw, train_loader
 from lightning_peft.errors import DataError
 from lightning_peft.lightning.datamodules.loaders import SplitLoaders
+from lightning_peft.lightning.namespace import pl
 from lightning_peft.system.randomness import generator
 
 __all__ = ["Fold", "in_folds"]
@@ -26,10 +27,38 @@ class Fold(NamedTuple):
     Attributes:
         train: Of the samples outside the fold, as in training.
         measured: Of those in it, as in evaluation where the data tells both apart.
+        whole: The data module that they are of, if there is one.
     """
 
     train: DataLoader[Any]
     measured: DataLoader[Any]
+    whole: Any = None
+
+    def data(self) -> Any:
+        """Return a data module of the fold, which has what else the whole one has."""
+        return _OfFold(self)
+
+
+class _OfFold(pl.LightningDataModule):
+    """Trains on what is outside a fold and validates on what is in it.
+
+    Statistics of the targets, names of the classes and the like are those of the whole data.
+    """
+
+    def __init__(self, fold: Fold) -> None:
+        super().__init__()
+        self.fold = fold
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "fold" or self.fold.whole is None:
+            raise AttributeError(f"'{type(self).__name__}' has no attribute '{name}'")
+        return getattr(self.fold.whole, name)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.fold.train
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self.fold.measured
 
 
 class _Part(Dataset[Any]):
@@ -80,7 +109,8 @@ def in_folds(data: Any, folds: int, seed: int) -> list[Fold]:
                 **options,
             )
             part = _Part(plain, inside)
-            return Fold(train, DataLoader(part, batch_size=data.eval_batch_size, **options))
+            measured = DataLoader(part, batch_size=data.eval_batch_size, **options)
+            return Fold(train, measured, data)
     else:
         loader = data if isinstance(data, DataLoader) else data.train_dataloader()
         training = _samples_of(loader)
@@ -94,6 +124,7 @@ def in_folds(data: Any, folds: int, seed: int) -> list[Fold]:
                     Subset(training, outside), size, shuffle=True, generator=order, **common
                 ),
                 DataLoader(Subset(training, inside), loader.batch_size or 1, **common),
+                None if loader is data else data,
             )
 
     place = _places(training, folds, seed)

@@ -99,7 +99,7 @@ def tried(
         with pl.utilities.seed.isolate_rng(), _quiet():
             pl.seed_everything(seed, verbose=False)
             module, callbacks = build(rate)
-            losses = _Losses()
+            losses, data = _Losses(), fold.data()
             run = pl.Trainer(
                 **{
                     "devices": 1,
@@ -116,23 +116,23 @@ def tried(
                 }
             )
             try:
-                run.fit(module, fold.train)
+                run.fit(module, data)
             except NonFiniteLossError:
                 return RateTrial(rate, math.inf, {}, losses.values[0], math.nan)
             first += losses.values[:5]
             last += losses.values[-5:]
             run.limit_val_batches = 1.0
-            found.append(_measured(run, module, fold, monitor))
+            found.append(_measured(run, module, data, monitor))
             for name, value in run.callback_metrics.items():
                 logged.setdefault(name, []).append(float(value))
     metrics = {name: statistics.fmean(values) for name, values in logged.items()}
     return RateTrial(rate, _pooled(found), metrics, statistics.fmean(first), statistics.fmean(last))
 
 
-def _measured(run: pl.Trainer, module: Any, fold: Fold, monitor: str) -> Any:
+def _measured(run: pl.Trainer, module: Any, data: Any, monitor: str) -> Any:
     if isinstance(module, ClassifierModule):
-        return (*module.validated(run, fold.measured), module.task)
-    (metrics,) = run.validate(module, fold.measured, verbose=False) or [{}]
+        return (*module.validated(run, data), module.task)
+    (metrics,) = run.validate(module, data, verbose=False) or [{}]
     if monitor not in metrics:
         raise DataError(
             f"Expected validation_step of {type(module).__name__} to log '{monitor}', by which the "

@@ -9,6 +9,10 @@ import lightning_peft as lp
 from lightning_peft.cli.config.auto_rate import AUTO, found_in, start_of
 from lightning_peft.lightning.rates.search import grid
 from tests.cli.conftest import TINY
+from tests.cli.jobs import test_language as language
+from tests.cli.jobs import test_tasks as tasks
+from tests.cli.jobs import test_text_tasks as text_tasks
+from tests.support.language import chats, pairs
 
 SHORT = (
     *TINY,
@@ -121,3 +125,43 @@ def test_a_file_that_is_none_of_ours_is_no_rate(tmp_path):
     (tmp_path / "rate.json").write_text('{"rate": 0.003}')
     assert found_in(tmp_path) == 0.003
     assert start_of("full") == start_of("no_such_method") == 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("job", ["pairs", "numbers", "words", "targets"])
+def test_every_job_on_texts_finds_a_rate(command, tmp_path, one_thread, job):
+    rows = text_tasks.JOBS[job][1]
+    (tmp_path / f"{job}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, _, err = command(*text_tasks.words_of(job, tmp_path), "lr=auto")
+    assert status == 0, err
+    cfg, found = read(tmp_path / "run")
+    assert cfg.lr == found["rate"]
+    # no two rates come to the same loss: what is measured depends on what was trained
+    assert len({trial["loss"] for trial in found["trials"]}) == len(found["trials"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("model", ["causal_lm", "preference"])
+def test_language_models_find_a_rate(command, tmp_path, one_thread, model):
+    rows = chats() if model == "causal_lm" else pairs()
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    written = ("model.samples", "model.max_new_tokens")  # a preference is not written
+    words = [w for w in language.SHORT if model == "causal_lm" or not w.startswith(written)]
+    status, _, err = command(*words, f"model={model}", "lr=auto")
+    assert status == 0, err
+    cfg, found = read(tmp_path / "run")
+    assert cfg.lr == found["rate"]
+    assert len({trial["loss"] for trial in found["trials"]}) == len(found["trials"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["multilabel", "regression"])
+def test_other_labels_find_a_rate(command, tmp_path, one_thread, kind):
+    tasks.images.__wrapped__(tmp_path)
+    words = (f"data.labels=images/{kind}.csv", "data.root=images", "data.val_fraction=0.2")
+    status, _, err = command(*TINY, *tasks.SHORT, *words, "hydra.run.dir=run", "lr=auto")
+    assert status == 0, err
+    cfg, found = read(tmp_path / "run")
+    assert cfg.lr == found["rate"]

@@ -71,3 +71,14 @@ def test_what_cannot_be_divided_is_refused():
         in_folds(DataLoader(Stream()), 2, seed=0)
     with pytest.raises(lp.DataError, match="at least 6 training samples for 3 folds, got 5"):
         in_folds(loader(5), 3, seed=0)
+
+
+def test_a_run_on_a_fold_has_what_the_whole_data_has_and_the_samples_of_the_fold():
+    data = lp.DigitsDataModule(labels_per_class=4, val_per_class=2)
+    data.setup("fit")
+    (fold, _) = in_folds(data, 2, seed=0)
+    of_fold = fold.data()
+    assert (of_fold.num_classes, of_fold.class_names) == (10, data.class_names)
+    assert (of_fold.train_dataloader(), of_fold.val_dataloader()) == (fold.train, fold.measured)
+    with pytest.raises(AttributeError, match="no attribute 'class_names'"):
+        in_folds(loader(), 2, seed=0)[0].data().class_names  # noqa: B018
