@@ -63,7 +63,8 @@ _RATES: dict[str, tuple[float, dict[str, Any]]] = {
     "hf:lokr": (3e-3, {"own": "rank 2", "method": {"r": 2}}),
     "scratch": (3e-3, DECAY),
 }
-"""The rate of each method's file in ``conf/method``, and what is its own."""
+"""The rate of each method's file in ``conf/method``, that of full fine-tuning as it was when the
+runs began, and what is the method's own."""
 
 _ONLY = {
     "cells": {"conv_adapter", "hf:loha", "hf:lokr"},
