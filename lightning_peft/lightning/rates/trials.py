@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import os
 import statistics
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,8 +39,8 @@ class RateTrial:
         loss: The loss on the held-out samples; infinite if a run diverged. That of a classifier is
             the cross entropy at the temperature that suits these samples best.
         metrics: The means over the folds of what the validation logged.
-        first: The training loss of the first steps.
-        last: That of the last steps.
+        first: The mean training loss of the first five steps; NaN if the module returns none.
+        last: That of the last five.
     """
 
     rate: float
@@ -47,11 +48,6 @@ class RateTrial:
     metrics: Mapping[str, float]
     first: float
     last: float
-
-    @property
-    def fell(self) -> bool:
-        """Whether the training loss fell."""
-        return self.last < self.first
 
 
 class _Losses(pl.Callback):
@@ -96,8 +92,7 @@ def tried(
     found: list[Any] = []
     logged: dict[str, list[float]] = {}
     for fold in folds:
-        with pl.utilities.seed.isolate_rng(), _quiet():
-            pl.seed_everything(seed, verbose=False)
+        with _seeded(seed), _quiet():
             module, callbacks = build(rate)
             losses, data = _Losses(), fold.data()
             run = pl.Trainer(
@@ -118,7 +113,7 @@ def tried(
             try:
                 run.fit(module, data)
             except NonFiniteLossError:
-                return RateTrial(rate, math.inf, {}, losses.values[0], math.nan)
+                return RateTrial(rate, math.inf, {}, _mean(losses.values[:5]), math.nan)
             first += losses.values[:5]
             last += losses.values[-5:]
             run.limit_val_batches = 1.0
@@ -126,7 +121,11 @@ def tried(
             for name, value in run.callback_metrics.items():
                 logged.setdefault(name, []).append(float(value))
     metrics = {name: statistics.fmean(values) for name, values in logged.items()}
-    return RateTrial(rate, _pooled(found), metrics, statistics.fmean(first), statistics.fmean(last))
+    return RateTrial(rate, _pooled(found), metrics, _mean(first), _mean(last))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else math.nan
 
 
 def _measured(run: pl.Trainer, module: Any, data: Any, monitor: str) -> Any:
@@ -153,6 +152,21 @@ def _pooled(found: Sequence[Any]) -> float:
         # what a rate is worth is not its confidence, which a temperature mends
         value = float(task_loss(task, outputs / fit_temperature(outputs, targets, task), targets))
     return value if math.isfinite(value) else math.inf
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Seed everything inside the block, and leave the random states as they were."""
+    before = {name: os.environ.get(name) for name in ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")}
+    with pl.utilities.seed.isolate_rng():
+        try:
+            pl.seed_everything(seed, workers=True, verbose=False)
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
 
 
 @contextmanager

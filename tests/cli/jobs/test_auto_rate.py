@@ -45,6 +45,11 @@ def test_a_rate_is_found_on_the_training_data_and_recorded(command, tmp_path, on
         f"lr=auto: {found['rate']:g}, found in ",
     ):
         assert line in err
+    # the run is the one with that rate as a number
+    status, _, err = command(f"lr={found['rate']}", *SHORT, "hydra.run.dir=number")
+    assert status == 0, err
+    summaries = [json.loads((tmp_path / n / "summary.json").read_text()) for n in ("run", "number")]
+    assert summaries[0]["metrics"] == summaries[1]["metrics"]
     status, _, err = command("lr=auto", *SHORT, "hydra.run.dir=run", "optimizer.weight_decay=0.3")
     assert status != 0
     assert "optimizer.weight_decay was 0.01, now 0.3. Choose another" in err

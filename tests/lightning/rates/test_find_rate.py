@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from itertools import pairwise
 
 import lightning.pytorch as pl
@@ -135,13 +136,16 @@ def test_a_classifier_is_judged_at_its_best_temperature():
     assert found.metrics["val/loss"] > found.loss
 
 
-def test_what_a_search_leaves_is_as_before():
+def test_what_a_search_leaves_is_as_before(monkeypatch):
+    monkeypatch.setenv("PL_SEED_WORKERS", "1")
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     levels = [logging.getLogger(name).level for name in ("lightning.pytorch", "lightning_peft")]
     lp.find_rate(build, whole(), rates=[0.1], steps=2, trainer={"accelerator": "cpu"})
     assert torch.equal(torch.rand(3), expected)
+    assert (os.environ["PL_SEED_WORKERS"], os.environ.get("PL_GLOBAL_SEED")) == ("1", None)
     assert levels == [
         logging.getLogger(name).level for name in ("lightning.pytorch", "lightning_peft")
     ]
@@ -154,6 +158,18 @@ def test_a_rate_that_diverges_comes_last_and_none_is_found_if_all_do():
     assert "1e+30       diverged  diverged" in str(found)
     with pytest.raises(lp.ScheduleError, match=r"stays finite, got none among 1e\+30, 1e\+31"):
         lp.find_rate(build, whole(), rates=[1e30, 1e31], **options)
+
+
+def test_a_loss_that_is_none_from_the_first_step_diverges():
+    class Never(Fit):
+        def training_step(self, batch, _):
+            return super().training_step(batch, _) * math.nan
+
+    with pytest.raises(lp.ScheduleError, match=r"stays finite, got none among 0\.1:"):
+        lp.find_rate(
+            lambda rate: (Never(rate), []), whole(), rates=[0.1], steps=2,
+            trainer={"accelerator": "cpu"},
+        )  # fmt: skip
 
 
 def test_wrong_arguments_are_told_at_once():
