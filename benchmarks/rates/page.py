@@ -14,7 +14,7 @@ from benchmarks.current import stale
 from benchmarks.evidence.store import Store
 from benchmarks.rates.networks import LABELS, NETWORKS, STEPS
 from benchmarks.rates.run import RECIPE, RESULTS
-from benchmarks.rates.tables import auto, falling, of_method, single
+from benchmarks.rates.tables import auto, cheapest, falling, of_method, single
 
 __all__ = ["main", "page"]
 
@@ -37,11 +37,13 @@ def _page(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     methods = list(dict.fromkeys(line["method"] for line in tried))
     yield "## One rate for all?"
     yield ""
+    yield from cheapest(tried, methods)
+    yield ""
     yield from single(tried, methods)
     yield ""
     yield "## What `lr=auto` finds"
     yield ""
-    yield from auto(tried)
+    yield from auto([line for line in lines if line["kind"] == "auto"], tried)
     yield ""
     for method in methods:
         yield f"## `{method}`"

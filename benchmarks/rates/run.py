@@ -1,6 +1,6 @@
 """Try the rates: ``python -m benchmarks.rates.run``; a second call goes on where it stopped.
 
---only lora full minilm    some networks, methods or kinds (choose, falls)
+--only lora full minilm    some networks, methods or kinds (choose, auto, falls)
 --processes 2              runs at the same time, of one thread each
 --list                     what is still to do, and about how long it takes
 """
@@ -23,7 +23,8 @@ from benchmarks.evidence.store import Store
 from benchmarks.evidence.train import quiet
 from benchmarks.rates import falls as falling
 from benchmarks.rates.networks import LABELS, NETWORKS, STEPS
-from lightning_peft.lightning.rates.folds import Fold, in_folds
+from lightning_peft.cli.config.auto_rate import start_of
+from lightning_peft.lightning.rates.folds import Fold
 from lightning_peft.lightning.rates.trials import RateTrial, tried
 
 __all__ = ["RATES", "RESULTS", "jobs", "main", "measure"]
@@ -45,7 +46,7 @@ LARGE = ("lite1", "lite2")
 
 SEEDS = 1
 
-KINDS = ("choose", "falls")
+KINDS = ("choose", "auto", "falls")
 
 FOLDS = 2
 RECIPE = {"steps": STEPS, "labels": LABELS, "rates": RATES, "folds": FOLDS}
@@ -65,6 +66,9 @@ def jobs() -> Iterator[Job]:
                     for number in range(len(RATES[method])):
                         yield Job("choose", network, method, LABELS, seed, number)
     for network in NETWORKS:
+        for method in MOST if network not in LARGE else ():
+            yield Job("auto", network, method, LABELS, 0)
+    for network in NETWORKS:
         for method in falling.METHODS:
             yield Job("falls", network, method, LABELS, 0)
 
@@ -83,10 +87,10 @@ def measure(job: Job, setting: int, tasks: dict[str, Any]) -> dict[str, Any]:
     how: dict[str, Any] = {"steps": STEPS, "seed": job.seed, "trainer": TRAINER}
     began = time.process_time()
     found = {}
-    if job.method in MOST and job.task not in LARGE:
-        folds = in_folds(data, FOLDS, job.seed)
-        found = _told(tried(build, rate, folds, monitor="val/loss", **how), "folds_")
-        found["folds_seconds"] = round(time.process_time() - began, 2)
+    if job.kind == "auto":
+        auto = lp.find_rate(build, data, start=start_of(job.method), folds=FOLDS, **how)
+        rate, spent = auto.rate, round(time.process_time() - began, 2)
+        found = {"tried": {f"{one.rate:g}": one.loss for one in auto.trials}, "search": spent}
     whole = Fold(data.train_dataloader(), data.val_dataloader())
     found |= _told(tried(build, rate, [whole], monitor="val/loss", **how), "")
     return {"rate": rate, **found, "seconds": round(time.process_time() - began, 2)}

@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.rates.networks import NETWORKS
 from lightning_peft.cli.config.auto_rate import start_of
 
-__all__ = ["auto", "behind", "falling", "fell", "of_method", "single"]
+__all__ = ["auto", "behind", "cheapest", "falling", "fell", "of_method", "single"]
 
 Lines = Sequence[Mapping[str, Any]]
 SCORE = "balanced_accuracy"
@@ -68,29 +68,55 @@ def single(lines: Lines, methods: Sequence[str]) -> Iterator[str]:
         yield f"| `{method}` | {count} | {' | '.join(cells)} |"
 
 
-def auto(lines: Lines) -> Iterator[str]:
-    """Return a table of the rates that folds of the training data choose, of those tried."""
-    yield "Of the rates that were tried, the one with the lowest loss on held-out halves of the"
-    yield "training data, and the balanced accuracy with it on the other items, next to that with"
-    yield "the default and with the best rate that there is:"
+def cheapest(lines: Lines, methods: Sequence[str]) -> Iterator[str]:
+    """Say of each method which single rate costs least, and what its default costs."""
+    for method in methods:
+        lost = behind(lines, method)
+        count = len(_by_network(lines, method))
+        means = {rate: statistics.fmean(of) for rate, of in lost.items() if len(of) == count}
+        if not means:
+            continue
+        best, default = min(means, key=lambda rate: means[rate]), start_of(method)
+        text = f"- `{method}`, {count} networks: of single rates {best:g} costs least, "
+        text += f"{means[best]:.1f} points in the mean and {max(lost[best]):.1f} at worst"
+        if default not in means:
+            yield f"{text}."
+        elif default == best:
+            yield f"{text}; it is the default."
+        else:
+            yield f"{text}; the default, {default:g}, costs {means[default]:.1f} and"
+            yield f"  {max(lost[default]):.1f}."
+
+
+def auto(lines: Lines, tried: Lines) -> Iterator[str]:
+    """Return a table of the rates that searches found, and what they are worth.
+
+    Args:
+        lines: The runs with what a search found.
+        tried: Those with given rates.
+    """
+    yield "What `lr=auto` finds from the default on, and the balanced accuracy of a run with it on the"
+    yield "other items, next to that with the default and with the best rate of the tables below:"
     yield ""
-    yield "| method, network | found | with it | with the default | with the best |"
-    yield "|---|---|---|---|---|"
+    yield "| method, network | tried | found | with it | with the default | with the best |"
+    yield "|---|---|---|---|---|---|"
     lost: dict[str, list[float]] = {"found": [], "default": []}
-    for method in dict.fromkeys(line["method"] for line in lines):
-        for network, found in _by_network(lines, method).items():
-            folds = {rate: line for rate, line in found.items() if "folds_loss" in line}
-            default = found.get(start_of(method))
-            if len(folds) < len(_rates(lines, method)) or default is None:
-                continue
-            rate = min(folds, key=lambda rate: _number(folds[rate]["folds_loss"]))
-            best = max(found, key=lambda rate: found[rate][SCORE])
-            lost["found"].append(100 * (found[best][SCORE] - found[rate][SCORE]))
-            lost["default"].append(100 * (found[best][SCORE] - default[SCORE]))
-            yield (
-                f"| `{method}`, `{network}` | {rate:g} | {100 * found[rate][SCORE]:.1f} | "
-                f"{100 * default[SCORE]:.1f} | {100 * found[best][SCORE]:.1f} ({best:g}) |"
-            )
+    for line in lines:
+        method, network = line["method"], line["task"]
+        known = _by_network(tried, method).get(network, {})
+        default = known.get(start_of(method))
+        if default is None:
+            continue
+        best = max(known, key=lambda rate: known[rate][SCORE])
+        scores = {"found": 100 * line[SCORE], "default": 100 * default[SCORE]}
+        most = 100 * known[best][SCORE]
+        for name, score in scores.items():
+            lost[name].append(most - score)
+        words = ", ".join(sorted(line["tried"], key=float))
+        yield (
+            f"| `{method}`, `{network}` | {words} | {line['rate']:g} | {scores['found']:.1f} | "
+            f"{scores['default']:.1f} | {most:.1f} ({best:g}) |"
+        )
     if lost["found"]:
         means = {name: statistics.fmean(values) for name, values in lost.items()}
         yield ""

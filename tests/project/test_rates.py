@@ -27,18 +27,18 @@ def test_the_plan_has_every_run_once_and_every_method_of_the_package(tmp_path, c
     assert capsys.readouterr().out.startswith("4 of 4 runs left")
 
 
-def a_line(network, rate, score, folds_loss, method="lora"):
+def a_line(network, rate, score, method="lora"):
     return {
         "kind": "choose", "task": network, "method": method, "rate": rate, "plain_loss": 1 - score,
-        "balanced_accuracy": score, "folds_loss": folds_loss,
+        "balanced_accuracy": score,
     }  # fmt: skip
 
 
 LINES = [
-    a_line("lite0", 1e-3, 0.70, 0.9),
-    a_line("lite0", 3e-3, 0.60, 0.4),
-    a_line("minilm", 1e-3, 0.50, 0.3),
-    a_line("minilm", 3e-3, 0.55, None),
+    a_line("lite0", 1e-3, 0.70),
+    a_line("lite0", 3e-3, 0.60),
+    a_line("minilm", 1e-3, 0.50),
+    a_line("minilm", 3e-3, 0.55),
 ]
 
 
@@ -49,11 +49,20 @@ def test_the_tables_say_what_a_rate_costs():
     }
     single = "\n".join(tables.single(LINES, ["lora"]))
     assert "| `lora` | 2 | **2.5** (5.0) | *5.0 (10.0)* |" in single
-    found = list(tables.auto(LINES))
-    assert "| `lora`, `lite0` | 0.003 | 60.0 | 60.0 | 70.0 (0.001) |" in found
-    assert "| `lora`, `minilm` | 0.001 | 50.0 | 55.0 | 55.0 (0.003) |" in found
+    cheapest = "\n".join(tables.cheapest(LINES, ["lora"]))
+    assert cheapest == (
+        "- `lora`, 2 networks: of single rates 0.001 costs least, 2.5 points in the mean and 5.0 "
+        "at worst; the default, 0.003, costs 5.0 and\n  10.0."
+    )
+    searched = [
+        {**a_line("lite0", 1e-3, 0.68), "kind": "auto", "tried": {"0.01": 1, "0.001": 0.2}},
+        {**a_line("minilm", 3e-3, 0.55), "kind": "auto", "tried": {"0.003": 0.2}},
+    ]
+    found = list(tables.auto(searched, LINES))
+    assert "| `lora`, `lite0` | 0.001, 0.01 | 0.001 | 68.0 | 60.0 | 70.0 (0.001) |" in found
+    assert "| `lora`, `minilm` | 0.003 | 0.003 | 55.0 | 55.0 | 55.0 (0.003) |" in found
     assert found[-1] == (
-        "In the mean the rate found is 7.5 points behind the best (10.0 at worst), the default 5.0 "
+        "In the mean the rate found is 1.0 points behind the best (2.0 at worst), the default 5.0 "
         "(10.0 at worst)."
     )
     assert "| `minilm` | 50.0 (0.50) | **55.0** (0.45) |" in list(tables.of_method(LINES, "lora"))
@@ -76,10 +85,12 @@ def test_the_tables_say_which_losses_fall():
 def test_a_run_measures_on_items_that_nothing_else_uses(monkeypatch):
     monkeypatch.setattr(run, "STEPS", 2)
     monkeypatch.setattr(falling, "STEPS", 6)
-    job = Job("choose", "glyph_vit", "lora", networks.LABELS, 0, 3)
-    found = run.measure(job, 3, {})
+    found = run.measure(Job("choose", "glyph_vit", "lora", networks.LABELS, 0, 3), 3, {})
     assert found["rate"] == 3e-3
-    assert {"loss", "balanced_accuracy", "folds_loss", "folds_seconds", "last_loss"} <= set(found)
+    assert {"loss", "balanced_accuracy", "plain_loss", "last_loss"} <= set(found)
+    found = run.measure(Job("auto", "glyph_vit", "full", networks.LABELS, 0), 0, {})
+    assert start_of("full") in map(float, found["tried"])
+    assert f"{found['rate']:g}" in found["tried"]
     fell = run.measure(Job("falls", "glyph_vit", "linear_probe", networks.LABELS, 0), 0, {})
     assert fell["rate"] == 1e-2
     assert fell["told"] == ""

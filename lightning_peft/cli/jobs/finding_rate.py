@@ -92,11 +92,12 @@ def _plain(found: FoundRate) -> dict[str, Any]:
     def number(value: Any) -> Any:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    trials = [
-        {key: number(value) for key, value in dataclasses.asdict(trial).items()}
-        for trial in found.trials
-    ]
-    return {**dataclasses.asdict(found), "trials": trials, "asked": AUTO}
+    def plain(one: Any, *without: str) -> dict[str, Any]:
+        names = [field.name for field in dataclasses.fields(one) if field.name not in without]
+        return {name: number(getattr(one, name)) for name in names}
+
+    trials = [plain(trial, "each") for trial in found.trials]
+    return {**plain(found, "trials"), "trials": trials, "asked": AUTO}
 
 
 def _say(line: str) -> None:

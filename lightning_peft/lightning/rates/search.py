@@ -22,7 +22,7 @@ class FoundRate:
     """A learning rate, and what it was found by.
 
     Attributes:
-        rate: The rate with the lowest loss on held-out samples.
+        rate: The rate that was found.
         trials: What each rate came to, the lowest rate first.
         steps: Optimizer steps of each run.
         folds: Runs of each rate.
@@ -67,8 +67,9 @@ def find_rate(
     """Find the learning rate by cross-validation on the training data, in short runs.
 
     Each rate is trained with on all folds but one, and measured on that one. From ``start`` the
-    search goes to higher or lower rates, each about three times the other, as long as the loss
-    falls: three to five rates, most often. Neither validation nor test data is read.
+    search goes to lower or higher rates, each about three times the other, as long as the loss
+    falls by more than its standard error: three to five rates, most often. So few labels that they
+    tell nothing leave the rate as it is. Neither validation nor test data is read.
 
     The loss of the ready classifiers is the cross entropy at the temperature that suits the
     held-out samples best: few labels make a network overconfident long before it is wrong, and the
@@ -83,7 +84,7 @@ def find_rate(
         data: A data module, which is set up, or the loader of the training data. A loader's samples
             are held out as they are, augmented if they are.
         start: Where the search begins.
-        rates: The rates to try instead, all of them.
+        rates: The rates to try instead: all of them, of which the one with the lowest loss is taken.
         steps: Optimizer steps of each run: those of the real run, or 100 if that is longer.
         folds: Parts of the training data.
         seed: Seed of the division and of each run.
@@ -114,7 +115,7 @@ def find_rate(
     settings = dict(trainer or {})
     found: dict[float, RateTrial] = {}
 
-    def loss(rate: float) -> float:
+    def trial(rate: float) -> RateTrial:
         if rate not in found:
             at = time.perf_counter()
             found[rate] = tried(
@@ -123,9 +124,12 @@ def find_rate(
             if say is not None:
                 took = time.perf_counter() - at
                 say(f"rate {rate:g}: held-out loss {_told(found[rate].loss)} ({took:.0f} s)")
-        return found[rate].loss
+        return found[rate]
 
-    best = min(rates, key=loss) if rates is not None else _descend(grid(start), loss)
+    if rates is not None:
+        best = min(rates, key=lambda rate: trial(rate).loss)
+    else:
+        best = _descend(grid(start), lambda rate, than: trial(rate).is_better(trial(than)))
     if not math.isfinite(found[best].loss):
         tried_ = ", ".join(f"{rate:g}" for rate in sorted(found))
         raise ScheduleError(
@@ -143,12 +147,14 @@ def grid(start: float) -> tuple[Sequence[float], int]:
     return rates, place
 
 
-def _descend(where: tuple[Sequence[float], int], loss: Callable[[float], float]) -> float:
-    """Go from a place in a grid to a neighbour as long as that one has a lower loss."""
+def _descend(
+    where: tuple[Sequence[float], int], is_better: Callable[[float, float], bool]
+) -> float:
+    """Go from a place in a grid to a neighbour as long as that one is better."""
     rates, place = where
     for way in (-1, 1):
         moved = False
-        while 0 <= place + way < len(rates) and loss(rates[place + way]) < loss(rates[place]):
+        while 0 <= place + way < len(rates) and is_better(rates[place + way], rates[place]):
             place, moved = place + way, True
         if moved:
             break

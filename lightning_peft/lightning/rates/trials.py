@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_peft.errors import DataError
 from lightning_peft.evaluation.calibration import fit_temperature
@@ -41,6 +42,7 @@ class RateTrial:
         metrics: The means over the folds of what the validation logged.
         first: The mean training loss of the first five steps; NaN if the module returns none.
         last: That of the last five.
+        each: The loss of each held-out sample of a classifier, ``(N,)``.
     """
 
     rate: float
@@ -48,6 +50,19 @@ class RateTrial:
     metrics: Mapping[str, float]
     first: float
     last: float
+    each: Tensor | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def is_better(self, other: RateTrial) -> bool:
+        """Whether the loss is lower than another by more than the noise that can be told.
+
+        That is one standard error of the mean difference over the held-out samples, which are the
+        same ones; nothing where a module has one loss for all.
+        """
+        if self.each is None or other.each is None:
+            return self.loss < other.loss
+        less = other.each - self.each
+        error = less.std() / math.sqrt(len(less)) if len(less) > 1 else 0.0
+        return bool(less.mean() > error)
 
 
 class _Losses(pl.Callback):
@@ -121,7 +136,8 @@ def tried(
             for name, value in run.callback_metrics.items():
                 logged.setdefault(name, []).append(float(value))
     metrics = {name: statistics.fmean(values) for name, values in logged.items()}
-    return RateTrial(rate, _pooled(found), metrics, _mean(first), _mean(last))
+    loss, each = _pooled(found)
+    return RateTrial(rate, loss, metrics, _mean(first), _mean(last), each)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -140,18 +156,22 @@ def _measured(run: pl.Trainer, module: Any, data: Any, monitor: str) -> Any:
     return float(metrics[monitor])
 
 
-def _pooled(found: Sequence[Any]) -> float:
+def _pooled(found: Sequence[Any]) -> tuple[float, Tensor | None]:
+    """Return the loss over all folds, and that of each sample if it is known."""
     if isinstance(found[0], float):
         value = statistics.fmean(found)
-    else:
-        outputs = torch.cat([outputs for outputs, *_ in found])
-        targets = torch.cat([targets for _, targets, _ in found])
-        task = found[0][-1]
-        if not outputs.isfinite().all():
-            return math.inf
-        # what a rate is worth is not its confidence, which a temperature mends
-        value = float(task_loss(task, outputs / fit_temperature(outputs, targets, task), targets))
-    return value if math.isfinite(value) else math.inf
+        return (value if math.isfinite(value) else math.inf), None
+    outputs = torch.cat([outputs for outputs, *_ in found]).double()
+    targets = torch.cat([targets for _, targets, _ in found])
+    task = found[0][-1]
+    if not outputs.isfinite().all():
+        return math.inf, None
+    # what a rate is worth is not its confidence, which a temperature mends
+    scaled = outputs / fit_temperature(outputs, targets, task)
+    each = torch.stack(
+        [task_loss(task, scaled[i : i + 1], targets[i : i + 1]) for i in range(len(scaled))]
+    )
+    return float(each.mean()), each
 
 
 @contextmanager

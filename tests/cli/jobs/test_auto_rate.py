@@ -38,7 +38,6 @@ def test_a_rate_is_found_on_the_training_data_and_recorded(command, tmp_path, on
     assert (found["asked"], found["steps"], found["folds"]) == (AUTO, 3, 2)
     tried = [trial["rate"] for trial in found["trials"]]
     assert {start_of("lora"), found["rate"]} <= set(tried) <= set(grid(1e-3)[0])
-    assert min(found["trials"], key=lambda trial: trial["loss"])["rate"] == found["rate"]
     for line in (
         "lr=auto: each rate is tried on two halves of the training data, 3 steps each",
         "  rate 0.003: held-out loss ",

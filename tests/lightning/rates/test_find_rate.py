@@ -8,6 +8,7 @@ from itertools import pairwise
 import lightning.pytorch as pl
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_peft as lp
 from lightning_peft.lightning.rates.folds import in_folds
 from lightning_peft.lightning.rates.search import _descend, grid
-from lightning_peft.lightning.rates.trials import tried
+from lightning_peft.lightning.rates.trials import RateTrial, tried
 
 GENERATOR = torch.Generator().manual_seed(0)
 INPUTS = torch.randn(40, 3, generator=GENERATOR)
@@ -97,8 +98,27 @@ def test_the_lowest_of_a_function_with_one_valley_is_found(least, start):
         return abs(math.log(rate / least))
 
     rates, place = grid(start)
-    assert _descend((rates, place), loss) == min(rates, key=lambda r: abs(math.log(r / least)))
+    assert _descend((rates, place), lambda one, than: loss(one) < loss(than)) == min(
+        rates, key=lambda r: abs(math.log(r / least))
+    )
     assert len(set(asked)) <= abs(place - grid(least)[1]) + 3
+
+
+def test_a_rate_is_better_by_more_than_the_standard_error_of_the_paired_differences():
+    shared = 5 * torch.randn(50, generator=GENERATOR, dtype=torch.float64)
+    noise = torch.randn(50, generator=GENERATOR, dtype=torch.float64)
+    error = stats.sem(noise.numpy())
+
+    def trial(each):
+        return RateTrial(1e-3, float(each.mean()), {}, 1.0, 0.5, each)
+
+    for margin in (-1.1, -0.9, 0.9, 1.1):
+        other = trial(shared + noise - noise.mean() + margin * error)
+        assert trial(shared).is_better(other) == (margin > 1)
+        assert other.is_better(trial(shared)) == (margin < -1)
+    one, two = (RateTrial(1e-3, loss, {}, 1.0, 0.5) for loss in (0.2, 0.3))
+    assert one.is_better(two)
+    assert not two.is_better(one)
 
 
 def test_each_rate_of_the_grid_is_about_a_third_of_the_next():
