@@ -95,8 +95,8 @@ def auto(lines: Lines, tried: Lines) -> Iterator[str]:
         lines: The runs with what a search found.
         tried: Those with given rates.
     """
-    yield "What `lr=auto` finds from the default on, and the balanced accuracy of a run with it on the"
-    yield "other items, next to that with the default and with the best rate of the tables below:"
+    yield "What `lr=auto` finds from the default on, and the balanced accuracy of a run with it on"
+    yield "the other items, next to that with the default and with the best rate of the tables below:"
     yield ""
     yield "| method, network | tried | found | with it | with the default | with the best |"
     yield "|---|---|---|---|---|---|"

@@ -84,7 +84,7 @@ def find_rate(
         data: A data module, which is set up, or the loader of the training data. A loader's samples
             are held out as they are, augmented if they are.
         start: Where the search begins.
-        rates: The rates to try instead: all of them, of which the one with the lowest loss is taken.
+        rates: The rates to try instead: all of them, and the one with the lowest loss is taken.
         steps: Optimizer steps of each run: those of the real run, or 100 if that is longer.
         folds: Parts of the training data.
         seed: Seed of the division and of each run.
