@@ -95,8 +95,8 @@ def auto(lines: Lines, tried: Lines) -> Iterator[str]:
         lines: The runs with what a search found.
         tried: Those with given rates.
     """
-    yield "What `lr=auto` finds from the default on, and the balanced accuracy of a run with it on"
-    yield "the other items, next to that with the default and with the best rate of the tables below:"
+    yield "What `lr=auto` finds from the default on, and the balanced accuracy with it on the other"
+    yield "items, next to that with the default and with the best rate of the tables below:"
     yield ""
     yield "| method, network | tried | found | with it | with the default | with the best |"
     yield "|---|---|---|---|---|---|"
@@ -136,7 +136,7 @@ def falling(lines: Lines) -> Iterator[str]:
     yield f"loss of the first and the last five. It falls in {count}"
     words = (f"`{line['method']}` on `{line['task']}` from {_course(line)}" for line in risen)
     yield f"runs{'; not: ' + ', '.join(words) if risen else ''}. Where there is a dash the method"
-    yield "does not fit the network, and says so."
+    yield "does not fit the network, and says so; `hf` and `union` have to be told of what."
     yield ""
     networks = [name for name in NETWORKS if any(line["task"] == name for line in lines)]
     yield f"| method | {' | '.join(f'`{name}`' for name in networks)} |"
