@@ -31,8 +31,8 @@ COMMON: dict[str, Any] = {
     "rate": 3e-3,
     "regular": REGULAR,
     **{
-        task: {name: value for name, value in recipe.items() if name != "seeds"}
-        for task, recipe in RECIPE.items()
+        task: {name: value for name, value in RECIPE[task].items() if name != "seeds"}
+        for task in TASKS
     },
 }
 """What all runs have in common."""
