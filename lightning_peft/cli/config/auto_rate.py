@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -82,7 +83,7 @@ def found_in(directory: Path) -> float | None:
         found = json.loads((directory / FILE).read_text(encoding="utf-8"))["rate"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return float(found) if isinstance(found, int | float) and found > 0 else None
+    return float(found) if isinstance(found, int | float) and 0 < found < math.inf else None
 
 
 def with_found_rate(cfg: Any, directory: Path) -> Any:
@@ -111,8 +112,13 @@ def problems_of_a_search(plain: Mapping[str, Any]) -> Iterator[str]:
             f"lr=auto: expected optimizer.lr to follow lr, got {optimizer.get('lr')}: leave "
             "optimizer.lr out, or give lr as a number"
         )
+    if plain.get("resume") is not None:
+        yield (
+            f"lr=auto: expected a run from its start, got resume={plain['resume']}, which has the "
+            "rate of its checkpoint: leave lr out, or give it as a number"
+        )
     several = {name: trainer.get(name, 1) for name in ("devices", "num_nodes")}
-    if wrong := [f"trainer.{name}={value}" for name, value in several.items() if value != 1]:
+    if wrong := [f"trainer.{name}={value}" for name, value in several.items() if not _one(value)]:
         yield (
             f"lr=auto: expected one device, got {', '.join(wrong)}: find the rate in a short run "
             "on one, and give it as a number"
@@ -123,3 +129,7 @@ def problems_of_a_search(plain: Mapping[str, Any]) -> Iterator[str]:
                 f"lr=auto: expected a run without stages, got callbacks.{name}.unfreeze, whose "
                 "stages have rates of their own: give lr as a number"
             )
+
+
+def _one(value: Any) -> bool:
+    return value in (1, "1") or (isinstance(value, list) and len(value) == 1)

@@ -1,12 +1,14 @@
 """``lr=auto``: found once, recorded, kept by what goes on, and refused where it cannot be."""
 
 import json
+import re
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 import lightning_peft as lp
-from lightning_peft.cli.config.auto_rate import AUTO, found_in, start_of
+from lightning_peft.cli.config.auto_rate import AUTO, found_in, problems_of_a_search, start_of
 from lightning_peft.lightning.rates.search import grid
 from tests.cli.conftest import TINY
 from tests.cli.jobs import test_language as language
@@ -107,6 +109,13 @@ def test_what_cannot_be_found_is_refused_at_once(command, tmp_path):
     assert "lr=auto: expected optimizer.lr to follow lr, got 0.1" in err
     assert "lr=auto: expected one device, got trainer.devices=2" in err
     assert "lr=auto: expected a run without stages, got callbacks.freeze.unfreeze" in err
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    status, _, err = command("lr=auto", *SHORT, "resume=other.ckpt")
+    assert status != 0
+    assert re.search(r"lr=auto: expected a run from its start, got resume=\S*other.ckpt", err)
+    assert [
+        *problems_of_a_search({"lr": 1, "optimizer": {"lr": 1}, "trainer": {"devices": [3]}})
+    ] == []
     status, _, err = command("lr=fast", *SHORT)
     assert status != 0
     assert "lr: expected a number, got 'fast'" in err
@@ -123,7 +132,7 @@ def test_commands_that_train_nothing_show_where_the_search_begins(command):
 
 def test_a_file_that_is_none_of_ours_is_no_rate(tmp_path):
     assert found_in(tmp_path) is None
-    for text in ("", "[]", '{"rate": null}', '{"rate": -1}', '{"other": 1}'):
+    for text in ("", "[]", '{"rate": null}', '{"rate": -1}', '{"rate": Infinity}', '{"other": 1}'):
         (tmp_path / "rate.json").write_text(text)
         assert found_in(tmp_path) is None
     (tmp_path / "rate.json").write_text('{"rate": 0.003}')
