@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all test-oldest test-processors test-wild test-peft test-quantized test-models evidence habits docs lint format wheel backbone language-model clean
+.PHONY: help setup demo test test-all test-oldest test-processors test-wild test-peft test-quantized test-models evidence habits rates docs lint format wheel backbone language-model clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -97,6 +97,11 @@ habits: $(EVIDENCE)/.installed ## Measure five habits and the ranking of models 
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/build/bytecode-evidence \
 		$(EVIDENCE)/bin/python -W ignore -m benchmarks.habits.run $(ARGS)
 	if [ -f benchmarks/results/habits.jsonl ]; then $(EVIDENCE)/bin/python -m benchmarks.habits.page; fi
+
+rates: $(EVIDENCE)/.installed ## Try the learning rates of the methods on eight pretrained networks
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/build/bytecode-evidence \
+		$(EVIDENCE)/bin/python -W ignore -m benchmarks.rates.run $(ARGS)
+	if [ -f benchmarks/results/rates.jsonl ]; then $(EVIDENCE)/bin/python -m benchmarks.rates.page; fi
 
 # such as ARGS='--only "decoder.*Vera"'; peft's tests come from its source release, into build
 test-peft: setup ## Run the configurations of peft's own tests through peft and this package

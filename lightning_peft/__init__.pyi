@@ -66,6 +66,8 @@ from lightning_peft.lightning.modules.seq2seq import Seq2SeqLM as Seq2SeqLM
 from lightning_peft.lightning.modules.text import TextClassifier as TextClassifier
 from lightning_peft.lightning.modules.text_regression import TextRegressor as TextRegressor
 from lightning_peft.lightning.modules.token_classifier import TokenClassifier as TokenClassifier
+from lightning_peft.lightning.rates.search import FoundRate as FoundRate
+from lightning_peft.lightning.rates.search import find_rate as find_rate
 from lightning_peft.lightning.without_trainer import load_from_checkpoint as load_from_checkpoint
 from lightning_peft.methods import HF as HF
 from lightning_peft.methods import IA3 as IA3

@@ -63,7 +63,8 @@ _RATES: dict[str, tuple[float, dict[str, Any]]] = {
     "hf:lokr": (3e-3, {"own": "rank 2", "method": {"r": 2}}),
     "scratch": (3e-3, DECAY),
 }
-"""The rate of each method's file in ``conf/method``, and what is its own."""
+"""The rate of each method's file in ``conf/method``, that of full fine-tuning as it was when the
+runs began, and what is the method's own."""
 
 _ONLY = {
     "cells": {"conv_adapter", "hf:loha", "hf:lokr"},
@@ -85,7 +86,7 @@ on the TF-IDF of words and pairs of words."""
 def trained_methods(task: str) -> list[str]:
     """Return the methods that are trained on a task, the core first."""
     other = set().union(*(names for name, names in _ONLY.items() if name != task))
-    return [name for name in _RATES if name not in other - _ONLY[task]]
+    return [name for name in _RATES if name not in other - _ONLY.get(task, set())]
 
 
 def settings(method: str, task: str) -> list[Setting]:
@@ -95,6 +96,6 @@ def settings(method: str, task: str) -> list[Setting]:
     if method in BASELINES:
         return [Setting(0.1), Setting(1), Setting(10)]
     rate, own = _RATES[method]
-    if task == "cells" and method in ("full", "lp_ft", "norm"):  # a network with BatchNorm
+    if task != "reviews" and method in ("full", "lp_ft", "norm"):  # a network with BatchNorm
         own = HELD
     return [Setting(rate), Setting(rate / 10), Setting(rate / 3, **own)]

@@ -28,7 +28,11 @@ HEAD_OF_TIMM = Path("benchmarks/results/evidence_head_of_timm.jsonl")
 """The cells once more, with the new head as timm draws it."""
 
 ABOUT = Path(__file__).with_name("about.md")
-TITLES = {"cells": "Solar cells", "reviews": "Drug reviews"}
+TITLES = {
+    "cells": "Solar cells",
+    "reviews": "Drug reviews",
+    "types": "Solar cells by type",
+}
 METRIC = {"balanced_accuracy": "Balanced accuracy", "f1": "Macro F1"}
 
 
@@ -166,7 +170,7 @@ def _pictures(lines: Lines, docs: Path) -> None:
         if spent := costs(lines, task):
             most = max(counts, key=lambda budget: counts[budget])
             draw_costs(found, spent, task, most, docs / f"evidence_{task}_costs.png")
-    spent = {task: of for task in TASKS if (of := costs(lines, task))}
+    spent = {task: of for task in TASKS[:2] if (of := costs(lines, task))}
     if spent:
         draw_overview(found, spent, docs / "evidence.png")
 

@@ -15,8 +15,9 @@ __all__ = ["draw_costs", "draw_labels", "draw_overview"]
 TITLES = {
     "cells": "Solar cells, EfficientNet-Lite0 of ImageNet",
     "reviews": "Drug reviews, MiniLM sentence encoder",
+    "types": "Solar cells by type, EfficientNet-Lite0 of ImageNet",
 }
-WORDS = {"cells": "balanced accuracy, %", "reviews": "macro F1, %"}
+WORDS = {"cells": "balanced accuracy, %", "reviews": "macro F1, %", "types": "balanced accuracy, %"}
 SHOWN = ("lora", "dora", "norm", "bitfit", "full", "lp_ft", "last_blocks", "linear_probe",
          "scratch", "logistic_regression", "bag_of_words")  # fmt: skip
 """What the picture of labels shows: more lines could not be told apart."""
@@ -120,12 +121,12 @@ def _overview_of_a_task(
         if simple is not None:
             score.axhline(simple.mean, color=f"C{place}", linestyle=":", linewidth=1)
     score.plot([], [], ":", color="gray", linewidth=1, label="logistic regression, frozen features")
-    for place, name in enumerate(sorted(spent, key=lambda name: spent[name].trained)):
-        x, y = spent[name].trained, spent[name].memory / 1e6
+    for place, names in enumerate(_side_by_side(spent)):
+        x, y = spent[names[0]].trained, spent[names[0]].memory / 1e6
         memory.plot([x], [y], "ok", markersize=4)
         up = place % 2 == 0
         memory.annotate(
-            name_of(name).strip("`").replace(" fine-tuning", ""),
+            "\n".join(name_of(name).strip("`").replace(" fine-tuning", "") for name in names),
             (x, y),
             xytext=(0, 6 if up else -6),
             textcoords="offset points",
@@ -139,6 +140,18 @@ def _overview_of_a_task(
     memory.set_ylabel("memory of training, MB")
     score.set_ylabel(WORDS[task])
     score.legend(fontsize=8, frameon=False, loc="lower right")
+
+
+def _side_by_side(spent: Mapping[str, Costs]) -> list[list[str]]:
+    """Return the methods by trained parameters; those that would cover each other are together."""
+    found: list[list[str]] = []
+    for name in sorted(spent, key=lambda name: spent[name].trained):
+        one, before = spent[name], spent[found[-1][0]] if found else None
+        if before and one.trained < 1.05 * before.trained and one.memory < 1.2 * before.memory:
+            found[-1].append(name)
+        else:
+            found.append([name])
+    return found
 
 
 def _figure() -> tuple[Any, Any]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import multiprocessing
+import operator
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -27,7 +28,7 @@ __all__ = ["RESULTS", "Runner", "clock", "main", "measure", "warm_up"]
 
 RESULTS = Path("benchmarks/results/evidence.jsonl")
 
-GUESS = {"cells": 25.0, "reviews": 40.0}
+GUESS = {"cells": 25.0, "reviews": 40.0, "types": 25.0}
 """Seconds of a run before any was measured."""
 
 
@@ -122,7 +123,9 @@ class Runner:
         found = 0.0
         for job in todo:
             guess = (
-                2.0 if job.method in BASELINES else means.get((job.task, "", ""), GUESS[job.task])
+                2.0
+                if job.method in BASELINES
+                else means.get((job.task, "", ""), GUESS.get(job.task, 30.0))
             )
             found += means.get((job.task, job.method, job.kind), guess)
         return found
@@ -197,14 +200,19 @@ def options_of(
     return options
 
 
-def carry_out(runner: Runner, asked: Sequence[Any], options: argparse.Namespace) -> int:
+def carry_out(
+    runner: Runner,
+    asked: Sequence[Any],
+    options: argparse.Namespace,
+    task_of: Callable[[Any], str] = operator.attrgetter("task"),
+) -> int:
     """Run what was asked for, or list what is left; return the exit status."""
     if options.list:
         done = runner.store.done()
         left = [job for job in asked if job.key not in done]
         print(f"{len(left)} of {len(asked)} runs left, {clock(runner.seconds(left))} on one core")
         return 0
-    warm_up(runner, sorted({job.task for job in asked}))
+    warm_up(runner, sorted({*map(task_of, asked)}))
     runner.run(asked, options.processes)
     for line in runner.failed:
         print(f"failed: {line}")
@@ -227,7 +235,7 @@ def warm_up(runner: Runner, names: Sequence[str]) -> None:
     from benchmarks.evidence import baselines, tasks  # noqa: F401
 
     torch.set_num_threads(1)
-    runner.tasks = {name: tasks.load(name) for name in names}
+    runner.tasks = {name: tasks.load(name) for name in names if name in tasks.TASKS}
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from lightning_peft.errors import DataError
 
 __all__ = ["TASKS", "Task", "check", "draw", "folds", "load", "package"]
 
-TASKS = ("cells", "reviews")
+TASKS = ("cells", "reviews", "types")
+"""``"types"`` are the cells in four classes: both types of cell, functional and defective."""
 
 _DIGESTS = {
     "cells": "0abe6fe7700aea571717d7d7dfec005a47c6207b4cde26a4556b6807a115483d",
@@ -40,6 +41,9 @@ correlation across a line drops below 0.65 every 60 or 72 cells.
 
 TESTED = 400
 """Cells of the other modules that are tested: the first of a fixed random order."""
+
+KINDS = ("mono", "poly")
+"""The types of cells, as labels.csv names them."""
 
 ALIKE = 0.85
 """A cell of the pool that correlates more than this with a tested one is left out."""
@@ -93,7 +97,7 @@ def load(name: str) -> Task:
     """
     if name not in TASKS:
         raise DataError(f"Expected a task of {', '.join(TASKS)}, got '{name}'.")
-    task = _cells() if name == "cells" else _reviews()
+    task = _reviews() if name == "reviews" else _cells(by_type=name == "types")
     check(task)
     return task
 
@@ -163,7 +167,7 @@ def _same(name: str, path: Path) -> bytes:
     return raw
 
 
-def _cells() -> Task:
+def _cells(by_type: bool = False) -> Task:
     """Solar cells by electroluminescence: functional, or defective (probability above one half)."""
     root = package("elpv_dataset") / "data"
     rows = [line.split() for line in _same("cells", root / "labels.csv").decode().splitlines()]
@@ -175,11 +179,16 @@ def _cells() -> Task:
     test, pool = sorted(order[:TESTED].tolist()), sorted(order[TESTED:].tolist())
     near = _correlations(paths, types, pool, [*test, *new]).max(axis=1) > ALIKE
     kept = [i for i, drop in zip(pool, near, strict=True) if not drop]
+    labels = [int(float(row[1]) > 0.5) for row in rows]
+    classes = ["functional", "defective"]
+    if by_type:
+        labels = [label + 2 * KINDS.index(kind) for label, kind in zip(labels, types, strict=True)]
+        classes = [f"{kind}crystalline {name}" for kind in KINDS for name in classes]
     return Task(
-        name="cells",
+        name="types" if by_type else "cells",
         items=tuple(paths),
-        labels=tuple(int(float(row[1]) > 0.5) for row in rows),
-        classes=("functional", "defective"),
+        labels=tuple(labels),
+        classes=tuple(classes),
         pool=tuple(kept),
         test=tuple(test),
         elsewhere=tuple(new[::2]),

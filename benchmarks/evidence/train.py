@@ -24,8 +24,11 @@ __all__ = ["METRICS", "RECIPE", "WORK", "Losses", "data_of", "module_of", "quiet
 
 WORK = Path("build/evidence")
 
+_CELLS = {"steps": 60, "batch": 16, "pixels": 112, "tested": TESTED, "seeds": 5, "head": 2}
+
 RECIPE: dict[str, dict[str, int]] = {
-    "cells": {"steps": 60, "batch": 16, "pixels": 112, "tested": TESTED, "seeds": 5, "head": 2},
+    "cells": _CELLS,
+    "types": _CELLS,
     "reviews": {"steps": 60, "batch": 8, "tokens": 96, "seeds": 5},
 }
 """What all runs have in common. Head 2 starts as ``nn.Linear`` does; head 1, which was

@@ -13,10 +13,9 @@ from benchmarks.current import stale
 from benchmarks.evidence.page import METRIC, TITLES
 from benchmarks.evidence.store import Store
 from benchmarks.evidence.summary import HEADLINE
-from benchmarks.evidence.tasks import TASKS
 from benchmarks.habits.findings import accuracy_alone, of_habits, of_ranking
 from benchmarks.habits.plan import jobs
-from benchmarks.habits.recipes import COMMON, REGULAR, contrasts
+from benchmarks.habits.recipes import COMMON, REGULAR, TASKS, contrasts
 from benchmarks.habits.run import RESULTS
 from benchmarks.habits.summary import measured
 from benchmarks.habits.tables import Lines, checkpoints, foretold, ranked, scores, values

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from benchmarks.evidence.plan import Job, fits
-from benchmarks.evidence.tasks import TASKS
 from benchmarks.habits.candidates import CANDIDATES
-from benchmarks.habits.recipes import LABELS, recipes
+from benchmarks.habits.recipes import LABELS, TASKS, recipes
 
 __all__ = ["KINDS", "jobs", "matching"]
 

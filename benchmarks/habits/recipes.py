@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.evidence.train import RECIPE
 
-__all__ = ["COMMON", "HABITS", "LABELS", "REGULAR", "contrasts", "habits_of", "recipes"]
+__all__ = ["COMMON", "HABITS", "LABELS", "REGULAR", "TASKS", "contrasts", "habits_of", "recipes"]
 
 HABITS = {
     "model": "the pretrained model",
@@ -16,6 +16,9 @@ HABITS = {
     "evaluate": "the choice of the checkpoint",
 }
 """By their names in ``examples/habits``, in words."""
+
+TASKS = ("cells", "reviews")
+"""The tasks of the evidence that the habits are measured on."""
 
 LABELS = 25
 """Labelled items a class."""
@@ -28,8 +31,8 @@ COMMON: dict[str, Any] = {
     "rate": 3e-3,
     "regular": REGULAR,
     **{
-        task: {name: value for name, value in recipe.items() if name != "seeds"}
-        for task, recipe in RECIPE.items()
+        task: {name: value for name, value in RECIPE[task].items() if name != "seeds"}
+        for task in TASKS
     },
 }
 """What all runs have in common."""

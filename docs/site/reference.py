@@ -44,6 +44,7 @@ NAMES = {
         "What goes into a `Trainer`, and what loads what it wrote: [how to](../callback.md).",
         (
             "lightning.callbacks.",
+            "lightning.rates.",
             "lightning.checkpoint_io",
             "lightning.mixin",
             "lightning.without_trainer",

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 import lightning_peft as lp
+from lightning_peft.cli.config.auto_rate import begun
 from lightning_peft.cli.config.check import check_values
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.known import experiment_in, known_keys
@@ -140,6 +141,7 @@ def test_the_overrides_of_every_command_compose():
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             try:
                 cfg = compose("config", [*study, *words, "name=test", "output_dir=."])
+                begun(cfg, words)  # lr=auto
                 check_values(cfg, known_keys(experiment_in(words)))
             except (HydraException, ConfigError) as error:
                 problems.append(f"{page}: {line}: {error}")

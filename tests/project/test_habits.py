@@ -10,13 +10,13 @@ from scipy import stats
 
 from benchmarks.evidence import train as training
 from benchmarks.evidence.store import Store
-from benchmarks.evidence.tasks import TASKS, Task, draw
+from benchmarks.evidence.tasks import Task, draw
 from benchmarks.habits import candidates as models
 from benchmarks.habits import page as pages
 from benchmarks.habits import run, work
 from benchmarks.habits.candidates import CANDIDATES, data_changes, is_random
 from benchmarks.habits.plan import jobs, matching
-from benchmarks.habits.recipes import COMMON, HABITS, contrasts, habits_of, recipes
+from benchmarks.habits.recipes import COMMON, HABITS, TASKS, contrasts, habits_of, recipes
 from benchmarks.habits.summary import (
     Measured,
     agreement,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.commands.command import run_command
+from lightning_peft.cli.config.auto_rate import begun
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.paths import conf_dir
 from lightning_peft.cli.config.task import LANGUAGE
@@ -85,6 +86,7 @@ def _plan(
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("config", ["name=plan", "output_dir=.", *overrides])
+    begun(cfg, overrides)
 
     import torch
     from hydra.utils import instantiate

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_peft.cli.commands.command import run_command
 from lightning_peft.cli.commands.ranking_table import as_json, print_ranking, write_ranking
+from lightning_peft.cli.config.auto_rate import begun
 from lightning_peft.cli.config.before import check_before
 from lightning_peft.cli.config.devices import device_of
 from lightning_peft.cli.config.errors import ConfigError
@@ -262,6 +263,7 @@ def _batches_for(cfg: DictConfig) -> Callable[[Candidate], Iterable[Any]]:
 
     from lightning_peft.cli.config.check import check_targets, check_values
 
+    begun(cfg)
     own = frozenset(setting.key for _, setting in experiment_settings(conf_dir()))
     needed = ("data", "model", "augment", "seed", "optimizer", "lr", *own)
     check_values(OmegaConf.create({key: cfg[key] for key in needed if key in cfg}), own)

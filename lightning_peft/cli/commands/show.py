@@ -11,6 +11,7 @@ from lightning_peft.cli.commands.command import run_command
 from lightning_peft.cli.commands.example_tables import print_examples
 from lightning_peft.cli.commands.label_tables import print_labels
 from lightning_peft.cli.commands.text_tables import TABLES, print_texts
+from lightning_peft.cli.config.auto_rate import begun
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.known import experiment_in, known_keys
 from lightning_peft.cli.config.paths import conf_dir, no_directory
@@ -76,6 +77,7 @@ def _show(options: argparse.Namespace) -> None:
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("config", ["name=show", f"output_dir={options.out}", *options.overrides])
+    rate = begun(cfg, options.overrides)
     plain = check_values(cfg, known_keys(experiment_in(options.overrides)))
     check_before({key: plain[key] for key in ("data", "model")})
     check_targets({key: plain[key] for key in ("data", "model", "method", "schedule", "trainer")})
@@ -95,7 +97,7 @@ def _show(options: argparse.Namespace) -> None:
     else:
         print_labels(cfg, datamodule, console)
     lines = _pictures(cfg, datamodule, schedule, options)
-    for line in lines:
+    for line in [*lines, *([rate] if rate else [])]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,7 +76,10 @@ def check_baselines(names: Sequence[str], datamodule: Any) -> None:
 
 
 def build(
-    cfg: DictConfig, more_callbacks: Sequence[Any] = (), first_callbacks: Sequence[Any] = ()
+    cfg: DictConfig,
+    more_callbacks: Sequence[Any] = (),
+    first_callbacks: Sequence[Any] = (),
+    settle: Callable[[DictConfig, Any], None] | None = None,
 ) -> Parts:
     """Build the data module, the module with the classes of the data, and the trainer.
 
@@ -84,6 +87,7 @@ def build(
         cfg: The composed config; it is fitted to the task of the data.
         more_callbacks: Callbacks in addition to those of the config.
         first_callbacks: Callbacks before those of the config.
+        settle: Called with the config and the data, to complete the config by what the data is.
 
     Returns:
         The parts.
@@ -107,6 +111,9 @@ def build(
     check_baselines(cfg.baselines, datamodule)
     with _building("model"):
         fit_to_task(cfg, task_of(datamodule))
+    if settle is not None:
+        settle(cfg, datamodule)
+    with _building("model"):
         module = build_module(cfg.model, getattr(datamodule, "num_classes", None))
         facts = backbone_facts(cfg, module, datamodule)
     if cfg.calibrate is not None:

@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_peft.cli.config.auto_rate import (
+    AUTO,
+    asks_for_a_search,
+    found_in,
+    problems_of_a_search,
+    start_of,
+)
 from lightning_peft.cli.config.before import check_before
 from lightning_peft.cli.config.check import check_targets, check_values
+from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.job_config import experiment_of_job, in_sweep
 from lightning_peft.cli.config.known import known_keys
 from lightning_peft.cli.config.objectives import names_of
@@ -30,6 +38,7 @@ from lightning_peft.cli.runs.occupied import is_other_rank, this_process
 from lightning_peft.cli.runs.places import is_within
 from lightning_peft.cli.runs.summary import write_summary, write_text
 from lightning_peft.cli.runs.trial import Trial
+from lightning_peft.cli.sweeps.earlier import CONFIG, changes_since
 from lightning_peft.cli.trust.recorded import problems_in
 from lightning_peft.cli.trust.words import refuse, trust_of_jobs
 from lightning_peft.system.atomic import remove_leftovers
@@ -58,7 +67,10 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     Raises:
         ConfigError: If the config cannot be run.
     """
+    searches = _begins_a_search(cfg)
     plain = check_values(cfg, known_keys(experiment_of_job()))
+    if searches and (wrong := list(problems_of_a_search(plain))):
+        raise ConfigError(wrong)
     check_before(plain)
     trust = trust_of_jobs()
     if trust is not None:  # the job of a sweep that somebody else may have recorded
@@ -75,12 +87,30 @@ def train(cfg: DictConfig) -> float | list[float] | None:
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     with quiet():
         check_targets(plain)
-        return _run(cfg, leave_files, leave_pruned)
+        return _run(cfg, searches, leave_files, leave_pruned)
+
+
+def _begins_a_search(cfg: DictConfig) -> bool:
+    """Put a number in place of ``lr=auto``, and return whether it is only where a search begins."""
+    if not asks_for_a_search(cfg):
+        return False
+    from hydra.core.hydra_config import HydraConfig
+
+    directory = Path(cfg.output_dir)
+    if (directory / CONFIG).is_file() and not changes_since(directory / CONFIG, cfg):
+        cfg.lr = found_in(directory) or AUTO  # an earlier start of this job has found it
+    if asks := asks_for_a_search(cfg):
+        cfg.lr = start_of(HydraConfig.get().runtime.choices.get("method"))
+    return asks
 
 
 def _run(
-    cfg: DictConfig, leave_files: Callable[..., Any], leave_pruned: Callable[..., Any]
+    cfg: DictConfig,
+    searches: bool,
+    leave_files: Callable[..., Any],
+    leave_pruned: Callable[..., Any],
 ) -> float | list[float] | None:
+    from lightning_peft.cli.jobs.finding_rate import settle_rate
     from lightning_peft.cli.jobs.resuming import Resuming
     from lightning_peft.cli.jobs.shared_features import shared_features
     from lightning_peft.cli.jobs.start_lines import StartLines, start_lines
@@ -99,7 +129,7 @@ def _run(
     validations = Validations()
     first = [] if in_sweep() else [start := StartLines()]
     more = [*shared_features(cfg), resuming, validations, *([pruning] if pruning else [])]
-    parts = build(cfg, more, first)
+    parts = build(cfg, more, first, settle_rate if searches else None)
     if first:
         start.lines = tuple(start_lines(cfg, parts))
     with ending_ranks(parts.trainer):

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lightning_peft.cli.config.auto_rate import with_found_rate
 from lightning_peft.cli.config.errors import ConfigError
 from lightning_peft.cli.config.job_config import as_written, asked, config_in, place_key
 from lightning_peft.cli.runs.checkpoints import check_moved, check_whole
@@ -26,6 +27,7 @@ __all__ = [
     "LAST",
     "Earlier",
     "changed",
+    "changes_since",
     "check_checkpoint",
     "check_checkpoints",
     "earlier_run",
@@ -99,7 +101,7 @@ def earlier_run(cfg: Any) -> Earlier:
     recorded = directory / CONFIG
     if not recorded.is_file():
         return Earlier()
-    changes = _changes_since(recorded, cfg)
+    changes = changes_since(recorded, cfg)
     if changes:
         raise ConfigError(
             [
@@ -138,7 +140,7 @@ def refuse_finished(config: Any) -> None:
             return
         if resume is not None and directory.resolve() in Path(str(resume)).resolve().parents:
             return
-        changes = _changes_since(recorded, cfg)
+        changes = changes_since(recorded, cfg)
     if changes:
         raise ConfigError(
             [
@@ -161,7 +163,7 @@ def is_of_another_start(cfg: Any) -> bool:
     if resume is None or not is_within(str(resume), directory):
         return False
     recorded = directory / CONFIG
-    return recorded.is_file() and bool(_changes_since(recorded, cfg))
+    return recorded.is_file() and bool(changes_since(recorded, cfg))
 
 
 def check_checkpoint(config: Any) -> None:
@@ -217,9 +219,9 @@ def _check_moved(paths: Sequence[Path]) -> None:
         raise ConfigError(problems)
 
 
-def _changes_since(recorded: Path, cfg: Any) -> str:
+def changes_since(recorded: Path, cfg: Any) -> str:
     """Return the differences between a recorded config and the current one; ``""`` for none."""
-    now = as_written(cfg)
+    now = as_written(with_found_rate(cfg, recorded.parent))
     before = _recorded(recorded, now)
     changes = _changes(identity(before), identity(now))
     if changes and (task := _task_of(before)) is not None:

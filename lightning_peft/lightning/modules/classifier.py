@@ -127,16 +127,15 @@ class ClassifierModule(ReadyModule):
         """Return a training batch after changes to the whole batch."""
         return inputs, labels
 
-    def calibrate(self, trainer: pl.Trainer, data: Any, ckpt_path: str | None = None) -> float:
-        """Fit the temperature on validation data, and keep it among the hyperparameters.
+    def validated(
+        self, trainer: pl.Trainer, data: Any, ckpt_path: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Validate, and return the logits ``(N, C)`` and targets of all validation data.
 
         Args:
             trainer: Runs the validation.
             data: A data module or a loader; its validation split is used, never its test split.
             ckpt_path: Weights to load first.
-
-        Returns:
-            The temperature.
 
         Raises:
             DataError: If there is no validation data.
@@ -151,7 +150,24 @@ class ClassifierModule(ReadyModule):
                 f"Expected validation {self.noun} to fit a temperature on, got none: keep "
                 f"{self.noun} for validation, or leave calibration out."
             )
-        self.temperature = fit_temperature(*kept.compute(), self.task)
+        return kept.compute()
+
+    def calibrate(self, trainer: pl.Trainer, data: Any, ckpt_path: str | None = None) -> float:
+        """Fit the temperature on validation data, and keep it among the hyperparameters.
+
+        Args:
+            trainer: Runs the validation.
+            data: A data module or a loader; its validation split is used, never its test split.
+            ckpt_path: Weights to load first.
+
+        Returns:
+            The temperature.
+
+        Raises:
+            DataError: If there is no validation data.
+        """
+        outputs, targets = self.validated(trainer, data, ckpt_path)
+        self.temperature = fit_temperature(outputs, targets, self.task)
         self.hparams["temperature"] = self.temperature
         return self.temperature
 

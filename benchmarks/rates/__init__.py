@@ -1,0 +1,1 @@
+"""Learning rates of the methods on eight pretrained networks."""
