@@ -83,6 +83,7 @@ def test_the_tables_say_which_losses_fall():
     assert "| `lora` | 0.70 to 0.10 |" in text
 
 
+@pytest.mark.slow
 def test_a_run_measures_on_items_that_nothing_else_uses(monkeypatch):
     monkeypatch.setattr(run, "STEPS", 2)
     monkeypatch.setattr(falling, "STEPS", 6)
