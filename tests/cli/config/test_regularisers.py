@@ -168,6 +168,7 @@ def test_the_pull_the_average_and_the_patience_reach_their_callbacks():
     assert instantiate(cfg.callbacks.schedule).warmup == "2 epochs"
 
 
+@pytest.mark.slow
 def test_a_run_with_a_pull_resumes_to_the_same_weights(train, tmp_path):
     words = ("experiment=smoke", "method=bitfit", "callbacks.l2sp.strength=0.5", "test=false",
              "schedule=none")  # fmt: skip
