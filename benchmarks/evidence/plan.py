@@ -12,7 +12,7 @@ from benchmarks.evidence.store import key_of
 from benchmarks.evidence.tasks import TASKS
 from lightning_peft.errors import DataError
 
-__all__ = ["BUDGETS", "FOLDS", "Job", "chosen", "fits", "jobs", "matching"]
+__all__ = ["BUDGETS", "FOLDS", "Job", "as_loss", "chosen", "fits", "jobs", "matching"]
 
 BUDGETS = (25, 10, 100)
 FOLDS = 2
@@ -107,12 +107,12 @@ def chosen(lines: Iterable[Mapping[str, Any]], job: Job) -> int | None:
 
     def fell(line: Mapping[str, Any]) -> bool:
         last = line.get("last_loss")  # what is not trained has none
-        return last is None or _number(last) < FELL * chance
+        return last is None or as_loss(last) < FELL * chance
 
     def worth(number: int) -> tuple[bool, float, float]:
         folds = found[number]
         score = sum(line["balanced_accuracy"] for line in folds) / len(folds)
-        loss = sum(_number(line["loss"]) for line in folds) / len(folds)
+        loss = sum(as_loss(line["loss"]) for line in folds) / len(folds)
         return all(map(fell, folds)), round(score, 9), -loss
 
     return max(range(count), key=worth)
@@ -152,6 +152,7 @@ def fits(words: Sequence[str], known: Mapping[str, str], job: Any) -> bool:
     return all(str(getattr(job, kind)) in asked for kind, asked in kinds.items())
 
 
-def _number(value: Any) -> float:
-    number = float("inf") if value is None else float(value)
-    return float("inf") if number != number else number
+def as_loss(value: Any) -> float:
+    """Return a loss of a line; what is missing or NaN is infinite."""
+    found = float("inf") if value is None else float(value)
+    return float("inf") if found != found else found

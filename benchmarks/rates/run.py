@@ -39,12 +39,10 @@ RATES = {
 """The rates of each method."""
 
 MOST = ("lora", "full")
-"""The methods that are tried on all networks, and in folds as well."""
+"""The methods that are tried on all networks, and that searches are made for."""
 
 LARGE = ("lite1", "lite2")
-"""Networks that other methods are not tried on, nor folds, for the time it takes."""
-
-SEEDS = 1
+"""Networks that other methods are not tried on, nor searches made, for the time it takes."""
 
 KINDS = ("choose", "auto", "falls")
 
@@ -55,16 +53,13 @@ TRAINER = {"accelerator": "cpu", "gradient_clip_val": 1.0}
 
 
 def jobs() -> Iterator[Job]:
-    """Return all jobs in order: the two most important methods, then the others, seed by seed."""
+    """Return all jobs in order: the two most important methods, then the others."""
     others = tuple(method for method in RATES if method not in MOST)
-    for seed in range(SEEDS):
-        for methods in (MOST, others):
-            for network in NETWORKS:
-                for method in methods:
-                    if network in LARGE and method not in MOST:
-                        continue
-                    for number in range(len(RATES[method])):
-                        yield Job("choose", network, method, LABELS, seed, number)
+    for methods in (MOST, others):
+        for network in NETWORKS:
+            for method in methods if methods == MOST or network not in LARGE else ():
+                for number in range(len(RATES[method])):
+                    yield Job("choose", network, method, LABELS, 0, number)
     for network in NETWORKS:
         for method in MOST if network not in LARGE else ():
             yield Job("auto", network, method, LABELS, 0)
@@ -74,7 +69,7 @@ def jobs() -> Iterator[Job]:
 
 
 def measure(job: Job, setting: int, tasks: dict[str, Any]) -> dict[str, Any]:
-    """Train with a rate on all labelled items and on halves of them, and measure."""
+    """Train with a given rate or the one that a search finds, and measure on other items."""
     if job.kind == "falls":
         return falling.falls(job.task, job.method, tasks)
     quiet()
@@ -86,23 +81,23 @@ def measure(job: Job, setting: int, tasks: dict[str, Any]) -> dict[str, Any]:
     data: Any = network.data(tasks, job.seed)
     how: dict[str, Any] = {"steps": STEPS, "seed": job.seed, "trainer": TRAINER}
     began = time.process_time()
-    found = {}
+    found: dict[str, Any] = {}
     if job.kind == "auto":
         auto = lp.find_rate(build, data, start=start_of(job.method), folds=FOLDS, **how)
         rate, spent = auto.rate, round(time.process_time() - began, 2)
         found = {"tried": {f"{one.rate:g}": one.loss for one in auto.trials}, "search": spent}
     whole = Fold(data.train_dataloader(), data.val_dataloader())
-    found |= _told(tried(build, rate, [whole], monitor="val/loss", **how), "")
+    found |= _told(tried(build, rate, [whole], monitor="val/loss", **how))
     return {"rate": rate, **found, "seconds": round(time.process_time() - began, 2)}
 
 
-def _told(trial: RateTrial, prefix: str) -> dict[str, Any]:
+def _told(trial: RateTrial) -> dict[str, Any]:
     return {
-        f"{prefix}balanced_accuracy": trial.metrics.get("val/balanced_accuracy", 0.0),
-        f"{prefix}plain_loss": trial.metrics.get("val/loss"),
-        f"{prefix}loss": trial.loss,
-        f"{prefix}first_loss": trial.first,
-        f"{prefix}last_loss": trial.last,
+        "balanced_accuracy": trial.metrics.get("val/balanced_accuracy", 0.0),
+        "plain_loss": trial.metrics.get("val/loss"),
+        "loss": trial.loss,
+        "first_loss": trial.first,
+        "last_loss": trial.last,
     }
 
 

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks.evidence.plan import as_loss
 from benchmarks.rates.networks import NETWORKS
 from lightning_peft.cli.config.auto_rate import start_of
 
@@ -149,14 +150,14 @@ def falling(lines: Lines) -> Iterator[str]:
 
 
 def _course(line: Mapping[str, Any]) -> str:
-    last = _number(line["last_loss"])
+    last = as_loss(line["last_loss"])
     end = "no finite loss" if last == float("inf") else f"{last:.2f}"
     return f"{line['first_loss']:.2f} to {end}"
 
 
 def fell(line: Mapping[str, Any]) -> bool:
     """Whether the training loss of a run fell."""
-    return _number(line["last_loss"]) < _number(line["first_loss"])
+    return as_loss(line["last_loss"]) < as_loss(line["first_loss"])
 
 
 def _by_network(lines: Lines, method: str) -> dict[str, dict[float, Mapping[str, Any]]]:
@@ -173,13 +174,8 @@ def _rates(lines: Lines, method: str) -> list[float]:
 
 
 def _loss(line: Mapping[str, Any]) -> str:
-    value = _number(line["plain_loss"])
+    value = as_loss(line["plain_loss"])
     return "diverged" if value == float("inf") else f"{value:.2f}"
-
-
-def _number(value: Any) -> float:
-    number = float("inf") if value is None else float(value)
-    return float("inf") if number != number else number
 
 
 def _bold(value: float, best: bool) -> str:
