@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test test-all test-oldest test-processors test-wild test-peft test-quantized test-models evidence habits rates docs lint format wheel backbone language-model clean
+.PHONY: help setup demo test bytecode test-all test-oldest test-processors test-wild test-peft test-quantized test-models evidence habits rates docs lint format wheel backbone language-model clean
 
 help: ## List what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 18
@@ -27,8 +27,17 @@ demo: setup ## Adapt the shipped backbone to handwritten digits, ten labels a cl
 TEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/build/bytecode \
 	$(BIN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-test: lint ## Run every check
+test: setup ## Run every check
+	$(MAKE) --no-print-directory --jobs=2 lint bytecode
 	$(TEST) -m "not slow"
+
+# the linters leave one core free, and both processes of tests would compile the same files
+bytecode: setup
+	@OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/build/bytecode \
+		$(BIN)/python -W ignore -c "import $(HEAVY)"
+
+HEAVY := torch, lightning.pytorch, torchmetrics, timm, transformers, sklearn.metrics, hydra.main, matplotlib.pyplot, \
+	torch._dynamo, torch.distributed.fsdp
 
 # the extra datasets comes only here: with its pandas every import of scikit-learn takes a second more
 test-all: lint ## Run every check, the slow tests included

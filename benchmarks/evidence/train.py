@@ -20,7 +20,17 @@ from benchmarks.evidence.methods import Setting
 from benchmarks.evidence.models import LITE, encoder_folder, lite_weights, make, sentence_model
 from benchmarks.evidence.tasks import TESTED, Task
 
-__all__ = ["METRICS", "RECIPE", "WORK", "Losses", "data_of", "module_of", "quiet", "train"]
+__all__ = [
+    "METRICS",
+    "RECIPE",
+    "WORK",
+    "Losses",
+    "bare_trainer",
+    "data_of",
+    "module_of",
+    "quiet",
+    "train",
+]
 
 WORK = Path("build/evidence")
 
@@ -86,20 +96,11 @@ def train(
     module = module_of(task, method, setting)
     losses = Losses()
     costs = lp.EfficiencyMonitor(flops=False, verbose=False)
-    trainer = pl.Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        devices=1,
-        gradient_clip_val=1.0,
-        num_sanity_val_steps=0,
+    trainer = bare_trainer(
+        steps,
+        [*callbacks_of(method, setting), lp.WarmupCosine(warmup=0.1), losses, costs],
         limit_val_batches=0 if split == "test" else 1.0,
         check_val_every_n_epoch=10**6,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        logger=False,
-        default_root_dir=WORK / "logs" / str(os.getpid()),
-        callbacks=[*callbacks_of(method, setting), lp.WarmupCosine(warmup=0.1), losses, costs],
     )
     before, cpu, wall = _resident(), time.process_time(), time.perf_counter()
     try:
@@ -134,6 +135,30 @@ def train(
         **figures,
         "all_cpu_seconds": round(time.process_time() - cpu, 3),
     }
+
+
+def bare_trainer(steps: int, callbacks: Sequence[pl.Callback], **more: Any) -> pl.Trainer:
+    """Return a trainer on the CPU that writes and prints nothing.
+
+    Args:
+        steps: Steps of training.
+        callbacks: Its callbacks.
+        **more: Other arguments of the trainer.
+    """
+    options: dict[str, Any] = {"enable_checkpointing": False, **more}
+    return pl.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        devices=1,
+        gradient_clip_val=1.0,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        default_root_dir=WORK / "logs" / str(os.getpid()),
+        callbacks=list(callbacks),
+        **options,
+    )
 
 
 def callbacks_of(method: str, setting: Setting) -> list[Any]:

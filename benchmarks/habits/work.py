@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
 import statistics
 import tempfile
 import time
@@ -21,7 +20,7 @@ from benchmarks.evidence.baselines import Body
 from benchmarks.evidence.models import LITE, lite_weights, make, sentence_model
 from benchmarks.evidence.plan import Job
 from benchmarks.evidence.tasks import Task, draw, folds, load
-from benchmarks.evidence.train import METRICS, RECIPE, WORK, Losses, data_of, quiet
+from benchmarks.evidence.train import METRICS, RECIPE, WORK, Losses, bare_trainer, data_of, quiet
 from benchmarks.habits.candidates import build, data_changes
 from benchmarks.habits.recipes import COMMON, REGULAR, habits_of
 from lightning_peft.ranking import SCORES, linear_probe
@@ -157,19 +156,11 @@ def _run(
     cpu = time.process_time()
     with tempfile.TemporaryDirectory(dir=WORK / "checkpoints") as folder:
         kept = _checkpoints(Path(folder)) if held else {}
-        trainer = pl.Trainer(
-            max_steps=steps,
-            accelerator="cpu",
-            devices=1,
-            gradient_clip_val=1.0,
-            num_sanity_val_steps=0,
+        trainer = bare_trainer(
+            steps,
+            [*callbacks, losses, *kept.values()],
             limit_val_batches=1.0 if held else 0,
             enable_checkpointing=bool(held),
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            logger=False,
-            default_root_dir=WORK / "logs" / str(os.getpid()),
-            callbacks=[*callbacks, losses, *kept.values()],
         )
         try:
             trainer.fit(module, data)

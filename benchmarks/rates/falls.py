@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 import lightning_peft as lp
-from benchmarks.evidence.train import Losses, quiet
+from benchmarks.evidence.train import Losses, bare_trainer, quiet
 from benchmarks.rates.networks import NETWORKS
 
 __all__ = ["METHODS", "STEPS", "falls"]
@@ -57,19 +57,7 @@ def falls(network: str, method: str, tasks: Mapping[str, Any]) -> dict[str, Any]
         for name in ("peft", "schedule", "freeze")
         if name in cfg.callbacks
     ]
-    trainer = pl.Trainer(
-        max_steps=STEPS,
-        accelerator="cpu",
-        devices=1,
-        gradient_clip_val=1.0,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        logger=False,
-        callbacks=[*callbacks, lp.FiniteLoss(), losses],
-    )
+    trainer = bare_trainer(STEPS, [*callbacks, lp.FiniteLoss(), losses], limit_val_batches=0)
     told = ""
     try:
         trainer.fit(module, data)

@@ -36,13 +36,17 @@ def of_method(lines: Lines, method: str) -> Iterator[str]:
 
 
 def behind(lines: Lines, method: str) -> dict[float, list[float]]:
-    """Return by how many points each rate is behind the best of its network, for each network."""
+    """Return by how many points each rate is behind the best of its network, for each network.
+
+    Rates that were not tried on all networks of the method are left out.
+    """
     lost: dict[float, list[float]] = {}
-    for found in _by_network(lines, method).values():
+    networks = _by_network(lines, method)
+    for found in networks.values():
         best = max(line[SCORE] for line in found.values())
         for rate, line in found.items():
             lost.setdefault(rate, []).append(100 * (best - line[SCORE]))
-    return lost
+    return {rate: found for rate, found in lost.items() if len(found) == len(networks)}
 
 
 def single(lines: Lines, methods: Sequence[str]) -> Iterator[str]:
@@ -56,15 +60,14 @@ def single(lines: Lines, methods: Sequence[str]) -> Iterator[str]:
     for method in methods:
         lost = behind(lines, method)
         count = len(_by_network(lines, method))
-        whole = {rate: found for rate, found in lost.items() if len(found) == count}
-        best = min((statistics.fmean(found) for found in whole.values()), default=None)
+        means = {rate: statistics.fmean(found) for rate, found in lost.items()}
+        best = min(means.values(), default=None)
         cells = []
         for rate in rates:
-            if rate not in whole:
+            if rate not in means:
                 cells.append("-")
                 continue
-            mean = statistics.fmean(whole[rate])
-            text = f"{_bold(mean, mean == best)} ({max(whole[rate]):.1f})"
+            text = f"{_bold(means[rate], means[rate] == best)} ({max(lost[rate]):.1f})"
             cells.append(f"*{text}*" if rate == start_of(method) else text)
         yield f"| `{method}` | {count} | {' | '.join(cells)} |"
 
@@ -74,7 +77,7 @@ def cheapest(lines: Lines, methods: Sequence[str]) -> Iterator[str]:
     for method in methods:
         lost = behind(lines, method)
         count = len(_by_network(lines, method))
-        means = {rate: statistics.fmean(of) for rate, of in lost.items() if len(of) == count}
+        means = {rate: statistics.fmean(found) for rate, found in lost.items()}
         if not means:
             continue
         best, default = min(means, key=lambda rate: means[rate]), start_of(method)

@@ -125,14 +125,23 @@ def test_own_weights_are_loaded_in_place_of_the_shipped_ones(tmp_path: Path) -> 
     assert bool((model.head.weight == 1).all())
 
 
-def test_the_import_hook_is_light_and_registers_once_timm_comes() -> None:
+HOOKED = (
+    "import sys, lightning_peft; from lightning_peft.backbones import _register as r;"
+    "assert not {'timm', 'torch', 'matplotlib'} & set(sys.modules);"
+    "r.register_when_timm_is_imported();"
+    "hooks = lambda: [f for f in sys.meta_path if type(f) is r._AfterTimm];"
+    "assert len(hooks()) == 1;"
+)
+
+
+def test_the_import_hook_is_light() -> None:
+    subprocess.run([sys.executable, "-c", HOOKED], check=True, timeout=600)
+
+
+@pytest.mark.slow  # timm is imported anew
+def test_the_import_hook_registers_once_timm_comes() -> None:
     code = (
-        "import sys, lightning_peft; from lightning_peft.backbones import _register as r;"
-        "assert not {'timm', 'torch', 'matplotlib'} & set(sys.modules);"
-        "r.register_when_timm_is_imported();"
-        "hooks = lambda: [f for f in sys.meta_path if type(f) is r._AfterTimm];"
-        "assert len(hooks()) == 1;"
-        "import timm; assert not hooks();"
+        f"{HOOKED} import timm; assert not hooks();"
         "assert 'exec_module' not in vars(timm.__loader__);"
         "timm.create_model('glyph_vit', pretrained=True, num_classes=10)"
     )

@@ -51,11 +51,7 @@ def test_every_example_is_here() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(ARGUMENTS)
 
 
-# the first is also a notebook, which is run
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n == "one_callback.py" else n for n in ARGUMENTS],
-)
+@pytest.mark.parametrize("name", ARGUMENTS)
 def test_it_runs(name: str, monkeypatch, tmp_path: Path, capsys) -> None:
     if name in ("text_classifier.py", "question_answering.py"):
         minilm()

@@ -17,8 +17,6 @@ SHOWS = {
     "folder_of_images.ipynb": {"image/png"},
     "language_model.ipynb": {"text/html"},
 }
-QUICK = "one_callback.ipynb"
-"""A kernel imports torch anew for each, so that the others are left to `make test-all`."""
 
 
 def read(name):
@@ -37,9 +35,8 @@ def test_it_is_kept_without_outputs(name):
     assert not any(cell.outputs or cell.execution_count for cell in code)
 
 
-@pytest.mark.parametrize(
-    "name", [n if n == QUICK else pytest.param(n, marks=pytest.mark.slow) for n in SAYS]
-)
+@pytest.mark.slow  # a kernel imports torch anew for each; the example of the same name is quick
+@pytest.mark.parametrize("name", SAYS)
 def test_it_runs(name, tmp_path):
     notebook = read(name)
     shorter = 0
