@@ -14,6 +14,8 @@ from benchmarks.evidence.heads import heads
 from benchmarks.evidence.methods import BASELINES
 from benchmarks.evidence.pictures import draw_costs, draw_labels, draw_overview
 from benchmarks.evidence.plan import BUDGETS, jobs
+from benchmarks.evidence.starts import HELD, KEYS, table
+from benchmarks.evidence.starts import RESULTS as HEAD_STARTS
 from benchmarks.evidence.store import Store
 from benchmarks.evidence.summary import HEADLINE, ROOM, against, cells, costs
 from benchmarks.evidence.tables import Found, Lines, choices, differences, paid, scores, told
@@ -70,6 +72,8 @@ def _page(lines: Lines) -> Iterator[str]:
     if HEAD_OF_TIMM.exists():
         before = {"cells": RECIPE["cells"] | {"head": 1}, "reviews": RECIPE["reviews"]}
         yield from heads(cells(Store(HEAD_OF_TIMM, before).lines), found)
+    if HEAD_STARTS.exists():
+        yield from table(Store(HEAD_STARTS, {"held": HELD, **RECIPE}, KEYS).lines)
 
 
 def _of(adapters: Sequence[object]) -> str:

@@ -63,20 +63,22 @@ FINAL: dict[str, Any] = {"setting": None, "fold": None}
 def jobs(seeds: int = 5) -> Iterator[Job]:
     """Return all jobs in order: the core with 25 and 10 labels, the others with these, then 100.
 
-    Of the four classes the core with 25 and 10 labels is all.
+    With 100 labels the core and training from scratch are all; of the four classes the core with 25
+    and 10 labels.
     """
     core: dict[str, list[str]] = {}
     others: dict[str, list[str]] = {}
+    many: dict[str, list[str]] = {}
     for task in TASKS:
         baselines = [name for name in BASELINES if task == "reviews" or name != "bag_of_words"]
         methods = trained_methods(task)
         core[task] = [*baselines, *(name for name in methods if name in CORE)]
         others[task] = [name for name in methods if name not in CORE and task != "types"]
-    few, many = (25, 10), (100,)
-    for methods, budgets in ((core, few), (others, few), (core, many), (others, many)):
-        for task in TASKS if budgets == few else TASKS[:2]:
+        many[task] = [*core[task], "scratch"] if task != "types" else []
+    for named, budgets in ((core, (25, 10)), (others, (25, 10)), (many, (100,))):
+        for task in TASKS:
             for budget in budgets:
-                for method in methods[task]:
+                for method in named[task]:
                     yield from _cell(task, method, budget, seeds)
 
 

@@ -9,7 +9,7 @@ import resource
 import statistics
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ def train(
     split: str,
     further: Sequence[int] = (),
     steps: int | None = None,
+    begin: Callable[[pl.LightningModule], None] | None = None,
 ) -> dict[str, Any]:
     """Train once and measure.
 
@@ -84,6 +85,7 @@ def train(
         split: ``"test"``, or ``"val"`` in cross-validation.
         further: Items from elsewhere to measure on as well.
         steps: Steps of training, if not those of the recipe.
+        begin: Changes the classifier before it is trained.
 
     Returns:
         The metrics, the losses, and the costs.
@@ -94,6 +96,8 @@ def train(
     pl.seed_everything(seed, verbose=False)
     data = data_of(task, drawn, measured, split, seed=seed, steps=steps)
     module = module_of(task, method, setting)
+    if begin is not None:
+        begin(module)
     losses = Losses()
     costs = lp.EfficiencyMonitor(flops=False, verbose=False)
     trainer = bare_trainer(

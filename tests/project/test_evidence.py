@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from benchmarks.evidence import page as pages
 from benchmarks.evidence import train as training
@@ -16,6 +20,7 @@ from benchmarks.evidence.methods import BASELINES, Setting, settings, trained_me
 from benchmarks.evidence.models import renamed
 from benchmarks.evidence.plan import Job, chosen, jobs, matching
 from benchmarks.evidence.run import Runner
+from benchmarks.evidence.starts import HELD, PENALTIES, held_out, logistic_head, table, tries
 from benchmarks.evidence.store import Store
 from benchmarks.evidence.summary import against, cells, costs, interval
 from benchmarks.evidence.tasks import TASKS, Task, check, draw, folds
@@ -241,6 +246,47 @@ def test_both_first_heads_are_compared_seed_by_seed():
     assert f"| `lora`, 10 a class | 61.4 | 69.8 | {told} |" in text
     assert text.count("10 a class") == 1  # only what was measured both ways
     assert [*heads(timm, {})] == []
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_head_that_begins_as_a_logistic_regression_is_scikit_learns(classes):
+    random = np.random.default_rng(0)
+    labels = np.arange(30) % classes
+    features = random.normal(size=(30, 6)) * [1, 5, 0.1, 2, 1, 1] + labels[:, None] + 3
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    search = GridSearchCV(LogisticRegression(), {"C": PENALTIES}, scoring="neg_log_loss", cv=folds)
+    best = search.fit(StandardScaler().fit_transform(features), labels).best_estimator_
+    model = make_pipeline(StandardScaler(), best).fit(features, labels)
+    head = torch.nn.Linear(6, classes).double()
+    for own, value in zip(head.parameters(), logistic_head(features, labels), strict=True):
+        own.data = torch.as_tensor(value)
+    others = random.normal(size=(9, 6)) + 4
+    got = head(torch.as_tensor(others)).softmax(-1).detach().numpy()
+    np.testing.assert_allclose(got, model.predict_proba(others), atol=1e-9)
+
+
+def test_heads_are_tried_on_items_that_are_neither_labelled_nor_tested():
+    pool = range(600)
+    task = a_task(labels=tuple(i % 2 for i in range(700)), pool=tuple(pool), test=(650,))
+    held = held_out(task, 1)
+    assert len({*held}) == HELD
+    assert {*held} <= {*pool} - {*draw(task, 100, 1)}
+
+
+def test_what_heads_begin_with_is_compared_seed_by_seed():
+    scores = {"linear": [0.5, 0.6, 0.55], "ten_times": [0.6, 0.65, 0.66]}
+    lines = [
+        {"task": "cells", "method": start, "budget": 10, "seed": seed, "balanced_accuracy": score}
+        for start, found in scores.items()
+        for seed, score in enumerate(found)
+    ]
+    p = stats.ttest_rel(scores["ten_times"], scores["linear"]).pvalue
+    row = next(
+        line for line in table(lines) if "ten times the rate" in line and "cells, 10" in line
+    )
+    assert "| 63.7 | +8.7 (" in row
+    assert f"p = {p:.2g})" in row
+    assert len({*tries()}) == len([*tries()]) == 60
 
 
 def test_the_page_needs_results(tmp_path, capsys):
