@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.current import stale
@@ -17,7 +17,7 @@ from benchmarks.evidence.plan import BUDGETS, jobs
 from benchmarks.evidence.starts import HELD, KEYS, table
 from benchmarks.evidence.starts import RESULTS as HEAD_STARTS
 from benchmarks.evidence.store import Store
-from benchmarks.evidence.summary import HEADLINE, ROOM, against, cells, costs
+from benchmarks.evidence.summary import HEADLINE, adapters, against, cells, costs, on_average
 from benchmarks.evidence.tables import Found, Lines, choices, differences, paid, scores, told
 from benchmarks.evidence.tasks import TASKS
 from benchmarks.evidence.train import RECIPE
@@ -76,39 +76,35 @@ def _page(lines: Lines) -> Iterator[str]:
         yield from table(Store(HEAD_STARTS, {"held": HELD, **RECIPE}, KEYS).lines)
 
 
-def _of(adapters: Sequence[object]) -> str:
-    return (
-        f"The best of {len(adapters)} adapters" if len(adapters) > 1 else "The only adapter so far"
-    )
-
-
 def _findings(found: Found) -> Iterator[str]:
     for task in TASKS:
         for budget in sorted(BUDGETS):
-            here = {m: c for (t, b, m), c in found.items() if (t, b) == (task, budget)}
             tests = {test.first: told(test) for test in against(found, task, budget)}
-            adapters = [cell for name, cell in here.items() if name not in ROOM]
-            if not adapters or not tests:
-                continue
-            best = max(adapters, key=lambda cell: cell.mean)
-            yield (
-                f"- **{TITLES[task]}, {budget} labels a class.** Full fine-tuning reaches "
-                f"{here['full'].mean:.1f}. {_of(adapters)}, `{best.method}`, "
-                f"is {tests[best.method]} from it"
-                + "".join(
-                    f"; {words} {tests[name]}"
-                    for name, words in (("lora", "`lora`"), ("linear_probe", "the linear probe"))
-                    if name in tests and name != best.method
-                )
-                + "."
-            )
-            simple = [cell for name, cell in here.items() if name in BASELINES]
-            if simple:
-                ahead = max(simple, key=lambda cell: cell.mean)
-                yield (
-                    f"  Without training, {ahead.method.replace('_', ' ')} reaches "
-                    f"{ahead.mean:.1f}."
-                )
+            if here := adapters(found, task, budget):
+                yield _finding(found, task, budget, tests)
+                best = max(here, key=lambda cell: cell.mean).method
+                words = _ahead(found, task, budget, best, tests)
+                yield f"  {words}"
+
+
+def _finding(found: Found, task: str, budget: int, tests: Mapping[str, str]) -> str:
+    full = found[task, budget, "full"].mean
+    text = f"- **{TITLES[task]}, {budget} labels a class.** Full fine-tuning reaches {full:.1f}."
+    if (mean := on_average(found, task, budget)) is not None:
+        count = len(adapters(found, task, budget))
+        text += f" The mean of {count} adapters is {told(mean)} from it, in one test."
+    named = (("lora", "`lora`"), ("linear_probe", "the linear probe"))
+    told_of = [f"{words} is {tests[name]}" for name, words in named if name in tests]
+    return f"{text} Corrected for all methods, {' and '.join(told_of)} from it."
+
+
+def _ahead(found: Found, task: str, budget: int, best: str, tests: Mapping[str, str]) -> str:
+    text = "" if best == "lora" else f"The best adapter is `{best}`: {tests[best]}. "
+    here = {m: c for (t, b, m), c in found.items() if (t, b) == (task, budget)}
+    if simple := [cell for name, cell in here.items() if name in BASELINES]:
+        ahead = max(simple, key=lambda cell: cell.mean)
+        text += f"Without training, {ahead.method.replace('_', ' ')} reaches {ahead.mean:.1f}."
+    return text
 
 
 def _task(lines: Lines, found: Found, task: str) -> Iterator[str]:

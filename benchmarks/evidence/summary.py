@@ -12,7 +12,18 @@ from typing import Any
 from benchmarks.evidence.methods import BASELINES
 from lightning_peft.cli.comparing.significance import Contrast, contrast, holm
 
-__all__ = ["HEADLINE", "ROOM", "Cell", "Costs", "against", "cells", "costs", "interval"]
+__all__ = [
+    "HEADLINE",
+    "ROOM",
+    "Cell",
+    "Costs",
+    "adapters",
+    "against",
+    "cells",
+    "costs",
+    "interval",
+    "on_average",
+]
 
 HEADLINE = {"cells": "balanced_accuracy", "reviews": "f1", "types": "balanced_accuracy"}
 """The metric of each task; of reviews macro F1, since nine in ten are not neutral."""
@@ -122,6 +133,31 @@ def against(
         return []
     others = [c for (t, b, name), c in found.items() if (t, b) == (task, budget) and name != base]
     return list(holm([contrast(c.method, base, c.scores, reference.scores) for c in others]))
+
+
+def adapters(found: Mapping[tuple[str, int, str], Cell], task: str, budget: int) -> list[Cell]:
+    """Return the adapters of a task that were tested with all seeds of full fine-tuning."""
+    reference = found.get((task, budget, "full"))
+    return [
+        cell
+        for (t, b, name), cell in found.items()
+        if (t, b) == (task, budget)
+        and name not in ROOM
+        and reference is not None
+        and cell.scores.keys() >= reference.scores.keys()
+    ]
+
+
+def on_average(
+    found: Mapping[tuple[str, int, str], Cell], task: str, budget: int
+) -> Contrast | None:
+    """Compare the mean of all adapters with full fine-tuning, seed by seed: one test, no choice."""
+    cells_of = adapters(found, task, budget)
+    if len(cells_of) < 2:
+        return None
+    reference = found[task, budget, "full"].scores
+    means = {seed: statistics.fmean(cell.scores[seed] for cell in cells_of) for seed in reference}
+    return holm([contrast("adapters", "full", means, reference)])[0]
 
 
 def costs(lines: Iterable[Mapping[str, Any]], task: str) -> dict[str, Costs]:

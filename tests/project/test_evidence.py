@@ -22,7 +22,7 @@ from benchmarks.evidence.plan import Job, chosen, jobs, matching
 from benchmarks.evidence.run import Runner
 from benchmarks.evidence.starts import HELD, PENALTIES, held_out, logistic_head, table, tries
 from benchmarks.evidence.store import Store
-from benchmarks.evidence.summary import against, cells, costs, interval
+from benchmarks.evidence.summary import against, cells, costs, interval, on_average
 from benchmarks.evidence.tasks import TASKS, Task, check, draw, folds
 from lightning_peft.errors import DataError
 
@@ -193,6 +193,16 @@ def test_differences_are_paired_and_corrected_like_those_of_scipy():
     assert against(cells(finals({"lora": [0.5]})), "cells", 10) == []  # nothing to compare with
 
 
+def test_the_mean_of_the_adapters_is_one_paired_test_over_those_with_all_seeds():
+    found = cells(finals({**SCORES, "dora": [0.9]}))
+    mean = 100 * np.mean([SCORES["lora"], SCORES["norm"]], axis=0)
+    result = stats.ttest_rel(mean, 100 * np.array(SCORES["full"]))
+    test = on_average(found, "cells", 10)
+    assert test.p_holm == pytest.approx(result.pvalue)
+    assert test.interval == pytest.approx(tuple(result.confidence_interval(0.95)))
+    assert on_average(cells(finals({"full": [0.5] * 5, "lora": [0.6] * 5})), "cells", 10) is None
+
+
 def test_the_interval_is_that_of_a_mean_by_students_t():
     values = [61.0, 64.0, 58.0, 70.0, 66.0]
     low, high = stats.t.interval(0.95, 4, np.mean(values), stats.sem(values))
@@ -208,7 +218,8 @@ def test_the_page_says_what_the_results_say(tmp_path):
     assert pages.main(arguments) == 0
     text = (tmp_path / "evidence.md").read_text(encoding="utf-8")
     assert "Full fine-tuning reaches 61.2." in text
-    assert "The best of 2 adapters, `lora`, is +8.6 points" in text
+    assert "The mean of 2 adapters is +4.4 points (" in text
+    assert "Corrected for all methods, `lora` is +8.6 points (" in text
     half = interval([100 * score for score in SCORES["lora"]])
     assert f"| `lora` | 69.8 ± {half:.1f} (69.8) |" in text
     assert "| `lora` | 10 | 0.00 MB | 1 MB | 0.533 s | 40.0 s |" in text
