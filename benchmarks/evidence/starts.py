@@ -144,16 +144,10 @@ def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         key = (line["task"], line["budget"], line["method"])
         found.setdefault(key, {})[line["seed"]] = 100 * float(line[HEADLINE[line["task"]]])
     compared = [key for key in found if key[2] != "linear" and (key[0], key[1], "linear") in found]
-    tests = dict(
-        zip(
-            compared,
-            holm(
-                [contrast(key[2], "linear", found[key], found[(*key[:2], "linear")])
-                 for key in compared]
-            ),
-            strict=True,
-        )
-    )  # fmt: skip
+    contrasts = [
+        contrast(key[2], "linear", found[key], found[(*key[:2], "linear")]) for key in compared
+    ]
+    tests = dict(zip(compared, holm(contrasts), strict=True))
     yield "## The head's own rate and first weights"
     yield ""
     yield from ABOUT.splitlines()
