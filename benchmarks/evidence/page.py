@@ -81,27 +81,28 @@ def _findings(found: Found) -> Iterator[str]:
         for budget in sorted(BUDGETS):
             tests = {test.first: told(test) for test in against(found, task, budget)}
             if here := adapters(found, task, budget):
-                yield _finding(found, task, budget, tests)
+                yield _finding(found, task, budget, len(here), tests)
                 best = max(here, key=lambda cell: cell.mean).method
                 words = _ahead(found, task, budget, best, tests)
                 yield f"  {words}"
 
 
-def _finding(found: Found, task: str, budget: int, tests: Mapping[str, str]) -> str:
+def _finding(found: Found, task: str, budget: int, count: int, tests: Mapping[str, str]) -> str:
     full = found[task, budget, "full"].mean
     text = f"- **{TITLES[task]}, {budget} labels a class.** Full fine-tuning reaches {full:.1f}."
     if (mean := on_average(found, task, budget)) is not None:
-        count = len(adapters(found, task, budget))
         text += f" The mean of {count} adapters is {told(mean)} from it, in one test."
     named = (("lora", "`lora`"), ("linear_probe", "the linear probe"))
     told_of = [f"{words} is {tests[name]}" for name, words in named if name in tests]
-    return f"{text} Corrected for all methods, {' and '.join(told_of)} from it."
+    if told_of:
+        text += f" Corrected for all methods, {' and '.join(told_of)} from it."
+    return text
 
 
 def _ahead(found: Found, task: str, budget: int, best: str, tests: Mapping[str, str]) -> str:
     text = "" if best == "lora" else f"The best adapter is `{best}`: {tests[best]}. "
-    here = {m: c for (t, b, m), c in found.items() if (t, b) == (task, budget)}
-    if simple := [cell for name, cell in here.items() if name in BASELINES]:
+    simple = [found[task, budget, name] for name in BASELINES if (task, budget, name) in found]
+    if simple:
         ahead = max(simple, key=lambda cell: cell.mean)
         text += f"Without training, {ahead.method.replace('_', ' ')} reaches {ahead.mean:.1f}."
     return text

@@ -181,13 +181,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     done = store.done()
     todo = [one for one in tries() if fits(options.only, known, one)]
     todo = [one for one in todo if dataclasses.astuple(one) not in done]
+    tasks = {} if options.list else {name: load(name) for name in {one.task for one in todo}}
     for number, one in enumerate(todo, 1):
         print(f"{number} of {len(todo)}  {one}", flush=True)
         if options.list:
             continue
         best = chosen(evidence, Job("final", one.task, "lora", one.budget, 0))
         assert best is not None
-        store.add(measure(one, load(one.task), settings("lora", one.task)[best]))
+        store.add(measure(one, tasks[one.task], settings("lora", one.task)[best]))
     return 0
 
 

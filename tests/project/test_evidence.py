@@ -232,6 +232,11 @@ def test_the_page_says_what_the_results_say(tmp_path):
     assert "1 seed" in pages.page(store.lines)
 
 
+def test_a_finding_names_only_what_was_measured():
+    store = finals({name: SCORES[name] for name in ("full", "norm")})
+    assert "Full fine-tuning reaches 61.2.\n  The best adapter is `norm`" in pages.page(store)
+
+
 def test_the_readme_says_what_the_results_say():
     readme = " ".join((Path(__file__).parents[2] / "README.md").read_text("utf-8").split())
     results = Path(__file__).parents[2] / "benchmarks" / "results" / "evidence.jsonl"

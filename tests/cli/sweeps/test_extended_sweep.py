@@ -61,7 +61,11 @@ def test_more_values_run_the_new_jobs_alone(train, command, tmp_path):
     assert status == 0, err
     assert all(line.endswith("done already") for line in lines(err))
     assert "extended" not in err
-    assert files(sweep, *directories(sweep)) == before
+    status, _, err = train(*FIXED, "method=ssf,bitfit,linear_probe", "seed=1,0")
+    assert status == 0, err
+    assert sum(line.endswith("done already") for line in lines(err)) == 4
+    assert directories(sweep)[4:] == ["4_ssf_seed1", "5_ssf_seed0"]
+    assert files(sweep, *directories(sweep)[:4]) == before
 
 
 def test_a_job_is_found_by_its_config_where_its_overrides_are_written_otherwise(train, tmp_path):
