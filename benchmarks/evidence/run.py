@@ -187,11 +187,12 @@ def options_of(
     argv: Sequence[str] | None,
     results: Path,
     only: str,
-    processes: int,
+    processes: int | None = None,
 ) -> argparse.Namespace:
     """Read the options that such a command has, and keep the libraries offline and quiet."""
     parser.add_argument("--only", nargs="+", default=[], help=only)
-    parser.add_argument("--processes", type=int, default=processes)
+    if processes is not None:
+        parser.add_argument("--processes", type=int, default=processes)
     parser.add_argument("--out", type=Path, default=results)
     parser.add_argument("--list", action="store_true", help="say what is left, and stop")
     options = parser.parse_args(argv)

@@ -23,6 +23,7 @@ from benchmarks.evidence.summary import HEADLINE
 from benchmarks.evidence.tables import told
 from benchmarks.evidence.tasks import Task, draw
 from lightning_peft.cli.comparing.significance import contrast, holm
+from lightning_peft.errors import DataError
 
 __all__ = ["RESULTS", "STARTS", "logistic_head", "main", "table"]
 
@@ -174,22 +175,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     from benchmarks.evidence.train import RECIPE
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    options = options_of(parser, argv, RESULTS, "tasks, label budgets", processes=1)
+    options = options_of(parser, argv, RESULTS, "tasks, label budgets")
     known = {"cells": "task", "reviews": "task", **{str(n): "budget" for n in BUDGETS}}
+    asked = [one for one in tries() if fits(options.only, known, one)]
+    best = settings_of_lora(Store(EVIDENCE, RECIPE).lines, asked)
     store = Store(options.out, {"held": HELD, **RECIPE}, KEYS)
-    evidence = Store(EVIDENCE, RECIPE).lines
     done = store.done()
-    todo = [one for one in tries() if fits(options.only, known, one)]
-    todo = [one for one in todo if dataclasses.astuple(one) not in done]
-    tasks = {} if options.list else {name: load(name) for name in {one.task for one in todo}}
+    todo = [one for one in asked if dataclasses.astuple(one) not in done]
+    if options.list:
+        print(f"{len(todo)} of {len(asked)} runs left")
+        return 0
+    tasks = {name: load(name) for name in sorted({one.task for one in todo})}
     for number, one in enumerate(todo, 1):
         print(f"{number} of {len(todo)}  {one}", flush=True)
-        if options.list:
-            continue
-        best = chosen(evidence, Job("final", one.task, "lora", one.budget, 0))
-        assert best is not None
-        store.add(measure(one, tasks[one.task], settings("lora", one.task)[best]))
+        store.add(measure(one, tasks[one.task], best[one.task, one.budget]))
     return 0
+
+
+def settings_of_lora(
+    evidence: Sequence[Mapping[str, Any]], asked: Sequence[Try]
+) -> dict[tuple[str, int], Setting]:
+    """Return the setting that was chosen for LoRA, for each task and number of labels.
+
+    Raises:
+        DataError: If none was chosen for some of them.
+    """
+    found, wrong = {}, []
+    for task, budget in sorted({(one.task, one.budget) for one in asked}):
+        best = chosen(evidence, Job("final", task, "lora", budget, 0))
+        if best is None:
+            wrong.append(f"{task} {budget}")
+        else:
+            found[task, budget] = settings("lora", task)[best]
+    if wrong:
+        raise DataError(
+            f"Expected a setting chosen for lora in {EVIDENCE}, got none for {', '.join(wrong)}: "
+            "`make evidence ARGS='--only lora'` chooses it."
+        )
+    return found
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ class Store:
     """A file of JSON lines, the first of which is the recipe.
 
     Args:
-        path: The file, which is made if there is none.
+        path: The file, which the first run makes if there is none.
         recipe: What all runs have in common.
         keys: The entries of a line that identify it.
 
@@ -35,14 +35,14 @@ class Store:
     def __init__(self, path: Path, recipe: Mapping[str, Any], keys: Sequence[str] = KEYS) -> None:
         self.path, self.keys = path, tuple(keys)
         self.lines: list[dict[str, Any]] = []
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._recipe: dict[str, Any] | None = None
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         if text and not text.endswith("\n"):  # a line that was cut when the machine went away
             whole, _, _ = text.rpartition("\n")
             text = whole + "\n" if whole else ""
             path.write_text(text, encoding="utf-8")
         if not text:
-            self._write({"recipe": dict(recipe)})
+            self._recipe = dict(recipe)
             return
         first, *others = text.splitlines()
         found = _line(path, 1, first)
@@ -55,6 +55,10 @@ class Store:
 
     def add(self, line: Mapping[str, Any]) -> None:
         """Append a run, its numbers with six digits."""
+        if self._recipe is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._write({"recipe": self._recipe})
+            self._recipe = None
         short = {name: _short(value) for name, value in line.items()}
         self._write(short)
         self.lines.append(short)

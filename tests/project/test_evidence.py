@@ -14,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.evidence import page as pages
+from benchmarks.evidence import starts
 from benchmarks.evidence import train as training
 from benchmarks.evidence.heads import heads
 from benchmarks.evidence.methods import BASELINES, Setting, settings, trained_methods
@@ -87,6 +88,8 @@ def test_results_of_another_recipe_and_lines_that_are_none_are_refused(tmp_path)
     assert Store(tmp_path / "results.jsonl", RECIPE).lines[0]["loss"] == 0.123457
     with pytest.raises(DataError, match=r"Expected results of the recipe .* use another file"):
         Store(tmp_path / "results.jsonl", {"cells": {"steps": 7}})
+    Store(tmp_path / "none" / "results.jsonl", RECIPE)  # which is made by the first run
+    assert not (tmp_path / "none").exists()
     (tmp_path / "results.jsonl").write_text(json.dumps({"recipe": RECIPE}) + "\nnothing\n")
     with pytest.raises(DataError, match="Expected a JSON object in line 2"):
         Store(tmp_path / "results.jsonl", RECIPE)
@@ -363,3 +366,18 @@ def test_a_run_trains_what_its_method_says_and_measures_it(tmp_path, monkeypatch
     trained = {"lp_ft": whole, "linear_probe": head}.get(method, found["trainable_parameters"])
     assert found["trainable_parameters"] == trained
     assert head <= found["trainable_parameters"] <= whole
+
+
+def test_first_weights_are_tried_after_a_setting_was_chosen(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(starts, "EVIDENCE", tmp_path / "evidence.jsonl")
+    out = tmp_path / "starts.jsonl"
+    wanted = r"for cells 10, cells 25: `make evidence ARGS='--only lora'` chooses it"
+    with pytest.raises(DataError, match=wanted):
+        starts.main(["--only", "cells", "--out", str(out)])
+    assert [*tmp_path.iterdir()] == []
+    monkeypatch.undo()
+    assert starts.main(["--only", "cells", "10", "--list", "--out", str(out)]) == 0
+    assert capsys.readouterr().out == "15 of 15 runs left\n"
+    with pytest.raises(SystemExit):
+        starts.main(["--processes", "2"])
+    assert "unrecognized arguments: --processes 2" in capsys.readouterr().err
