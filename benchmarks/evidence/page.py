@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.current import stale
+from benchmarks.evidence.draws import RESULTS as NEW_DRAWS
+from benchmarks.evidence.draws import table as on_new_draws
 from benchmarks.evidence.heads import heads
 from benchmarks.evidence.methods import BASELINES
 from benchmarks.evidence.pictures import draw_costs, draw_labels, draw_overview
@@ -69,6 +71,8 @@ def _page(lines: Lines) -> Iterator[str]:
     for task in TASKS:
         if any(key[0] == task for key in found):
             yield from _task(lines, found, task)
+    if NEW_DRAWS.exists():
+        yield from on_new_draws(Store(NEW_DRAWS, RECIPE).lines, lines)
     if HEAD_OF_TIMM.exists():
         before = {"cells": RECIPE["cells"] | {"head": 1}, "reviews": RECIPE["reviews"]}
         yield from heads(cells(Store(HEAD_OF_TIMM, before).lines), found)

@@ -12,7 +12,7 @@ from benchmarks.evidence.store import key_of
 from benchmarks.evidence.tasks import TASKS
 from lightning_peft.errors import DataError
 
-__all__ = ["BUDGETS", "FOLDS", "Job", "as_loss", "chosen", "fits", "jobs", "matching"]
+__all__ = ["BUDGETS", "FOLDS", "Job", "all_chosen", "as_loss", "chosen", "fits", "jobs", "matching"]
 
 BUDGETS = (25, 10, 100)
 FOLDS = 2
@@ -118,6 +118,22 @@ def chosen(lines: Iterable[Mapping[str, Any]], job: Job) -> int | None:
         return all(map(fell, folds)), round(score, 9), -loss
 
     return max(range(count), key=worth)
+
+
+def all_chosen(lines: Sequence[Mapping[str, Any]], wanted: Iterable[Job]) -> dict[Job, int]:
+    """Return the setting that was chosen for each of some jobs.
+
+    Raises:
+        DataError: If none was chosen for some of them.
+    """
+    found = {job: chosen(lines, job) for job in wanted}
+    if missing := [job for job, number in found.items() if number is None]:
+        words = sorted({f"{job.method} on {job.task} {job.budget}" for job in missing})
+        raise DataError(
+            f"Expected chosen settings in the evidence, got none for {', '.join(words)}: "
+            "`make evidence` chooses them."
+        )
+    return {job: number for job, number in found.items() if number is not None}
 
 
 def matching(words: Sequence[str], job: Job) -> bool:

@@ -17,13 +17,12 @@ import numpy as np
 import torch
 
 from benchmarks.evidence.methods import Setting, settings
-from benchmarks.evidence.plan import Job, chosen, fits
+from benchmarks.evidence.plan import Job, all_chosen, fits
 from benchmarks.evidence.store import Store
 from benchmarks.evidence.summary import HEADLINE
 from benchmarks.evidence.tables import told
 from benchmarks.evidence.tasks import Task, draw
 from lightning_peft.cli.comparing.significance import contrast, holm
-from lightning_peft.errors import DataError
 
 __all__ = ["RESULTS", "STARTS", "logistic_head", "main", "table"]
 
@@ -178,7 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = options_of(parser, argv, RESULTS, "tasks, label budgets")
     known = {"cells": "task", "reviews": "task", **{str(n): "budget" for n in BUDGETS}}
     asked = [one for one in tries() if fits(options.only, known, one)]
-    best = settings_of_lora(Store(EVIDENCE, RECIPE).lines, asked)
+    base = {one: Job("final", one.task, "lora", one.budget, 0) for one in asked}
+    best = all_chosen(Store(EVIDENCE, RECIPE).lines, base.values())
     store = Store(options.out, {"held": HELD, **RECIPE}, KEYS)
     done = store.done()
     todo = [one for one in asked if dataclasses.astuple(one) not in done]
@@ -188,31 +188,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     tasks = {name: load(name) for name in sorted({one.task for one in todo})}
     for number, one in enumerate(todo, 1):
         print(f"{number} of {len(todo)}  {one}", flush=True)
-        store.add(measure(one, tasks[one.task], best[one.task, one.budget]))
+        setting = settings("lora", one.task)[best[base[one]]]
+        store.add(measure(one, tasks[one.task], setting))
     return 0
-
-
-def settings_of_lora(
-    evidence: Sequence[Mapping[str, Any]], asked: Sequence[Try]
-) -> dict[tuple[str, int], Setting]:
-    """Return the setting that was chosen for LoRA, for each task and number of labels.
-
-    Raises:
-        DataError: If none was chosen for some of them.
-    """
-    found, wrong = {}, []
-    for task, budget in sorted({(one.task, one.budget) for one in asked}):
-        best = chosen(evidence, Job("final", task, "lora", budget, 0))
-        if best is None:
-            wrong.append(f"{task} {budget}")
-        else:
-            found[task, budget] = settings("lora", task)[best]
-    if wrong:
-        raise DataError(
-            f"Expected a setting chosen for lora in {EVIDENCE}, got none for {', '.join(wrong)}: "
-            "`make evidence ARGS='--only lora'` chooses it."
-        )
-    return found
 
 
 if __name__ == "__main__":

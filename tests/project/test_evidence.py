@@ -13,8 +13,8 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks.evidence import draws, starts
 from benchmarks.evidence import page as pages
-from benchmarks.evidence import starts
 from benchmarks.evidence import train as training
 from benchmarks.evidence.heads import heads
 from benchmarks.evidence.methods import BASELINES, Setting, settings, trained_methods
@@ -371,7 +371,7 @@ def test_a_run_trains_what_its_method_says_and_measures_it(tmp_path, monkeypatch
 def test_first_weights_are_tried_after_a_setting_was_chosen(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(starts, "EVIDENCE", tmp_path / "evidence.jsonl")
     out = tmp_path / "starts.jsonl"
-    wanted = r"for cells 10, cells 25: `make evidence ARGS='--only lora'` chooses it"
+    wanted = "got none for lora on cells 10, lora on cells 25: `make evidence` chooses them"
     with pytest.raises(DataError, match=wanted):
         starts.main(["--only", "cells", "--out", str(out)])
     assert [*tmp_path.iterdir()] == []
@@ -381,3 +381,33 @@ def test_first_weights_are_tried_after_a_setting_was_chosen(tmp_path, monkeypatc
     with pytest.raises(SystemExit):
         starts.main(["--processes", "2"])
     assert "unrecognized arguments: --processes 2" in capsys.readouterr().err
+
+
+def test_a_finding_is_tested_again_on_draws_that_nobody_has_seen(tmp_path, monkeypatch, capsys):
+    wanted = [*draws.asked()]
+    assert len({*wanted}) == 40
+    assert not {job.seed for job in wanted} & {job.seed for job in jobs()}
+    new, random = [], np.random.default_rng(0)
+    for task, budget in draws.FINDINGS:
+        rows = {"full": [*random.random(10)], "lora": [*random.random(10)]}
+        new += finals(rows, task, budget)
+    for line in new:
+        if line["task"] == "cells":
+            line.update(elsewhere_accuracy=0.5, elsewhere_balanced_accuracy=line["f1"] / 2)
+    (row,) = (line for line in draws.table(new, finals(SCORES)) if "solar cells, 10" in line)
+    values = {
+        method: [line["f1"] for line in new if (line["task"], line["method"]) == ("cells", method)]
+        for method in draws.METHODS
+    }
+    less = 100 * (np.mean(values["lora"]) - np.mean(values["full"]))
+    before = 100 * (np.mean(SCORES["lora"]) - np.mean(SCORES["full"]))
+    assert f"| {before:+.1f} (" in row
+    assert f"| {less:+.1f} (" in row
+    assert "10 draws" in row
+    assert [*draws.table(new[:20], finals(SCORES))] == []  # not measured to the end
+    monkeypatch.setattr(draws, "EVIDENCE", tmp_path / "evidence.jsonl")
+    with pytest.raises(DataError, match="got none for full on cells 10, lora on cells 10"):
+        draws.main(["--only", "cells", "--list", "--out", str(tmp_path / "draws.jsonl")])
+    monkeypatch.undo()
+    assert draws.main(["--only", "lora", "--list", "--out", str(tmp_path / "draws.jsonl")]) == 0
+    assert "20 of 20 runs left" in capsys.readouterr().out
