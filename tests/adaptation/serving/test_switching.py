@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -62,10 +64,10 @@ def more(inputs: object) -> object:
     return inputs[index] * torch.linspace(0.5, 1.5, 5).view(-1, *(1,) * (inputs.ndim - 1))
 
 
-def alone(case: Case, directory: Path, inputs: object) -> torch.Tensor:
+def alone(case: Case, directory: Path) -> Callable[[object], torch.Tensor]:
+    """Load one adapter, and give the function that it computes."""
     model = lp.load_adapter(build(case.backbone), directory).eval()
-    with torch.no_grad():
-        return output_of(model, case.backbone, inputs)
+    return torch.no_grad()(partial(output_of, model, case.backbone))
 
 
 @pytest.mark.parametrize("case", SWITCHED, ids=str)
@@ -77,7 +79,8 @@ def test_each_request_gets_what_its_adapter_alone_would_give(case, tmp_path):
     adapters.model.eval()
     inputs = more(example_input(case.backbone))
 
-    whole = {name: alone(case, where, inputs) for name, where in directories.items()}
+    functions = {name: alone(case, where) for name, where in directories.items()}
+    whole = {name: function(inputs) for name, function in functions.items()}
     assert not torch.equal(whole["a"], whole["b"])
     for name in ("b", "a", "c", "a"):
         with adapters.use(name), torch.no_grad():
@@ -86,7 +89,7 @@ def test_each_request_gets_what_its_adapter_alone_would_give(case, tmp_path):
 
     mixed = adapters(inputs, ["b", "a", "b", "c", "a"])
     for name, index in (("a", [1, 4]), ("b", [0, 2]), ("c", [3])):
-        expected = alone(case, directories[name], part(inputs, index))
+        expected = functions[name](part(inputs, index))
         assert torch.equal(mixed[index], expected), name
     assert torch.equal(adapters(inputs, "c"), whole["c"])
 
@@ -129,12 +132,12 @@ def test_adapters_come_and_go_and_follow_the_model(tmp_path):
     adapters.model.eval()
     adapters.add("two", two)
     assert adapters.names == ("one", "two")
-    assert torch.equal(adapters(images, "two"), alone(LORA, two, images))
+    assert torch.equal(adapters(images, "two"), alone(LORA, two)(images))
     # values that are not in the model move when they are needed
     adapters.model.double()
     double = adapters(images.double(), "two")
     assert double.dtype == torch.float64
-    assert torch.allclose(double.float(), alone(LORA, two, images), atol=1e-5)
+    assert torch.allclose(double.float(), alone(LORA, two)(images), atol=1e-5)
     with pytest.raises(lp.MethodError, match="got 'one', which is active: activate another"):
         adapters.remove("one")
     adapters.activate("two")
@@ -148,7 +151,7 @@ def test_threads_take_turns(tmp_path):
     adapters = lp.AdapterSwitch(build("vit"), directories)
     adapters.model.eval()
     images = more(example_input("vit"))
-    expected = {name: alone(LORA, where, images) for name, where in directories.items()}
+    expected = {name: alone(LORA, where)(images) for name, where in directories.items()}
     wrong: list[str] = []
 
     def ask(name: str) -> None:
