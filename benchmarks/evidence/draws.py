@@ -41,8 +41,7 @@ class, on the same and on new modules, and behind it on the reviews with 25. The
 labels are new, the settings those chosen before, the tested items the same; methods, draws and
 tests were fixed before the first of these runs (`python -m benchmarks.evidence.draws`). LoRA
 minus full fine-tuning, in points, with Holm's p, of the first draws over all methods, of the new
-ones over
-these three tests."""
+ones over these three tests."""
 
 
 def asked() -> Iterator[Job]:

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.evidence.methods import BASELINES
 from benchmarks.evidence.summary import ROOM, Cell, Costs, interval
 from benchmarks.evidence.tables import name_of
+from lightning_peft.cli.comparing.figures import name_points
 
 __all__ = ["draw_costs", "draw_labels", "draw_overview"]
 
@@ -20,7 +21,7 @@ TITLES = {
 WORDS = {"cells": "balanced accuracy, %", "reviews": "macro F1, %", "types": "balanced accuracy, %"}
 SHOWN = ("lora", "dora", "norm", "bitfit", "full", "lp_ft", "last_blocks", "linear_probe",
          "scratch", "logistic_regression", "bag_of_words")  # fmt: skip
-"""What the picture of labels shows: more lines could not be told apart."""
+"""The lines of the picture of labels, the names of the overview: more could not be told apart."""
 
 Found = Mapping[tuple[str, int, str], Cell]
 
@@ -85,23 +86,27 @@ def draw_overview(found: Found, costs: Mapping[str, Mapping[str, Costs]], path: 
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.6 * len(costs) + 0.6, 5.2), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(costs) + 0.6, 6.0), layout="constrained")
     grid = figure.subplots(
-        2, len(costs), sharex="col", squeeze=False, gridspec_kw={"height_ratios": (3, 2)}
+        2, len(costs), sharex="col", squeeze=False, gridspec_kw={"height_ratios": (1, 1)}
     )
+    names = []
     for (score, memory), (task, spent) in zip(grid.T, costs.items(), strict=True):
-        _overview_of_a_task(found, task, spent, score, memory)
+        names.append((memory, _overview_of_a_task(found, task, spent, score, memory)))
         score.set_title(TITLES[task], fontsize=10)
     for axes in grid.flat:
         axes.grid(alpha=0.3, linewidth=0.5)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
+    for memory, points in names:
+        name_points(memory, *points)
     figure.savefig(path, dpi=130)
 
 
 def _overview_of_a_task(
     found: Found, task: str, spent: Mapping[str, Costs], score: Any, memory: Any
-) -> None:
+) -> tuple[list[tuple[float, float, str]], list[Any]]:
+    """Draw a column; return the points with their names, for when all is drawn, and all points."""
     for place, budget in enumerate((10, 25)):
         names = [name for name in spent if (task, budget, name) in found]
         if not names:
@@ -121,25 +126,21 @@ def _overview_of_a_task(
         if simple is not None:
             score.axhline(simple.mean, color=f"C{place}", linestyle=":", linewidth=1)
     score.plot([], [], ":", color="gray", linewidth=1, label="logistic regression, frozen features")
-    for place, names in enumerate(_side_by_side(spent)):
+    points, others = [], []
+    for names in _side_by_side(spent):
         x, y = spent[names[0]].trained, spent[names[0]].memory / 1e6
-        memory.plot([x], [y], "ok", markersize=4)
-        up = place % 2 == 0
-        memory.annotate(
-            "\n".join(name_of(name).strip("`").replace(" fine-tuning", "") for name in names),
-            (x, y),
-            xytext=(0, 6 if up else -6),
-            textcoords="offset points",
-            ha="center",
-            va="bottom" if up else "top",
-            fontsize=8,
-        )
+        told = [name for name in names if name in SHOWN]
+        others += memory.plot([x], [y], "o", markersize=4, color="k" if told else "0.7")
+        words = (name_of(name).strip("`").replace(" fine-tuning", "") for name in told)
+        if told:
+            points.append((x, y, ", ".join(words)))
     memory.set_xscale("log")
     memory.margins(x=0.12, y=0.3)
     memory.set_xlabel("trained parameters")
     memory.set_ylabel("memory of training, MB")
     score.set_ylabel(WORDS[task])
     score.legend(fontsize=8, frameon=False, loc="lower right")
+    return points, others
 
 
 def _side_by_side(spent: Mapping[str, Costs]) -> list[list[str]]:

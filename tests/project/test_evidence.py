@@ -254,6 +254,10 @@ def test_the_readme_says_what_the_results_say():
         assert row in readme
         if budget == 10:
             assert f"corrected p = {test.p_holm:.2g}" in readme
+    again = list(draws.table(Store(results.parent / draws.RESULTS.name, training.RECIPE).lines, []))
+    for row in again[-4:-2]:
+        less, _, rest = row.split("|")[3].strip(" +").partition(" ")
+        assert f"by {less} {rest.partition(',')[0]})" in readme
 
 
 def test_both_first_heads_are_compared_seed_by_seed():

@@ -269,23 +269,23 @@ def log_axis(axes: Axes, values: Iterable[float]) -> None:
 
 
 def name_points(
-    figure: Figure, points: Sequence[tuple[float, float, str]], others: Sequence[Artist]
+    axes: Axes, points: Sequence[tuple[float, float, str]], others: Sequence[Artist] = ()
 ) -> bool:
     """Write a name next to each point, where it covers neither points nor other names.
 
     Everything else has to be drawn before, since it moves the axes.
 
     Args:
-        figure: The figure, whose axes hold the points.
+        axes: The axes that hold the points.
         points: Where each point is, and its name.
         others: What no name may cover either.
 
     Returns:
         Whether there was room for all of them; if not, none is written.
     """
+    figure = axes.get_figure(root=True)
     _clean_texts(figure)
     figure.draw_without_rendering()
-    (axes,) = figure.axes
     bbox = require("matplotlib.transforms", "viz").Bbox
     radius = DOT / 2 * figure.dpi / 72
     middles = axes.transData.transform([(x, y) for x, y, _ in points])
