@@ -99,7 +99,7 @@ def draw_overview(found: Found, costs: Mapping[str, Mapping[str, Costs]], path: 
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     for memory, points in names:
-        name_points(memory, *points)
+        name_points(figure, memory, *points)
     figure.savefig(path, dpi=130)
 
 

@@ -110,7 +110,7 @@ def against(comparison: Comparison, quantity: str, name: str) -> Chart | None:
     axes.set_xlabel(name)
     axes.set_ylabel(figures.short(comparison.axis))
     points = [(x, y, row.label) for _, row, x, y, _ in placed]
-    if len(points) <= MOST_NAMES and figures.name_points(axes, points, levels):
+    if len(points) <= MOST_NAMES and figures.name_points(drawn, axes, points, levels):
         keys.clear()
     best = ", ".join(row.label for row in front)
     return Chart(

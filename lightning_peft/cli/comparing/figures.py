@@ -269,21 +269,24 @@ def log_axis(axes: Axes, values: Iterable[float]) -> None:
 
 
 def name_points(
-    axes: Axes, points: Sequence[tuple[float, float, str]], others: Sequence[Artist] = ()
+    figure: Figure,
+    axes: Axes,
+    points: Sequence[tuple[float, float, str]],
+    others: Sequence[Artist] = (),
 ) -> bool:
     """Write a name next to each point, where it covers neither points nor other names.
 
     Everything else has to be drawn before, since it moves the axes.
 
     Args:
-        axes: The axes that hold the points.
+        figure: The figure.
+        axes: Those of its axes that hold the points.
         points: Where each point is, and its name.
         others: What no name may cover either.
 
     Returns:
         Whether there was room for all of them; if not, none is written.
     """
-    figure = axes.get_figure(root=True)
     _clean_texts(figure)
     figure.draw_without_rendering()
     bbox = require("matplotlib.transforms", "viz").Bbox

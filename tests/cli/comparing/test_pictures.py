@@ -152,11 +152,11 @@ def test_the_marks_of_a_logarithmic_axis_are_whole_numbers(tmp_path):
 
 def test_no_name_covers_a_point_or_another_name():
     with figures.style():
-        _, axes = figures.new_figure()
+        figure, axes = figures.new_figure()
         axes.plot([1, 2, 3], [1, 2, 1.5], "o")
         points = [(1, 1, "a name of some length"), (2, 2, "another"), (3, 1.5, "a third\ud800")]
         level = axes.annotate("a level", (3, 1.6), ha="right")
-        assert figures.name_points(axes, points, [level])
+        assert figures.name_points(figure, axes, points, [level])
         boxes = [text.get_window_extent() for text in axes.texts]
         assert len(boxes) == 4
         assert sum(box.count_overlaps(boxes) for box in boxes) == 4, "each covers itself alone"
@@ -165,7 +165,7 @@ def test_no_name_covers_a_point_or_another_name():
         for box in boxes:
             box_is_inside = [axes.bbox.contains(*corner) for corner in box.corners()]
             assert all(box_is_inside)
-        assert not figures.name_points(axes, points * 12, [level])
+        assert not figures.name_points(figure, axes, points * 12, [level])
         assert len(axes.texts) == 4, "where one has no room, none is written"
 
 
