@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from benchmarks.evidence.methods import Setting
 from benchmarks.evidence.models import make
 from benchmarks.evidence.tasks import Task, draw
-from benchmarks.evidence.train import RECIPE, WORK, data_of, module_of, quiet
+from benchmarks.evidence.train import RECIPE, WORK, data_of, module_of
+from benchmarks.quiet import quiet
 from lightning_peft.ranking.features import extract
 from lightning_peft.system.atomic import written_whole
 

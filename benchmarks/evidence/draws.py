@@ -6,21 +6,21 @@ A second call goes on where it stopped. The page of the evidence has the table.
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from benchmarks.evidence.plan import Job, all_chosen, fits
+from benchmarks.evidence.run import RESULTS as EVIDENCE
+from benchmarks.evidence.run import Runner, carry_out, options_of
 from benchmarks.evidence.store import Store
 from benchmarks.evidence.summary import against, cells
-from benchmarks.evidence.tables import Lines, told
-from lightning_peft.cli.comparing.significance import contrast, holm
+from benchmarks.evidence.tables import Found, Lines, told
+from lightning_peft.cli.comparing.significance import Contrast, holm
 
 __all__ = ["RESULTS", "asked", "main", "table"]
 
 RESULTS = Path("benchmarks/results/evidence_new_draws.jsonl")
-EVIDENCE = Path("benchmarks/results/evidence.jsonl")
 
 FINDINGS = (("cells", 10), ("reviews", 25))
 """Task and labels a class of what is tested again."""
@@ -59,7 +59,9 @@ def table(lines: Lines, evidence: Lines) -> Iterator[str]:
         lines: The results on new draws.
         evidence: Those of the evidence.
     """
-    new = [contrast("lora", "full", *pair) for row in ROWS if (pair := _scores(lines, row))]
+    found = {prefix: cells(lines, prefix) for _, _, prefix, _ in ROWS}
+    before = {prefix: cells(evidence, prefix) for prefix in found}
+    new = [test for row in ROWS if (test := _lora(found, row))]
     if len(new) < len(ROWS):
         return
     yield "## LoRA once more, on new draws of labels"
@@ -70,25 +72,21 @@ def table(lines: Lines, evidence: Lines) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for row, test in zip(ROWS, holm(new), strict=True):
         task, budget, prefix, words = row
-        before = against(cells(evidence, prefix), task, budget)
-        first = next((told(one) for one in before if one.first == "lora"), "")
-        lora, full = (statistics.fmean(scores.values()) for scores in _scores(lines, row))
-        texts = (first, f"{told(test)}, {test.count} draws", f"{full:.1f}", f"{lora:.1f}")
+        means = (f"{found[prefix][task, budget, method].mean:.1f}" for method in METHODS)
+        texts = (told(_lora(before, row)), f"{told(test)}, {test.count} draws", *means)
         yield f"| {words} | {' | '.join(texts).replace(' points', '')} |"
     yield ""
 
 
-def _scores(lines: Lines, row: tuple[str, int, str, str]) -> tuple[dict[int, float], ...]:
-    """Return the scores by seed of LoRA and of full fine-tuning, or nothing if one is missing."""
+def _lora(found: Mapping[str, Found], row: tuple[str, int, str, str]) -> Contrast | None:
+    """Return LoRA minus full fine-tuning, or nothing if one of them was not measured."""
     task, budget, prefix, _ = row
-    found = cells(lines, prefix)
-    keys = [(task, budget, method) for method in ("lora", "full")]
-    return tuple(dict(found[key].scores) for key in keys) if {*keys} <= found.keys() else ()
+    tests = against(found[prefix], task, budget)
+    return next((test for test in tests if test.first == "lora"), None)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    from benchmarks.evidence.run import Runner, carry_out, options_of
     from benchmarks.evidence.train import RECIPE
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])

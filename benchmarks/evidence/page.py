@@ -16,6 +16,7 @@ from benchmarks.evidence.heads import heads
 from benchmarks.evidence.methods import BASELINES
 from benchmarks.evidence.pictures import draw_costs, draw_labels, draw_overview
 from benchmarks.evidence.plan import BUDGETS, jobs
+from benchmarks.evidence.run import RESULTS
 from benchmarks.evidence.starts import HELD, KEYS, table
 from benchmarks.evidence.starts import RESULTS as HEAD_STARTS
 from benchmarks.evidence.store import Store
@@ -27,7 +28,6 @@ from benchmarks.evidence.train import RECIPE
 __all__ = ["main", "page"]
 
 DOCS = Path("docs")
-RESULTS = Path("benchmarks/results/evidence.jsonl")
 HEAD_OF_TIMM = Path("benchmarks/results/evidence_head_of_timm.jsonl")
 """The cells once more, with the new head as timm draws it."""
 

@@ -99,7 +99,8 @@ def draw_overview(found: Found, costs: Mapping[str, Mapping[str, Costs]], path: 
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     for memory, points in names:
-        name_points(figure, memory, *points)
+        if not name_points(figure, memory, *points):
+            print(f"no room for the names of the methods in {path}")
     figure.savefig(path, dpi=130)
 
 
@@ -126,11 +127,11 @@ def _overview_of_a_task(
         if simple is not None:
             score.axhline(simple.mean, color=f"C{place}", linestyle=":", linewidth=1)
     score.plot([], [], ":", color="gray", linewidth=1, label="logistic regression, frozen features")
-    points, others = [], []
+    points, dots = [], []
     for names in _side_by_side(spent):
         x, y = spent[names[0]].trained, spent[names[0]].memory / 1e6
         told = [name for name in names if name in SHOWN]
-        others += memory.plot([x], [y], "o", markersize=4, color="k" if told else "0.7")
+        dots += memory.plot([x], [y], "o", markersize=4, color="k" if told else "0.7")
         words = (name_of(name).strip("`").replace(" fine-tuning", "") for name in told)
         if told:
             points.append((x, y, ", ".join(words)))
@@ -140,7 +141,7 @@ def _overview_of_a_task(
     memory.set_ylabel("memory of training, MB")
     score.set_ylabel(WORDS[task])
     score.legend(fontsize=8, frameon=False, loc="lower right")
-    return points, others
+    return points, dots
 
 
 def _side_by_side(spent: Mapping[str, Costs]) -> list[list[str]]:

@@ -18,6 +18,8 @@ import torch
 
 from benchmarks.evidence.methods import Setting, settings
 from benchmarks.evidence.plan import Job, all_chosen, fits
+from benchmarks.evidence.run import RESULTS as EVIDENCE
+from benchmarks.evidence.run import options_of
 from benchmarks.evidence.store import Store
 from benchmarks.evidence.summary import HEADLINE
 from benchmarks.evidence.tables import told
@@ -27,7 +29,6 @@ from lightning_peft.cli.comparing.significance import contrast, holm
 __all__ = ["RESULTS", "STARTS", "logistic_head", "main", "table"]
 
 RESULTS = Path("benchmarks/results/evidence_head_starts.jsonl")
-EVIDENCE = Path("benchmarks/results/evidence.jsonl")
 
 STARTS = {
     "linear": "as `nn.Linear`, at the rate of LoRA",
@@ -169,7 +170,6 @@ def table(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run from the command line."""
-    from benchmarks.evidence.run import options_of
     from benchmarks.evidence.tasks import load
     from benchmarks.evidence.train import RECIPE
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import csv
-import logging
 import os
 import resource
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import lightning_peft as lp
 from benchmarks.evidence.methods import Setting
 from benchmarks.evidence.models import LITE, encoder_folder, lite_weights, make, sentence_model
 from benchmarks.evidence.tasks import TESTED, Task
+from benchmarks.quiet import quiet
 
 __all__ = [
     "METRICS",
@@ -28,7 +27,6 @@ __all__ = [
     "bare_trainer",
     "data_of",
     "module_of",
-    "quiet",
     "train",
 ]
 
@@ -263,13 +261,6 @@ def data_of(
         "cache": WORK / "decoded",
     }
     return ImageFolderDataModule(root, labels=file.resolve(), **options | changes)
-
-
-def quiet() -> None:
-    """Leave the terminal to the line of progress."""
-    warnings.simplefilter("ignore")
-    for name in ("lightning.pytorch", "lightning", "lightning_peft", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _resident() -> int:

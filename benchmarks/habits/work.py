@@ -20,9 +20,10 @@ from benchmarks.evidence.baselines import Body
 from benchmarks.evidence.models import LITE, lite_weights, make, sentence_model
 from benchmarks.evidence.plan import Job
 from benchmarks.evidence.tasks import Task, draw, folds, load
-from benchmarks.evidence.train import METRICS, RECIPE, WORK, Losses, bare_trainer, data_of, quiet
+from benchmarks.evidence.train import METRICS, RECIPE, WORK, Losses, bare_trainer, data_of
 from benchmarks.habits.candidates import build, data_changes
 from benchmarks.habits.recipes import COMMON, REGULAR, habits_of
+from benchmarks.quiet import quiet
 from lightning_peft.ranking import SCORES, linear_probe
 from lightning_peft.ranking.features import extract
 

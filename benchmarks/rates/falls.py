@@ -11,7 +11,8 @@ from typing import Any
 import lightning.pytorch as pl
 
 import lightning_peft as lp
-from benchmarks.evidence.train import Losses, bare_trainer, quiet
+from benchmarks.evidence.train import Losses, bare_trainer
+from benchmarks.quiet import quiet
 from benchmarks.rates.networks import NETWORKS
 
 __all__ = ["METHODS", "STEPS", "falls"]

@@ -20,7 +20,7 @@ import lightning_peft as lp
 from benchmarks.evidence.plan import Job, fits
 from benchmarks.evidence.run import Runner, carry_out, options_of
 from benchmarks.evidence.store import Store
-from benchmarks.evidence.train import quiet
+from benchmarks.quiet import quiet
 from benchmarks.rates import falls as falling
 from benchmarks.rates.networks import LABELS, NETWORKS, STEPS
 from lightning_peft.cli.config.auto_rate import start_of

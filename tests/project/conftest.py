@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-QUIETENED = ("lightning.pytorch", "lightning", "lightning_peft", "transformers")
+from benchmarks.quiet import QUIETENED
 
 
 @pytest.fixture(autouse=True)
